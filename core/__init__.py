@@ -1,0 +1,1 @@
+"""The library under apr-tui: from model bytes to evidence. It never prints."""

@@ -1,0 +1,71 @@
+"""Records of an opened model file, whatever its format. Not a reader: gguf_file and apr_file are.
+
+Names and keys are GGUF's for both formats (the .apr reader translates), so nothing above this file knows the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import FileError
+
+
+@dataclass(frozen=True, slots=True)
+class LazyArray:
+    """An array of the metadata that is parsed only when asked for (a vocabulary is 152,000 strings)."""
+
+    type: str  # GGUF's name of the element type: STRING, INT32, FLOAT32 ...
+    count: int
+    load: Callable[[], list[Any]] = field(repr=False)
+
+
+Value = str | int | float | bool | LazyArray
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of a file, as its bytes.
+
+    shape: (rows, cols), so that y[rows] = W x[cols]; (n,) for a vector. The file's own order is turned at the door.
+    data: uint8, a flat view into the memory map; rows stand one after the other, each padded to whole blocks.
+    """
+
+    name: str   # GGUF's: blk.3.ffn_gate.weight
+    quant: str  # a row of QUANTS: Q4_K
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An opened model: keys parsed, weights mapped and not read.
+
+    verify: checks a checksum over every byte, FileError if it fails; None where the format has none.
+    """
+
+    path: Path
+    format: str  # gguf or apr
+    keys: Mapping[str, Value] = field(repr=False)
+    weights: Mapping[str, Weight] = field(repr=False)
+    size_bytes: int
+    header_sha256: str  # of every byte before the tensor data: the file's identity without reading it all
+    notes: tuple[str, ...] = ()  # what the reader had to assume, for a person
+    verify: Callable[[], None] | None = field(default=None, repr=False)
+
+    def key(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 (metadata has any type)
+        """Return a metadata value; arrays come parsed, as a list."""
+        value = self.keys.get(name, default)
+        return value.load() if isinstance(value, LazyArray) else value
+
+    def weight(self, name: str) -> Weight:
+        """Return a tensor; FileError names it where it is missing."""
+        found = self.weights.get(name)
+        if found is None:
+            raise FileError(f"{self.path.name} has no tensor {name}; its architecture needs it. The file is incomplete.")
+        return found

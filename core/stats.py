@@ -1,0 +1,132 @@
+"""Statistics of one stage, kept per token and merged exactly, so that a scope is a view. No torch: tap.py measures.
+
+Definitions are those of `apr trace` (ActivationStats): finite values only, sample standard deviation (n - 1).
+Missing is None: n = 0 gives None everywhere, n = 1 a std of None.
+Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from core.stages import scope_positions
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Statistics of a stage at one scope. count is all values; nan, inf and zero count among them; the rest: finite values.
+
+    A statistics-only source (an imported table) leaves what it does not say None.
+    """
+
+    count: int | None = None
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    absmax: float | None = None
+    l2: float | None = None
+    nan: int | None = None
+    inf: int | None = None
+    zero: int | None = None
+    peak_token: int | None = None
+    peak_channel: int | None = None
+    nan_token: int | None = None
+    nan_channel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Massive:
+    """Values far outside their cell: |x| over 100 and over 1000 times the cell's median |x|."""
+
+    median: float
+    places: tuple[tuple[int, int, float], ...]  # (token, channel, value), the largest of each channel
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Why a product grew: its two factors where |product| peaks, and their correlation over that token's channels."""
+
+    token: int
+    channel: int
+    left: float
+    right: float
+    correlation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Statistics of a stage for each token. Every array is [T]; the peak and NaN channels are -1 where there is none."""
+
+    width: int  # values a token has
+    first: int  # position of the first row: logits have the last token only
+    mean: Floats
+    m2: Floats  # sum of squared deviations from the mean
+    min: Floats  # +inf where nothing is finite
+    max: Floats
+    sumsq: Floats
+    nan: Ints
+    inf: Ints
+    zero: Ints
+    peak_channel: Ints
+    nan_channel: Ints
+    top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
+    massive: Massive | None = None  # None: no value is that far out
+    factors: Factors | None = None  # of a product stage
+
+    def at(self, scope: str) -> Stats | None:
+        """Merge the rows that the scope covers; None where it covers none."""
+        wanted = scope_positions(scope, self.first + len(self.mean))
+        rows = slice(max(wanted.start - self.first, 0), max(wanted.stop - self.first, 0))
+        if len(self.mean[rows]) == 0:
+            return None
+        return self._merged(rows)
+
+    def _merged(self, rows: slice) -> Stats:
+        n_T = self.width - self.nan[rows] - self.inf[rows]
+        n, tokens = int(n_T.sum()), len(n_T)
+        counts = {
+            "count": self.width * tokens, "nan": int(self.nan[rows].sum()), "inf": int(self.inf[rows].sum()),
+            "zero": int(self.zero[rows].sum()),
+        }
+        bad = np.flatnonzero(self.nan[rows])
+        where = {}
+        if len(bad):
+            i = rows.start + int(bad[0])
+            where = {"nan_token": self.first + i, "nan_channel": int(self.nan_channel[i])}
+        if n == 0:
+            return Stats(**counts, **where)
+        has = n_T > 0
+        mean_T, m2_T = self.mean[rows], self.m2[rows]
+        mean = float((n_T[has] * mean_T[has]).sum() / n)
+        m2 = float(m2_T[has].sum() + (n_T[has] * (mean_T[has] - mean) ** 2).sum())
+        low, high = float(self.min[rows].min()), float(self.max[rows].max())
+        absmax_T = np.maximum(np.abs(self.min[rows]), np.abs(self.max[rows]))
+        peak = int(np.argmax(np.where(has, absmax_T, -1.0)))
+        return Stats(
+            **counts, **where, mean=mean, std=math.sqrt(m2 / (n - 1)) if n > 1 else None, min=low, max=high,
+            absmax=float(absmax_T[peak]), l2=math.sqrt(float(self.sumsq[rows][has].sum())),
+            peak_token=self.first + rows.start + peak, peak_channel=int(self.peak_channel[rows.start + peak]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeStats:
+    """Statistics that a source gives for whole scopes only; no token can be told from another."""
+
+    scopes: Mapping[str, Stats]
+
+    def at(self, scope: str) -> Stats | None:
+        """Return the scope's statistics; None where the source does not have that scope."""
+        return self.scopes.get(scope)
+
+
+Cell = TokenStats | ScopeStats

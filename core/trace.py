@@ -1,0 +1,104 @@
+"""Records of a traced run: what happened (Event) and what came of it (Trace). They do not run anything; session does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.stages import Place
+from core.stats import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the input: its id, and its text (None where the file has no usable tokenizer)."""
+
+    id: int
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """A candidate for the next token."""
+
+    id: int
+    text: str | None
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The capture contract: how the numbers were taken. None means unknown, and an unknown fact blocks a proof.
+
+    definition: "sample" (divide by n - 1) or "population". scopes: those the source can show; () is every scope.
+    """
+
+    engine: str | None
+    arch: str | None
+    n_layer: int | None
+    d_model: int | None
+    n_vocab: int | None
+    definition: str | None
+    scopes: tuple[str, ...] = ()
+    compute: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    kernel: str | None = None  # the kernel path and why
+    dtype: str | None = None   # of the values as computed
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that a run tells while it runs.
+
+    kind: "phase" (text says what is being done), "start" (n_layer, tokens known), "cell" (a stage was measured),
+    "token" (one generated token, in text). side: A or B in a comparison, else "".
+    """
+
+    kind: str
+    text: str = ""
+    place: Place | None = None
+    cell: Cell | None = None
+    side: str = ""
+    n_layer: int | None = None
+    tokens: tuple[Token, ...] = ()
+
+
+Emit = Callable[[Event], None]
+IsCancelled = Callable[[], bool]
+
+
+def no_emit(event: Event) -> None:
+    """Drop the event."""
+
+
+def never() -> bool:
+    """Never cancel."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a traced run, a bundle or another tool's table says of one forward.
+
+    tokens: () where the source does not say. observed_equals_unobserved: the witness's word; None where it was left out.
+    values: stage -> array [T, width] where the run kept them (torch tensors, or numpy arrays from a bundle).
+    """
+
+    name: str  # of the model, for a person
+    facts: Facts
+    tokens: tuple[Token, ...]
+    cells: Mapping[Place, Cell] = field(repr=False)
+    top: tuple[NextToken, ...] = ()
+    generated: str | None = None
+    observed_equals_unobserved: bool | None = None
+    planted: str | None = None
+    notes: tuple[str, ...] = ()
+    values: Mapping[Place, Any] | None = field(default=None, repr=False)
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file identity, arch, seed: goes to the manifest
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers that have at least one cell, counted from 0."""
+        return 1 + max((layer for layer, _ in self.cells if layer is not None), default=-1)
