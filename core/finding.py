@@ -1,0 +1,33 @@
+"""Record of what a run shows by itself (a hint) or what a check has proved (a proof). The rules that make hints: spikes.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.stages import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence about one place, with the numbers behind it.
+
+    kind: nan, ratio, precursor, downstream, fall, massive, z. strength: hint or proof.
+    measured and baseline: the two sides of the rule (a ratio's are the multiple and the std of the layer before).
+    """
+
+    kind: str
+    strength: str
+    layer: int | None
+    stage: str
+    scope: str
+    token: int | None
+    channel: int | None
+    measured: float | None
+    baseline: float | None
+    rule: str
+    sentence: str
+
+    @property
+    def place(self) -> Place:
+        """Where it is, as (layer, stage)."""
+        return (self.layer, self.stage)
