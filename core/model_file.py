@@ -26,6 +26,7 @@ class LazyArray:
 
 
 Value = str | int | float | bool | LazyArray
+USUAL = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}  # GGUF's type of a value that states none
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Weight:
 class ModelFile:
     """An opened model: keys parsed, weights mapped and not read.
 
+    types: GGUF's type name of a scalar key (UINT32, FLOAT32 ...), where the file says it.
     verify: checks a checksum over every byte, FileError if it fails; None where the format has none.
     """
 
@@ -57,6 +59,7 @@ class ModelFile:
     header_sha256: str  # of every byte before the tensor data: the file's identity without reading it all
     notes: tuple[str, ...] = ()  # what the reader had to assume, for a person
     verify: Callable[[], None] | None = field(default=None, repr=False)
+    types: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def key(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 (metadata has any type)
         """Return a metadata value; arrays come parsed, as a list."""

@@ -1,19 +1,33 @@
-"""The door: open, trace, compare, train, export. The command line and the console both call it; it prints nothing.
+"""The door: open, trace, compare, check, export. The command line and the console both call it; it prints nothing.
 
-Nothing here imports torch or polars before a run needs them.
+Nothing here imports torch or polars before a run needs them. Words: a Source is what to run or open, a Prompt what to feed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core import reader
+from core.arch import Arch, read_arch, stage_weights
+from core.errors import FileError, NotComparableError, UsageError
 from core.finding import Finding
 from core.model_file import ModelFile
-from core.trace import Emit, IsCancelled, Token, Trace, never, no_emit
-from core.verdict import Comparison
+from core.spikes import find_hints
+from core.stages import Place
+from core.stats import Cell
+from core.telemetry import choose_device
+from core.tokenizer import open_tokenizer
+from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace, never, no_emit
+from core.verdict import Check, Comparison
+
+if TYPE_CHECKING:
+    from core.run import Side
+
+SCHEMES = ("llama.cpp", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +53,161 @@ class Prompt:
 
 def open_model(path: Path) -> ModelFile:
     """Open a GGUF or .apr file in well under 0.1 s, weights mapped and not read; FileError."""
-    raise NotImplementedError
+    return reader.open_model(path)
 
 
 def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
     """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable tokenizer, with the way out)."""
-    raise NotImplementedError
+    arch, tokenizer = read_arch(model), open_tokenizer(model)
+    if prompt.tokens is not None:
+        ids = list(prompt.tokens)
+    else:
+        ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
+    if not ids:
+        raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
+    outside = [i for i in ids if not 0 <= i < arch.n_vocab]
+    if outside:
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {model.path.name}: 0 to {arch.n_vocab - 1}.")
+    if len(ids) > arch.n_ctx:
+        raise UsageError(f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
+    return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
 def trace(
     source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, keep_values: bool = False, witness: bool = True,
     generate: int = 0, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Trace:
-    """Run a traced forward; emits phase, start and cell events; raises Cancelled when cancelled() turns true."""
-    raise NotImplementedError
+    """Run a traced forward; emits phase, start, cell and token events; raises Cancelled when cancelled() turns true."""
+    refuse_scheme(source)
+    if is_bundle(source.path):
+        return open_bundle(source.path)
+    file = open_model(source.path)
+    tokens = encode(file, prompt)
+    arch = read_arch(file)
+    if layers is not None and not 0 <= layers[0] < layers[1] <= arch.n_layer:
+        raise UsageError(f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {arch.n_layer} is needed (B excluded).")
+    emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
+    side, reason = ready(source, file, emit)
+    from core import run
+
+    emit(Event("phase", "tracing"))
+    kept: dict[Place, Any] | None = {} if keep_values else None
+    cells, logits, same = run.run_traced(
+        side, [t.id for t in tokens], witness=witness, layers=layers, keep=kept, emit=emit, cancelled=cancelled)
+    return replace(
+        describe(side, reason, tokens), cells=cells, values=kept, observed_equals_unobserved=same,
+        top=run.top_tokens(file, logits),
+        generated=_continue(side, tokens, generate, emit, cancelled) if generate else None,
+    )
+
+
+def refuse_scheme(source: Source) -> None:
+    """UsageError for another engine: none is built yet."""
+    if source.scheme:
+        raise UsageError(f"{source.scheme}:{source.path} - running {source.scheme} as a source is not built yet.")
+
+
+def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
+    """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
+    device, reason = choose_device(source.device)
+    emit(Event("phase", "loading torch"))
+    from core.run import open_side
+
+    return open_side(file, device, source.compute, source.threads, source.plant), reason
+
+
+def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
+    """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
+    import torch
+
+    from core.matmul import kernel_path
+    from core.run import SEED
+
+    file, arch = side.model.file, side.model.arch
+    facts = Facts(
+        engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab, definition="sample",
+        compute=side.compute, device=str(side.model.device), threads=side.threads or torch.get_num_threads(),
+        kernel=kernel_path(side.compute, side.model.device), dtype="float32",
+    )
+    origin = {
+        "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256,
+        "arch": asdict(arch), "widths": arch.widths, "device_reason": reason, "seed": SEED, "torch": torch.__version__,
+    }
+    planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
+    return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
+                 notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
+
+
+def _continue(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
+    from core.run import continue_greedily
+
+    tokenizer = open_tokenizer(side.model.file)
+    emit(Event("phase", "generating"))
+    room = side.model.arch.n_ctx - len(tokens)
+    end = side.model.file.key("tokenizer.ggml.eos_token_id")
+    ids = continue_greedily(
+        side, [t.id for t in tokens], min(n_token, room), () if end is None else (end,),
+        lambda i: emit(Event("token", tokenizer.token_text(i) or f"[{i}]")), cancelled)
+    return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 
 
 def compare(
-    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0, keep_values: bool = False,
     emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Comparison:
-    """Judge B against A; its events carry side A or B."""
-    raise NotImplementedError
+    """Judge B against A; its events carry side A or B. Without a prompt, the tokens of a bundle among them, else the default."""
+    from core.compare import Question, judge, judge_saved
+
+    ask = Question(scope, threshold, keep_values, emit, cancelled)
+    saved = [open_bundle(s.path) if is_bundle(s.path) else None for s in (a, b)]
+    if any(saved):
+        return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
+    for source in (a, b):
+        refuse_scheme(source)
+    file_a = open_model(a.path)
+    file_b = file_a if a.path == b.path else open_model(b.path)
+    tokens_a, tokens_b = _tokens(file_a, file_b, prompt or Prompt())
+    emit(Event("start", n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
+    side_a, why_a = ready(a, file_a, emit)
+    side_b, why_b = ready(b, file_b, emit)
+    return judge(side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b), ask)
+
+
+def _tokens(a: ModelFile, b: ModelFile, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+    """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens."""
+    encoded: list[tuple[Token, ...] | None] = []
+    refusal: FileError | None = None
+    for file in (a, b):
+        try:
+            encoded.append(encode(file, prompt))
+        except FileError as error:
+            encoded.append(None)
+            refusal = error
+    left, right = encoded[0] or encoded[1], encoded[1] or encoded[0]
+    if left is None or right is None:
+        assert refusal is not None
+        raise refusal
+    return left, right
+
+
+def _beside_bundle(
+    a: Source, b: Source, saved: Sequence[Trace | None], prompt: Prompt | None, emit: Emit, cancelled: IsCancelled
+) -> tuple[Trace, Trace]:
+    """Both traces, where at least one is a bundle; a model file beside it is run on the bundle's tokens."""
+    known = next(t for t in saved if t)
+    if prompt is None and known.tokens:
+        prompt = Prompt(tokens=tuple(t.id for t in known.tokens))
+
+    def run(source: Source, side: str) -> Trace:
+        return trace(source, prompt or Prompt(), keep_values=known.values is not None, cancelled=cancelled,
+                     emit=lambda event: emit(replace(event, side=side)))
+
+    return saved[0] or run(a, "A"), saved[1] or run(b, "B")
 
 
 def hints(trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]:
     """Find the hints of a trace at a scope."""
-    raise NotImplementedError
+    return find_hints(trace, scope=scope, threshold=threshold)
 
 
 def is_bundle(path: Path) -> bool:
@@ -75,39 +217,159 @@ def is_bundle(path: Path) -> bool:
 
 def open_bundle(path: Path) -> Trace:
     """Open a saved bundle; FileError."""
-    raise NotImplementedError
+    from core.evidence import read_bundle
+
+    return read_bundle(path)
 
 
-def export_trace(trace: Trace, out: Path, *, scope: str, threshold: float, force: bool, command: str) -> Path:
+def check(
+    source: Source, prompt: Prompt | None, *, model: Path | None = None, emit: Emit = no_emit, cancelled: IsCancelled = never
+) -> Check:
+    """Recompute every stage in float64 from the source's own inputs; NotComparableError where a bundle has no values."""
+    refuse_scheme(source)
+    if is_bundle(source.path):
+        return _check_bundle(source, model)
+    file = open_model(source.path)
+    tokens = encode(file, prompt or Prompt())
+    emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
+    side, reason = ready(source, file, emit)
+    from core import run
+    from core.replay import replay
+    from core.tap import record
+
+    emit(Event("phase", "checking against float64"))
+    cells: dict[Place, Cell] = {}
+
+    def seen(place: Place, stats: Cell) -> None:
+        cells[place] = stats
+        emit(Event("cell", place=place, cell=stats))
+
+    errors, logits = replay(side, [t.id for t in tokens], watch=record(seen, len(tokens)), witness=True, cancelled=cancelled)
+    traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, logits[0]),
+                     observed_equals_unobserved=run.same_bits(*logits))
+    return Check(traced, errors)
+
+
+def _check_bundle(source: Source, model: Path | None) -> Check:
+    saved = open_bundle(source.path)
+    if saved.values is None:
+        raise NotComparableError(f"{source.path} was written without --values: there is nothing to recompute from. "
+                                 "Trace again with --values, or check the model file.")
+    if model is None:
+        raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
+    raise UsageError("checking a saved bundle's values is not built yet; check the model file.")
+
+
+def export_trace(
+    trace: Trace, out: Path, *, scope: str, threshold: float, force: bool, command: str,
+    durations: Mapping[str, float] | None = None,
+) -> Path:
     """Write a bundle, whole or not at all; UsageError where it exists and force is not set, OutputError."""
-    raise NotImplementedError
+    from core.evidence import write_bundle
+
+    return write_bundle(
+        out, trace, scope=scope, findings=hints(trace, scope, threshold), threshold=threshold, force=force,
+        values=trace.values is not None, manifest_extra={"command": command, "durations": dict(durations or {})})
+
+
+def export_csv(trace: Trace, path: Path, scope: str) -> None:
+    """Write the wide std grid; OutputError."""
+    from core.evidence import write_wide_csv
+
+    write_wide_csv(path, trace, scope)
 
 
 def export_comparison(comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str) -> Path:
-    """Write a/, b/, cells.csv and verdict.json."""
-    raise NotImplementedError
+    """Write a/, b/, cells.csv, verdict.json and manifest.json; errors as export_trace."""
+    from core.verdict_files import write_comparison
+
+    findings = [hints(t, comparison.scope, threshold) for t in (comparison.a, comparison.b)]
+    return write_comparison(out, comparison, findings, threshold=threshold, force=force, command=command)
+
+
+def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path:
+    """Write local.csv, verdict.json and manifest.json; errors as export_trace."""
+    from core.verdict_files import write_check
+
+    return write_check(out, result, force=force, command=command)
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse an output folder before the work: UsageError where it exists without force, OutputError if it cannot be made."""
+    from core import new_folder
+
+    new_folder.check_out(out, force=force)
+
+
+def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
+    """Read another tool's trace; FileError."""
+    from core.sources import imports
+
+    return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
+
+
+def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Sequence[str]:
+    """Convert between .gguf and .apr; returns notes for a person. FileError, UsageError, OutputError."""
+    from core.convert import convert
+
+    return convert(source, target, to=to, force=force)
+
+
+def write_demo(out: Path, *, fault: str | None, force: bool) -> tuple[Path, Path]:
+    """Write demo.gguf and demo.apr into a folder, with a bug in the .apr's bytes where fault names one."""
+    from core import demo
+
+    return demo.write_demo(out, fault=fault, force=force)
 
 
 def default_out(trace: Trace) -> Path:
     """./evidence/<model>-<first 8 hex digits of the input's hash>."""
-    raise NotImplementedError
+    ids = ",".join(str(t.id) for t in trace.tokens)
+    digest = hashlib.sha256(f"{trace.origin.get('header_sha256')} {ids}".encode()).hexdigest()
+    return Path("evidence") / f"{Path(trace.name).stem}-{digest[:8]}"
 
 
 def sibling(path: Path) -> Path | None:
     """The file of the other format beside this one (demo.gguf and demo.apr); None where there is none."""
-    raise NotImplementedError
+    other = path.with_suffix({".gguf": ".apr", ".apr": ".gguf"}.get(path.suffix.lower(), ""))
+    return other if other != path and other.is_file() else None
 
 
 def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[tuple[str, str, tuple[int, ...]]]:
     """Name, quant type and shape of each weight that makes a stage."""
-    raise NotImplementedError
+    return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, layer, stage))]
 
 
 def ensure_demo() -> tuple[Path, Path]:
     """Build the demonstration pair once (about two seconds) and return demo.gguf and demo.apr."""
-    raise NotImplementedError
+    from core import demo
+
+    return demo.ensure_demo()
 
 
-def arch_facts(model: ModelFile) -> Mapping[str, Any]:
-    """Hyper-parameters for the screen: name, n_layer, d_model, n_head, n_kv_head, head_dim, d_ff, n_vocab; FileError."""
-    raise NotImplementedError
+def arch_facts(model: ModelFile) -> Arch:
+    """Hyper-parameters of an opened model; FileError."""
+    return read_arch(model)
+
+
+def parse_source(text: str, default: Source) -> Source:
+    """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
+
+    A file whose own name holds @ or : is taken as it is where it exists.
+    """
+    if Path(text).exists():
+        return replace(default, path=Path(text), scheme="")
+    scheme, colon, rest = text.partition(":")
+    scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
+    name, at, settings = rest.rpartition("@")
+    if not at or "=" not in settings:
+        return replace(default, path=Path(rest), scheme=scheme)
+    changes: dict[str, Any] = {}
+    for setting in settings.split(","):
+        key, _, value = setting.partition("=")
+        if key not in ("compute", "device", "threads"):
+            raise UsageError(f"{text}: {key!r} is not a setting of a side. Write FILE@compute=q8,device=cuda:0,threads=1.")
+        if key == "threads" and not value.isdigit():
+            raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
+        changes[key] = int(value) if key == "threads" else value
+    return replace(default, path=Path(name), scheme=scheme, **changes)

@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Statistics of a stage at one scope. count is all values; nan, inf and zero count among them; the rest: finite values.
+    """Statistics of a stage at one scope: count of all values, nan, inf and zero among them, the rest of finite values.
 
     A statistics-only source (an imported table) leaves what it does not say None.
     """
@@ -64,7 +64,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Statistics of a stage for each token. Every array is [T]; the peak and NaN channels are -1 where there is none."""
+    """Statistics of a stage for each token. Every array is [T]; a peak or NaN channel is -1 where there is none."""
 
     width: int  # values a token has
     first: int  # position of the first row: logits have the last token only
@@ -81,9 +81,12 @@ class TokenStats:
     top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
     massive: Massive | None = None  # None: no value is that far out
     factors: Factors | None = None  # of a product stage
+    published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
 
     def at(self, scope: str) -> Stats | None:
         """Merge the rows that the scope covers; None where it covers none."""
+        if self.published is not None and scope in self.published:
+            return self.published[scope]
         wanted = scope_positions(scope, self.first + len(self.mean))
         rows = slice(max(wanted.start - self.first, 0), max(wanted.stop - self.first, 0))
         if len(self.mean[rows]) == 0:
@@ -92,7 +95,8 @@ class TokenStats:
 
     def _merged(self, rows: slice) -> Stats:
         n_T = self.width - self.nan[rows] - self.inf[rows]
-        n, tokens = int(n_T.sum()), len(n_T)
+        tokens = len(n_T)
+        n, mean, m2 = merge_moments(n_T, self.mean[rows], self.m2[rows])
         counts = {
             "count": self.width * tokens, "nan": int(self.nan[rows].sum()), "inf": int(self.inf[rows].sum()),
             "zero": int(self.zero[rows].sum()),
@@ -105,9 +109,6 @@ class TokenStats:
         if n == 0:
             return Stats(**counts, **where)
         has = n_T > 0
-        mean_T, m2_T = self.mean[rows], self.m2[rows]
-        mean = float((n_T[has] * mean_T[has]).sum() / n)
-        m2 = float(m2_T[has].sum() + (n_T[has] * (mean_T[has] - mean) ** 2).sum())
         low, high = float(self.min[rows].min()), float(self.max[rows].max())
         absmax_T = np.maximum(np.abs(self.min[rows]), np.abs(self.max[rows]))
         peak = int(np.argmax(np.where(has, absmax_T, -1.0)))
@@ -116,6 +117,18 @@ class TokenStats:
             absmax=float(absmax_T[peak]), l2=math.sqrt(float(self.sumsq[rows][has].sum())),
             peak_token=self.first + rows.start + peak, peak_channel=int(self.peak_channel[rows.start + peak]),
         )
+
+
+def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:
+    """Merge (n, mean, m2) of groups into one; groups of 0 values take no part. One group comes back to the last bit."""
+    has = n_T > 0
+    n_T, mean_T, m2_T = n_T[has], mean_T[has], m2_T[has]
+    n = int(n_T.sum())
+    if n == 0:
+        return 0, 0.0, 0.0
+    base = float(mean_T[0])
+    mean = base + float((n_T * (mean_T - base)).sum() / n)
+    return n, mean, float(m2_T.sum() + (n_T * (mean_T - mean) ** 2).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from core.stages import Place
+from core.stages import Place, place_order, place_text, stage_named
 from core.trace import Trace
 
 VERDICTS = {
@@ -17,6 +18,9 @@ VERDICTS = {
     "NOT_COMPARABLE": "the numbers were not taken alike",
 }
 EXIT_CODES = {"AGREE": 0, "H1": 0, "H3": 0, "H2": 1, "NOT_COMPARABLE": 4, "INCONCLUSIVE": 5}
+
+BAD_FACTOR = 100.0  # in NMSE, so 10 in size: another order of summation costs up to 4
+LEAST_FLOOR = 1e-13  # in NMSE: float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +63,60 @@ class Comparison:
     def multiple(self) -> float | None:
         """How many floors the first difference is."""
         return self.measured / self.floor if self.measured is not None and self.floor else None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalError:
+    """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute."""
+
+    nmse: float
+    floor: float
+    token: int
+    channel: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise ratio: -10 log10(NMSE)."""
+        return math.inf if self.nmse == 0 else -10 * math.log10(self.nmse)
+
+    @property
+    def limit(self) -> float:
+        """The floor that counts, never under LEAST_FLOOR."""
+        return max(self.floor, LEAST_FLOOR)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the declared compute does not explain it."""
+        return self.nmse > BAD_FACTOR * self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The verdict of a source against float64: PASS where no stage is bad, else FAIL at the first bad one."""
+
+    trace: Trace
+    errors: Mapping[Place, LocalError] = field(repr=False)
+
+    @property
+    def first(self) -> Place | None:
+        """The first bad place in order of computation; None where the check passed."""
+        return min((p for p, e in self.errors.items() if e.is_bad), key=place_order, default=None)
+
+    @property
+    def verdict(self) -> str:
+        """PASS or FAIL."""
+        return "PASS" if self.first is None else "FAIL"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What was found, in a sentence each."""
+        worst = max(self.errors.values(), key=lambda e: e.nmse / e.limit, default=None)
+        if self.first is None:
+            return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, within its compute's floor"
+                    + (f"; the worst is {worst.nmse / worst.limit:.2g} x it" if worst else ""),)
+        error = self.errors[self.first]
+        inputs = " and ".join(stage_named(self.first[1]).inputs) or "token ids"
+        later = sum(e.is_bad for e in self.errors.values()) - 1
+        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {error.nmse:.2g}, "
+                f"floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
+                *((f"{later} more stages are bad by themselves",) if later else ()))

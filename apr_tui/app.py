@@ -1,0 +1,229 @@
+"""The console: one App that owns the worker and the screens, and the ways it ends. What a screen shows is the screen's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+from textual.binding import Binding
+from textual.theme import Theme
+
+from apr_tui import crash
+from apr_tui.door import DEFAULT_PROMPT, DoorSource, Request, real_door
+from apr_tui.jobs import export_job
+from apr_tui.paint import foreign
+from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
+from apr_tui.trace_screen import TraceScreen
+from core.errors import AprError
+
+if TYPE_CHECKING:
+    from apr_tui.grid_screen import GridScreen
+
+TICK_S = 0.25
+MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
+
+THEME = Theme(
+    "apr", primary="#56B4E9", background="#101014", foreground="#d0d0d0", surface="#202028", warning="#F0E442",
+    error="#D55E00", dark=True,
+)
+
+
+class Console(App[int]):
+    """The console of one user at one terminal."""
+
+    CSS_PATH = "console.tcss"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
+
+    def __init__(self, request: Request, door: Any = None) -> None:  # noqa: ANN401 (a Door; None: core.session)
+        super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
+        self.request = request
+        self.door_source: DoorSource = real_door if door is None else lambda: door
+        self.worker = RunWorker(self)
+        self.owner: GridScreen | None = None  # the screen whose job runs
+        self.run_seconds: float | None = None
+        self._job_started: float | None = None
+        self._resume: Callable[[], None] | None = None
+        self.animation_level = "none"
+        self.register_theme(THEME)
+        self.theme = "apr"
+
+    def on_mount(self) -> None:
+        """Show the main screen, then start: the first paint waits for nothing."""
+        if self.is_headless is False:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_signal)
+        screen = TraceScreen(self, self.request)
+        self.push_screen(screen)
+        self.set_interval(TICK_S, self._tick)
+        screen.call_after_refresh(screen.start)
+
+    # jobs
+
+    def run_job(self, owner: GridScreen, kind: str, job: Callable[[Feed], Any]) -> None:
+        """Run a job for a screen; what ran before is cancelled."""
+        self.owner, self._job_started = owner, time.monotonic()
+        self.worker.start(kind, job)
+
+    def cancel_job(self) -> bool:
+        """Ask the running job to end; False where none runs."""
+        return self.owner is not None and self.worker.cancel()
+
+    def busy_seconds(self) -> float | None:
+        """How long the running job has run; None where none runs."""
+        return None if self.owner is None or self._job_started is None else time.monotonic() - self._job_started
+
+    def on_progress(self, message: Progress) -> None:
+        """Give a newer frame to the screen that asked for it; dropped while the line is behind."""
+        if message.frame.serial != self.worker.serial or self.owner is None:
+            return
+        if self._is_behind():
+            feed = self.worker.feed
+            if feed is not None:
+                feed.again()
+            return
+        self.owner.show_frame(message.frame)
+        self._show_top()
+
+    def on_ended(self, message: Ended) -> None:
+        """Give the end of a job to its screen; an internal error closes the console."""
+        if message.serial != self.worker.serial or self.owner is None:
+            return
+        owner, self.owner = self.owner, None
+        self.run_seconds = time.monotonic() - (self._job_started or time.monotonic())
+        if message.error is not None and not isinstance(message.error, AprError):
+            self._handle_exception(message.error)
+            return
+        owner.ended(message.kind, message.result, message.error)
+        self._show_top()
+
+    def _tick(self) -> None:
+        feed = self.worker.feed
+        if self.owner is None:
+            return
+        frame = feed.frame() if feed is not None and not self._is_behind() else None
+        if frame is not None and frame.serial == self.worker.serial:
+            self.owner.show_frame(frame)
+            self._show_top()
+        else:
+            self.owner.show_lines()
+
+    def _show_top(self) -> None:
+        """A layer that stands open over the grid grows with it."""
+        refresh = getattr(self.screen, "show_all", None)
+        if self.screen is not self.owner and refresh is not None:
+            refresh()
+
+    def _is_behind(self) -> bool:
+        """Say whether the terminal has not taken the last writes yet (Textual 8.2.8's writer thread and its queue)."""
+        queue = getattr(getattr(self._driver, "_writer_thread", None), "_queue", None)
+        return queue is not None and queue.qsize() > MAX_BACKLOG
+
+    # questions
+
+    def ask(self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False) -> None:
+        """Ask for a line at the bottom; answer is called unless it is left with escape."""
+        from apr_tui.ask import AskScreen
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                answer(text)
+
+        self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
+
+    def ask_export(self, screen: GridScreen, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace or Comparison)
+        """Ask for the folder, ask again before it overwrites, and write."""
+        from apr_tui.ask import ConfirmScreen
+
+        def write(folder: Path, force: bool) -> None:
+            command = screen.command()
+            self.run_job(screen, "export", export_job(shown, folder, force, self.request, command, self.door_source))
+
+        def named(text: str) -> None:
+            folder = Path(text.strip()).expanduser()
+            if not text.strip():
+                return
+            if folder.exists():
+                question = f"{folder} exists. Overwrite it?"
+                self.push_screen(ConfirmScreen(question, "overwrite"), lambda yes: self._confirmed(screen, yes, lambda: write(folder, True)))
+            else:
+                write(folder, False)
+
+        self.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
+
+    def _confirmed(self, screen: GridScreen, yes: bool | None, act: Callable[[], None]) -> None:
+        if yes:
+            act()
+        else:
+            screen.say("nothing was written", "watch")
+
+    def show_pair(self, request: Request, a: Path, b: Path) -> None:
+        """Open the comparison of b with a."""
+        from apr_tui.compare_view import CompareScreen
+
+        self.push_screen(CompareScreen(self, request, a, b))
+
+    # ends
+
+    def leave(self, code: int) -> None:
+        """Cancel what runs and close with an exit code."""
+        self.worker.cancel()
+        self.exit(code, return_code=code)
+
+    def action_interrupt(self) -> None:
+        """Ctrl-C."""
+        self.leave(crash.SIGNAL_EXIT)
+
+    def _on_signal(self) -> None:
+        crash.end_soon(crash.SIGNAL_EXIT)
+        self.leave(crash.SIGNAL_EXIT)
+
+    def _fatal_error(self) -> None:
+        """Close without Textual's traceback: run_console writes the log."""
+        self._close_messages_no_wait()
+
+
+def run_console(
+    path: Path | None = None, *, bundle: Path | None = None, scheme: str = "", compute: str = "f32", device: str = "auto",
+    threads: int | None = None, plant: str | None = None, prompt: str = DEFAULT_PROMPT,
+    tokens: tuple[int, ...] | None = None, chat: bool = False, layers: tuple[int, int] | None = None, generate: int = 0,
+    scope: str = "all", threshold: float = 10.0, door: Any = None,  # noqa: ANN401
+) -> int:
+    """Run the console until it is left and return the exit code. The caller has made sure of a terminal."""
+    request = Request(
+        path, bundle, scheme, compute, device, threads, plant, prompt, tokens, chat, layers, generate, scope, threshold)
+    app = Console(request, door)
+    try:
+        code = app.run(mouse=False)
+    except (KeyboardInterrupt, OSError) as error:  # the line dropped while the terminal was being restored
+        code = crash.SIGNAL_EXIT if isinstance(error, KeyboardInterrupt) or not _has_terminal() else crash.CRASH_EXIT
+        app._exception = app._exception or (error if code == crash.CRASH_EXIT else None)  # type: ignore[assignment]
+    if app._exception is not None:
+        log = crash.write_log(app._exception)
+        print(f"apr-tui: internal error: {foreign(str(app._exception) or type(app._exception).__name__)}. The log: {log}",
+              file=sys.stderr)
+        code = crash.CRASH_EXIT
+    code = crash.CRASH_EXIT if code is None else code
+    if not app.worker.leave():
+        # a thread inside a long kernel cannot be stopped; the terminal is restored and nothing is half written
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.isatty(0) and os.tcgetpgrp(0) >= 0
+    except OSError:
+        return False
+
+

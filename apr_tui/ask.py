@@ -1,0 +1,105 @@
+"""Ask for a line of text, or for yes or no, at the bottom of the screen. It judges no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.suggester import Suggester
+from textual.widgets import Input
+
+from apr_tui.paint import Lines, Span, foreign, wrap
+
+
+class PathSuggester(Suggester):
+    """Suggests the rest of a path: folders and model files first."""
+
+    def __init__(self) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """Complete value to the first entry of its folder that starts like it."""
+        return next(completions(value), None)
+
+
+def completions(value: str) -> Iterator[str]:
+    """Yield the paths that start with value; a folder ends in a slash."""
+    if not value:
+        return
+    folder, _, start = value.rpartition("/")
+    try:
+        names = sorted(Path(folder + "/" if "/" in value else ".").expanduser().iterdir(), key=_rank)
+    except OSError:
+        return
+    head = f"{folder}/" if "/" in value else ""
+    for path in names:
+        if path.name.startswith(start) and (start.startswith(".") or not path.name.startswith(".")):
+            yield head + path.name + ("/" if path.is_dir() else "")
+
+
+class AskScreen(ModalScreen[str | None]):
+    """One line of text; enter answers, escape gives None. tab or right takes the suggestion."""
+
+    BINDINGS = [Binding("escape", "dismiss(None)", show=False), Binding("tab", "take", show=False, priority=True)]
+
+    def __init__(self, label: str, value: str, hint: str, *, is_path: bool = False) -> None:
+        super().__init__()
+        self.label, self.value, self.hint, self.is_path = label, value, hint, is_path
+
+    def compose(self) -> ComposeResult:
+        """Label, input, hint."""
+        with Vertical(id="ask"):
+            yield Lines(id="label")
+            yield Input(self.value, suggester=PathSuggester() if self.is_path else None, select_on_focus=False)
+            yield Lines(id="hint")
+
+    def on_mount(self) -> None:
+        """Show the label and the hint."""
+        self.query_one("#label", Lines).show([[(f" {foreign(self.label)}", "title")]])
+        keys = "tab completes, " if self.is_path else ""
+        self.query_one("#hint", Lines).show([[(f" {self.hint}", "quiet"), (f"  {keys}enter, esc", "rule")]])
+
+    def action_take(self) -> None:
+        """Take the suggestion."""
+        self.query_one(Input).action_cursor_right()
+        field = self.query_one(Input)
+        if self.is_path:
+            field.cursor_position = len(field.value)
+            found = next(completions(field.value), None)
+            if found is not None:
+                field.value = found
+                field.cursor_position = len(found)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Answer."""
+        self.dismiss(event.value)
+
+
+class ConfirmScreen(ModalScreen[bool]):
+    """A question that y answers; any other key is no."""
+
+    def __init__(self, question: str, yes: str) -> None:
+        super().__init__()
+        self.question, self.yes = question, yes
+
+    def compose(self) -> ComposeResult:
+        """The question."""
+        with Vertical(id="ask"):
+            yield Lines(id="label")
+
+    def on_mount(self) -> None:
+        """Show the question."""
+        lines: list[list[Span]] = [[(f" {line}", "watch")] for line in wrap(foreign(self.question), self.app.size.width - 2)]
+        self.query_one("#label", Lines).show([*lines, [(" y", "key"), (f" {self.yes}   ", "quiet"), ("any other key", "key"), (" no", "quiet")]])
+
+    def on_key(self, event: object) -> None:
+        """y is yes."""
+        self.dismiss(getattr(event, "key", "") == "y")
+
+
+def _rank(path: Path) -> tuple[bool, str]:
+    return (not (path.suffix in (".gguf", ".apr") or path.is_dir()), path.name)

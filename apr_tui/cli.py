@@ -1,0 +1,95 @@
+"""The command apr-tui: read the words, run one command, leave with its exit code. What commands do: commands.py.
+
+Not here: any work. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
+from core.errors import AprError, Cancelled, UsageError
+
+INTERRUPTED, INTERNAL = 130, 70
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run apr-tui with these words (default: the process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, Cancelled):
+        _tell("apr-tui: interrupted")
+        return INTERRUPTED
+    except AprError as error:
+        _tell(f"apr-tui: {error}")
+        return error.code
+    except BrokenPipeError:  # the reader of our output left: nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except OSError as error:
+        _tell(f"apr-tui: {error}")
+        return 7
+    except Exception as error:  # noqa: BLE001 (the last door: it leaves a log and no traceback)
+        _tell(f"apr-tui: internal error ({type(error).__name__}); the log is {write_log(error)}")
+        return INTERNAL
+
+
+def write_log(error: BaseException) -> Path:
+    """Write the traceback to a file of the user's state folder, or of the temporary folder, and return its path."""
+    import tempfile
+
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    text = "".join(traceback.format_exception(error))
+    for folder in (state / "apr-tui", Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+            return folder / name
+    return Path(os.devnull)
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        if words[0] in NOT_BUILT and not {"-h", "--help"} & set(words):
+            raise UsageError(f"{words[0]} is not built yet. `apr-tui --help` lists the commands.")
+        options = command_parser(words[0]).parse_args(words[1:])
+        from apr_tui import commands
+
+        return commands.run(words[0], options, words)
+    options = console_parser().parse_args(words)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"apr-tui {version('apr-tui')}")
+        return 0
+    from apr_tui import commands
+
+    return commands.open_console(options)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What each command does: call the door, print its result, return its exit code. The words were read by options.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from apr_tui import text
+from core import session
+from core.errors import FileError, UsageError
+from core.jsontext import to_json
+from core.session import Prompt, Source
+from core.trace import Emit, Event
+from core.verdict import EXIT_CODES
+from core.verdict_files import check_document, comparison_document
+
+TRACED_DIFFERS = 1
+
+
+def run(command: str, options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run a command of options.COMMANDS; words are what was typed, for the manifest."""
+    options.command = "apr-tui " + " ".join(words)
+    return RUNS[command](options)
+
+
+def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:
+    """Open the console on a model, a bundle or the demonstration; UsageError without a terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("the console needs a terminal on stdin and stdout. Use `apr-tui trace MODEL` without one.")
+    from apr_tui.app import run_console
+    from apr_tui.door import Request
+
+    if bundle is not None:
+        return run_console(Request(bundle=bundle, scope=options.scope or "all", threshold=options.threshold))
+    prompt = prompt_of(options) or Prompt()
+    return run_console(Request(
+        path=Path(options.MODEL) if options.MODEL else None, compute=options.compute, device=options.device,
+        threads=options.threads, plant=options.plant, prompt=prompt.text, tokens=prompt.tokens, chat=prompt.chat,
+        layers=options.layers, generate=options.generate or 0, scope=options.scope, threshold=options.threshold))
+
+
+def prompt_of(options: argparse.Namespace) -> Prompt | None:
+    """The prompt that the options give, None where they give none; UsageError where they give two."""
+    given = [n for n in ("prompt", "prompt_file", "tokens") if getattr(options, n) is not None]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} both say what to feed; give one.")
+    if options.tokens is not None and options.chat:
+        raise UsageError("--chat puts text through a template; it does not go with --tokens.")
+    words = options.prompt
+    if options.prompt_file is not None:
+        try:
+            words = options.prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"--prompt-file {options.prompt_file}: {error}. A UTF-8 text file is needed.") from error
+        words = words.removesuffix("\n")
+    if not given and not options.chat:
+        return None
+    return Prompt(text=Prompt().text if words is None else words, tokens=options.tokens, chat=options.chat)
+
+
+def source_of(options: argparse.Namespace, name: str, plant: str | None = None) -> Source:
+    """One side of the command line: its own settings, then the common options."""
+    default = Source(Path(), compute=options.compute, device=options.device, threads=options.threads, plant=plant)
+    return session.parse_source(name, default)
+
+
+def progress(options: argparse.Namespace) -> Emit:
+    """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
+    if options.quiet:
+        return lambda event: None
+    live, n_layer = sys.stderr.isatty(), [0]
+
+    def emit(event: Event) -> None:
+        if event.kind == "start":
+            n_layer[0] = event.n_layer or 0
+        elif event.kind == "phase":
+            print(f"{event.text} ...", file=sys.stderr, flush=True)
+        elif live and event.kind == "cell" and event.place is not None and event.place[1] == "output":
+            done = (event.place[0] or 0) + 1
+            end = "\n" if done == n_layer[0] else "\r"
+            print(f"layer {done} of {n_layer[0]}", end=end, file=sys.stderr, flush=True)
+
+    return emit
+
+
+def _trace(options: argparse.Namespace) -> int:
+    check_out(options)
+    started = time.monotonic()
+    traced = session.trace(
+        source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), layers=options.layers,
+        keep_values=options.values, witness=not options.no_witness, generate=options.generate or 0, emit=progress(options))
+    findings = session.hints(traced, options.scope, options.threshold)
+    if options.out is not None:
+        session.export_trace(
+            traced, options.out, scope=options.scope, threshold=options.threshold, force=options.force,
+            command=options.command, durations={"trace_seconds": time.monotonic() - started})
+        say(options, f"wrote {options.out}")
+    if options.csv is not None:
+        session.export_csv(traced, options.csv, options.scope)
+    sys.stdout.write(text.trace_json(traced, options.scope, findings) + "\n" if options.json
+                     else text.trace_text(traced, options.scope, findings, options.threshold))
+    return TRACED_DIFFERS if traced.observed_equals_unobserved is False else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    check_out(options)
+    result = session.check(
+        source_of(options, options.SOURCE, options.plant), prompt_of(options), model=options.model, emit=progress(options))
+    if options.out is not None:
+        session.export_check(result, options.out, force=options.force, command=options.command)
+        say(options, f"wrote {options.out}")
+    sys.stdout.write(to_json(check_document(result)) + "\n" if options.json else text.check_text(result))
+    return 0 if result.first is None else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
+    check_out(options)
+    a, b = source_of(options, options.A, options.plant), source_of(options, options.B)
+    result = session.compare(
+        a, b, prompt_of(options), scope=options.scope, threshold=options.threshold, keep_values=options.values,
+        emit=progress(options))
+    if options.out is not None:
+        session.export_comparison(
+            result, options.out, threshold=options.threshold, force=options.force, command=options.command)
+        say(options, f"wrote {options.out}")
+    sys.stdout.write(to_json(comparison_document(result)) + "\n" if options.json else text.comparison_text(result))
+    return EXIT_CODES[result.verdict]
+
+
+def _import(options: argparse.Namespace) -> int:
+    check_out(options)
+    traced = session.import_trace(
+        Path(options.SRC), scope=options.scope, tokens=options.tokens, definition=options.definition)
+    scope = options.scope or (traced.facts.scopes or ("all",))[0]
+    session.export_trace(traced, options.out, scope=scope, threshold=options.threshold, force=options.force,
+                         command=options.command)
+    findings = session.hints(traced, scope, options.threshold)
+    sys.stdout.write(text.trace_json(traced, scope, findings) + "\n" if options.json
+                     else text.trace_text(traced, scope, findings, options.threshold))
+    say(options, f"wrote {options.out}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    for note in session.convert(Path(options.IN), Path(options.OUT), to=options.to, force=options.force):
+        say(options, f"note: {note}")
+    say(options, f"wrote {options.OUT}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    bundle = Path(options.BUNDLE)
+    if not (options.text or options.json):
+        return open_console(options, bundle)
+    traced = session.open_bundle(bundle)
+    scope = options.scope or (traced.facts.scopes or ("all",))[0]
+    findings = session.hints(traced, scope, options.threshold)
+    sys.stdout.write(text.trace_json(traced, scope, findings) + "\n" if options.json
+                     else text.trace_text(traced, scope, findings, options.threshold))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    for path in session.write_demo(options.out, fault=options.fault, force=options.force):
+        print(path)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from apr_tui.doctor import doctor_facts, doctor_text
+
+    facts = doctor_facts()
+    sys.stdout.write(to_json(facts) + "\n" if options.json else doctor_text(facts))
+    return 0
+
+
+def check_out(options: argparse.Namespace) -> None:
+    """Refuse an output that cannot be written before the work, not after it."""
+    if options.out is not None:
+        session.check_out(options.out, force=options.force)
+
+
+def say(options: argparse.Namespace, message: str) -> None:
+    """A message on stderr, unless --quiet."""
+    if not options.quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "trace": _trace, "check": _check, "compare": _compare, "import": _import, "convert": _convert, "show": _show,
+    "demo": _demo, "doctor": _doctor,
+}

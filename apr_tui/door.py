@@ -1,0 +1,115 @@
+"""What the console asks of core/session.py, as a protocol, and the request that it keeps. It loads nothing of core at import.
+
+core.session brings numpy, and a run brings torch: both are imported in the worker's thread, after the first screen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from core.finding import Finding
+    from core.model_file import ModelFile
+    from core.session import Prompt, Source
+    from core.trace import Emit, IsCancelled, Trace
+    from core.verdict import Comparison
+
+DEFAULT_PROMPT = "What is 2+2?"
+
+
+class Door(Protocol):
+    """The calls of core.session that the console makes; a test may give its own."""
+
+    def open_model(self, path: Path) -> ModelFile: ...
+    def arch_facts(self, model: ModelFile) -> Any: ...  # noqa: ANN401
+    def trace(
+        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, keep_values: bool = False,
+        witness: bool = True, generate: int = 0, emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Trace: ...
+    def compare(
+        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Comparison: ...
+    def hints(self, trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]: ...
+    def is_bundle(self, path: Path) -> bool: ...
+    def open_bundle(self, path: Path) -> Trace: ...
+    def export_trace(
+        self, trace: Trace, out: Path, *, scope: str, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def export_comparison(
+        self, comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def default_out(self, trace: Trace) -> Path: ...
+    def sibling(self, path: Path) -> Path | None: ...
+    def weights_behind(
+        self, model: ModelFile, layer: int | None, stage: str,
+    ) -> Sequence[tuple[str, str, tuple[int, ...]]]: ...
+    def ensure_demo(self) -> tuple[Path, Path]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked to see. path None and bundle None: the built-in demonstration."""
+
+    path: Path | None = None
+    bundle: Path | None = None
+    scheme: str = ""
+    compute: str = "f32"
+    device: str = "auto"
+    threads: int | None = None
+    plant: str | None = None
+    prompt: str = DEFAULT_PROMPT
+    tokens: tuple[int, ...] | None = None
+    chat: bool = False
+    layers: tuple[int, int] | None = None
+    generate: int = 0
+    scope: str = "all"
+    threshold: float = 10.0
+
+    def source(self, path: Path, plant: str | None = None) -> Source:
+        """The record of a side that the door takes."""
+        from core.session import Source
+
+        return Source(path, self.scheme, self.compute, self.device, self.threads, plant)
+
+    def prompt_record(self) -> Prompt:
+        """The record of the prompt that the door takes."""
+        from core.session import Prompt
+
+        return Prompt(self.prompt, self.tokens, self.chat)
+
+    def command(self, verb: str, *paths: Path, scope: str, out: Path | None = None) -> str:
+        """Write the command that gives the same numbers without a screen."""
+        words = ["apr-tui", verb, *(f"{self.scheme}:{p}" if self.scheme else str(p) for p in paths)]
+        if verb == "show":
+            return shlex.join([*words, "--text"])
+        if self.tokens is not None:
+            words += ["--tokens", ",".join(map(str, self.tokens))]
+        elif self.prompt != DEFAULT_PROMPT:
+            words += ["--prompt", self.prompt]
+        rows: tuple[tuple[str, object, object], ...] = (
+            ("--compute", self.compute, "f32"), ("--device", self.device, "auto"), ("--threads", self.threads, None),
+            ("--plant", self.plant, None), ("--scope", scope, "all"), ("--threshold", self.threshold, 10.0),
+            ("--generate", self.generate, 0), ("--out", out, None),
+        )
+        for option, now, usual in rows:
+            if now != usual:
+                words += [option, f"{now:g}" if isinstance(now, float) else str(now)]
+        if self.chat:
+            words.append("--chat")
+        if self.layers is not None and verb == "trace":
+            words += ["--layers", f"{self.layers[0]}..{self.layers[1]}"]
+        return shlex.join(words)
+
+
+DoorSource = Callable[[], Door]
+
+
+def real_door() -> Door:
+    """Load core.session; the first call takes a tenth of a second, so the worker makes it."""
+    return cast(Door, importlib.import_module("core.session"))

@@ -1,0 +1,265 @@
+"""The frame that the trace and the comparison share: title, grid, overview, notes, foot, and moving about. No numbers here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.screen import Screen
+
+from apr_tui.grid_view import GridView
+from apr_tui.keys import hint_spans
+from apr_tui.overview import Overview
+from apr_tui.page import PageScreen, help_build
+from apr_tui.paint import Lines, Span, bar, foreign, plain, wrap
+from apr_tui.run_worker import Frame
+from core.errors import UsageError
+from core.stages import GRID, parse_scope, place_text, stage_named
+
+if TYPE_CHECKING:
+    from apr_tui.app import Console
+
+MIN_WIDTH, MIN_HEIGHT = 40, 11
+DESIGN_WIDTH, DESIGN_HEIGHT = 80, 24
+WIDE = 160
+NOTE_LINES = 2   # a finding's sentence
+LONG_NOTE = 6    # an error's
+SPIN = "|/-\\"
+
+
+class GridScreen(Screen[None]):
+    """A grid of layers x stages with what belongs to it. A child gives the view and says what the lines hold."""
+
+    kind = ""
+    console: Console
+
+    def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (TraceView or PairView)
+        super().__init__()
+        self.console, self.view = console, view
+        self.note: tuple[str, str] | None = None  # text and style; None: the child's own
+        self.progress: Frame | None = None
+
+    def compose(self) -> ComposeResult:
+        """Title, grid beside overview, notes, foot."""
+        yield Lines(id="title")
+        with Horizontal(id="body"):
+            yield GridView(self.view, GRID, id="grid")
+            yield Overview(self.view, GRID, id="overview")
+        yield Lines(id="notes")
+        yield Lines(id="foot")
+        yield Lines(id="small")
+
+    @property
+    def grid(self) -> GridView:
+        """The grid."""
+        return self.query_one(GridView)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Lay out for the size: too small, narrow, or wide."""
+        width, height = event.size
+        small = width < MIN_WIDTH or height < MIN_HEIGHT
+        self.set_class(small, "small")
+        if small:
+            words = f"{width} x {height} is too small: {DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed. Make the window larger; q quits."
+            self.query_one("#small", Lines).show([[(part, "watch")] for part in wrap(words, max(width, 8))])
+        if (width >= WIDE) != self.has_class("wide"):
+            self.set_class(width >= WIDE, "wide")
+            self.set_class(width >= WIDE, "strip")
+        self.call_after_refresh(self.show_all)
+
+    def on_grid_view_moved(self) -> None:
+        """The line about the cell goes with the cursor."""
+        self.show_foot()
+        if self.has_class("strip"):
+            self.query_one(Overview).show_all(self.grid.place)
+
+    def show_all(self) -> None:
+        """Draw everything again: another run, scope, metric or size."""
+        self.grid.show_all()
+        if self.has_class("strip"):
+            self.query_one(Overview).show_all(self.grid.place)
+        self.show_lines()
+
+    def show_lines(self) -> None:
+        """Draw title, notes and foot again; only lines that changed go over the wire."""
+        width = self.size.width
+        self.query_one("#title", Lines).show([self.title_spans(width)])
+        if self.note is not None:
+            text, name = self.note
+            notes = [[(f" {part}", name)] for part in wrap(text, width - 2)[:LONG_NOTE]]
+        else:
+            notes = self.note_lines(width)
+        notes += [[] for _ in range(NOTE_LINES - len(notes))]
+        self.query_one("#notes", Lines).show(notes)
+        self.show_foot()
+
+    def show_foot(self) -> None:
+        """Draw the lines about the cell and the run again."""
+        width = self.size.width
+        status = self.busy_spans(width) or self.status_spans(width)
+        self.query_one("#foot", Lines).show([self.cell_spans(width), status, hint_spans(self.kind, width)])
+
+    def show_frame(self, frame: Frame) -> None:
+        """Take a run's newer frame: the child grows its view; only changed rows are repainted."""
+        self.progress = frame
+        rows = self.grow(frame)
+        self.grid.show_rows(rows)
+        if frame.latest is not None and frame.latest[0] is not None:
+            self.grid.follow(frame.latest[0], frame.latest[1])
+        if rows and self.has_class("strip"):
+            self.query_one(Overview).show_all(self.grid.place)
+        self.show_lines()
+
+    def busy_spans(self, width: int) -> list[Span]:
+        """What runs, for how long, how far: nothing within the first tenth of a second."""
+        seconds = self.console.busy_seconds()
+        if seconds is None or seconds < 0.1:
+            return []
+        frame = self.progress
+        spans: list[Span] = [(f" {SPIN[int(seconds * 4) % 4]} ", "a"), (foreign(frame.phase if frame else "starting"), "text")]
+        if frame is not None and frame.n_layer and frame.latest is not None:
+            done = sum(1 for cells in frame.cells.values() for layer, stage in cells if layer is not None and stage == "output")
+            share = done / (frame.n_layer * max(len(frame.cells), 1))
+            spans = [(f" {SPIN[int(seconds * 4) % 4]} ", "a"), (f"layer {frame.latest[0] if frame.latest[0] is not None else '-'} of {frame.n_layer} ", "text"), (bar(share, 20), "a"), (f" {share:>4.0%}", "text")]
+        return [*spans, (plain(f" · {seconds:.0f} s · "), "quiet"), ("esc", "key"), (" cancels", "quiet")]
+
+    # what a child says
+
+    def grow(self, frame: Frame) -> set[int]:
+        """Take the frame's numbers; returns the rows that changed."""
+        raise NotImplementedError
+
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the end of a job that this screen started."""
+        raise NotImplementedError
+
+    def title_spans(self, width: int) -> list[Span]:
+        """First line."""
+        raise NotImplementedError
+
+    def note_lines(self, width: int) -> list[list[Span]]:
+        """The lines under the grid."""
+        raise NotImplementedError
+
+    def cell_spans(self, width: int) -> list[Span]:
+        """The line about the cell under the cursor."""
+        raise NotImplementedError
+
+    def status_spans(self, width: int) -> list[Span]:
+        """The line about the run, when nothing runs."""
+        raise NotImplementedError
+
+    def scope_changed(self) -> None:
+        """The scope is another one."""
+        raise NotImplementedError
+
+    # actions (keys.KEYS)
+
+    def say(self, text: str, name: str = "text") -> None:
+        """Put a message under the grid until the next one."""
+        self.note = (text, name)
+        self.show_lines()
+
+    def hush(self) -> None:
+        """Take the message away."""
+        if self.note is not None:
+            self.note = None
+            self.show_lines()
+
+    def action_move(self, rows: int, columns: int) -> None:
+        """Move the cursor."""
+        self.grid.move(rows, columns)
+
+    def action_page(self, direction: int) -> None:
+        """Move by a page."""
+        self.grid.page(direction)
+
+    def action_end(self, direction: int) -> None:
+        """To the first or the last layer."""
+        self.grid.go(0 if direction < 0 else self.view.n_row)
+
+    def action_metric(self) -> None:
+        """Next metric."""
+        self.view.look(metric=self.view.next_metric())
+        self.show_all()
+
+    def action_scope(self) -> None:
+        """Next scope."""
+        self.set_scope(self.view.next_scope(self.grid.place))
+
+    def set_scope(self, scope: str) -> None:
+        """Show the numbers at a scope."""
+        self.view.look(scope=scope)
+        self.scope_changed()
+        self.show_all()
+
+    def action_overview(self) -> None:
+        """Show or hide the overview strip: beside the grid where there is room, else instead of it."""
+        self.toggle_class("strip")
+        self.call_after_refresh(self.show_all)
+
+    def action_jump(self) -> None:
+        """Ask where to."""
+        hint = "3.ffn_swigl, 12, qkv, or a scope: all last first rest pos:4"
+        self.console.ask("jump to", "", hint, self.jump)
+
+    def jump(self, text: str) -> None:
+        """Go to a place or a scope."""
+        try:
+            layer, stage, scope = read_jump(text.strip())
+        except UsageError as error:
+            self.say(str(error), "watch")
+            return
+        self.note = None
+        if scope:
+            self.set_scope(scope)
+        else:
+            row = self.grid.row if layer is None else layer
+            self.grid.go(row, GRID.index(stage) if stage else None)
+            if row >= self.view.n_row:
+                self.say(f"there is no layer {row}: the last is {self.view.n_row - 1}.", "watch")
+        self.show_lines()
+
+    def action_help(self) -> None:
+        """The help page."""
+        self.app.push_screen(PageScreen("Help", help_build))
+
+    def action_copy(self) -> None:
+        """Copy the command that gives these numbers."""
+        command = self.command()
+        self.app.copy_to_clipboard(command)
+        self.say(f"copied: {foreign(command)}")
+
+    def action_quit(self) -> None:
+        """Leave with exit code 0."""
+        self.console.leave(0)
+
+    def command(self) -> str:
+        """The command that reproduces the view."""
+        raise NotImplementedError
+
+    def place_word(self) -> str:
+        """The place under the cursor, as people type it."""
+        return place_text(self.grid.place)
+
+
+def read_jump(text: str) -> tuple[int | None, str | None, str | None]:
+    """Read what was typed at /: (layer, stage, scope); UsageError."""
+    if text.isdigit():
+        return int(text), None, None
+    layer, dot, stage = text.partition(".")
+    if dot and layer.isdigit():
+        return int(layer), _grid_stage(stage), None
+    try:
+        return None, None, parse_scope(text)
+    except UsageError:
+        return None, _grid_stage(text), None
+
+
+def _grid_stage(name: str) -> str:
+    stage = stage_named(name).name
+    if stage not in GRID:
+        raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {', '.join(GRID)}.")
+    return stage

@@ -1,0 +1,150 @@
+"""Draw rows x named columns of numbers with a cursor, by the line API. It knows no model: a view gives it each cell.
+
+A change repaints the rows that changed and nothing else (75 columns, some 100 bytes a row on the wire).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from apr_tui.paint import OK, STATES, Span, fit, strip
+
+LABEL = 5    # columns of the row's label
+CELL = 7     # columns of a cell, its mark included
+HEADER = 2   # lines of the header
+
+
+class GridSource(Protocol):
+    """What is drawn: the number of rows, and each cell as a shortened number and a mark of paint.STATES."""
+
+    @property
+    def n_row(self) -> int:
+        """Number of rows."""
+
+    def cell(self, row: int, column: str) -> tuple[str, str]:
+        """Text (at most 6 columns) and mark."""
+
+
+class GridView(Widget):
+    """The grid: rows down, columns across, a cursor; follows the running row until the cursor is moved."""
+
+    DEFAULT_CSS = "GridView { width: 1fr; height: 1fr; }"
+
+    class Moved(Message):
+        """The cursor stands elsewhere."""
+
+    def __init__(self, source: GridSource, columns: Sequence[str], id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.source = source
+        self.columns = tuple(columns)
+        self.row, self.column = 0, 0
+        self.is_following = True
+        self._top, self._left = 0, 0
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Row and column's name under the cursor."""
+        return self.row, self.columns[self.column]
+
+    @property
+    def shown_rows(self) -> range:
+        """Rows in view."""
+        return range(self._top, min(self._top + self._rows(), self.source.n_row))
+
+    def move(self, rows: int, columns: int) -> None:
+        """Move the cursor by hand: following ends."""
+        self.go(self.row + rows, self.column + columns)
+
+    def go(self, row: int, column: int | None = None) -> None:
+        """Put the cursor at a cell, as near as the grid has it: following ends."""
+        self.is_following = False
+        self._place(row, self.column if column is None else column)
+
+    def follow(self, row: int, column: str) -> None:
+        """Take the cursor along with the run, as long as nobody has moved it."""
+        if self.is_following and column in self.columns:
+            self._place(row, self.columns.index(column))
+
+    def page(self, direction: int) -> None:
+        """Move by the rows in view, less one."""
+        self.move(direction * max(self._rows() - 1, 1), 0)
+
+    def show_rows(self, rows: Iterable[int]) -> None:
+        """Repaint these rows."""
+        seen = self.shown_rows
+        for row in rows:
+            if row in seen:
+                self.refresh(Region(0, HEADER + row - self._top, self.size.width, 1))
+
+    def show_all(self) -> None:
+        """Repaint everything: another run, scope or metric."""
+        self._place(self.row, self.column)
+        self.refresh()
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view."""
+        self._place(self.row, self.column)
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line (Textual calls this)."""
+        return strip(self.header(y) if y < HEADER else self.line(self._top + y - HEADER), self.size.width)
+
+    def header(self, y: int) -> list[Span]:
+        """One line of the header: names broken at the underscore, right-aligned over the numbers."""
+        spans: list[Span] = [("layer" if y == 1 else "", "quiet")] if y == 1 else [(" " * LABEL, "quiet")]
+        for column in self._columns():
+            head, _, tail = column.rpartition("_")
+            word = tail if y == 1 else f"{head}_" if head else ""
+            here = self.columns[self.column] == column
+            spans.append((f"{word[:CELL - 1]:>{CELL - 1}} ", "title" if here else "quiet"))
+        return spans
+
+    def line(self, row: int) -> list[Span]:
+        """One row as spans: label, then each cell with its mark."""
+        if row >= self.source.n_row:
+            return []
+        spans: list[Span] = [(f"{row:>{LABEL - 1}} ", "title" if row == self.row else "quiet")]
+        for column in self._columns():
+            text, mark = self.source.cell(row, column)
+            glyph = " " if mark == OK or text == mark else mark
+            name = STATES[mark][1]
+            spans.append((glyph + text.rjust(CELL - 1), f"{name}+cursor" if (row, column) == self.place else name))
+        if len(self._columns()) < len(self.columns):
+            more = len(self.columns) - self._left - len(self._columns())
+            spans.append((fit(f" +{more}" if more else "", self.size.width - LABEL - CELL * len(self._columns())), "quiet"))
+        return spans
+
+    def _rows(self) -> int:
+        return max(self.size.height - HEADER, 1)
+
+    def _columns(self) -> tuple[str, ...]:
+        fitting = max((self.size.width - LABEL) // CELL, 1)
+        return self.columns[self._left:self._left + fitting]
+
+    def _place(self, row: int, column: int) -> None:
+        before, top, left = (self.row, self.column), self._top, self._left
+        self.row = min(max(row, 0), max(self.source.n_row - 1, 0))
+        self.column = min(max(column, 0), len(self.columns) - 1)
+        self._scroll()
+        if (self._top, self._left) != (top, left):
+            self.refresh()
+        elif before != (self.row, self.column):
+            if before[1] != self.column:
+                self.refresh(Region(0, 0, self.size.width, HEADER))
+            self.show_rows({before[0], self.row})
+        if before != (self.row, self.column):
+            self.post_message(self.Moved())
+
+    def _scroll(self) -> None:
+        rows, fitting = self._rows(), max((self.size.width - LABEL) // CELL, 1)
+        if self.row >= self._top + rows:
+            # while it follows, jump by half a page: a scroll repaints the whole grid
+            self._top = self.row - (rows // 2 if self.is_following else rows - 1)
+        self._top = max(min(self._top, self.row, self.source.n_row - rows), 0)
+        self._left = max(min(self._left, self.column, len(self.columns) - fitting), self.column - fitting + 1, 0)

@@ -1,0 +1,92 @@
+"""The jobs that the console gives its worker: open and trace, compare, export. Each calls the door; none touches a widget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr_tui.door import DoorSource, Request
+from apr_tui.run_worker import Feed
+
+if TYPE_CHECKING:
+    from core.finding import Finding
+    from core.model_file import ModelFile
+    from core.trace import Trace
+    from core.verdict import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A finished trace. model and path are None where a bundle was opened."""
+
+    trace: Trace
+    findings: Sequence[Finding]
+    path: Path | None = None
+    model: ModelFile | None = None
+    bundle: Path | None = None
+
+
+def trace_job(request: Request, door_source: DoorSource) -> Callable[[Feed], Traced]:
+    """Open what the request names (or build the demonstration) and trace it; a bundle is only read."""
+
+    def job(feed: Feed) -> Traced:
+        feed.say("starting")
+        door = door_source()
+        bundle, path = request.bundle, request.path
+        if bundle is None and path is not None and door.is_bundle(path):
+            bundle, path = path, None
+        if bundle is not None:
+            feed.say("reading the bundle", name=bundle.name)
+            found = door.open_bundle(bundle)
+            return Traced(found, door.hints(found, request.scope, request.threshold), bundle=bundle)
+        if path is None:
+            feed.say("building the demonstration (once)", name="demo")
+            path = door.ensure_demo()[0]
+        feed.say("opening the file", name=path.name)
+        model = door.open_model(path)
+        facts = door.arch_facts(model)
+        feed.emit_depth(facts.n_layer)
+        feed.say("loading torch", name=path.name, arch=facts.name, model=model)
+        trace = door.trace(
+            request.source(path, request.plant), request.prompt_record(), layers=request.layers,
+            generate=request.generate, emit=feed.emit, cancelled=feed.cancelled,
+        )
+        feed.say("looking for spikes")
+        return Traced(trace, door.hints(trace, request.scope, request.threshold), path, model)
+
+    return job
+
+
+def hints_job(trace: Trace, scope: str, threshold: float, door_source: DoorSource) -> Callable[[Feed], Sequence[Finding]]:
+    """Find the hints at another scope."""
+    return lambda feed: door_source().hints(trace, scope, threshold)
+
+
+def pair_job(request: Request, a: Path, b: Path, door_source: DoorSource) -> Callable[[Feed], Comparison]:
+    """Judge b against a; the planted bug, if any, is A's."""
+
+    def job(feed: Feed) -> Comparison:
+        feed.say(f"comparing {a.name} with {b.name}")
+        return door_source().compare(
+            request.source(a, request.plant), request.source(b), request.prompt_record(), scope=request.scope,
+            threshold=request.threshold, emit=feed.emit, cancelled=feed.cancelled,
+        )
+
+    return job
+
+
+def export_job(shown: Any, out: Path, force: bool, request: Request, command: str, door_source: DoorSource) -> Callable[[Feed], Path]:  # noqa: ANN401
+    """Write a trace or a comparison to a folder."""
+
+    def job(feed: Feed) -> Path:
+        feed.say(f"writing {out}")
+        door = door_source()
+        if hasattr(shown, "verdict"):
+            return door.export_comparison(shown, out, threshold=request.threshold, force=force, command=command)
+        return door.export_trace(
+            shown, out, scope=request.scope, threshold=request.threshold, force=force, command=command,
+        )
+
+    return job

@@ -1,0 +1,100 @@
+"""The table of keys, from which bindings, hints, the help screen and README's table are made. It does nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding, BindingType
+
+GRID, DRILL, PAIR, PAGE = "grid", "layer", "comparison", "page"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row: the keys a terminal sends (in Textual's names), the action, a word for the hint line, a sentence for help."""
+
+    keys: str
+    action: str
+    word: str
+    help: str
+    screens: tuple[str, ...]
+    shown: str = ""  # how the keys are written for a person; keys itself where empty
+
+
+ALL = (GRID, DRILL, PAIR, PAGE)
+MAPS = (GRID, PAIR)
+KEYS = (
+    Key("up,k", "move(-1, 0)", "", "one row up", ALL, "up k"),
+    Key("down,j", "move(1, 0)", "", "one row down", ALL, "down j"),
+    Key("left,h", "move(0, -1)", "", "one stage left; in a layer: the layer before", (GRID, PAIR, DRILL), "left h"),
+    Key("right,l", "move(0, 1)", "", "one stage right; in a layer: the layer after", (GRID, PAIR, DRILL), "right l"),
+    Key("pageup", "page(-1)", "", "one page up", ALL, "pgup"),
+    Key("pagedown,space", "page(1)", "", "one page down", ALL, "pgdn space"),
+    Key("home", "end(-1)", "", "to the first layer", ALL),
+    Key("end", "end(1)", "", "to the last layer", ALL),
+    Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (GRID, PAIR, DRILL)),
+    Key("escape", "back", "back", "go back; cancel a run", ALL, "esc"),
+    Key("g", "pair", "compare", "compare with the same model in the other format", (GRID,)),
+    Key("m", "metric", "metric", "next metric", MAPS),
+    Key("s", "scope", "scope", "next scope: all, last, first, rest, the token that carries the cell", (GRID, DRILL)),
+    Key("n", "finding(1)", "finding", "next finding; in a comparison: next cell that differs", MAPS),
+    Key("p", "finding(-1)", "", "previous finding, or cell that differs", MAPS),
+    Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
+    Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
+    Key("i", "prompt", "prompt", "another prompt, and run", (GRID,)),
+    Key("r", "run", "run", "run again", MAPS),
+    Key("f", "file", "file", "open another file or bundle", (GRID,)),
+    Key("e", "export", "export", "write the evidence to a folder", MAPS),
+    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", MAPS),
+    Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (DRILL,)),
+    Key("v", "reasons", "reasons", "all reasons of the verdict", (PAIR,)),
+    Key("t", "train", "", "the training stepper", (GRID,)),
+    Key("question_mark,f1", "help", "help", "this page", (GRID, DRILL, PAIR), "? F1"),
+    Key("q", "quit", "quit", "quit", ALL),
+)
+
+
+def keys_of(screen: str) -> tuple[Key, ...]:
+    """Rows that a screen obeys."""
+    return tuple(key for key in KEYS if screen in key.screens)
+
+
+def bindings(screen: str) -> list[BindingType]:
+    """A screen's bindings, as Textual takes them."""
+    return [Binding(key.keys, key.action, key.help, show=False) for key in keys_of(screen)]
+
+
+def shown(key: Key) -> str:
+    """Write a row's keys as people read them."""
+    return key.shown or key.keys.replace(",", " ")
+
+
+def hint_spans(screen: str, width: int) -> list[tuple[str, str]]:
+    """The hint line of a screen, cut at a whole word: (text, style name). Quit and help always fit."""
+    rows = [key for key in keys_of(screen) if key.word]
+    must = [key for key in rows if key.action in ("help", "quit")]
+    room = width - sum(_hint_width(key) for key in must)
+    kept = []
+    for key in rows:
+        if key not in must and _hint_width(key) <= room:
+            kept.append(key)
+            room -= _hint_width(key)
+    spans: list[tuple[str, str]] = []
+    for key in [*kept, *must]:
+        spans += [(f" {shown(key).split()[0]}", "key"), (f" {key.word} ", "quiet")]
+    return spans
+
+
+def help_lines() -> list[tuple[str, str]]:
+    """The key table as lines for the help page: (keys, meaning)."""
+    return [(shown(key), key.help) for key in KEYS]
+
+
+def markdown() -> str:
+    """The key table for README."""
+    rows = [f"| {shown(key)} | {key.help} | {', '.join(key.screens)} |" for key in KEYS]
+    return "\n".join(["| key | what it does | where |", "|---|---|---|", *rows])
+
+
+def _hint_width(key: Key) -> int:
+    return len(shown(key).split()[0]) + len(key.word) + 3

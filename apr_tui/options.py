@@ -1,0 +1,143 @@
+"""Describe the command line: one table of options, and which command takes which. It runs nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from core.errors import UsageError
+from core.stages import parse_scope
+
+
+def _tokens(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: ids such as 1,2,3 are needed") from None
+
+
+def _layers(text: str) -> tuple[int, int]:
+    start, dots, stop = text.partition("..")
+    if not dots or not start.isdigit() or not stop.isdigit() or int(stop) <= int(start):
+        raise argparse.ArgumentTypeError(f"{text!r}: A..B with A < B is needed, B excluded")
+    return int(start), int(stop)
+
+
+def _scope(text: str) -> str:
+    try:
+        return parse_scope(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 1 is needed")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is needed")
+    return int(text)
+
+
+# option -> what argparse is told
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--prompt": {"metavar": "TEXT", "help": 'text to feed (default "What is 2+2?")'},
+    "--prompt-file": {"metavar": "FILE", "type": Path, "help": "take the text from a file; one trailing newline is dropped"},
+    "--tokens": {"metavar": "1,2,3", "type": _tokens, "help": "feed these token ids"},
+    "--chat": {"action": "store_true", "help": "put the text through the file's chat template"},
+    "--device": {"default": "auto", "metavar": "DEVICE", "help": "auto, cpu, cuda or cuda:N"},
+    "--compute": {"default": "f32", "metavar": "KIND", "help": "f32 (default), q8 (activations in 8 bits as ggml) or bf16"},
+    "--threads": {"type": _count, "metavar": "N", "help": "threads of the multiplication"},
+    "--plant": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in a value (side A)"},
+    "--scope": {"type": _scope, "default": "all", "metavar": "SCOPE", "help": "all, last, first, rest or pos:N"},
+    "--threshold": {"type": _threshold, "default": 10.0, "metavar": "X", "help": "ratio that makes a spike (default 10)"},
+    "--layers": {"type": _layers, "metavar": "A..B", "help": "watch layers A to B - 1 only"},
+    "--generate": {"type": _count, "nargs": "?", "const": 8, "metavar": "N", "help": "then generate N tokens (alone: 8)"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "write the evidence there"},
+    "--force": {"action": "store_true", "help": "replace what is there"},
+    "--values": {"action": "store_true", "help": "keep the values of every stage in the bundle"},
+    "--no-witness": {"action": "store_true", "help": "leave out the untraced run beside it"},
+    "--csv": {"type": Path, "metavar": "FILE", "help": "write the grid as CSV"},
+    "--json": {"action": "store_true", "help": "one JSON document on stdout"},
+    "--quiet": {"action": "store_true", "help": "no progress on stderr"},
+    "--model": {"type": Path, "metavar": "FILE", "help": "the file whose weights a bundle's values are checked against"},
+    "--definition": {"choices": ("sample", "population"), "help": "how the table's std was taken"},
+    "--fault": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in the bytes of demo.apr"},
+    "--to": {"choices": ("f16", "f32"), "help": "dequantise the types that the other format lacks"},
+    "--text": {"action": "store_true", "help": "print it instead of opening the console"},
+}
+_FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
+_RUN = ("--device", "--compute", "--threads", "--plant", "--scope", "--threshold")
+_OUT = ("--out", "--force", "--json", "--quiet")
+
+# command -> (help, positional arguments, options)
+COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "trace": ("trace a model file: the grid, findings, next tokens", ("MODEL",),
+              (*_FEED, *_RUN, "--layers", "--generate", *_OUT, "--values", "--no-witness", "--csv")),
+    "check": ("check a source against float64 on its own inputs", ("SOURCE",), (*_FEED, *_RUN, *_OUT, "--model")),
+    "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"), (*_FEED, *_RUN, *_OUT, "--values")),
+    "bisect": ("name the one first place and the wrong side (not built yet)", ("A", "B"), (*_FEED, *_RUN, *_OUT)),
+    "train": ("step a training run (not built yet)", (), ()),
+    "import": ("turn another tool's trace into a bundle", ("SRC",),
+               ("--out", "--force", "--scope", "--tokens", "--definition", "--threshold", "--json", "--quiet")),
+    "convert": ("convert between .gguf and .apr", ("IN", "OUT"), ("--to", "--force", "--quiet")),
+    "show": ("open a saved bundle in the console, or print it", ("BUNDLE",), ("--text", "--scope", "--threshold", "--json")),
+    "demo": ("write the demonstration pair", (), ("--out", "--fault", "--force", "--quiet")),
+    "doctor": ("say what this machine offers", (), ("--json",)),
+}
+NOT_BUILT = ("bisect", "train")
+CONSOLE = (*_FEED, *_RUN, "--layers", "--generate")
+REQUIRED = {"import": ("--out",), "demo": ("--out",)}
+UNSET = {"import": {"--scope": None}, "show": {"--scope": None}}  # where a default would claim what nobody said
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError, so that every refusal leaves by one door."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise UsageError(f"{message}. `{self.prog} --help` lists what there is.")
+
+
+def command_parser(command: str) -> Parser:
+    """The parser of one command."""
+    about, positionals, options = COMMANDS[command]
+    parser = Parser(prog=f"apr-tui {command}", description=about, allow_abbrev=False)
+    for name in positionals:
+        parser.add_argument(name)
+    _add_options(parser, options, REQUIRED.get(command, ()), UNSET.get(command, {}))
+    return parser
+
+
+def console_parser() -> Parser:
+    """The parser of the console, which is what runs without a command."""
+    commands = "\n".join(f"  {name:<9} {about}" for name, (about, _, _) in COMMANDS.items())
+    parser = Parser(
+        prog="apr-tui", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Open the console on a model file (.gguf or .apr), or on the built-in demonstration.",
+        epilog=f"commands:\n{commands}\n\n`apr-tui COMMAND --help` lists a command's options.")
+    parser.add_argument("MODEL", nargs="?")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    _add_options(parser, CONSOLE, (), {})
+    return parser
+
+
+def _add_options(
+    parser: Parser, options: tuple[str, ...], required: tuple[str, ...], unset: Mapping[str, None]
+) -> None:
+    for name in options:
+        told = dict(OPTIONS[name])
+        if name in required:
+            told["required"] = True
+        if name in unset:
+            told["default"] = None
+        parser.add_argument(name, **told)

@@ -1,0 +1,112 @@
+"""Show lines that may be longer than the screen: help, everything about a stage, the reasons of a verdict. Reading only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.strip import Strip
+from textual.widget import Widget
+
+from apr_tui.keys import PAGE, bindings, help_lines, hint_spans
+from apr_tui.paint import STATES, Lines, Span, plain, strip, wrap
+
+Build = Callable[[int], Sequence[Sequence[Span]]]  # width -> lines
+
+
+class Page(Widget):
+    """The lines in view."""
+
+    DEFAULT_CSS = "Page { height: 1fr; width: 1fr; }"
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.build = build
+        self.lines: Sequence[Sequence[Span]] = ()
+        self.top = 0
+
+    def on_resize(self) -> None:
+        """Break the lines again."""
+        self.lines = self.build(self.size.width)
+        self.scroll(0)
+
+    def scroll(self, rows: int) -> None:  # type: ignore[override]
+        """Scroll by rows, as far as there are lines."""
+        self.top = max(min(self.top + rows, len(self.lines) - self.size.height), 0)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line (Textual calls this)."""
+        return strip(self.lines[self.top + y] if self.top + y < len(self.lines) else (), self.size.width)
+
+
+class PageScreen(Screen[None]):
+    """A title over a page."""
+
+    BINDINGS = bindings(PAGE)
+
+    def __init__(self, title: str, build: Build) -> None:
+        super().__init__()
+        self.heading, self.build = title, build
+
+    def compose(self) -> ComposeResult:
+        """Title, page, hints."""
+        yield Lines(id="title")
+        yield Page(self.build)
+        yield Lines(id="foot")
+
+    def on_mount(self) -> None:
+        """Show the title and the hints."""
+        self.query_one("#title", Lines).show([[(f" {self.heading}", "title")]])
+        self.query_one("#foot", Lines).show([hint_spans(PAGE, self.app.size.width)])
+
+    def action_move(self, rows: int, columns: int) -> None:
+        """Scroll a line."""
+        self.query_one(Page).scroll(rows)
+
+    def action_page(self, direction: int) -> None:
+        """Scroll a page."""
+        page = self.query_one(Page)
+        page.scroll(direction * max(page.size.height - 1, 1))
+
+    def action_end(self, direction: int) -> None:
+        """To the first or the last line."""
+        self.query_one(Page).scroll(direction * 1_000_000)
+
+    def action_back(self) -> None:
+        """Leave."""
+        self.dismiss()
+
+    def action_quit(self) -> None:
+        """Leave the console."""
+        self.app.exit(0)
+
+
+def help_build(width: int) -> list[list[Span]]:
+    """The help page: keys, marks, metrics."""
+    lines: list[list[Span]] = [[], [(" Keys", "title")]]
+    for keys, meaning in help_lines():
+        for i, part in enumerate(wrap(meaning, max(width - 16, 20))):
+            lines.append([(f"  {keys if i == 0 else '':<12}", "key"), (part, "text")])
+    lines += [[], [(" Marks", "title")]]
+    meanings = {
+        ".": "nothing odd (drawn as a blank before its number)",
+        "!": "3 to 10 times the layer before, or below a tenth of it; in a comparison: near the noise floor",
+        "X": "above 10 times the layer before, NaN or Inf; in a comparison: differs",
+        "-": "the model or the source has no such number",
+        "?": "not measured, or not yet",
+    }
+    for mark, (word, name) in STATES.items():
+        for i, part in enumerate(wrap(meanings[mark], max(width - 20, 20))):
+            lines.append([(f"  {mark} {word:<13} " if i == 0 else " " * 18, name), (part, "text")])
+    lines += [[], [(" Reading it", "title")]]
+    for text in (
+        "A spike inside one run is a hint: it says where to look. A difference that survives a check is a proof.",
+        "Look at scope rest: if the spike is gone there, the first token carries it, and it looks like the model.",
+        "Then press g: the same model from the other format either agrees (H1: the model) or names the first place "
+        "that differs (H2: a bug) or a declared numeric choice (H3).",
+        "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
+    ):
+        lines += [[(f"  {part}", "text")] for part in wrap(plain(text), max(width - 4, 20))]
+    return lines

@@ -1,0 +1,157 @@
+"""Draw lines of text with a fixed palette: glyph, word, then colour. It knows widths and styles, not what is drawn.
+
+Every Segment made here has a Style: Textual 8.2.8 crashes under NO_COLOR on one that has none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from core.safe_text import safe_text
+
+Span = tuple[str, str]  # text, name of a style
+
+STYLES = {
+    "text": "#d0d0d0",
+    "quiet": "#999999",
+    "title": "#ffffff bold",
+    "key": "#ffffff bold",
+    "watch": "#F0E442",
+    "bad": "#D55E00 bold",
+    "a": "#56B4E9",
+    "b": "#E69F00",
+    "cursor": "#ffffff bold reverse",
+    "rule": "#5f5f5f",
+    "planted": "#D55E00 bold reverse",
+}
+OK, WATCH, BAD, ABSENT, UNKNOWN = ".!X-?"  # the marks of core.grid, which would bring numpy before the first screen
+STATES = {  # mark -> word, style
+    OK: ("ok", "text"),
+    WATCH: ("watch", "watch"),
+    BAD: ("bad", "bad"),
+    ABSENT: ("absent", "quiet"),
+    UNKNOWN: ("not measured", "rule"),
+}
+_ASCII = {"…": "~", "─": "-", "│": "|", "·": "-", "█": "#", "░": ".", "→": "->", "≥": ">=", "×": "x"}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+BLOCKS_ASCII = " .:-=+*%#"
+
+
+@cache
+def only_ascii() -> bool:
+    """Say whether the terminal may get ASCII alone: APR_TUI_ASCII=1, the Linux console, or a locale without UTF-8.
+
+    Python itself sets LC_CTYPE=C.UTF-8 under a C locale (PEP 538), so that value alone proves nothing.
+    """
+    forced = os.environ.get("APR_TUI_ASCII")
+    if forced is not None:
+        return forced not in ("", "0")
+    if os.environ.get("TERM", "") in ("linux", "dumb") or os.environ.get("TERM", "").startswith("vt"):
+        return True
+    character = os.environ.get("LC_CTYPE", "")
+    named = os.environ.get("LC_ALL") or ("" if character == "C.UTF-8" else character) or os.environ.get("LANG", "")
+    return not re.search(r"utf-?8", named, re.IGNORECASE)
+
+
+@cache
+def style(name: str) -> Style:
+    """Return a style of the table; a second name after + adds reverse video (the cursor)."""
+    base, _, more = name.partition("+")
+    found = Style.parse(STYLES[base])
+    return found + Style(reverse=True, bold=True) if more else found
+
+
+def plain(text: str) -> str:
+    """Our own words, in ASCII where the terminal has no more."""
+    if not only_ascii() or text.isascii():
+        return text
+    return "".join(_ASCII.get(c, c if c.isascii() else "?") for c in text)
+
+
+def foreign(text: str) -> str:
+    """Text that comes from a file: no control codes, and escapes for what the terminal cannot show."""
+    safe = safe_text(text)
+    return safe.encode("ascii", "backslashreplace").decode() if only_ascii() else safe
+
+
+def fit(text: str, width: int) -> str:
+    """Cut or pad to exactly width cells, wide characters measured; a cut shows."""
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    return set_cell_size(text, max(width - 1, 0)) + plain("…") if width > 0 else ""
+
+
+def strip(spans: Iterable[Span], width: int) -> Strip:
+    """Turn spans into a line of exactly width cells."""
+    segments = [Segment(text, style(name)) for text, name in spans if text]
+    line = Strip(segments)
+    return line.adjust_cell_length(width, style("text")).simplify()
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break text at spaces into lines of at most width cells; a longer word is cut."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split(" "):
+        while cell_len(word) > width:
+            if line:
+                lines.append(line)
+                line = ""
+            head = _head(word, width)
+            lines.append(head)
+            word = word[len(head):]
+        if line and cell_len(line) + 1 + cell_len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line] if line or not lines else lines
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar of width cells, filled to share (0 to 1)."""
+    full = round(max(0.0, min(1.0, share)) * width)
+    return plain("█") * full + " " * (width - full)
+
+
+class Lines(Widget):
+    """Lines of spans drawn as they are; a change repaints only the lines that changed."""
+
+    DEFAULT_CSS = "Lines { height: auto; }"
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.lines: list[Sequence[Span]] = []
+
+    def show(self, lines: Sequence[Sequence[Span]]) -> None:
+        """Show these lines."""
+        old, self.lines = self.lines, list(lines)
+        if len(old) != len(self.lines):
+            self.styles.height = len(self.lines)
+            self.refresh(layout=True)
+            return
+        width = self.size.width
+        for y, (before, after) in enumerate(zip(old, self.lines, strict=True)):
+            if before != after:
+                self.refresh(Region(0, y, width, 1))
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line (Textual calls this)."""
+        return strip(self.lines[y] if y < len(self.lines) else (), self.size.width)
+
+
+def _head(word: str, width: int) -> str:
+    for i in range(len(word), 0, -1):
+        if cell_len(word[:i]) <= width:
+            return word[:i]
+    return word[:1]

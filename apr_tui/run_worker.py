@@ -1,0 +1,204 @@
+"""Run the door's work in a thread: events come in, frozen frames and one ending go out as messages. It draws nothing.
+
+Thread -> Feed (collects) -> Frame (a snapshot) -> one message -> repaint. A frame that waits is replaced by a newer one,
+so a slow line drops frames instead of lagging.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from textual.message import Message
+
+from core.errors import AprError, Cancelled
+from core.stages import Place
+
+FRAME_S = 0.08     # at most a dozen frames a second
+SWITCH_S = 0.001   # the worker hands the interpreter over this often, so that keys are answered
+JOIN_S = 2.0       # how long leaving waits for the worker to notice
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a run has told so far. cells: by side ("" for one trace, A and B for a pair). known: facts of the opened model."""
+
+    serial: int
+    phase: str = ""
+    n_layer: int | None = None
+    tokens: tuple[Any, ...] = ()
+    generated: str = ""
+    cells: Mapping[str, Mapping[Place, Any]] = field(default_factory=dict, repr=False)
+    latest: Place | None = None
+    side: str = ""
+    known: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Progress(Message):
+    """A newer frame."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def can_replace(self, message: Message) -> bool:
+        """A newer frame says all that an older one does."""
+        return isinstance(message, Progress)
+
+
+class Ended(Message):
+    """A run's end. error: an AprError (Cancelled too), or an internal error; None where result holds what was asked for."""
+
+    def __init__(self, serial: int, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        super().__init__()
+        self.serial, self.kind, self.result, self.error = serial, kind, result, error
+
+
+class Posts(Protocol):
+    """Something that takes messages from any thread: the App."""
+
+    def post_message(self, message: Message) -> bool:
+        """Queue a message."""
+
+
+class Feed:
+    """Collects a run's events in its thread, and makes frames of them. The door gets emit and cancelled."""
+
+    def __init__(self, serial: int, posts: Posts) -> None:
+        self.serial = serial
+        self._posts = posts
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._fields: dict[str, Any] = {}
+        self._cells: dict[str, dict[Place, Any]] = {}
+        self._known: dict[str, Any] = {}
+        self._posted = 0.0
+        self._is_new = False
+
+    def cancelled(self) -> bool:
+        """Say whether the run should end."""
+        return self._stop.is_set()
+
+    def cancel(self) -> None:
+        """Ask the run to end."""
+        self._stop.set()
+
+    def emit(self, event: Any) -> None:  # noqa: ANN401 (core.trace.Event; importing it here would load numpy first)
+        """Take one event of the door."""
+        with self._lock:
+            if event.kind == "phase":
+                self._fields["phase"] = event.text
+            elif event.kind == "token":
+                self._fields["generated"] = self._fields.get("generated", "") + event.text
+            elif event.kind == "cell" and event.cell is not None:
+                self._cells.setdefault(event.side, {})[event.place] = event.cell
+                self._fields |= {"latest": event.place, "side": event.side}
+            if event.n_layer is not None:
+                self._fields["n_layer"] = event.n_layer
+            if event.tokens:
+                self._fields["tokens"] = event.tokens
+            self._is_new = True
+        self._post()
+
+    def say(self, phase: str, **known: Any) -> None:  # noqa: ANN401
+        """Say what is being done, and any fact that the title shows."""
+        with self._lock:
+            self._fields["phase"] = phase
+            self._known |= known
+            self._is_new = True
+        self._post()
+
+    def emit_depth(self, n_layer: int | None) -> None:
+        """Say how many layers there are, before the run starts."""
+        if n_layer is not None:
+            with self._lock:
+                self._fields["n_layer"] = n_layer
+
+    def again(self) -> None:
+        """The last frame was dropped: the next tick shall have one."""
+        self._is_new = True
+
+    def frame(self) -> Frame | None:
+        """Take a snapshot; None where nothing is new since the last."""
+        with self._lock:
+            if not self._is_new:
+                return None
+            self._is_new = False
+            cells = {side: dict(found) for side, found in self._cells.items()}
+            return Frame(self.serial, cells=cells, known=dict(self._known), **self._fields)
+
+    def _post(self) -> None:
+        now = time.monotonic()
+        if now - self._posted < FRAME_S:
+            return
+        self._posted = now
+        frame = self.frame()
+        if frame is not None:
+            self._posts.post_message(Progress(frame))
+
+
+class RunWorker:
+    """Runs one job at a time in a daemon thread; a new job cancels the one before, whose messages then carry an old serial."""
+
+    def __init__(self, posts: Posts) -> None:
+        self._posts = posts
+        self._serial = 0
+        self._feed: Feed | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def serial(self) -> int:
+        """Number of the newest job; messages of older ones are to be ignored."""
+        return self._serial
+
+    @property
+    def feed(self) -> Feed | None:
+        """The running job's feed."""
+        return self._feed if self._thread is not None and self._thread.is_alive() else None
+
+    def start(self, kind: str, job: Callable[[Feed], Any]) -> None:
+        """Cancel what runs and start a job."""
+        self.cancel()
+        sys.setswitchinterval(SWITCH_S)
+        self._serial += 1
+        before, feed = self._thread, Feed(self._serial, self._posts)
+        self._feed = feed
+        self._thread = threading.Thread(target=self._run, args=(kind, job, feed, before), name=f"apr-{kind}", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> bool:
+        """Ask the running job to end; False where nothing runs."""
+        feed = self.feed
+        if feed is None:
+            return False
+        feed.cancel()
+        return True
+
+    def leave(self) -> bool:
+        """Cancel, wait a little, and say whether the thread has ended."""
+        self.cancel()
+        if self._thread is not None:
+            self._thread.join(JOIN_S)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self, kind: str, job: Callable[[Feed], Any], feed: Feed, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()  # one forward at a time: two would share the cores and the memory map
+        result: Any = None
+        error: Exception | None = None
+        try:
+            if feed.cancelled():
+                raise Cancelled("cancelled before it started")
+            result = job(feed)
+        except AprError as found:
+            error = found
+        except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)
+            error = found
+        frame = feed.frame()
+        if frame is not None:
+            self._posts.post_message(Progress(frame))
+        self._posts.post_message(Ended(feed.serial, kind, result, error))

@@ -1,0 +1,193 @@
+"""Write what is known about one stage of one layer as lines: statistics, tokens, channels, weights, why it grew. No widgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from apr_tui.paint import OK, STATES, WATCH, Span, bar, fit, foreign, plain, wrap
+from core.stages import Place, place_text, stage_named
+
+if TYPE_CHECKING:
+    from apr_tui.view import TraceView
+    from core.stats import Stats
+
+Lines_ = list[list[Span]]
+WeightsBehind = Callable[[Place], Sequence[tuple[str, str, tuple[int, ...]]]]
+NAME, MARK = 11, 2
+COLUMNS = (  # field of Stats, width, least width of the screen that shows it
+    ("count", 9, 100), ("std", 8, 0), ("mean", 9, 0), ("min", 9, 0), ("max", 9, 0), ("absmax", 9, 110), ("l2", 8, 0),
+    ("zero", 6, 0), ("nan", 5, 60), ("inf", 5, 60),
+)
+ALL_FIELDS = ("count", "mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero")
+
+
+def table_header(width: int) -> list[Span]:
+    """Column names over table_row."""
+    spans: list[Span] = [(f" {'stage':<{NAME + MARK}}", "quiet")]
+    spans += [(f"{name:>{size}}", "quiet") for name, size, least in COLUMNS if width >= least]
+    return [*spans, ("  peak t:ch", "quiet")]
+
+
+def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[Span]:
+    """All statistics of a stage in one line."""
+    from core.grid import short
+
+    mark = view.mark(place)
+    cell = view.cells.get(place)
+    stats: Stats | None = cell.at(view.scope) if cell is not None else None
+    name = STATES[mark][1]
+    label = "text+cursor" if is_here else "text"
+    spans: list[Span] = [(f" {place[1]:<{NAME}}", label), (f"{' ' if mark == OK else mark} ", name)]
+    for field, size, least in COLUMNS:
+        if width >= least:
+            number = getattr(stats, field) if stats is not None else None
+            text = short(number, min(size - 1, 7)) if number is not None else mark if mark in "-?" else "-"
+            odd = field in ("nan", "inf") and number
+            spans.append((f"{text:>{size}}", "bad" if odd else name if field == "std" else "text" if number else "quiet"))
+    if stats is not None and stats.peak_token is not None:
+        spans.append((f"  {stats.peak_token}:{stats.peak_channel}", "text"))
+    return spans
+
+
+def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Lines_:
+    """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
+    from core.carriers import std_T
+    from core.grid import short
+    from core.stats import TokenStats
+
+    cell = view.cells.get(place)
+    if not isinstance(cell, TokenStats):
+        return [[(" no numbers per token" if cell is not None else " not measured", "quiet")]]
+    spread = std_T(cell)
+    rows = list(range(len(spread)))
+    title = "std of each token"
+    if height is not None and len(rows) > height - 1:
+        rows = sorted(sorted(rows, key=lambda i: -_rank(spread[i]))[:max(height - 1, 1)])
+        title = f"the {len(rows)} largest of {len(spread)} tokens"
+    largest = max((float(s) for s in spread if math.isfinite(s)), default=0.0)
+    lines: Lines_ = [[(f" {title}", "quiet")]]
+    size = max(min(16, width - 32), 4)
+    for i in rows:
+        std, position = float(spread[i]), cell.first + i
+        token = view.tokens[position] if position < len(view.tokens) else None
+        is_bad = bool(cell.nan[i] or cell.inf[i])
+        share = std / largest if largest and math.isfinite(std) else 0.0
+        text = fit_text(f'"{foreign(token.text)}"' if token and token.text is not None else "", width - 24 - size)
+        lines.append([
+            (f" {position:>4} {token.id if token else '':>7} ", "quiet"),
+            (f"{short(std) if math.isfinite(std) else '-':>7} ", "bad" if is_bad else "text"),
+            (bar(share, size), "b" if share > 0.5 and len(spread) > 1 else "a"), (f" {text}", "text"),
+        ])
+    return lines
+
+
+def channel_lines(view: TraceView, place: Place, most: int) -> Lines_:
+    """The channels with the largest |x|."""
+    from core.grid import short
+    from core.stats import TokenStats
+
+    cell = view.cells.get(place)
+    if not isinstance(cell, TokenStats) or not cell.top:
+        return []
+    lines: Lines_ = [[("largest channels", "quiet")]]
+    for channel, token, number in cell.top[:most]:
+        is_massive = cell.massive is not None and any(p[:2] == (token, channel) for p in cell.massive.places)
+        lines.append([
+            (f"{short(number):>8}", "text"), (f"  channel {channel}  token {token}", "quiet"),
+            ("  massive" if is_massive else "", "watch"),
+        ])
+    return lines
+
+
+def why_lines(view: TraceView, place: Place, width: int) -> Lines_:
+    """For a product: which factors met where it peaks."""
+    from core.grid import short
+    from core.stats import TokenStats
+
+    cell = view.cells.get(place)
+    if not isinstance(cell, TokenStats) or cell.factors is None:
+        return []
+    found = cell.factors
+    left, right = (stage_named(place[1]).inputs + ("left", "right"))[:2]
+    how = "not known" if found.correlation is None else f"{found.correlation:.2f}"
+    text = (f"{left} {short(found.left)} x {right} {short(found.right)} at token {found.token} channel {found.channel}; "
+            f"correlation of the two {how}")
+    return [[("why it grew", "quiet")], *[[(part, "text")] for part in wrap(text, width)]]
+
+
+def weight_lines(weights: Sequence[tuple[str, str, tuple[int, ...]]], width: int) -> Lines_:
+    """Name, quant type and shape of the weights behind the stage."""
+    if not weights:
+        return [[("no weight behind it", "quiet")]]
+    lines: Lines_ = [[("weights behind it", "quiet")]]
+    for name, quant, shape in weights:
+        size = " x ".join(map(str, shape))
+        room = width - len(quant) - len(size) - 4
+        lines.append([(fit_text(foreign(name), room), "text"), (f"  {foreign(quant)}", "a"), (f"  {size}", "quiet")])
+    return lines
+
+
+def finding_lines(view: TraceView, layer: int | None, stage: str | None, width: int) -> Lines_:
+    """Sentences of the findings at the place, then of the layer's others."""
+    found = [f for f in view.findings if f.layer == layer and (stage is None or f.stage == stage)]
+    lines: Lines_ = []
+    for finding in found:
+        mark = view.mark(finding.place)
+        text = f"{mark if mark != OK else WATCH} {place_text(finding.place)}: {foreign(finding.sentence)}"
+        lines += [[(f" {part}", STATES[mark if mark != OK else WATCH][1])] for part in wrap(text, width - 2)]
+    return lines
+
+
+def everything(view: TraceView, place: Place, weights: WeightsBehind, width: int) -> Lines_:
+    """The page of one stage: nothing left out."""
+    from core.grid import short
+
+    cell = view.cells.get(place)
+    stats: Any = cell.at(view.scope) if cell is not None else None
+    lines: Lines_ = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]
+    for field in ALL_FIELDS:
+        number = getattr(stats, field) if stats is not None else None
+        lines.append([(f"   {field:<8}", "quiet"), (short(number) if number is None or isinstance(number, int) else repr(number), "text")])
+    ratio = view.number(place, "ratio")
+    if ratio is not None and place[0] is not None:
+        lines.append([("   ratio   ", "quiet"), (f"{ratio:.4g} x layer {place[0] - 1}", "text")])
+    for name, token, channel in (("peak", "peak_token", "peak_channel"), ("nan at", "nan_token", "nan_channel")):
+        if stats is not None and getattr(stats, token) is not None:
+            lines.append([(f"   {name:<8}", "quiet"), (f"token {getattr(stats, token)} channel {getattr(stats, channel)}", "text")])
+    indent: list[Span] = [("   ", "text")]
+    for part in (
+        finding_lines(view, place[0], place[1], width - 2), [indent + line for line in why_lines(view, place, width - 4)],
+        [indent + line for line in channel_lines(view, place, 8)],
+        [indent + line for line in weight_lines(weights(place), min(width - 4, 76))], token_lines(view, place, width),
+    ):
+        if part:
+            lines += [[], *part]
+    return lines
+
+
+def beside(left: Lines_, right: Lines_, width: int, height: int) -> Lines_:
+    """Two columns of lines; the left one is width wide."""
+    lines: Lines_ = []
+    for i in range(height):
+        spans = left[i] if i < len(left) else []
+        used = sum(cell_len(t) for t, _ in spans)
+        lines.append([*spans, (" " * max(width - used, 0), "text"), *(right[i] if i < len(right) else [])])
+    return lines
+
+
+def fit_text(text: str, width: int) -> str:
+    """Cut text to width cells, unpadded."""
+    return text if cell_len(text) <= width else fit(text, max(width, 1))
+
+
+def rule(text: str, width: int) -> list[Span]:
+    """A line across with a title in it."""
+    return [(plain("─ "), "rule"), (text, "title"), (" " + plain("─") * max(width - cell_len(text) - 3, 0), "rule")]
+
+
+def _rank(x: float) -> float:
+    return float(x) if math.isfinite(x) else math.inf

@@ -1,0 +1,26 @@
+"""Facts about this process for the title: memory and time. Not the trace's."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+
+def memory_text() -> str:
+    """Resident memory of this process."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            size = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        size = peak if sys.platform == "darwin" else peak * 1024
+    mib = size / (1 << 20)
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration in four to six columns; blank where there is none."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -1,0 +1,79 @@
+"""Write results as plain text and as JSON documents, for stdout. It computes nothing and opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from core.finding import Finding
+from core.grid import grid_text, value
+from core.jsontext import to_json
+from core.safe_text import safe_text
+from core.stages import GRID, place_text
+from core.trace import NextToken, Trace
+from core.verdict import VERDICTS, Check, Comparison
+
+STRENGTHS = {"hint": "hint ", "proof": "PROOF"}
+
+
+def trace_text(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float) -> str:
+    """The grid, the findings, the likeliest next tokens, what was generated, and the notes."""
+    parts = [grid_text(trace, scope, findings=findings, threshold=threshold), finding_lines(findings)]
+    if trace.top:
+        parts.append("next token: " + "  ".join(next_token_text(t) for t in trace.top) + "\n")
+    if trace.generated is not None:
+        parts.append(f"generated: {safe_text(trace.generated)}\n")
+    parts.append(witness_text(trace.observed_equals_unobserved) + "\n")
+    parts += [f"note: {safe_text(note)}\n" for note in trace.notes]
+    return "\n".join(p.rstrip("\n") for p in parts if p) + "\n"
+
+
+def finding_lines(findings: Iterable[Finding]) -> str:
+    """A line each, its strength first; says so where there is none."""
+    lines = [f"{STRENGTHS[f.strength]} {f.kind:<10} {safe_text(f.sentence)}" for f in findings]
+    return "\n".join(lines or ["no findings"]) + "\n"
+
+
+def next_token_text(token: NextToken) -> str:
+    """id, text and logit of a candidate."""
+    return f"{token.id} {safe_text(repr(token.text)) if token.text is not None else '(no text)'} {token.logit:.3f}"
+
+
+def witness_text(same: bool | None) -> str:
+    """Say what the witness found."""
+    if same is None:
+        return "traced equals untraced: NOT_MEASURED"
+    return "traced equals untraced: yes, bit for bit" if same else "traced equals untraced: NO - watching changed the run"
+
+
+def trace_json(trace: Trace, scope: str, findings: Sequence[Finding]) -> str:
+    """The document of `trace --json`."""
+    layers = range(trace.n_layer)
+    return to_json({
+        "schema": "apr-tui/1", "model": trace.name, "tokens": [{"id": t.id, "text": t.text} for t in trace.tokens],
+        "scope": scope, "grid": {s: [value(trace.cells, (i, s), scope, "std") for i in layers] for s in GRID},
+        "findings": list(findings), "top": list(trace.top), "generated": trace.generated,
+        "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted, "notes": list(trace.notes),
+    })
+
+
+def comparison_text(c: Comparison) -> str:
+    """The verdict, its reasons and its numbers, for a person."""
+    lines = [f"A {safe_text(c.a.name)}  against  B {safe_text(c.b.name)}", f"{c.verdict}: {VERDICTS[c.verdict]}"]
+    for name, t in (("A", c.a), ("B", c.b)):
+        if t.planted:
+            lines.insert(1, f"PLANTED {safe_text(t.planted)} in {name}")
+    if c.first is not None:
+        side = f"; side {c.side} is wrong" if c.side else ""
+        lines.append(f"first: {place_text(c.first)}, token {c.token}, channel {c.channel}{side}")
+    if c.measured is not None:
+        floor = f", floor {c.floor:.3g}, {c.multiple:.3g} x" if c.floor is not None and c.multiple is not None else ""
+        lines.append(f"measured: relative L2 {c.measured:.3g}{floor}")
+    return "\n".join(lines + [f"- {safe_text(r)}" for r in c.reasons]) + "\n"
+
+
+def check_text(check: Check) -> str:
+    """The verdict of a check, its reasons and its numbers, for a person."""
+    lines = [f"{check.verdict}  {safe_text(check.trace.name)}", *(f"- {safe_text(r)}" for r in check.reasons)]
+    if check.trace.planted:
+        lines.insert(0, f"PLANTED {safe_text(check.trace.planted)}")
+    return "\n".join([*lines, witness_text(check.trace.observed_equals_unobserved)]) + "\n"

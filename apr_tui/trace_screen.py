@@ -1,0 +1,288 @@
+"""The main screen: the trace of one model as a grid that fills, its findings, and what leads on from there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from apr_tui.door import Request
+from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
+from apr_tui.jobs import Traced, hints_job, trace_job
+from apr_tui.keys import GRID, bindings
+from apr_tui.paint import OK, STATES, Span, fit, foreign, plain, wrap
+from apr_tui.run_worker import Frame
+from apr_tui.status import memory_text, seconds_text
+from apr_tui.view import TraceView
+from core.errors import AprError, Cancelled
+from core.stages import place_text
+
+if TYPE_CHECKING:
+    from apr_tui.app import Console
+
+
+class TraceScreen(GridScreen):
+    """One trace: from the first event to the finding's sentence."""
+
+    BINDINGS = bindings(GRID)
+    kind = GRID
+    view: TraceView
+
+    def __init__(self, console: Console, request: Request) -> None:
+        super().__init__(console, TraceView(request.scope, request.threshold))
+        self.request = request
+        self.traced: Traced | None = None
+        self.known: dict[str, Any] = {}
+        self.seconds: float | None = None  # of the last finished run
+        self.end = ""                      # how the last run ended, where it gave nothing
+
+    def start(self, request: Request | None = None) -> None:
+        """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
+        request = request or self.request
+        if (request.path, request.bundle) != (self.request.path, self.request.bundle):
+            self.known = {}
+        self.request, self.traced, self.note, self.progress, self.seconds, self.end = request, None, None, None, None, ""
+        self.view.clear()
+        self.grid.is_following = True
+        self.grid.row = self.grid.column = 0
+        self.console.run_job(self, "trace", trace_job(request, self.console.door_source))
+        self.show_all()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as far as known; not yet safe to show."""
+        path = self.request.bundle or self.request.path
+        return self.traced.trace.name if self.traced else str(self.known.get("name") or (path.name if path else "demo"))
+
+    # what the frame asks
+
+    def grow(self, frame: Frame) -> set[int]:
+        """Take the numbers so far."""
+        self.known |= frame.known
+        self.view.tokens, self.view.generated = frame.tokens, frame.generated
+        return self.view.grow(frame.cells.get("", {}), frame.n_layer)
+
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the end of a trace, of an export, or of a search for hints."""
+        if kind == "hints":
+            if error is None:
+                self.view.look(findings=result)
+        elif kind == "export":
+            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+        elif error is not None:
+            self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
+            self.note = None if isinstance(error, Cancelled) else error_note(error)
+        else:
+            self.seconds = self.console.run_seconds
+            self.traced = result
+            if result.path is not None:
+                self.request = replace(self.request, path=result.path)
+            self.view.finish(result.trace, result.findings)
+            if self.grid.is_following and self.view.findings:
+                self._go_to_finding()
+        self.show_all()
+
+    def title_spans(self, width: int) -> list[Span]:
+        """Model, arch, device, compute, scope, metric, elapsed, memory."""
+        trace = self.traced.trace if self.traced else None
+        facts = trace.facts if trace else None
+        arch = (facts.arch if facts else self.known.get("arch")) or "?"
+        device = (facts.device if facts else None) or self.request.device
+        compute = (facts.compute if facts else None) or ("?" if facts else self.request.compute)
+        seconds = self.console.busy_seconds() if self.console.owner is self else self.seconds
+        planted = (trace.planted if trace else None) or self.request.plant
+        right = f"{seconds_text(seconds)}  {memory_text()} "
+        middle: list[Span] = [
+            (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"), (self.view.scope, "title"),
+            ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
+        ]
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        room = width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 1
+        name = foreign(self.model_name)
+        name = fit(name, max(min(cell_len(name), room), 6))
+        used = sum(cell_len(t) for t, _ in [*front, *middle]) + cell_len(name) + 1
+        return [*front, (f" {name}", "title"), *middle, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
+
+    def note_lines(self, width: int) -> list[list[Span]]:
+        """The finding's sentence, or what stands in for it while there is none."""
+        findings = self.view.findings
+        if findings:
+            finding = findings[self.view.finding]
+            mark = self.view.mark(finding.place)
+            name = STATES[mark][1] if mark != OK else "watch"
+            count = f"{finding.strength} {self.view.finding + 1} of {len(findings)}"
+            text = f"{mark} {place_text(finding.place)}: {foreign(finding.sentence)} ({count}, {finding.kind})"
+            return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
+        if self.traced is not None:
+            return [[(f" no finding at scope {self.view.scope}: no NaN, no ratio above {self.view.threshold:g} x", "quiet")]]
+        place = self.view.first_bad()
+        if place is not None:
+            ratio = self.view.number(place, "ratio")
+            what = "NaN or Inf" if ratio is None or ratio <= self.view.threshold else f"{ratio:.1f} x layer {(place[0] or 0) - 1}"
+            return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
+        return [[(f" {self.end}" if self.end else "", "watch")]]
+
+    def cell_spans(self, width: int) -> list[Span]:
+        """Place, its number, ratio, and who carries it."""
+        place = self.grid.place
+        mark = self.view.mark(place)
+        word, name = STATES[mark]
+        spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
+        cell = self.view.cells.get(place)
+        stats = cell.at(self.view.scope) if cell is not None else None
+        if stats is None:
+            return spans
+        from core.grid import short
+
+        ratio = self.view.number(place, "ratio")
+        facts = [f"std {short(stats.std)}"] + ([f"{short(ratio)} x layer {place[0] - 1}"] if ratio is not None else [])
+        facts += [f"mean {short(stats.mean)}", f"|x| up to {short(stats.absmax)}"]
+        if stats.peak_token is not None:
+            facts.append(f"at token {stats.peak_token} channel {stats.peak_channel}")
+        if (stats.nan or 0) + (stats.inf or 0):
+            facts.insert(0, f"{stats.nan} NaN {stats.inf} Inf")
+        if self.view.metric not in ("std", "ratio", "mean", "absmax"):
+            facts.insert(0, f"{self.view.metric} {short(self.view.number(place))}")
+        return [*spans, ("  ".join(facts), "text")]
+
+    def status_spans(self, width: int) -> list[Span]:
+        """The prompt and what the model says next."""
+        if width < DESIGN_WIDTH or self.size.height < DESIGN_HEIGHT:
+            return [(plain(f" {width} x {self.size.height} is below {DESIGN_WIDTH} x {DESIGN_HEIGHT}: not everything is in view"), "quiet")]
+        tokens = self.view.tokens
+        asked = f'"{foreign(self.request.prompt)}"' if self.request.tokens is None and self.request.bundle is None else "tokens"
+        spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
+        spans.append((plain(f" · {len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else " · tokens unknown"), "quiet"))
+        if self.view.generated:
+            spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
+        elif self.traced is not None and self.traced.trace.top:
+            spans.append((plain(" → next "), "quiet"))
+            spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in self.traced.trace.top]
+        witness = self.traced.trace.observed_equals_unobserved if self.traced else None
+        if witness is not None:
+            spans.insert(2, (" traced = untraced" if witness else " X traced differs from untraced", "quiet" if witness else "bad"))
+        return spans
+
+    def scope_changed(self) -> None:
+        """Look for the hints of the new scope."""
+        self.request = replace(self.request, scope=self.view.scope)
+        if self.traced is not None:
+            self.view.look(findings=())
+            self.console.run_job(self, "hints", hints_job(
+                self.traced.trace, self.view.scope, self.view.threshold, self.console.door_source))
+
+    def command(self) -> str:
+        """The command that gives these numbers without a screen."""
+        bundle = self.traced.bundle if self.traced else self.request.bundle
+        if bundle is not None:
+            return self.request.command("show", bundle, scope="all")
+        path = self.request.path or Path("demo.gguf")
+        return self.request.command("trace", path, scope=self.view.scope)
+
+    # actions
+
+    def action_back(self) -> None:
+        """Cancel the run, else take the message away."""
+        if self.console.cancel_job():
+            self.say("cancelling ...", "watch")
+        else:
+            self.hush()
+
+    def action_open(self) -> None:
+        """Open the layer."""
+        from apr_tui.drill import DrillScreen
+
+        if self.view.n_row:
+            self.app.push_screen(DrillScreen(self))
+
+    def action_finding(self, step: int) -> None:
+        """Walk the findings."""
+        self.note = None
+        if self.view.findings:
+            self.view.finding = (self.view.finding + step) % len(self.view.findings)
+            self.grid.is_following = False
+            self._go_to_finding()
+        self.show_lines()
+
+    def action_run(self) -> None:
+        """Run again."""
+        self.start()
+
+    def action_prompt(self) -> None:
+        """Ask for another prompt and run it."""
+        tokens = self.request.tokens
+        shown = write_prompt(self.request.prompt) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
+        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt)
+
+    def action_file(self) -> None:
+        """Ask for another file or bundle and trace it."""
+        folder = f"{self.request.path.parent}/" if self.request.path else ""
+        self.console.ask("open", folder, "a .gguf or .apr file, or a bundle's folder", self._open, is_path=True)
+
+    def action_pair(self) -> None:
+        """Compare with the sibling, or with a file that is asked for."""
+        path = (self.traced.path or self.traced.bundle) if self.traced else self.request.path
+        if path is None:
+            self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
+            return
+        other = self.console.door_source().sibling(path) if self.traced and self.traced.path else None
+        if other is not None:
+            self.console.show_pair(self.request, path, other)
+            return
+        a = path
+        self.console.ask(
+            f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
+            lambda text: self.console.show_pair(self.request, a, Path(text).expanduser()), is_path=True,
+        )
+
+    def action_export(self) -> None:
+        """Write the evidence."""
+        if self.traced is None:
+            self.say("There is nothing to export yet: the trace has to end first.", "watch")
+            return
+        out = self.console.door_source().default_out(self.traced.trace)
+        self.console.ask_export(self, self.traced.trace, out)
+
+    def action_train(self) -> None:
+        """Not built yet."""
+        self.say("The training stepper is not built yet.", "watch")
+
+    def _go_to_finding(self) -> None:
+        layer, stage = self.view.findings[self.view.finding].place
+        if layer is not None:
+            following = self.grid.is_following
+            self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
+            self.grid.is_following = following
+
+    def _set_prompt(self, text: str) -> None:
+        if text.startswith("tokens:"):
+            words = text.removeprefix("tokens:").replace(",", " ").split()
+            if not words or not all(word.isdigit() for word in words):
+                self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
+                return
+            self.start(replace(self.request, tokens=tuple(map(int, words)), bundle=None))
+        else:
+            self.start(replace(self.request, prompt=read_prompt(text), tokens=None, bundle=None))
+
+    def _open(self, text: str) -> None:
+        if text.strip():
+            self.start(replace(self.request, path=Path(text).expanduser(), bundle=None, plant=None))
+
+
+def error_note(error: Exception) -> tuple[str, str]:
+    """An error as a message under the grid."""
+    assert isinstance(error, AprError)
+    return f"X {foreign(str(error))}", "bad"
+
+
+def write_prompt(text: str) -> str:
+    """Write a prompt on one line."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def read_prompt(text: str) -> str:
+    """Read what write_prompt wrote."""
+    return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+

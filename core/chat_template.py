@@ -1,0 +1,33 @@
+"""Render a file's chat template in a process of its own, with little time and memory. The process: chat_sandbox."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from core import chat_sandbox
+from core.errors import FileError
+
+WALL_SECONDS = 20.0  # for a machine so busy that the process's own limit of CPU time is not reached
+
+
+def render_chat_template(template: str, text: str, bos: str, eos: str) -> str:
+    """Render a conversation of one user message, up to where the assistant speaks. FileError says why it cannot be."""
+    given = json.dumps({"template": template, "text": text, "bos_token": bos, "eos_token": eos})
+    # -P: the folder holds modules named as the standard library's (trace); it must stay off the child's path.
+    command = [sys.executable, "-P", "-X", "utf8", chat_sandbox.__file__]
+    try:
+        child = subprocess.run(command, input=given.encode(), capture_output=True, timeout=WALL_SECONDS, check=False)
+        answer = json.loads(child.stdout)
+    except subprocess.TimeoutExpired:
+        answer = {"error": f"it ran for more than {WALL_SECONDS:.0f} s"}
+    except ValueError:
+        limits = f"{chat_sandbox.CPU_SECONDS} s or {chat_sandbox.MEMORY_BYTES >> 20} MiB"
+        answer = {"error": f"it used more than {limits}, or its process could not start"}
+    if "error" not in answer:
+        return str(answer["text"])
+    raise FileError(
+        f"The file's chat template could not be rendered: {answer['error']}. "
+        "Leave --chat out, and write the prompt as the model expects it."
+    )

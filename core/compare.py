@@ -1,0 +1,193 @@
+"""Judge B against A, bottom up: are they comparable, what do the cells say, and what is the lowest cause.
+
+The rules are DESIGN's: tokens and hyper-parameters first, weights next, activations last. pair.py measures, replay.py checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from core.comparability import differing_facts, differing_vocabularies
+from core.pair import CLEAR, Pair, run_pair
+from core.replay import replay
+from core.run import SEED, Side, top_tokens
+from core.saved_pair import differing_stats, value_cells
+from core.spikes import find_hints
+from core.stages import GRID, Place, place_order, place_text
+from core.tap import no_tap
+from core.trace import Emit, Event, IsCancelled, Trace
+from core.verdict import Check, Comparison, Difference, LocalError
+from core.weight_diff import WeightDiff, key_diffs, weight_diffs
+
+NAMED_WEIGHTS = 3  # in a reason; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a pair, beside the pair itself."""
+
+    scope: str
+    threshold: float
+    keep_values: bool
+    emit: Emit
+    cancelled: IsCancelled
+
+
+def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
+    """Run two sides in lockstep and judge B against A; trace_a and trace_b say how they are taken, and are filled in."""
+    blocks = differing_facts(trace_a, trace_b, ask.scope) + differing_vocabularies(a.model.file, b.model.file)
+    if blocks:
+        return Comparison("NOT_COMPARABLE", tuple(blocks), trace_a, trace_b, ask.scope)
+    ids = [t.id for t in trace_a.tokens]
+    ask.emit(Event("phase", "comparing"))
+    kept: tuple[dict[Place, object], dict[Place, object]] | None = ({}, {}) if ask.keep_values else None
+    pair = run_pair(a, b, ids, scope=ask.scope, seed=SEED, emit=ask.emit, keep=kept, cancelled=ask.cancelled)  # type: ignore[arg-type]
+    trace_a, trace_b = (
+        replace(t, cells=c, top=top_tokens(s.model.file, logits), observed_equals_unobserved=same,
+                values=None if kept is None else kept[i])
+        for i, (t, c, s, logits, same) in enumerate(zip(
+            (trace_a, trace_b), (pair.a, pair.b), (a, b), pair.logits, pair.witnesses, strict=True)))
+    differing = [p for p in sorted(pair.cells, key=place_order) if pair.cells[p].state == "differs"]
+    done = Comparison("", (), trace_a, trace_b, ask.scope, cells=pair.cells)
+    if not differing:
+        return _agreement(done, ask)
+    return _explain(a, b, done, differing[0], ids, ask)
+
+
+def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
+    """Judge two traces of which at least one is saved and cannot be run again: by values, else by statistics."""
+    blocks = differing_facts(left, right, ask.scope)
+    done = Comparison("", (), left, right, ask.scope)
+    if blocks:
+        return replace(done, verdict="NOT_COMPARABLE", reasons=tuple(blocks))
+    cells = value_cells(left, right, ask.scope)
+    done = replace(done, cells=cells)
+    if set(GRID) <= {stage for _, stage in cells}:
+        return _judge_values(done, ask)
+    differing = differing_stats(left, right, ask.scope)
+    if not differing:
+        shared = _shared_hint(done, ask)
+        return replace(done, verdict="H1" if shared else "AGREE", reasons=(
+            f"all statistics are equal within their printed precision{'; both sides show it: ' + shared if shared else ''}",))
+    return replace(done, verdict="INCONCLUSIVE", reasons=(
+        f"{len(differing)} cells have other statistics, first {differing[0]}",
+        "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values"))
+
+
+def _agreement(done: Comparison, ask: Question) -> Comparison:
+    """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor."""
+    worst = max(done.cells, key=lambda p: _multiple(done.cells[p]), default=None)
+    cell = done.cells[worst] if worst is not None else None
+    if cell is not None and worst is not None and cell.state == "unclear":
+        return replace(
+            done, verdict="INCONCLUSIVE", measured=cell.rel_l2, floor=cell.floor, token=cell.token, channel=cell.channel,
+            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {_multiple(cell):.1f} x its floor: above noise "
+                     f"(3 x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
+    shared = _shared_hint(done, ask)
+    same = "no cell differs beyond 3 x its measured floor"
+    if shared:
+        return replace(done, verdict="H1", reasons=(f"{same}; both sides show it: {shared}",),
+                       measured=cell.rel_l2 if cell else None, floor=cell.floor if cell else None)
+    return replace(done, verdict="AGREE", reasons=(same,), measured=cell.rel_l2 if cell else None,
+                   floor=cell.floor if cell else None)
+
+
+def _shared_hint(done: Comparison, ask: Question) -> str | None:
+    """The first hint that names the same cell on both sides."""
+    left, right = (find_hints(t, scope=ask.scope, threshold=ask.threshold) for t in (done.a, done.b))
+    named = {f.place for f in right}
+    return next((f.sentence for f in left if f.place in named), None)
+
+
+def _explain(a: Side, b: Side, done: Comparison, first: Place, ids: list[int], ask: Question) -> Comparison:
+    """A cell differs: find the side that float64 finds wrong, else the lowest declared choice or cause."""
+    cell = done.cells[first]
+    done = replace(done, first=first, token=cell.token, channel=cell.channel, measured=cell.rel_l2, floor=cell.floor)
+    ask.emit(Event("phase", "comparing weights"))
+    keys = key_diffs(a.model.arch, b.model.arch)
+    weights = [] if a.model.file is b.model.file else weight_diffs(a.model.file, b.model.file, ask.cancelled)
+    choices = (a.compute, a.model.device) != (b.compute, b.model.device)
+    chosen = choices or any(w.is_explained for w in weights)
+    ask.emit(Event("phase", "checking both sides against float64"))
+    last = None if chosen else first[0] if first[0] is not None or first[1] != "embedding" else 0
+    wrong = {}
+    for name, side, traced in (("A", a, done.a), ("B", b, done.b)):
+        errors, _ = replay(side, ids, watch=no_tap, last_layer=last, cancelled=ask.cancelled)
+        place = Check(traced, errors).first
+        if place is not None:
+            wrong[name] = (place, errors[place])
+    if wrong:
+        return _bug(done, wrong)
+    if keys:
+        return replace(done, verdict="H2", reasons=tuple(f"hyper-parameter {k}" for k in keys) + (_each_right(),))
+    changed = [w for w in weights if not w.is_explained]
+    unknown = [w for w in changed if w.quant_a != w.quant_b and w.bound is None and "absent" not in (w.quant_a, w.quant_b)]
+    if unknown and unknown == changed:
+        return replace(done, verdict="INCONCLUSIVE", reasons=(_name(unknown), "a type among them has no measured row"))
+    if changed:
+        return replace(done, verdict="H2", reasons=(_name(changed), _each_right()))
+    if weights and not choices:
+        return replace(done, verdict="H3", reasons=(_name(weights), "each side is right by its own weights in float64"))
+    if choices:
+        return _choice(a, b, done, weights, ids, ask)
+    return replace(done, verdict="H2", reasons=("same weights, same hyper-parameters and same compute, yet the values differ; "
+                                                "each single stage is within its floor of float64 on both sides",))
+
+
+def _bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) -> Comparison:
+    """H2 with a proof: the first place that float64 finds wrong, and the side (None where both are wrong)."""
+    side, (place, error) = min(wrong.items(), key=lambda item: place_order(item[1][0]))
+    cell = done.cells[place]
+    reason = (f"{place_text(place)} of {side} is not what float64 makes of its own inputs and weights: NMSE {error.nmse:.2g}, "
+              f"floor {error.limit:.2g}; token {error.token}, channel {error.channel}")
+    later = [p for p, c in done.cells.items() if c.state == "differs" and place_order(p) > place_order(place)]
+    both = len(wrong) > 1 and len({p for p, _ in wrong.values()}) == 1
+    return replace(
+        done, verdict="H2", first=place, side=None if both else side, token=error.token, channel=error.channel,
+        measured=cell.rel_l2, floor=cell.floor,
+        reasons=(reason, f"{len(later)} later cells differ: downstream") if later else (reason,))
+
+
+def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], ids: list[int], ask: Question) -> Comparison:
+    """H3 where A's file, run as B declares it, gives B's values; else H2."""
+    says = f"compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
+    if weights:
+        return replace(done, verdict="H3", reasons=(f"declared: {says}", _name(weights), "each side is right by its own weights"))
+    ask.emit(Event("phase", f"re-running A as B declares it ({b.compute})"))
+    again = replace(a, model=replace(a.model, device=b.model.device), compute=b.compute)
+    pair: Pair = run_pair(again, b, ids, scope=ask.scope, seed=SEED, witness=False, emit=lambda event: None, cancelled=ask.cancelled)
+    left = [p for p, c in pair.cells.items() if c.state == "differs"]
+    if left:
+        return replace(done, verdict="H2", reasons=(
+            f"declared: {says}; but A re-run so still differs from B at {place_text(min(left, key=place_order))}",))
+    return replace(done, verdict="H3", reasons=(f"declared: {says}; A re-run so gives B's values within the floor",))
+
+
+def _name(diffs: Sequence[WeightDiff]) -> str:
+    parts = [f"{w.name} differs by {w.relative:.2g} relative ({w.quant_a} in A, {w.quant_b} in B"
+             + (f"; their rounding explains {w.bound:.2g})" if w.bound is not None else f", most in row {w.row})")
+             for w in diffs[:NAMED_WEIGHTS]]
+    return "weights: " + "; ".join(parts) + (f"; and {len(diffs) - NAMED_WEIGHTS} more" if len(diffs) > NAMED_WEIGHTS else "")
+
+
+def _each_right() -> str:
+    return "each side is right by its own weights in float64, so that neither is named as the wrong one"
+
+
+def _multiple(cell: Difference) -> float:
+    return cell.rel_l2 / cell.floor if cell.rel_l2 is not None and cell.floor else 0.0
+
+
+def _judge_values(done: Comparison, ask: Question) -> Comparison:
+    differing = [p for p in sorted(done.cells, key=place_order) if done.cells[p].state == "differs"]
+    if not differing:
+        return _agreement(done, ask)
+    first, cell = differing[0], done.cells[differing[0]]
+    done = replace(done, first=first, token=cell.token, channel=cell.channel, measured=cell.rel_l2)
+    unmeasured = "no weights at hand: the floor is not measured (1e-6 is taken) and no side is found wrong"
+    planted = any(t.planted for t in (done.a, done.b))
+    if done.a.facts.compute != done.b.facts.compute and not planted:
+        return replace(done, verdict="INCONCLUSIVE", reasons=(
+            f"compute {done.a.facts.compute} against {done.b.facts.compute} may explain it; {unmeasured}. Compare the files.",))
+    return replace(done, verdict="H2", reasons=(f"{place_text(first)} differs by {cell.rel_l2:.2g}", unmeasured))

@@ -1,0 +1,88 @@
+"""Write the demonstration pair, demo.gguf and demo.apr, and keep one in the user's cache. Its making: demo_model.py.
+
+A fault (faults_bytes.py) is planted in the .apr alone, and the file says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from core.apr_writer import write_apr
+from core.demo_model import demo_model
+from core.errors import AprError, OutputError, UsageError
+from core.faults_bytes import plant_fault
+from core.gguf_writer import write_gguf
+from core.reader import open_model
+
+NAMES = ("demo.gguf", "demo.apr")
+
+
+def write_demo(folder: Path, fault: str | None = None, force: bool = False) -> tuple[Path, Path]:
+    """Write the pair into folder and return both paths.
+
+    Errors: UsageError for an unknown fault, or a file that exists without force; OutputError for the folder.
+    """
+    model = demo_model()
+    paired = replace(model, keys={**model.keys, "apr.rope_type": 2})
+    other = paired if fault is None else plant_fault(paired, fault)
+    gguf, apr = folder / NAMES[0], folder / NAMES[1]
+    for path in (gguf, apr):
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already. Give another folder, or --force to replace it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} could not be made: {error.strerror}. Give another folder with --out.") from error
+    write_gguf(gguf, model, force=force)
+    write_apr(apr, other, force=force)
+    return gguf, apr
+
+
+def demo_folder() -> Path:
+    """Return the folder where the demonstration is kept: the user's cache, under this version's name."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"))
+    try:
+        return base / "apr-tui" / f"demo-{version('apr-tui')}"
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return base / "apr-tui" / "demo-source"
+
+
+def ensure_demo() -> tuple[Path, Path]:
+    """Return the kept pair, built where it is absent or broken; in a temporary folder where the cache is read-only."""
+    folder = demo_folder()
+    if not _is_whole(folder):
+        try:
+            _build(folder)
+        except (OSError, OutputError):
+            return write_demo(Path(tempfile.mkdtemp(prefix="apr-tui-demo-")))
+    return folder / NAMES[0], folder / NAMES[1]
+
+
+def _build(folder: Path) -> None:
+    """Build beside the folder and rename, so that a second process finds the pair whole or absent."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write_demo(work / "new")
+        if folder.exists() and not _is_whole(folder):  # asked again: another process may have built it meanwhile
+            folder.rename(work / "broken")
+        if not folder.exists():
+            (work / "new").rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """True where both files open; a file that was cut fails its bounds."""
+    try:
+        for name in NAMES:
+            open_model(folder / name)
+    except (AprError, OSError):
+        return False
+    return True

@@ -1,0 +1,33 @@
+"""Map a file into memory, read-only, and name what stands in the way. It knows no format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import FileError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def map_file(path: Path) -> Bytes:
+    """Return the file's bytes, mapped and not read; FileError where there is no such file, or nothing in it."""
+    try:
+        if path.is_dir():
+            raise FileError(f"{path} is a folder; a model file (.gguf or .apr) was needed. Name the file inside it.")
+        if path.exists() and not path.is_file():
+            raise FileError(f"{path} is not a regular file, so it cannot be mapped. Copy it to a file first.")
+        if path.stat().st_size == 0:
+            raise FileError(f"{path} is empty (0 bytes); a model file was needed. Copy or download it again.")
+        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist. Give the path of a .gguf or .apr file.") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error
+
+
+def shown(name: str) -> str:
+    """Write a name that came from a file so that it is safe on a terminal: quoted, escaped, at most 80 characters."""
+    return ascii(name if len(name) <= 80 else name[:77] + "...")

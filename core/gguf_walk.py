@@ -1,0 +1,127 @@
+"""Walk the bytes of a GGUF header: numbers, strings, values, arrays. What they mean: gguf_file.
+
+Strings of an array are skipped and not made, so a vocabulary of 152,000 tokens costs some 20 ms. Nothing is trusted:
+every read is checked against the end of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import FileError
+from core.file_map import Bytes, shown
+from core.model_file import LazyArray, Value
+
+BOOL, STRING, ARRAY = 7, 8, 9
+VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("" where it has no fixed size)
+    0: ("UINT8", "<B"), 1: ("INT8", "<b"), 2: ("UINT16", "<H"), 3: ("INT16", "<h"), 4: ("UINT32", "<I"),
+    5: ("INT32", "<i"), 6: ("FLOAT32", "<f"), 7: ("BOOL", "<?"), 8: ("STRING", ""), 9: ("ARRAY", ""),
+    10: ("UINT64", "<Q"), 11: ("INT64", "<q"), 12: ("FLOAT64", "<d"),
+}
+_U64 = struct.Struct("<Q")
+
+
+class Walk:
+    """A place in a header that moves forward."""
+
+    def __init__(self, path: Path, data: Bytes) -> None:
+        self.file, self.data, self.buffer, self.at, self.size = path.name, data, data.data, 0, len(data)
+
+    def damaged(self, what: str) -> FileError:
+        """Make the error for a header that says something impossible."""
+        return FileError(f"{self.file}: {what} The header is damaged; copy or download the file again.")
+
+    def needs(self, n_bytes: int, what: str) -> None:
+        """Check that so many bytes are left."""
+        if n_bytes > self.size - self.at:
+            raise FileError(
+                f"{self.file} is cut short or damaged: {what} would end at byte {self.at + n_bytes}, "
+                f"but the file has {self.size}. Copy or download it again.",
+            )
+
+    def scalar(self, code: str, what: str) -> Any:  # noqa: ANN401 (a number of any type)
+        """Read one number."""
+        self.needs(struct.calcsize(code), what)
+        (value,) = struct.unpack_from(code, self.buffer, self.at)
+        self.at += struct.calcsize(code)
+        return value
+
+    def text(self, what: str) -> bytes:
+        """Read one string, as bytes."""
+        length = self.scalar("<Q", what)
+        self.needs(length, what)
+        self.at += length
+        return bytes(self.buffer[self.at - length : self.at])
+
+    def name(self, what: str) -> str:
+        """Read a string that names something: it must be UTF-8 and not empty."""
+        begin = self.at
+        try:
+            name = self.text(what).decode()
+        except UnicodeDecodeError:
+            raise self.damaged(f"{what} at byte {begin} is not UTF-8 text.") from None
+        if not name:
+            raise self.damaged(f"{what} at byte {begin} is empty.")
+        return name
+
+    def value(self, key: str) -> tuple[Value, str]:
+        """Read one value, with the name of its type."""
+        what = f"key {shown(key)}"
+        kind = self.kind(what)
+        name, code = VALUE_TYPES[kind]
+        if kind == ARRAY:
+            return self.array(what), name
+        if kind == STRING:
+            return self.text(what).decode(errors="replace"), name
+        value: Value = self.scalar(code, what)
+        return value, name
+
+    def kind(self, what: str) -> int:
+        """Read the id of a value's type."""
+        kind = int(self.scalar("<I", what))
+        if kind not in VALUE_TYPES:
+            raise self.damaged(f"{what} has value type {kind}; GGUF has 0 to 12.")
+        return kind
+
+    def array(self, what: str) -> LazyArray:
+        """Step over an array, keeping where it stands."""
+        kind = self.kind(what)
+        if kind == ARRAY:
+            raise FileError(f"{self.file}: {what} is an array of arrays, which no known model needs. Convert it again.")
+        name, code = VALUE_TYPES[kind]
+        count = int(self.scalar("<Q", what))
+        item_bytes = _U64.size if kind == STRING else struct.calcsize(code)
+        self.needs(count * item_bytes, f"{what} ({count} items)")
+        begin, data = self.at, self.data
+        if kind == STRING:
+            self.skip_strings(count, what)
+            return LazyArray(name, count, lambda: _strings(data, begin, count))
+        self.at += count * item_bytes
+        numbers = data[begin : self.at]
+        if kind == BOOL:
+            return LazyArray(name, count, lambda: (numbers != 0).tolist())
+        return LazyArray(name, count, lambda: numbers.view(np.dtype(code)).tolist())
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Step over so many strings; locals, because a vocabulary and its merges are 300,000 of them."""
+        unpack, buffer, at = _U64.unpack_from, self.buffer, self.at
+        try:
+            for _ in range(count):
+                at += 8 + unpack(buffer, at)[0]
+        except (struct.error, OverflowError):  # the last length led past the end
+            at = max(at, self.size + 1)
+        self.needs(at - self.at, f"{what} ({count} strings)")
+        self.at = at
+
+
+def _strings(data: Bytes, at: int, count: int) -> list[str]:
+    unpack, buffer, out = _U64.unpack_from, data.data, []
+    for _ in range(count):
+        begin = at + 8
+        at = begin + unpack(buffer, at)[0]
+        out.append(str(buffer[begin:at], "utf-8", "replace"))
+    return out

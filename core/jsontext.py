@@ -1,0 +1,59 @@
+"""Write records as JSON that any reader accepts: None is null, non-finite numbers are strings. It knows no record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from core.errors import FileError
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return the value as one JSON document in ASCII; a control character never stands in it unescaped."""
+    text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
+    return text.replace("\x7f", "\\u007f")
+
+
+def from_json(text: str | bytes, name: str) -> Any:  # noqa: ANN401 (a document is any value)
+    """Parse a JSON document; FileError names it. NaN and Infinity literals are no JSON."""
+    def refuse(literal: str) -> object:
+        raise ValueError(f"{literal} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{name} is not a JSON document: {error}. The bundle is damaged; trace again.") from error
+
+
+def plain(value: object) -> Any:  # noqa: ANN401
+    """Turn records, mappings, sequences and numpy scalars into what json writes; nan and inf into strings."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Iterable):
+        return [plain(v) for v in value]
+    item = getattr(value, "item", None)
+    assert callable(item), f"{type(value).__name__} has no JSON form"
+    return plain(item())
+
+
+def number(value: object) -> float | None:
+    """Read a number that plain wrote: null is None, the strings nan, inf and -inf are floats; ValueError otherwise."""
+    if value is None:
+        return None
+    if value in ("nan", "inf", "-inf"):
+        return float(str(value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)

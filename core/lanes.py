@@ -1,0 +1,85 @@
+"""Drive several forwards side by side, so that each weight is decoded once for all of them.
+
+A lane is one run of the forward. Lanes advance in the order given, one product at a time, so a later lane may use what an
+earlier one has just tapped (the float64 replay does). It neither measures nor judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.errors import Cancelled, DeviceError
+from core.forward import Product, Steps
+from core.matmul import multiply
+from core.trace import IsCancelled, never
+
+
+@dataclass(slots=True)
+class Lane:
+    """One run of the forward with its compute and thread count; result is set when it ends."""
+
+    steps: Steps
+    compute: str = "f32"
+    threads: int | None = None
+    ask: Product | None = None
+    result: Tensor | None = None
+
+    def advance(self, value: Tensor | None) -> None:
+        """Send the product it waits for (None at the start) and run to its next request or its end."""
+        self.take_threads()
+        try:
+            self.ask = next(self.steps) if value is None else self.steps.send(value)
+        except StopIteration as end:
+            self.ask, self.result = None, end.value
+
+    def take_threads(self) -> None:
+        """Set torch to this lane's thread count."""
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+
+def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCancelled = never) -> list[Tensor]:
+    """Run every lane to its end and return their logits; raises Cancelled when cancelled() turns true, DeviceError.
+
+    enough: turns true to stop early, without logits.
+    """
+    def check() -> None:
+        if cancelled():
+            raise Cancelled("the run was cancelled")
+
+    try:
+        with torch.inference_mode():
+            for lane in lanes:
+                lane.advance(None)
+            while any(lane.ask for lane in lanes) and not enough():
+                check()
+                _round(lanes, check)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"the device is out of memory: {error}. Use --device cpu, or a shorter prompt.") from error
+    finally:
+        for lane in lanes:
+            lane.steps.close()
+    return [lane.result for lane in lanes if lane.result is not None]
+
+
+def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
+    """Answer every waiting lane once: lanes that ask for the same weight on the same device share its decoding."""
+    answers: dict[int, Tensor] = {}
+    waiting = {i: lane.ask for i, lane in enumerate(lanes) if lane.ask is not None}
+    for i, ask in waiting.items():
+        if i in answers:
+            continue
+        same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
+        lanes[i].take_threads()
+        products = multiply(ask.weight, [(waiting[j].x, lanes[j].compute) for j in same], check)
+        answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
+    for i, value in answers.items():
+        lanes[i].advance(value)
+
+
+def _shares(a: Product, b: Product) -> bool:
+    return a.weight is b.weight and a.x.device == b.x.device

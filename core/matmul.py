@@ -1,0 +1,81 @@
+"""Multiply by a stored weight: decode its rows a few at a time, then multiply, at the declared compute.
+
+Not here: the decoders (decode.py), the forward that asks for products (forward.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from core.decode import decode_rows
+from core.model_file import Weight
+
+CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
+K_BLOCK, SMALL_BLOCK = 256, 32
+
+
+def bf16(x: Tensor) -> Tensor:
+    """Round to bfloat16."""
+    return x.to(torch.bfloat16)
+
+
+def q8_k(x: Tensor) -> Tensor:
+    """Round as ggml's Q8_K does: blocks of 256, -127 for the value of largest size. Source: ggml quantize_row_q8_K_ref."""
+    blocks = x.reshape(-1, K_BLOCK)
+    peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    inverse = torch.where(peak == 0, 0.0, -127.0 / peak)
+    q = (inverse * blocks).round().clamp(max=127)
+    return torch.where(inverse == 0, 0.0, q * (1 / inverse)).reshape(x.shape)
+
+
+def q8_0(x: Tensor) -> Tensor:
+    """Round as ggml's Q8_0 does: blocks of 32, scale = largest size / 127 in float16. Source: ggml quantize_row_q8_0_ref."""
+    blocks = x.reshape(-1, SMALL_BLOCK)
+    d = blocks.abs().amax(1, keepdim=True) / 127
+    q = torch.where(d == 0, 0.0, (blocks * (1 / d)).round())
+    return (q * d.half().to(x.dtype)).reshape(x.shape)
+
+
+# compute -> (what is said of it, rounding unit of an activation)
+COMPUTES = {
+    "f32": ("float32 activations on exactly dequantised weights", 2.0**-23),
+    "q8": ("activations rounded to 8 bits as ggml does (Q8_K for K-quants, Q8_0 for other quants)", 2.0**-8),
+    "bf16": ("activations and weights in bfloat16, sums in float32", 2.0**-8),
+}
+
+
+def kernel_path(compute: str, device: torch.device) -> str:
+    """Name the kernel path and say why it was chosen."""
+    where = "whole tensors" if device.type == "cuda" else f"{CHUNK_WEIGHTS} weights at a time"
+    return f"decode-then-multiply {compute}, {where} (the only path of this build)"
+
+
+def multiply(weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None]) -> list[Tensor]:
+    """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all of them.
+
+    cancelled: called between chunks; it raises to end the run.
+    """
+    rows, cols = weight.shape
+    step = max(1, CHUNK_WEIGHTS // cols) if asks[0][0].device.type == "cpu" else rows
+    outs = [x.new_empty(x.shape[0], rows) for x, _ in asks]
+    inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
+    scratch = torch.empty((min(step, rows), cols), device=asks[0][0].device)
+    for start in range(0, rows, step):
+        cancelled()
+        stop = min(start + step, rows)
+        w = decode_rows(weight, start, stop, scratch.device, out=scratch[: stop - start])
+        for out, x in zip(outs, inputs, strict=True):
+            out[:, start:stop] = x @ w.to(x.dtype).T
+    return outs
+
+
+def _rounded(x: Tensor, compute: str, quant: str) -> Tensor:
+    if compute == "bf16":
+        return bf16(x)
+    if compute == "q8" and quant not in ("F32", "F16", "BF16"):
+        wide = quant.endswith("_K") and x.shape[-1] % K_BLOCK == 0
+        return q8_k(x) if wide else q8_0(x) if x.shape[-1] % SMALL_BLOCK == 0 else x
+    return x

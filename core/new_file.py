@@ -1,0 +1,41 @@
+"""Make a file that is whole or absent: written under another name, then renamed. What goes into it is the caller's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import OutputError, UsageError
+
+
+@contextmanager
+def new_file(path: Path, force: bool = False) -> Iterator[Path]:
+    """Yield the name to write under; rename it when the block ends well, remove it when it does not.
+
+    Errors: UsageError where the file exists and force is not given; OutputError where it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; the name of a file was needed.")
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already. Give another name, or --force to replace it.")
+        part.open("wb").close()  # whether it can be written shows before the work
+    except OSError as error:
+        raise _not_written(path, error) from error
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} could not be written: {error.strerror or error}. Nothing was left behind. "
+        "Give a folder that exists, is writable and has room.",
+    )

@@ -1,0 +1,83 @@
+"""The few operations of a decoder layer, in whatever float type comes in. No weights, no files, no state.
+
+Shape letters: T tokens, S positions so far, D model, N query heads, K key-value heads, H head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from core.arch import Rope
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x^2) + eps) * weight, over the last axis. Source: Zhang and Sennrich 2019."""
+    return x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps) * weight_D
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x / (1 + e^-x)."""
+    return torch.nn.functional.silu(x)
+
+
+def rope_angles(rope: Rope, start: int, n_token: int, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [T, dim / 2] in float64 for positions from start; factors divides each frequency (rope_freqs).
+
+    Source: Su et al. 2021; YaRN: Peng et al. 2023, with ggml's rounding of the ramp's ends.
+    """
+    half = torch.arange(rope.dim // 2, dtype=torch.float64)
+    freq = rope.base ** (-2.0 * half / rope.dim)
+    if factors is not None:
+        freq = freq / factors.double().cpu()
+    scale = rope.attention_factor
+    if rope.scaling == "linear":
+        freq = freq / rope.factor
+    elif rope.scaling == "yarn":
+        keep = 1 - ((half - _yarn_low(rope)) / max(0.001, _yarn_high(rope) - _yarn_low(rope))).clamp(0, 1)
+        freq = freq / rope.factor * (1 - keep) + freq * keep
+        scale *= 1 + 0.1 * math.log(rope.factor)
+    angle = torch.arange(start, start + n_token, dtype=torch.float64)[:, None] * freq
+    return angle.cos() * scale, angle.sin() * scale
+
+
+def rotate(x_TNH: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
+    """Turn each pair of the first 2 * cos.shape[1] channels of every head by its angle; the rest pass."""
+    cos, sin = (t.to(x_TNH)[:, None, :] for t in (cos, sin))
+    dim = 2 * cos.shape[-1]
+    turned, rest = x_TNH[..., :dim], x_TNH[..., dim:]
+    if pairing == "halves":
+        a, b = turned.chunk(2, -1)
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    return torch.cat((out, rest), -1) if rest.shape[-1] else out
+
+
+def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
+    """Return softmax(q k / sqrt(H)) v [T, N * H]; causal, the T queries being the last of the S positions."""
+    n_token, n_head, _ = q_TNH.shape
+    n_past, group = k_SKH.shape[0] - n_token, n_head // k_SKH.shape[1]
+    q, k, v = (t.transpose(0, 1) for t in (q_TNH, k_SKH, v_SKH))
+    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+    mask = None
+    if n_past and n_token > 1:
+        mask = torch.ones(n_token, k.shape[1], dtype=torch.bool, device=q.device).tril(n_past)
+    mix = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=n_past == 0 and n_token > 1)
+    return mix[0].transpose(0, 1).flatten(1)
+
+
+def _yarn_end(rope: Rope, turns: float) -> float:
+    return rope.dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+
+
+def _yarn_low(rope: Rope) -> float:
+    return max(0, math.floor(_yarn_end(rope, rope.beta_fast)))
+
+
+def _yarn_high(rope: Rope) -> float:
+    return min(rope.dim - 1, math.ceil(_yarn_end(rope, rope.beta_slow)))

@@ -1,0 +1,43 @@
+"""Open a model file by its first bytes, whatever its name. The formats themselves: gguf_file, apr_file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from core.apr_file import read_apr
+from core.errors import FileError
+from core.file_map import map_file
+from core.gguf_file import read_gguf
+from core.model_file import ModelFile
+
+READERS: dict[bytes, Callable[[Path], ModelFile]] = {
+    b"GGUF": read_gguf,
+    b"APR\0": read_apr,
+    b"APRN": read_apr,  # the older containers: read_apr names and refuses them
+    b"APR1": read_apr,
+    b"APR2": read_apr,
+}
+OTHERS = {  # what people open by mistake
+    b"PK\x03\x04": "a zip archive (perhaps a PyTorch checkpoint)",
+    b"\x1f\x8b": "a gzip archive",
+    b"APRT": "an APRT stage dump",
+    b"ggml": "an old ggml file",
+    b"ggjt": "an old ggml file",
+}
+
+
+def open_model(path: Path) -> ModelFile:
+    """Open a .gguf or .apr file; FileError where there is none, or it is something else."""
+    data = map_file(path)
+    magic = bytes(data[:4])
+    reader = READERS.get(magic)
+    if reader is not None:
+        return reader(path)
+    if len(magic) < 4 and any(known.startswith(magic) for known in READERS):
+        raise FileError(f"{path.name} is cut short: it has {len(magic)} bytes. Copy or download it again.")
+    guess = next((what for begin, what in OTHERS.items() if magic.startswith(begin)), None)
+    if guess is None and bytes(data[8:9]) == b"{":
+        guess = "probably a safetensors file"
+    found = f"it is {guess}" if guess else f"it begins with {magic!r}"
+    raise FileError(f"{path.name} is not a model that this build reads: {found}. Convert it to GGUF or .apr v2.")

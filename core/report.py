@@ -1,0 +1,94 @@
+"""Write a trace as text for a person: plain (report.txt, show --text) and Markdown. No time, path or command in it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from core.finding import Finding
+from core.grid import LINE_WIDTH, grid_text, layers, marks, short, title_lines, value
+from core.safe_text import safe_text
+from core.stages import GRID, place_text
+from core.trace import Trace
+
+MAX_TOKENS = 32  # listed; the rest stands in manifest.json
+WITNESS = {True: "yes, bit for bit", False: "NO: watching changed the result", None: "NOT_MEASURED"}
+BOLD = "X!"
+GLUE = "\x00"  # a space where no line may break; safe_text lets no other through
+
+
+def report_text(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
+    """Write the report: grid, findings, next tokens, input, witness, notes."""
+    sections = [grid_text(trace, scope, "std", findings, threshold), findings_text(findings)]
+    sections += [text for text in (top_text(trace), tokens_text(trace)) if text]
+    closing = [f"Traced equals untraced: {WITNESS[trace.observed_equals_unobserved]}", _facts_line(trace)]
+    closing += [f"Note: {safe_text(note)}" for note in trace.notes]
+    return "\n".join([*sections, _wrapped(closing)])
+
+
+def findings_text(findings: Sequence[Finding], limit: int | None = None) -> str:
+    """List the findings, a sentence each, in order; limit: how many before "and N more"."""
+    if not findings:
+        return "Findings: none.\n"
+    shown = findings[:limit]
+    lines = [f"{i:>3}. {f.kind} at {place_text(f.place)}, scope {f.scope} ({f.strength}): {safe_text(f.sentence)}"
+             for i, f in enumerate(shown, 1)]
+    more = [f"     and {len(findings) - len(shown)} more."] if len(shown) < len(findings) else []
+    return "Findings, first the one to look at:\n" + _wrapped([*lines, *more], indent=5)
+
+
+def top_text(trace: Trace) -> str:
+    """List the likeliest next tokens and the generated text; "" where the run has neither."""
+    lines = [f"  {_quoted(t.text):<24} id {t.id:<8} logit {t.logit:.4f}" for t in trace.top]
+    text = "Next token:\n" + "\n".join(lines) + "\n" if lines else ""
+    return text + (f"Generated: {_quoted(trace.generated)}\n" if trace.generated is not None else "")
+
+
+def tokens_text(trace: Trace) -> str:
+    """List the input's tokens with their positions and ids; "" where they are unknown."""
+    if not trace.tokens:
+        return ""
+    words = [f"{i}:{t.id}" + (f" {_quoted(t.text)}" if t.text is not None else "") for i, t in enumerate(trace.tokens)]
+    more = [f"and {len(words) - MAX_TOKENS} more in manifest.json"] if len(words) > MAX_TOKENS else []
+    kept = [word.replace(" ", GLUE) for word in words[:MAX_TOKENS]]
+    return _wrapped(["Tokens: " + "  ".join(kept + more)]).replace(GLUE, " ")
+
+
+def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
+    """Write the grid and the findings as Markdown; X and ! cells are bold."""
+    mark = marks(trace.cells, scope, threshold)
+    lines = [f"### {_plain_markdown(title_lines(trace, scope, 'std')[-2])}", ""]
+    if trace.planted:
+        lines += [f"**PLANTED {_plain_markdown(trace.planted)}**: this run carries a bug put there on purpose.", ""]
+    lines += [title_lines(trace, scope, "std")[-1], ""]
+    lines += ["| layer | " + " | ".join(GRID) + " |", "|---:" * (len(GRID) + 1) + "|"]
+    for layer in layers(trace.cells):
+        texts = [(short(value(trace.cells, (layer, s), scope, "std")), mark[layer, s]) for s in GRID]
+        lines.append(f"| {layer} | " + " | ".join(f"**{t} {m}**" if m in BOLD else t for t, m in texts) + " |")
+    lines += ["", "Findings (hints say where to look; they prove nothing):" if findings else "Findings: none.", ""]
+    lines += [f"{i}. **{f.kind} {place_text(f.place)}** ({f.strength}, scope {f.scope}): {_plain_markdown(f.sentence)}"
+              for i, f in enumerate(findings, 1)]
+    lines += ["", f"Traced equals untraced: {WITNESS[trace.observed_equals_unobserved]}."]
+    return "\n".join(lines) + "\n"
+
+
+def _facts_line(trace: Trace) -> str:
+    facts = trace.facts
+    names = ("engine", "arch", "compute", "device", "threads", "kernel", "dtype", "definition")
+    known = [f"{name} {safe_text(str(getattr(facts, name)))}" for name in names if getattr(facts, name) is not None]
+    unknown = [name for name in names if getattr(facts, name) is None]
+    return "Taken with: " + ", ".join(known) + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+
+
+def _quoted(text: str | None) -> str:
+    return "-" if text is None else "'" + safe_text(text) + "'"
+
+
+def _wrapped(lines: Sequence[str], indent: int = 2) -> str:
+    rest = " " * indent
+    wrapped = (textwrap.wrap(line, LINE_WIDTH, subsequent_indent=rest, drop_whitespace=True) or [""] for line in lines)
+    return "\n".join(part for parts in wrapped for part in parts) + "\n"
+
+
+def _plain_markdown(text: str) -> str:
+    return "".join("\\" + c if c in "\\`*_[]<>|#" else c for c in safe_text(text))

@@ -1,0 +1,1 @@
+"""Sources of a trace other than our own forward: other tools' files, other engines."""

@@ -1,0 +1,233 @@
+"""Read the text of `apr trace FILE --payload`: mean and std of every stage, printed with four decimals.
+
+Not all of it: colours, the legend and the verdict lines at its end are left alone. Its rules: sample std over finite values;
+an .apr is traced over all tokens of the prompt, a .gguf over the last; the logits are always the last token's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from core.errors import FileError
+from core.sources.contract import UNKNOWN, Said, agreed, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.stages import GRID, Place
+from core.stats import Stats
+from core.trace import Facts, NextToken, Token, Trace
+
+HEADINGS = {  # how a line begins that opens a section
+    "EMBEDDING:": "embedding", "LAYER-BY-LAYER": "layers", "FINAL LAYER NORM": "final_norm", "LM_HEAD": "logits",
+    "Top ": "top", "TRACE SUMMARY": "summary",
+}
+SCOPE_OF_FORMAT = {"apr": "all", "gguf": "last"}  # aprender's two forwards, by the file they were given
+DEFINITION = "sample"
+OPTIONAL = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # printed only where they were measured
+
+_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
+_LAYER = re.compile(r"Layer\s+(\d{1,6})/(\d{1,6})\s*\[([\w-]+)\]$")
+_ROW = re.compile(rf"(\w+)\s*:\s*mean=\s*{_NUMBER}\s+std=\s*{_NUMBER}$", re.IGNORECASE)
+_RANGE = re.compile(rf"Range:\s*\[{_NUMBER},\s*{_NUMBER}\]$", re.IGNORECASE)
+_MEAN = re.compile(rf"Mean:\s*{_NUMBER}(?:,\s*Std:\s*{_NUMBER})?$", re.IGNORECASE)
+_L2 = re.compile(rf"L2 norm:\s*{_NUMBER}$", re.IGNORECASE)
+_TOP = re.compile(rf"\d+\.\s*token_id=(\d+),\s*logit=\s*{_NUMBER}(?:\s.*)?$", re.IGNORECASE)
+_COUNT = r"\s*(\d{1,12})$"
+
+Lines = list[tuple[int, str]]
+
+
+@dataclass(slots=True)
+class _Sections:
+    """The lines of a text by section; head is everything before the first heading."""
+
+    path: Path
+    lines: dict[str, Lines] = field(default_factory=lambda: {"head": []})
+    last_line: int = 0
+
+    def find(self, section: str, pattern: str | re.Pattern[str]) -> tuple[int, re.Match[str]] | None:
+        for number, line in self.lines.get(section, ()):
+            found = re.match(pattern, line)
+            if found:
+                return number, found
+        return None
+
+    def said(self, pattern: str, section: str = "head") -> str | None:
+        found = self.find(section, pattern)
+        return found[1][1] if found else None
+
+    def count(self, label: str, section: str = "head") -> int | None:
+        text = self.said(label + ":" + _COUNT, section)
+        return int(text) if text is not None else None
+
+
+def read_apr_text(text: str, path: Path, said: Said) -> Trace:
+    """Read the whole text; FileError names the line that is not as expected, or where the text ends too early."""
+    sections = _split(text, path)
+    stats, n_layer, stopped, decimals = _layers(sections)
+    head_layers = sections.count("Layers")
+    if head_layers is not None and head_layers != n_layer:
+        raise FileError(f"{path.name} says {head_layers} layers at its head and {n_layer} in its layer lines. Export it again.")
+    for stage in ("embedding", "final_norm", "logits"):
+        if stage in sections.lines:
+            stats[None, stage] = _whole(sections, stage)
+        elif stage != "embedding" and not stopped:
+            raise _cut_short(sections, f"the section {stage}")
+    scope, scope_note = _scope(sections, said)
+    tokens = agreed("tokens", _tokens(sections), said.tokens)
+    definition = said.definition or DEFINITION
+    d_model, n_vocab = sections.count("Hidden dim"), sections.count("Vocab size") or sections.count("Vocab size", "logits")
+    measured, notes = without_unmeasured(stats)
+    model, prompt, n_head = sections.said(r"Model:\s*(.+)$"), sections.said(r'Test prompt:\s*"(.*)"$'), sections.count("Heads")
+    facts = Facts("aprender", None, n_layer, d_model, n_vocab, definition, scopes=(scope or UNKNOWN,))
+    unknown = unknown_notes(
+        scope=scope, tokens=tokens, definition=definition, architecture=None, width=d_model, vocabulary=n_vocab,
+        compute=None, device=None,
+    )
+    origin = {
+        "kind": "apr trace --payload, text", "printed_decimals": decimals, "model": model, "prompt": prompt, "n_head": n_head,
+    }
+    return Trace(
+        name=PurePosixPath(model).stem if model else path.stem, facts=facts, tokens=tuple(Token(id) for id in tokens or ()),
+        cells=scope_cells(measured, scope), top=_top(sections, n_vocab), notes=(*scope_note, *stopped, *notes, *unknown),
+        origin={key: value for key, value in origin.items() if value is not None},
+    )
+
+
+def _split(text: str, path: Path) -> _Sections:
+    sections = _Sections(path)
+    current = sections.lines["head"]
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line:
+            continue
+        sections.last_line = number
+        name = next((name for begins, name in HEADINGS.items() if line.startswith(begins)), None)
+        if name is None and "layers" not in sections.lines and _LAYER.match(line):
+            name = "layers"  # a text whose headings were cut away
+            sections.lines[name] = current = []
+        elif name is not None:
+            if name in sections.lines:
+                raise bad_line(path, number, "one trace, each heading once,", line)
+            sections.lines[name] = current = []
+            continue
+        current.append((number, line))
+    return sections
+
+
+def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ...], int]:
+    """Return the layers' cells, the number of layers, a note where the tool itself stopped early, and the decimals."""
+    path, stats, decimals = sections.path, dict[Place, Stats](), set[int]()
+    layer, total, status = -1, 0, ""
+    for number, line in sections.lines.get("layers", ()):
+        found = _LAYER.match(line)
+        row = _ROW.match(line)
+        if found:
+            _check_complete(path, number, layer, status, stats)
+            if status == "ANOMALY" or int(found[1]) != layer + 1 or int(found[2]) != (total or int(found[2])):
+                expected = "the end (ANOMALY stops a trace)" if status == "ANOMALY" else f"layer {layer + 1}"
+                raise bad_line(path, number, expected, line)
+            layer, total, status = int(found[1]), int(found[2]), found[3]
+        elif row and layer >= 0:
+            place = (layer, row[1])
+            if row[1] not in GRID or place in stats:
+                raise bad_line(path, number, f"a stage of layer {layer} that is not there yet ({', '.join(GRID)})", line)
+            stats[place] = _moments(path, number, line, row[2], row[3], or_none=status == "ANOMALY")
+            decimals |= {_decimals(row[2]), _decimals(row[3])}
+        elif status != "ANOMALY" and not line.startswith("Legend:"):
+            raise bad_line(path, number, "a line `stage: mean= ... std= ...` or `Layer i/n [status]`", line)
+    _check_complete(path, sections.last_line, layer, status, stats)
+    if layer + 1 < total and status != "ANOMALY":
+        raise _cut_short(sections, f"layer {layer + 1} of {total}")
+    if layer < 0:
+        raise _cut_short(sections, "layer 0")
+    if layer >= total:
+        raise FileError(f"{path.name} has layer {layer} of {total}; layers count from 0. Export the trace again.")
+    stopped = (f"the tool met NaN or Inf in layer {layer} and stopped there",) if status == "ANOMALY" else ()
+    return stats, total, stopped, min(decimals)
+
+
+def _check_complete(path: Path, number: int, layer: int, status: str, stats: dict[Place, Stats]) -> None:
+    missing = [stage for stage in GRID if stage not in OPTIONAL and (layer, stage) not in stats]
+    if layer >= 0 and missing and status != "ANOMALY":
+        raise bad_line(path, number, f"{missing[0]} of layer {layer}", "something else")
+
+
+def _whole(sections: _Sections, stage: str) -> Stats:
+    """Read a whole-model section: a range, a mean, and a std (embedding, final norm) or an L2 norm (logits)."""
+    wanted = {"range": _RANGE, "mean": _MEAN} | ({"L2 norm": _L2} if stage == "logits" else {})
+    found = {what: sections.find(stage, pattern) for what, pattern in wanted.items()}
+    for what, match in found.items():
+        if match is None:
+            raise _cut_short(sections, f"a finite {what} under {stage}")
+    (at, edges), (mean_at, mean) = found["range"], found["mean"]  # type: ignore[misc]
+    low, high = (_finite(sections.path, at, edges[0], edge) for edge in edges.groups())
+    if stage == "logits":
+        l2_at, l2 = found["L2 norm"]  # type: ignore[misc]
+        moments = Stats(mean=_finite(sections.path, mean_at, mean[0], mean[1]), l2=_finite(sections.path, l2_at, l2[0], l2[1]),
+                        count=sections.count("Vocab size", "logits"))
+    elif mean[2] is None:
+        raise _cut_short(sections, f"a std under {stage}")
+    else:
+        moments = _moments(sections.path, mean_at, mean[0], mean[1], mean[2], or_none=False)
+    return Stats(count=moments.count, mean=moments.mean, std=moments.std, l2=moments.l2, min=low, max=high,
+                 absmax=max(abs(low), abs(high)))
+
+
+def _moments(path: Path, number: int, line: str, mean: str, std: str, *, or_none: bool) -> Stats:
+    """Make the statistics of a printed mean and std; in a layer marked ANOMALY a NaN is one that could not be taken."""
+    if or_none and not (math.isfinite(float(mean)) and math.isfinite(float(std))):
+        return Stats()
+    if float(std) < 0:
+        raise bad_line(path, number, "a std of 0 or above", line)
+    return Stats(mean=_finite(path, number, line, mean), std=_finite(path, number, line, std))
+
+
+def _finite(path: Path, number: int, line: str, text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise bad_line(path, number, "a finite number (statistics are over finite values)", line)
+    return float(text)
+
+
+def _scope(sections: _Sections, said: Said) -> tuple[str | None, tuple[str, ...]]:
+    name = sections.said(r"Format:\s*(\w+)") or sections.said(r"Model:\s*.*\.(\w+)$") or ""
+    usual = SCOPE_OF_FORMAT.get(name.lower())
+    if said.scope is None:
+        return usual, (f"scope {usual}: apr trace of a .{name.lower()} covers it",) if usual else ()
+    if usual not in (None, said.scope):
+        return said.scope, (f"--scope says {said.scope}; apr trace of a .{name.lower()} usually covers {usual}",)
+    return said.scope, ()
+
+
+def _tokens(sections: _Sections) -> tuple[int, ...] | None:
+    found = sections.find("head", r"Encoded tokens:\s*(.*)$")
+    if found is None:
+        return None
+    ids = re.fullmatch(r"\[\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*\]", found[1][1])
+    if ids is None:
+        raise bad_line(sections.path, found[0], "token ids as [1, 2, 3]", found[1][0])
+    return tuple(int(id) for id in ids[1].split(","))
+
+
+def _top(sections: _Sections, n_vocab: int | None) -> tuple[NextToken, ...]:
+    top, decimals = [], set()
+    for number, line in sections.lines.get("top", ()):
+        found = _TOP.match(line)
+        if found is None:
+            raise bad_line(sections.path, number, "`1. token_id=..., logit=...`", line)
+        top.append(NextToken(int(found[1]), None, _finite(sections.path, number, line, found[2])))
+        decimals.add(_decimals(found[2]))
+    if "top" in sections.lines and (len(top) < min(5, n_vocab or 5) or len(decimals) > 1):
+        raise _cut_short(sections, "five predictions")
+    return tuple(top)
+
+
+def _cut_short(sections: _Sections, missing: str) -> FileError:
+    return FileError(
+        f"{sections.path.name} is cut short or damaged: it ends at line {sections.last_line} without {missing}. "
+        "Export the trace again, whole."
+    )
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2]) if "." in number else 0

@@ -1,0 +1,89 @@
+"""Settle how an imported trace was taken: what its file says, what the user says, what stays unknown. It reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from core.errors import FileError, UsageError
+from core.stages import Place, parse_scope, scope_positions
+from core.stats import ScopeStats, Stats
+
+UNKNOWN = "unknown"  # the scope of statistics whose source does not say which tokens they cover
+DEFINITIONS = ("sample", "population")
+SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero
+OPTIONS = {  # fact -> how to say it
+    "scope": "--scope all|last|first|rest|pos:N",
+    "tokens": "--tokens with the ids that were fed",
+    "definition": "--definition sample|population (the std divided by n - 1, or by n)",
+}
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the user says of a file (--scope, --tokens, --definition); None: nothing."""
+
+    scope: str | None = None
+    tokens: tuple[int, ...] | None = None
+    definition: str | None = None
+
+
+def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str | None) -> Said:
+    """Check the spelling of what the user says; UsageError."""
+    if scope is not None:
+        parse_scope(scope)
+    if definition is not None and definition not in DEFINITIONS:
+        raise UsageError(f"{definition!r} is not a definition of std. Definitions: {', '.join(DEFINITIONS)}.")
+    ids = None if tokens is None else tuple(tokens)
+    if ids is not None and (not ids or any(type(id) is not int or id < 0 for id in ids)):
+        raise UsageError("--tokens needs one or more token ids, whole numbers from 0.")
+    if scope is not None and ids is not None and not scope_positions(scope, len(ids)):
+        raise UsageError(f"--scope {scope} covers none of the {len(ids)} tokens. Give another scope or all the tokens.")
+    return Said(scope, ids, definition)
+
+
+def agreed(fact: str, in_file: Told | None, said: Told | None) -> Told | None:
+    """Return the fact from whoever says it; UsageError where file and user say different things."""
+    if in_file is not None and said is not None and in_file != said:
+        raise UsageError(f"The file says {fact} {_text(in_file)}, --{fact} says {_text(said)}. Leave --{fact} out.")
+    return said if in_file is None else in_file
+
+
+def unknown_notes(**facts: object) -> tuple[str, ...]:
+    """List the facts that nobody said, each with the option that says it, or with none."""
+    without = [name for name, value in facts.items() if not value and name not in OPTIONS]
+    notes = [f"{name} is unknown; say it with {how}" for name, how in OPTIONS.items() if name in facts and not facts[name]]
+    return (*notes, *([f"not said by the file: {', '.join(without)}"] if without else ()))
+
+
+def scope_cells(stats: Mapping[Place, Stats], scope: str | None) -> dict[Place, ScopeStats]:
+    """Put each cell's statistics under their scope; logits are the last token's in every producer."""
+    return {
+        place: ScopeStats({"last" if place[1] == "logits" else scope or UNKNOWN: cell}) for place, cell in stats.items()
+    }
+
+
+def without_unmeasured(stats: Mapping[Place, Stats]) -> tuple[dict[Place, Stats], tuple[str, ...]]:
+    """Drop the sub-FFN slots that were left at zero: missing is missing. An FFN with an output has no zero factors."""
+    empty: list[Place] = []
+    for layer in sorted({place[0] for place in stats if place[0] is not None}):
+        slots = [(layer, stage) for stage in SUB_FFN if (layer, stage) in stats]
+        out = stats.get((layer, "ffn_out"))
+        if out is not None and out.std and all(not stats[p].std and not stats[p].mean for p in slots):
+            empty += slots
+    layers = sorted({place[0] for place in empty if place[0] is not None})
+    note = f"sub-FFN slots at zero beside a living ffn_out are taken as not measured: layers {layers}"
+    return {p: s for p, s in stats.items() if p not in set(empty)}, (note,) if empty else ()
+
+
+def bad_line(path: Path, line: int, expected: str, found: str) -> FileError:
+    """Make the error for a line that is not what the format has there."""
+    shown = ascii(found.strip()[:80])
+    return FileError(f"{path.name}, line {line}: {expected} was expected, {shown} was found. Export the trace again, whole.")
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

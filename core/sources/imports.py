@@ -1,0 +1,74 @@
+"""Import another tool's trace, whatever its form: the bytes choose the reader. Each form has a file of its own beside this."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from core.errors import FileError
+from core.sources.apr_json import read_apr_json
+from core.sources.apr_text import read_apr_text
+from core.sources.aprt import read_aprt_folder
+from core.sources.contract import Said, check_said
+from core.sources.wide_csv import read_wide_csv
+from core.trace import Trace
+
+LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
+Reader = Callable[[str, Path, Said], Trace]
+READERS: tuple[tuple[str, re.Pattern[str], Reader], ...] = (  # in this order; the pattern is looked for in the text
+    ("the JSON of `apr trace --payload --json`", re.compile(r"^\s*\{", re.MULTILINE), read_apr_json),
+    ("the text of `apr trace --payload`", re.compile(r"LAYER-BY-LAYER|^\s*Layer\s+\d+/\d+", re.MULTILINE), read_apr_text),
+    ("a table with a column layer", re.compile(r'\A\s*([^\n]*,)?\s*"?layer"?\s*(,|$)', re.MULTILINE), read_wide_csv),
+)
+_ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+
+
+def import_trace(
+    path: Path, *, scope: str | None = None, tokens: Sequence[int] | None = None, definition: str | None = None,
+) -> Trace:
+    """Read a trace text, its JSON, a folder of APRT stage files or a table of stds.
+
+    scope, tokens, definition: what the file does not say. What nobody says stays unknown, and the notes list it.
+    Errors: FileError (names the line and what was expected), UsageError (an option that contradicts the file).
+    """
+    said = check_said(scope, tokens, definition)
+    if path.is_dir():
+        return read_aprt_folder(path, said)
+    data = _read(path)
+    text = _ESCAPES.sub("", _decode(path, data)).replace("\r\n", "\n")
+    for _, pattern, reader in READERS:
+        if pattern.search(text):
+            trace = reader(text, path, said)
+            origin = {**trace.origin, "imported_from": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+            return replace(trace, origin=origin)
+    forms = ", ".join(form for form, _, _ in READERS)
+    raise FileError(f"{path.name} is none of the traces that this build imports: {forms}, a folder of APRT stage files.")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise FileError(f"{path} is no file or folder. Give a trace to import.")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise FileError(f"{path.name} has {path.stat().st_size} bytes; a trace as text has at most {LARGEST_BYTES}.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path.name} could not be read: {error.strerror}.") from error
+    if not data.strip():
+        raise FileError(f"{path.name} is empty. Export the trace again.")
+    if data[:4] == b"APRT":
+        raise FileError(f"{path.name} is one APRT stage file. Give the folder that holds layer-0, layer-1 ...")
+    return data
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path.name} is not text: byte {error.start} is not UTF-8. Give a trace's text, JSON or CSV.") from error
+    if "\x00" in text:
+        raise FileError(f"{path.name} is not text: byte {data.index(0)} is zero. Give a trace's text, JSON or CSV.")
+    return text

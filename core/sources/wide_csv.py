@@ -1,0 +1,88 @@
+"""Read a wide table of stds: a column layer, and a column for each stage it has. It says no tokens, scope or definition."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from core.errors import FileError
+from core.sources.contract import UNKNOWN, Said, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.stages import ALIASES, GRID, Place
+from core.stats import Stats
+from core.trace import Facts, Token, Trace
+
+
+def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
+    """Read the table; an empty cell is absent. FileError names the line."""
+    rows = csv.reader(io.StringIO(text), strict=True)
+    try:
+        lines = [(rows.line_num, row) for row in rows if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise bad_line(path, rows.line_num, "a row of comma-separated cells", str(error)) from None
+    columns = _columns(path, *lines[0])
+    stats: dict[Place, Stats] = {}
+    decimals: set[int] = set()
+    before = -1
+    for line, row in lines[1:]:
+        if len(row) != len(columns):
+            raise bad_line(path, line, f"a row of {len(columns)} cells", ",".join(row))
+        cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
+        layer = _layer(path, line, cells.pop("layer"), before)
+        before = layer
+        for stage, cell in cells.items():
+            if cell:
+                stats[layer, stage] = Stats(std=_std(path, line, stage, cell))
+                decimals.add(_decimals(cell))
+    if not stats:
+        raise FileError(f"{path.name} has no value under its heading line. Export the table again, whole.")
+    measured, notes = without_unmeasured(stats)
+    facts = Facts(
+        engine=None, arch=None, n_layer=None, d_model=None, n_vocab=None, definition=said.definition,
+        scopes=(said.scope or UNKNOWN,),
+    )
+    unknown = unknown_notes(
+        scope=said.scope, tokens=said.tokens, definition=said.definition, engine=None, architecture=None, depth=None,
+        widths=None, vocabulary=None,
+    )
+    return Trace(
+        name=path.stem, facts=facts, tokens=tuple(Token(id) for id in said.tokens or ()),
+        cells=scope_cells(measured, said.scope), notes=(*notes, *unknown),
+        origin={"kind": "a table of stds", "printed_decimals": min(decimals)},
+    )
+
+
+def _columns(path: Path, line: int, row: list[str]) -> list[str]:
+    names = [ALIASES.get(cell.strip(), cell.strip()) for cell in row]
+    strange = [name for name in names if name not in ("layer", *GRID)]
+    if strange or len(names) == 1:
+        found = ", ".join(strange) or "no stage"
+        raise bad_line(path, line, f"a column layer and columns of {', '.join(GRID)}", found)
+    if len(set(names)) != len(names):
+        raise bad_line(path, line, "each column once", ",".join(row))
+    return names
+
+
+def _layer(path: Path, line: int, cell: str, before: int) -> int:
+    if not (cell.isascii() and cell.isdigit() and len(cell) < 7):
+        raise bad_line(path, line, "a layer's number", cell)
+    if int(cell) <= before:
+        raise bad_line(path, line, f"a layer after {before} (layers ascend, each once)", cell)
+    return int(cell)
+
+
+def _std(path: Path, line: int, stage: str, cell: str) -> float:
+    try:
+        std = float(cell)
+    except ValueError:
+        std = math.nan
+    if not math.isfinite(std) or std < 0 or "_" in cell:
+        raise bad_line(path, line, f"a finite std of {stage}, 0 or above, or nothing", cell)
+    return std
+
+
+def _decimals(cell: str) -> int:
+    """Count the decimals that a number is printed with: 1.25e-3 has 5."""
+    mantissa, _, exponent = cell.lower().partition("e")
+    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)

@@ -1,0 +1,139 @@
+"""The taps of the forward: watch a value (record), put another in its place (patch), one after the other (chain).
+
+A tap never changes the value it records; what it returns is what the forward goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.forward import Tap
+from core.stages import Place
+from core.stats import Factors, Massive, TokenStats
+
+MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
+TOP_CHANNELS = 8
+BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
+
+Change = Callable[[Tensor], Tensor]
+
+
+def no_tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+    """Let the value pass."""
+    return value
+
+
+def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None) -> Tap:
+    """Measure every value and tell seen; keep holds a copy of the values where it is given."""
+    product: dict[str, Tensor] = {}  # the factors of ffn_swigl, of the running layer
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        stats = measure(value, first=n_token - value.shape[0], factors=product if stage == "ffn_swigl" else None)
+        if stage in ("ffn_up", "ffn_silu"):
+            product[stage] = value
+        if keep is not None:
+            keep[layer, stage] = value.cpu().clone()
+        seen((layer, stage), stats)
+        return value
+
+    return tap
+
+
+def patch(changes: Mapping[Place, Change]) -> Tap:
+    """Put change(value) in the place of the value at each named place."""
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        change = changes.get((layer, stage))
+        return value if change is None else change(value)
+
+    return tap
+
+
+def jitter(unit: float, seed: int) -> Tap:
+    """Disturb every value by relative noise of one rounding unit: value * (1 + unit * u), u uniform in [-1, 1]."""
+    source = torch.Generator().manual_seed(seed)
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        u = torch.rand(value.shape, generator=source).to(value) * 2 - 1
+        return value * (1 + unit * u)
+
+    return tap
+
+
+def chain(first: Tap, second: Tap) -> Tap:
+    """Apply first, then second to what first returned."""
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        return second(layer, stage, first(layer, stage, value))
+
+    return tap
+
+
+def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None = None) -> TokenStats:
+    """Take the statistics of each token's values, in float64.
+
+    first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
+    """
+    step = max(1, BLOCK_VALUES // x_TW.shape[1])
+    blocks = [_moments(x_TW[i : i + step]) for i in range(0, x_TW.shape[0], step)]
+    columns = {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
+    stats = TokenStats(width=x_TW.shape[1], first=first, **columns, top=_top_channels(x_TW, first))
+    absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
+    absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
+    extra: dict[str, Any] = {}
+    if absmax_T.max() > MASSIVE_SIZE:
+        extra["massive"] = _massive(x_TW, first)
+    if factors and absmax_T.max() >= 0:
+        extra["factors"] = _factors(factors["ffn_silu"], factors["ffn_up"], int(absmax_T.argmax()), stats, first)
+    return TokenStats(**{f: getattr(stats, f) for f in stats.__slots__} | extra) if extra else stats
+
+
+def _moments(x_TW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """Per-token columns of TokenStats for a block of tokens."""
+    d = x_TW.double()
+    nan, inf = torch.isnan(d), torch.isinf(d)
+    bad = nan | inf
+    n_T = d.shape[1] - bad.sum(1)
+    clean = d.masked_fill(bad, 0.0) if bool(bad.any()) else d
+    mean_T = clean.sum(1) / n_T.clamp(min=1)
+    dev = (clean - mean_T[:, None]).masked_fill_(bad, 0.0)
+    size = clean.abs().masked_fill_(bad, -1.0)
+    columns = {
+        "mean": mean_T, "m2": dev.square_().sum(1),
+        "min": clean.masked_fill(bad, float("inf")).amin(1), "max": clean.masked_fill(bad, float("-inf")).amax(1),
+        "sumsq": clean.square().sum(1), "nan": nan.sum(1), "inf": inf.sum(1), "zero": (d == 0).sum(1),
+        "peak_channel": torch.where(n_T > 0, size.argmax(1), -1),
+        "nan_channel": torch.where(nan.any(1), nan.int().argmax(1), -1),
+    }
+    return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def _top_channels(x_TW: Tensor, first: int) -> tuple[tuple[int, int, float], ...]:
+    size = torch.nan_to_num(x_TW.abs(), nan=-1.0, posinf=-1.0)
+    peak_W, token_W = size.max(0)
+    best = peak_W.topk(min(TOP_CHANNELS, len(peak_W)))
+    channels = [int(c) for c, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p >= 0]
+    return tuple((c, first + int(token_W[c]), float(x_TW[token_W[c], c])) for c in channels)
+
+
+def _massive(x_TW: Tensor, first: int) -> Massive | None:
+    finite = x_TW[torch.isfinite(x_TW)].abs()
+    median = float(finite.median())
+    far = torch.nan_to_num(x_TW.abs(), nan=0.0, posinf=0.0) > max(MASSIVE_SIZE, MASSIVE_MULTIPLE * median)
+    channels = far.any(0).nonzero().flatten().tolist()
+    if not 0 < len(channels) <= MASSIVE_CHANNELS:
+        return None
+    tokens = [int(torch.nan_to_num(x_TW[:, c].abs(), nan=0.0, posinf=0.0).argmax()) for c in channels]
+    places = ((first + t, c, float(x_TW[t, c])) for c, t in zip(channels, tokens, strict=True))
+    return Massive(median, tuple(sorted(places, key=lambda p: -abs(p[2]))))
+
+
+def _factors(left_TW: Tensor, right_TW: Tensor, row: int, stats: TokenStats, first: int) -> Factors:
+    channel = int(stats.peak_channel[row])
+    a, b = (t[row].double() - t[row].double().mean() for t in (left_TW, right_TW))
+    norm = float(a.norm() * b.norm())
+    correlation = float(a @ b) / norm if norm > 0 else None
+    return Factors(first + row, channel, float(left_TW[row, channel]), float(right_TW[row, channel]), correlation)

@@ -1,0 +1,97 @@
+"""Write what a comparison or a check found: its JSON document, and its folder beside or around the bundles of evidence.py."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.evidence import write_bundle
+from core.finding import Finding
+from core.jsontext import to_json
+from core.manifest import SCHEMA, versions
+from core.new_folder import MANIFEST, new_folder
+from core.stages import Place, place_order
+from core.verdict import Check, Comparison
+
+CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
+LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")
+
+
+def comparison_document(c: Comparison) -> dict[str, Any]:
+    """The document of `compare --json` and of verdict.json."""
+    sides = [{"model": t.name, "compute": t.facts.compute, "device": t.facts.device, "threads": t.facts.threads,
+              "planted": t.planted} for t in (c.a, c.b)]
+    return {
+        "schema": SCHEMA, "verdict": c.verdict, "first": _first(c.first, c.token, c.channel), "side": c.side,
+        "measured": c.measured, "floor": c.floor, "multiple": c.multiple, "reasons": list(c.reasons),
+        "compared": {"tokens": [t.id for t in c.a.tokens], "scope": c.scope, "a": sides[0], "b": sides[1]},
+    }
+
+
+def check_document(c: Check) -> dict[str, Any]:
+    """The document of `check --json` and of verdict.json; where it passed, the numbers are those of the worst stage."""
+    place = c.first or max(c.errors, key=lambda p: c.errors[p].nmse / c.errors[p].limit, default=None)
+    error = None if place is None else c.errors[place]
+    return {
+        "schema": SCHEMA, "verdict": c.verdict,
+        "first": _first(c.first, error.token, error.channel) if error and c.first else None,
+        "measured": error.nmse if error else None, "floor": error.limit if error else None,
+        "multiple": error.nmse / error.limit if error else None, "reasons": list(c.reasons), "planted": c.trace.planted,
+    }
+
+
+def write_comparison(
+    out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str
+) -> Path:
+    """Write a/, b/, cells.csv, verdict.json and manifest.json; UsageError where out exists without force, OutputError."""
+    with new_folder(out, force=force) as part:
+        for name, trace, found in zip("ab", (c.a, c.b), findings, strict=True):
+            write_bundle(part / name, trace, scope=c.scope, findings=found, threshold=threshold, force=False,
+                         values=trace.values is not None, manifest_extra={"command": command})
+        _write(part, {"cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(comparison_document(c), indent=1) + "\n"},
+               command)
+    return out
+
+
+def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
+    """Write local.csv, verdict.json and manifest.json; errors as write_comparison."""
+    rows = ((*place, e.nmse, e.sqnr_db, e.floor, e.token, e.channel)
+            for place, e in sorted(c.errors.items(), key=lambda item: place_order(item[0])))
+    with new_folder(out, force=force) as part:
+        _write(part, {"local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n"}, command)
+    return out
+
+
+def _first(place: Place | None, token: int | None, channel: int | None) -> Mapping[str, Any] | None:
+    return None if place is None else {"layer": place[0], "stage": place[1], "token": token, "channel": channel}
+
+
+def _cell_rows(c: Comparison) -> Iterable[tuple[object, ...]]:
+    for place in sorted(set(c.a.cells) | set(c.b.cells), key=place_order):
+        left, right = (t.cells[place].at(c.scope) if place in t.cells else None for t in (c.a, c.b))
+        ratio = None
+        if left and right and left.std is not None and right.std:
+            ratio = left.std / right.std
+        d = c.cells.get(place)
+        measured = (d.rel_l2, d.cosine, d.max_abs, d.token, d.channel, d.inherited, d.local) if d else (None,) * 7
+        yield (*place, c.scope, ratio, *measured)
+
+
+def _table(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in rows)
+    return text.getvalue()
+
+
+def _write(folder: Path, files: Mapping[str, str], command: str) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    manifest = {"schema": SCHEMA, "command": command, "versions": versions(), "sha256": sums}
+    (folder / MANIFEST).write_text(to_json(manifest, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Compare what two files say before any activation: hyper-parameters, then weights, as decoded. No verdicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from core.arch import Arch
+from core.decode import decode_rows
+from core.model_file import ModelFile, Weight
+from core.trace import IsCancelled
+
+# Relative RMS error that a type's rounding leaves on weights of a model, |decoded - original| / |original|.
+# Measured by `python -m tests.bench.quant_error` (normal weights, 2^22 of them; the K-quants by our quantisers, the rest by
+# gguf-py's); a type without a row has no known error, so that it explains nothing.
+QUANT_ERRORS = {
+    "F32": 0.0, "F64": 0.0, "F16": 2.1e-4, "BF16": 1.7e-3, "Q8_0": 5.6e-3, "Q6_K": 1.8e-2, "Q5_1": 3.9e-2, "Q5_0": 4.3e-2,
+    "Q5_K": 3.6e-2, "Q4_1": 8.0e-2, "Q4_0": 8.9e-2, "Q4_K": 7.6e-2, "APR_Q8": 2.0e-2, "APR_Q4": 1.1e-1,
+}
+ROOM = 1.5  # over the measured row: real weights have heavier tails than normal ones
+CHUNK_WEIGHTS = 1 << 22
+
+# field of Arch -> the key of the file that says it
+KEYS = {
+    "eps": "attention.layer_norm_rms_epsilon", "n_head": "attention.head_count", "n_kv_head": "attention.head_count_kv",
+    "head_dim": "attention.key_length", "base": "rope.freq_base", "dim": "rope.dimension_count", "pairing": "rope_type",
+    "scaling": "rope.scaling.type", "factor": "rope.scaling.factor", "attention_factor": "rope.scaling.attn_factor",
+    "original_context": "rope.scaling.original_context_length", "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow", "qk_norm": "general.architecture", "name": "general.architecture",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightDiff:
+    """One tensor that is not the same on both sides. relative: |B - A| / |A| of the decoded values; bound: what types explain."""
+
+    name: str
+    quant_a: str
+    quant_b: str
+    relative: float
+    bound: float | None  # None: the same type, or a type without a row: nothing explains it
+    row: int  # the row furthest off
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the types' rounding is enough to explain it."""
+        return self.bound is not None and self.relative <= self.bound
+
+
+def key_diffs(a: Arch, b: Arch) -> list[str]:
+    """Name each hyper-parameter that differs and both values; sizes are not among them: other sizes cannot be compared."""
+    found = []
+    for left, right in ((a, b), (a.rope, b.rope)):
+        for f in fields(left):
+            x, y = getattr(left, f.name), getattr(right, f.name)
+            if f.name in KEYS and x != y:
+                found.append(f"{KEYS[f.name]} is {x} in A and {y} in B")
+    return found
+
+
+def weight_diffs(a: ModelFile, b: ModelFile, cancelled: IsCancelled) -> list[WeightDiff]:
+    """List the tensors that decode to other values, in the order of A's file; a tied head is compared as its own tensor."""
+    found = []
+    for name in dict.fromkeys([*a.weights, *b.weights]):
+        left, right = _tensor(a, name), _tensor(b, name)
+        if left is None or right is None:
+            found.append(WeightDiff(name, left.quant if left else "absent", right.quant if right else "absent", math.inf, None, 0))
+        elif left.quant != right.quant or not np.array_equal(left.data, right.data):
+            diff = _decoded_diff(name, left, right, cancelled)
+            found += [diff] if diff.relative else []
+    return found
+
+
+def _tensor(file: ModelFile, name: str) -> Weight | None:
+    return file.weights.get("token_embd.weight" if name == "output.weight" and name not in file.weights else name)
+
+
+def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> WeightDiff:
+    """Compare two tensors row by row, decoded; a value that is not finite on one side only is infinitely far."""
+    n_row = a.shape[0]
+    step = max(1, CHUNK_WEIGHTS // (a.shape[-1] if len(a.shape) > 1 else 1))
+    gap_sum = size_sum = 0.0
+    worst, row = -1.0, 0
+    for start in range(0, n_row, step):
+        if cancelled():
+            break
+        x, y = (decode_rows(w, start, min(start + step, n_row)).double().flatten(1) if len(w.shape) > 1
+                else decode_rows(w, start, min(start + step, n_row)).double()[:, None] for w in (a, b))
+        gap_R = (x - y).square().nan_to_num(nan=math.inf, posinf=math.inf).sum(1)
+        gap_sum, size_sum = gap_sum + float(gap_R.sum()), size_sum + float(x.nan_to_num(0, 0, 0).square().sum())
+        if float(gap_R.max()) > worst:
+            worst, row = float(gap_R.max()), start + int(gap_R.argmax())
+    relative = math.sqrt(gap_sum / size_sum) if size_sum else math.inf if gap_sum else 0.0
+    errors = [QUANT_ERRORS.get(w.quant) for w in (a, b)]
+    bound = None
+    if a.quant != b.quant and errors[0] is not None and errors[1] is not None:
+        bound = ROOM * math.hypot(errors[0], errors[1])
+    return WeightDiff(name, a.quant, b.quant, relative, bound, row)
