@@ -1,4 +1,4 @@
-"""The console: one App that owns the worker and the screens, and the ways it ends. What a screen shows is the screen's."""
+"""The console: one App that owns the worker and the screens, and the ways it ends. What is shown is the screens'."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.theme import Theme
 
-from apr_tui import crash
-from apr_tui.door import DEFAULT_PROMPT, DoorSource, Request, real_door
+from apr_tui import leaving
+from apr_tui.door import DoorSource, Request, real_door
 from apr_tui.jobs import export_job
-from apr_tui.paint import foreign
 from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
 from apr_tui.trace_screen import TraceScreen
 from core.errors import AprError
@@ -40,7 +39,7 @@ class Console(App[int]):
 
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
     def __init__(self, request: Request, door: Any = None) -> None:  # noqa: ANN401 (a Door; None: core.session)
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
@@ -147,23 +146,19 @@ class Console(App[int]):
             command = screen.command()
             self.run_job(screen, "export", export_job(shown, folder, force, self.request, command, self.door_source))
 
+        def answered(folder: Path) -> Callable[[bool | None], None]:
+            return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")
+
         def named(text: str) -> None:
             folder = Path(text.strip()).expanduser()
             if not text.strip():
                 return
             if folder.exists():
-                question = f"{folder} exists. Overwrite it?"
-                self.push_screen(ConfirmScreen(question, "overwrite"), lambda yes: self._confirmed(screen, yes, lambda: write(folder, True)))
+                self.push_screen(ConfirmScreen(f"{folder} exists. Overwrite it?", "overwrite"), answered(folder))
             else:
                 write(folder, False)
 
         self.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
-
-    def _confirmed(self, screen: GridScreen, yes: bool | None, act: Callable[[], None]) -> None:
-        if yes:
-            act()
-        else:
-            screen.say("nothing was written", "watch")
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""
@@ -180,50 +175,46 @@ class Console(App[int]):
 
     def action_interrupt(self) -> None:
         """Ctrl-C."""
-        self.leave(crash.SIGNAL_EXIT)
+        self.leave(leaving.SIGNAL_EXIT)
 
     def _on_signal(self) -> None:
-        crash.end_soon(crash.SIGNAL_EXIT)
-        self.leave(crash.SIGNAL_EXIT)
+        leaving.end_soon(leaving.SIGNAL_EXIT)
+        self.leave(leaving.SIGNAL_EXIT)
 
     def _fatal_error(self) -> None:
         """Close without Textual's traceback: run_console writes the log."""
         self._close_messages_no_wait()
 
 
-def run_console(
-    path: Path | None = None, *, bundle: Path | None = None, scheme: str = "", compute: str = "f32", device: str = "auto",
-    threads: int | None = None, plant: str | None = None, prompt: str = DEFAULT_PROMPT,
-    tokens: tuple[int, ...] | None = None, chat: bool = False, layers: tuple[int, int] | None = None, generate: int = 0,
-    scope: str = "all", threshold: float = 10.0, door: Any = None,  # noqa: ANN401
-) -> int:
-    """Run the console until it is left and return the exit code. The caller has made sure of a terminal."""
-    request = Request(
-        path, bundle, scheme, compute, device, threads, plant, prompt, tokens, chat, layers, generate, scope, threshold)
+def run_console(request: Request, door: Any = None) -> int:  # noqa: ANN401
+    """Run the console until it is left and return the exit code. The caller has made sure of a terminal.
+
+    Errors: an internal error is raised again once the screen is closed; the caller writes its log.
+    """
     app = Console(request, door)
+    code: int | None = None
+    error: BaseException | None = None
     try:
         code = app.run(mouse=False)
-    except (KeyboardInterrupt, OSError) as error:  # the line dropped while the terminal was being restored
-        code = crash.SIGNAL_EXIT if isinstance(error, KeyboardInterrupt) or not _has_terminal() else crash.CRASH_EXIT
-        app._exception = app._exception or (error if code == crash.CRASH_EXIT else None)  # type: ignore[assignment]
-    if app._exception is not None:
-        log = crash.write_log(app._exception)
-        print(f"apr-tui: internal error: {foreign(str(app._exception) or type(app._exception).__name__)}. The log: {log}",
-              file=sys.stderr)
-        code = crash.CRASH_EXIT
-    code = crash.CRASH_EXIT if code is None else code
-    if not app.worker.leave():
-        # a thread inside a long kernel cannot be stopped; the terminal is restored and nothing is half written
+    except (KeyboardInterrupt, OSError) as found:
+        if isinstance(found, OSError) and has_terminal():
+            error = found
+        code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
+    error = error or app._exception
+    ended = app.worker.leave()
+    if error is not None:
+        raise error
+    assert code is not None
+    if not ended:  # a thread inside a long kernel cannot be stopped; the terminal is restored, nothing is half written
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
+    """Say whether somebody is still at the other end."""
     try:
         return os.isatty(0) and os.tcgetpgrp(0) >= 0
     except OSError:
         return False
-
-

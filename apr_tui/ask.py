@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.events import Key
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Input
@@ -44,7 +46,9 @@ def completions(value: str) -> Iterator[str]:
 class AskScreen(ModalScreen[str | None]):
     """One line of text; enter answers, escape gives None. tab or right takes the suggestion."""
 
-    BINDINGS = [Binding("escape", "dismiss(None)", show=False), Binding("tab", "take", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", show=False), Binding("tab", "take", show=False, priority=True),
+    ]
 
     def __init__(self, label: str, value: str, hint: str, *, is_path: bool = False) -> None:
         super().__init__()
@@ -93,12 +97,15 @@ class ConfirmScreen(ModalScreen[bool]):
 
     def on_mount(self) -> None:
         """Show the question."""
-        lines: list[list[Span]] = [[(f" {line}", "watch")] for line in wrap(foreign(self.question), self.app.size.width - 2)]
-        self.query_one("#label", Lines).show([*lines, [(" y", "key"), (f" {self.yes}   ", "quiet"), ("any other key", "key"), (" no", "quiet")]])
+        question = wrap(foreign(self.question), self.app.size.width - 2)
+        answers: list[Span] = [(" y", "key"), (f" {self.yes}   ", "quiet"), ("any other key", "key"), (" no", "quiet")]
+        self.query_one("#label", Lines).show([*([(f" {line}", "watch")] for line in question), answers])
 
-    def on_key(self, event: object) -> None:
-        """y is yes."""
-        self.dismiss(getattr(event, "key", "") == "y")
+    def on_key(self, event: Key) -> None:
+        """y is yes; the key goes no further, or it would act on the screen below."""
+        event.stop()
+        event.prevent_default()
+        self.dismiss(event.key == "y")
 
 
 def _rank(path: Path) -> tuple[bool, str]:

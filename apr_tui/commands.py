@@ -12,7 +12,8 @@ from apr_tui import text
 from core import session
 from core.errors import FileError, UsageError
 from core.jsontext import to_json
-from core.session import Prompt, Source
+from core.report import report_text
+from core.source import Prompt, Source, parse_source
 from core.trace import Emit, Event
 from core.verdict import EXIT_CODES
 from core.verdict_files import check_document, comparison_document
@@ -64,7 +65,7 @@ def prompt_of(options: argparse.Namespace) -> Prompt | None:
 def source_of(options: argparse.Namespace, name: str, plant: str | None = None) -> Source:
     """One side of the command line: its own settings, then the common options."""
     default = Source(Path(), compute=options.compute, device=options.device, threads=options.threads, plant=plant)
-    return session.parse_source(name, default)
+    return parse_source(name, default)
 
 
 def progress(options: argparse.Namespace) -> Emit:
@@ -101,7 +102,7 @@ def _trace(options: argparse.Namespace) -> int:
     if options.csv is not None:
         session.export_csv(traced, options.csv, options.scope)
     sys.stdout.write(text.trace_json(traced, options.scope, findings) + "\n" if options.json
-                     else text.trace_text(traced, options.scope, findings, options.threshold))
+                     else report_text(traced, options.scope, findings, options.threshold))
     return TRACED_DIFFERS if traced.observed_equals_unobserved is False else 0
 
 
@@ -139,7 +140,7 @@ def _import(options: argparse.Namespace) -> int:
                          command=options.command)
     findings = session.hints(traced, scope, options.threshold)
     sys.stdout.write(text.trace_json(traced, scope, findings) + "\n" if options.json
-                     else text.trace_text(traced, scope, findings, options.threshold))
+                     else report_text(traced, scope, findings, options.threshold))
     say(options, f"wrote {options.out}")
     return 0
 
@@ -159,7 +160,7 @@ def _show(options: argparse.Namespace) -> int:
     scope = options.scope or (traced.facts.scopes or ("all",))[0]
     findings = session.hints(traced, scope, options.threshold)
     sys.stdout.write(text.trace_json(traced, scope, findings) + "\n" if options.json
-                     else text.trace_text(traced, scope, findings, options.threshold))
+                     else report_text(traced, scope, findings, options.threshold))
     return 0
 
 

@@ -11,7 +11,7 @@ from apr_tui.door import Request
 from apr_tui.grid_screen import GridScreen
 from apr_tui.jobs import pair_job
 from apr_tui.keys import PAIR, bindings
-from apr_tui.page import PageScreen
+from apr_tui.page import PAIR_MEANINGS, PageScreen
 from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.status import seconds_text
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
 GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
+
 
 
 class CompareScreen(GridScreen):
@@ -66,6 +67,7 @@ class CompareScreen(GridScreen):
         else:
             self.seconds = self.console.run_seconds
             self.view.finish(result)
+            self.view.metric = "rel_l2" if result.cells else "A"
             if self.grid.is_following and result.first is not None:
                 self._go(result.first)
         self.show_all()
@@ -73,10 +75,13 @@ class CompareScreen(GridScreen):
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
         seconds = self.console.busy_seconds() if self.console.owner is self else self.seconds
-        planted = [trace.planted for trace in (self.comparison.a, self.comparison.b) if trace.planted] if self.comparison else []
-        front: list[Span] = [(f" PLANTED {foreign(', '.join(planted))} ", "planted")] if planted else []
+        sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
+        planted = ", ".join(trace.planted for trace in sides if trace.planted)
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
         right = f"{seconds_text(seconds)} "
-        middle: list[Span] = [("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title")]
+        middle: list[Span] = [
+            ("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"),
+        ]
         room = (width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 8) // 2
         a, b = (fit(foreign(p.name), max(min(cell_len(foreign(p.name)), room), 4)) for p in (self.a, self.b))
         spans: list[Span] = [*front, (" A ", "a"), (a, "title"), ("  B ", "b"), (b, "title"), *middle]
@@ -87,7 +92,7 @@ class CompareScreen(GridScreen):
         """The verdict, then as many reasons as there is room for."""
         found = self.comparison
         if found is None:
-            return [[(f" {self.end}" if self.end else " A's numbers first; the verdict comes when both sides are there", "quiet")]]
+            return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
         lines: list[list[Span]] = [verdict_spans(found)]
         reasons = [part for reason in found.reasons for part in wrap(foreign(reason), width - 4)]
         lines += [[(f"   {part}", "text")] for part in reasons[:3]]
@@ -96,30 +101,36 @@ class CompareScreen(GridScreen):
         return lines
 
     def cell_spans(self, width: int) -> list[Span]:
-        """Everything that the comparison says of the cell."""
-        from core.grid import short
-
+        """The cell's own numbers."""
         place = self.grid.place
         word, name = STATES[self.view.mark(place)]
         if self.comparison is not None:
             difference = self.comparison.cells.get(place)
             word = difference.state if difference else "not compared"
         spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{self.view.mark(place)} {word} ", name)]
-        for metric in ("A", "B", "ratio", "rel_l2", "inherited", "local"):
-            number = self.view.number(place, metric)
-            label = {"A": "a", "B": "b"}.get(metric, "quiet")
-            if number is not None:
-                spans += [(f" {metric} ", label), (short(number), "text")]
-        return spans
+        return [*spans, *self._numbers(("A", "B", "ratio"))]
 
     def status_spans(self, width: int) -> list[Span]:
-        """What the metric is."""
-        meaning = {
-            "A": "std of A at the scope", "B": "std of B at the scope", "ratio": "std of B over A: for reading, never a verdict",
-            "rel_l2": "|b - a| / |a| of the worst token", "inherited": "B against B's operation on A's inputs",
-            "local": "B's operation on A's inputs, against A", "cosine": "cosine of the worst token", "max_abs": "largest |b - a|",
-        }[self.view.metric]
-        return [(f" {self.view.metric}", "text"), (f": {meaning}", "quiet")]
+        """The distances, and what the metric is where there is room."""
+        from core.grid import short
+
+        difference = self.comparison.cells.get(self.grid.place) if self.comparison else None
+        spans = self._numbers(("rel_l2", "inherited", "local"))
+        if difference is not None and difference.floor is not None:
+            spans += [(" floor ", "quiet"), (short(difference.floor), "text")]
+        meaning = f"  {self.view.metric}: {PAIR_MEANINGS[self.view.metric]}"
+        fits = sum(cell_len(text) for text, _ in spans) + len(meaning) <= width
+        return [*spans, (meaning, "quiet")] if fits else spans
+
+    def _numbers(self, metrics: tuple[str, ...]) -> list[Span]:
+        from core.grid import short
+
+        spans: list[Span] = []
+        for metric in metrics:
+            number = self.view.number(self.grid.place, metric)
+            if number is not None:
+                spans += [(f" {metric} ", {"A": "a", "B": "b"}.get(metric, "quiet")), (short(number), "text")]
+        return spans
 
     def scope_changed(self) -> None:
         """Scope is a view of A, B and ratio; the verdict stays the one that was judged."""
@@ -197,12 +208,12 @@ def verdict_spans(found: Comparison) -> list[Span]:
     if found.token is not None:
         spans.append((f" token {found.token}", "text"))
     if found.channel is not None:
-        spans.append((f" channel {found.channel}", "text"))
+        spans.append((f" ch {found.channel}", "text"))
     spans.append((f"  side {found.side or 'not decided'}", "text"))
     if found.measured is not None:
         spans.append((f"  {short(found.measured)}", "text"))
     if found.multiple is not None:
-        spans.append((f" = {short(found.multiple)} x the floor {short(found.floor)}", "text"))
+        spans.append((f" = {short(found.multiple)} x floor {short(found.floor)}", "text"))
     return spans
 
 
@@ -210,7 +221,16 @@ def reason_lines(found: Comparison, width: int) -> list[list[Span]]:
     """The page of the verdict."""
     from core.verdict import VERDICTS
 
-    lines: list[list[Span]] = [[], verdict_spans(found), [(f"   {VERDICTS[found.verdict]}", "quiet")], [], [(" Reasons", "title")]]
+    lines: list[list[Span]] = [[], verdict_spans(found)]
+    if found.first is not None:
+        lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
+    lines += [[], [(" Reasons", "title")]]
     for reason in found.reasons:
-        lines += [[("  " + ("- " if i == 0 else "  ") + part, "text")] for i, part in enumerate(wrap(foreign(reason), width - 6))]
+        parts = wrap(foreign(reason), width - 6)
+        lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
+    for side, trace, name in (("A", found.a, "a"), ("B", found.b, "b")):
+        facts = trace.facts
+        known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
+        lines += [[], [(f" {side} ", name), (foreign(trace.name), "title")]]
+        lines.append([(f"    {known}, {len(trace.tokens)} tokens", "text")])
     return lines

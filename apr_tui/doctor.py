@@ -51,7 +51,9 @@ def _line(value: object) -> str:
         return ", ".join(f"{k} {_line(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(_line(v) for v in value)
-    return {None: "unknown", True: "yes", False: "no"}.get(value, str(value)) if not isinstance(value, str) else value  # type: ignore[call-overload, no-any-return]
+    if value is None or isinstance(value, bool):
+        return {None: "unknown", True: "yes", False: "no"}[value]
+    return str(value)
 
 
 def _memory_gib() -> float | None:

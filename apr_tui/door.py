@@ -1,4 +1,4 @@
-"""What the console asks of core/session.py, as a protocol, and the request that it keeps. It loads nothing of core at import.
+"""What the console asks of core/session.py, as a protocol, and the request that it keeps. It loads no numpy.
 
 core.session brings numpy, and a run brings torch: both are imported in the worker's thread, after the first screen.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from core.finding import Finding
     from core.model_file import ModelFile
-    from core.session import Prompt, Source
+    from core.source import Prompt, Source
     from core.trace import Emit, IsCancelled, Trace
     from core.verdict import Comparison
 
@@ -73,13 +73,13 @@ class Request:
 
     def source(self, path: Path, plant: str | None = None) -> Source:
         """The record of a side that the door takes."""
-        from core.session import Source
+        from core.source import Source
 
         return Source(path, self.scheme, self.compute, self.device, self.threads, plant)
 
     def prompt_record(self) -> Prompt:
         """The record of the prompt that the door takes."""
-        from core.session import Prompt
+        from core.source import Prompt
 
         return Prompt(self.prompt, self.tokens, self.chat)
 

@@ -30,7 +30,7 @@ from core.stages import GRID, STAGES, Place, place_text
 if TYPE_CHECKING:
     from apr_tui.trace_screen import TraceScreen
 
-LEFT = 41  # columns of the tokens
+LEFT = 39  # columns of the tokens, of 80; half of a wider screen
 
 
 class DrillScreen(Screen[None]):
@@ -41,15 +41,13 @@ class DrillScreen(Screen[None]):
     def __init__(self, under: TraceScreen) -> None:
         super().__init__()
         self.under, self.view = under, under.view
-        self.layer, self.stage = under.grid.place
+        self.at_layer, self.stage = under.grid.place
         self.has_detail = False
+        self.head, self.table, self.pane, self.foot = (Lines(id=i) for i in ("title", "table", "pane", "foot"))
 
     def compose(self) -> ComposeResult:
         """Title, table of stages, what is known about one, foot."""
-        yield Lines(id="title")
-        yield Lines(id="table")
-        yield Lines(id="pane")
-        yield Lines(id="foot")
+        yield from (self.head, self.table, self.pane, self.foot)
 
     def on_resize(self, event: events.Resize) -> None:
         """Draw for the size."""
@@ -58,49 +56,51 @@ class DrillScreen(Screen[None]):
     @property
     def places(self) -> list[Place]:
         """The layer's stages; the whole model's beside the first and the last layer."""
-        last = self.layer == self.view.n_row - 1
+        last = self.at_layer == self.view.n_row - 1
         found: list[Place] = []
         for stage in STAGES:
             if stage.whole:
-                if (self.layer == 0) if stage.name == "embedding" else last:
+                if (self.at_layer == 0) if stage.name == "embedding" else last:
                     found.append((None, stage.name))
             elif stage.name in GRID or self.has_detail:
-                found.append((self.layer, stage.name))
+                found.append((self.at_layer, stage.name))
         return found
 
     @property
     def place(self) -> Place:
         """The chosen stage."""
         found = [place for place in self.places if place[1] == self.stage]
-        return found[0] if found else (self.layer, "output")
+        return found[0] if found else (self.at_layer, "output")
 
     def show_all(self) -> None:
         """Draw everything; only lines that changed go over the wire."""
         width, height = self.size
         if not width:
             return
-        self.query_one("#title", Lines).show([self.under.title_spans(width)])
-        head = [*rule(f"layer {self.layer} of {self.view.n_row}", width)]
-        table = [head, table_header(width), *(table_row(self.view, p, p == self.place, width) for p in self.places)]
-        self.query_one("#table", Lines).show(table)
-        self.query_one("#pane", Lines).show(self.pane_lines(width, max(height - 2 - len(table), 0)))
-        self.query_one("#foot", Lines).show([hint_spans(DRILL, width)])
+        rows = [table_row(self.view, place, place == self.place, width) for place in self.places]
+        self.head.show([self.under.title_spans(width)])
+        table = [rule(f"layer {self.at_layer} of {self.view.n_row}", width), table_header(width), *rows]
+        self.table.show(table)
+        self.pane.show(self.pane_lines(width, max(height - 2 - len(table), 0)))
+        self.foot.show([hint_spans(DRILL, width)])
 
     def pane_lines(self, width: int, height: int) -> list[list[tuple[str, str]]]:
         """What is known about the chosen stage, as much as there is room for; enter shows all."""
         place = self.place
-        findings = finding_lines(self.view, place[0], None, width)[:3]
+        own = finding_lines(self.view, place[0], place[1], width)[:2]
+        findings = own or finding_lines(self.view, place[0], None, width)[:1]
         room = height - 1 - len(findings)
         if room < 2:
             return [rule(place_text(place), width), *findings][:height]
-        side = width - LEFT - 1
+        left = max(LEFT, width // 2)
+        side = width - left - 1
         why = why_lines(self.view, place, side)
         weights = weight_lines(self.weights(place), side)
         channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
-        right = [*why, *channels, *weights]
-        if height > 24:
-            right = [*why, [], *channels, [], *weights]
-        lines = beside(token_lines(self.view, place, LEFT - 1, room), right, LEFT, room)
+        parts = [part for part in (why, weights, channels) if part]
+        gap: list[list[tuple[str, str]]] = [[]] if height > 24 else []
+        right = [line for part in parts for line in [*part, *gap]]
+        lines = beside(token_lines(self.view, place, left - 1, room), right, left, room)
         return [rule(self._heading(place), width), *lines, *findings]
 
     def weights(self, place: Place) -> Sequence[tuple[str, str, tuple[int, ...]]]:
@@ -117,7 +117,7 @@ class DrillScreen(Screen[None]):
     def action_move(self, rows: int, columns: int) -> None:
         """Another stage, or another layer."""
         if columns:
-            self.layer = min(max(self.layer + columns, 0), self.view.n_row - 1)
+            self.at_layer = min(max(self.at_layer + columns, 0), self.view.n_row - 1)
         names = [name for _, name in self.places]
         at = names.index(self.place[1]) + rows
         self.stage = names[min(max(at, 0), len(names) - 1)]
@@ -129,7 +129,7 @@ class DrillScreen(Screen[None]):
 
     def action_end(self, direction: int) -> None:
         """First or last layer."""
-        self.layer = 0 if direction < 0 else self.view.n_row - 1
+        self.at_layer = 0 if direction < 0 else self.view.n_row - 1
         self._moved()
 
     def action_detail(self) -> None:
@@ -145,8 +145,8 @@ class DrillScreen(Screen[None]):
     def action_open(self) -> None:
         """Everything about the stage."""
         place = self.place
-        self.app.push_screen(PageScreen(
-            f"{foreign(self.under.model_name)}  {place_text(place)}", lambda width: everything(self.view, place, self.weights, width)))
+        title = f"{foreign(self.under.model_name)}  {place_text(place)}"
+        self.app.push_screen(PageScreen(title, lambda width: everything(self.view, place, self.weights, width)))
 
     def action_back(self) -> None:
         """Back to the grid."""
@@ -162,10 +162,12 @@ class DrillScreen(Screen[None]):
 
     def _moved(self) -> None:
         column = GRID.index(self.stage) if self.stage in GRID else None
-        self.under.grid.go(self.layer, column)
+        self.under.grid.go(self.at_layer, column)
         self.show_all()
 
     def _heading(self, place: Place) -> str:
         cell = self.view.cells.get(place)
         width = getattr(cell, "width", None)
-        return place_text(place) + (f": {len(cell.mean)} tokens x {width} values" if width is not None and cell is not None else "")
+        if cell is None or width is None:
+            return place_text(place)
+        return f"{place_text(place)}: {len(cell.mean)} tokens x {width} values"

@@ -1,4 +1,4 @@
-"""The frame that the trace and the comparison share: title, grid, overview, notes, foot, and moving about. No numbers here."""
+"""The frame that trace and comparison share: title, grid, overview, notes, foot, and moving about. No numbers here."""
 
 from __future__ import annotations
 
@@ -40,21 +40,19 @@ class GridScreen(Screen[None]):
         self.console, self.view = console, view
         self.note: tuple[str, str] | None = None  # text and style; None: the child's own
         self.progress: Frame | None = None
+        self.head, self.notes, self.foot, self.small = (Lines(id=i) for i in ("title", "notes", "foot", "small"))
+        self.grid = GridView(view, GRID, id="grid")
+        self.overview = Overview(view, GRID, id="overview")
 
     def compose(self) -> ComposeResult:
-        """Title, grid beside overview, notes, foot."""
-        yield Lines(id="title")
+        """Title, grid beside overview, notes, foot; or nothing but that it is too small."""
+        yield self.head
         with Horizontal(id="body"):
-            yield GridView(self.view, GRID, id="grid")
-            yield Overview(self.view, GRID, id="overview")
-        yield Lines(id="notes")
-        yield Lines(id="foot")
-        yield Lines(id="small")
-
-    @property
-    def grid(self) -> GridView:
-        """The grid."""
-        return self.query_one(GridView)
+            yield self.grid
+            yield self.overview
+        yield self.notes
+        yield self.foot
+        yield self.small
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay out for the size: too small, narrow, or wide."""
@@ -62,8 +60,9 @@ class GridScreen(Screen[None]):
         small = width < MIN_WIDTH or height < MIN_HEIGHT
         self.set_class(small, "small")
         if small:
-            words = f"{width} x {height} is too small: {DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed. Make the window larger; q quits."
-            self.query_one("#small", Lines).show([[(part, "watch")] for part in wrap(words, max(width, 8))])
+            needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed"
+            words = f"{width} x {height} is too small: {needed}. Make the window larger; q quits."
+            self.small.show([[(part, "watch")] for part in wrap(words, max(width, 8))])
         if (width >= WIDE) != self.has_class("wide"):
             self.set_class(width >= WIDE, "wide")
             self.set_class(width >= WIDE, "strip")
@@ -73,33 +72,33 @@ class GridScreen(Screen[None]):
         """The line about the cell goes with the cursor."""
         self.show_foot()
         if self.has_class("strip"):
-            self.query_one(Overview).show_all(self.grid.place)
+            self.overview.show_all(self.grid.place)
 
     def show_all(self) -> None:
         """Draw everything again: another run, scope, metric or size."""
         self.grid.show_all()
         if self.has_class("strip"):
-            self.query_one(Overview).show_all(self.grid.place)
+            self.overview.show_all(self.grid.place)
         self.show_lines()
 
     def show_lines(self) -> None:
         """Draw title, notes and foot again; only lines that changed go over the wire."""
         width = self.size.width
-        self.query_one("#title", Lines).show([self.title_spans(width)])
+        self.head.show([self.title_spans(width)])
         if self.note is not None:
             text, name = self.note
             notes = [[(f" {part}", name)] for part in wrap(text, width - 2)[:LONG_NOTE]]
         else:
             notes = self.note_lines(width)
         notes += [[] for _ in range(NOTE_LINES - len(notes))]
-        self.query_one("#notes", Lines).show(notes)
+        self.notes.show(notes)
         self.show_foot()
 
     def show_foot(self) -> None:
         """Draw the lines about the cell and the run again."""
         width = self.size.width
         status = self.busy_spans(width) or self.status_spans(width)
-        self.query_one("#foot", Lines).show([self.cell_spans(width), status, hint_spans(self.kind, width)])
+        self.foot.show([self.cell_spans(width), status, hint_spans(self.kind, width)])
 
     def show_frame(self, frame: Frame) -> None:
         """Take a run's newer frame: the child grows its view; only changed rows are repainted."""
@@ -109,7 +108,7 @@ class GridScreen(Screen[None]):
         if frame.latest is not None and frame.latest[0] is not None:
             self.grid.follow(frame.latest[0], frame.latest[1])
         if rows and self.has_class("strip"):
-            self.query_one(Overview).show_all(self.grid.place)
+            self.overview.show_all(self.grid.place)
         self.show_lines()
 
     def busy_spans(self, width: int) -> list[Span]:
@@ -118,11 +117,14 @@ class GridScreen(Screen[None]):
         if seconds is None or seconds < 0.1:
             return []
         frame = self.progress
-        spans: list[Span] = [(f" {SPIN[int(seconds * 4) % 4]} ", "a"), (foreign(frame.phase if frame else "starting"), "text")]
-        if frame is not None and frame.n_layer and frame.latest is not None:
-            done = sum(1 for cells in frame.cells.values() for layer, stage in cells if layer is not None and stage == "output")
+        spans: list[Span] = [(f" {SPIN[int(seconds * 4) % 4]} ", "a")]
+        layer = frame.latest[0] if frame is not None and frame.latest is not None else None
+        if frame is None or layer is None or not frame.n_layer:
+            spans.append((foreign(frame.phase if frame else "starting"), "text"))
+        else:
+            done = sum(stage == "output" for cells in frame.cells.values() for _, stage in cells)
             share = done / (frame.n_layer * max(len(frame.cells), 1))
-            spans = [(f" {SPIN[int(seconds * 4) % 4]} ", "a"), (f"layer {frame.latest[0] if frame.latest[0] is not None else '-'} of {frame.n_layer} ", "text"), (bar(share, 20), "a"), (f" {share:>4.0%}", "text")]
+            spans += [(f"layer {layer} of {frame.n_layer} ", "text"), (bar(share, 20), "a"), (f" {share:4.0%}", "text")]
         return [*spans, (plain(f" · {seconds:.0f} s · "), "quiet"), ("esc", "key"), (" cancels", "quiet")]
 
     # what a child says
@@ -261,5 +263,6 @@ def read_jump(text: str) -> tuple[int | None, str | None, str | None]:
 def _grid_stage(name: str) -> str:
     stage = stage_named(name).name
     if stage not in GRID:
-        raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {', '.join(GRID)}.")
+        columns = ", ".join(GRID)
+        raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {columns}.")
     return stage

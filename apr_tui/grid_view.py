@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import OK, STATES, Span, fit, strip
+from apr_tui.paint import OK, STATES, Span, strip
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included
@@ -117,7 +117,7 @@ class GridView(Widget):
             spans.append((glyph + text.rjust(CELL - 1), f"{name}+cursor" if (row, column) == self.place else name))
         if len(self._columns()) < len(self.columns):
             more = len(self.columns) - self._left - len(self._columns())
-            spans.append((fit(f" +{more}" if more else "", self.size.width - LABEL - CELL * len(self._columns())), "quiet"))
+            spans.append((f" +{more}" if more else "", "quiet"))
         return spans
 
     def _rows(self) -> int:
@@ -143,8 +143,9 @@ class GridView(Widget):
 
     def _scroll(self) -> None:
         rows, fitting = self._rows(), max((self.size.width - LABEL) // CELL, 1)
-        if self.row >= self._top + rows:
-            # while it follows, jump by half a page: a scroll repaints the whole grid
+        if not self._top - 1 <= self.row <= self._top + rows:  # a jump: show what stands around
+            self._top = self.row - rows // 2
+        elif self.row >= self._top + rows:  # while it follows, half a page at once: a scroll repaints the whole grid
             self._top = self.row - (rows // 2 if self.is_following else rows - 1)
         self._top = max(min(self._top, self.row, self.source.n_row - rows), 0)
         self._left = max(min(self._left, self.column, len(self.columns) - fitting), self.column - fitting + 1, 0)

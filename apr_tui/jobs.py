@@ -1,4 +1,4 @@
-"""The jobs that the console gives its worker: open and trace, compare, export. Each calls the door; none touches a widget."""
+"""The jobs that the console gives its worker: trace, compare, export. Each calls the door; none touches a widget."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A finished trace. model and path are None where a bundle was opened."""
+    """A finished trace, with the findings at a scope. model and path are None where a bundle was opened."""
 
     trace: Trace
     findings: Sequence[Finding]
+    scope: str
     path: Path | None = None
     model: ModelFile | None = None
     bundle: Path | None = None
@@ -40,7 +41,7 @@ def trace_job(request: Request, door_source: DoorSource) -> Callable[[Feed], Tra
         if bundle is not None:
             feed.say("reading the bundle", name=bundle.name)
             found = door.open_bundle(bundle)
-            return Traced(found, door.hints(found, request.scope, request.threshold), bundle=bundle)
+            return Traced(found, door.hints(found, request.scope, request.threshold), request.scope, bundle=bundle)
         if path is None:
             feed.say("building the demonstration (once)", name="demo")
             path = door.ensure_demo()[0]
@@ -54,12 +55,14 @@ def trace_job(request: Request, door_source: DoorSource) -> Callable[[Feed], Tra
             generate=request.generate, emit=feed.emit, cancelled=feed.cancelled,
         )
         feed.say("looking for spikes")
-        return Traced(trace, door.hints(trace, request.scope, request.threshold), path, model)
+        return Traced(trace, door.hints(trace, request.scope, request.threshold), request.scope, path, model)
 
     return job
 
 
-def hints_job(trace: Trace, scope: str, threshold: float, door_source: DoorSource) -> Callable[[Feed], Sequence[Finding]]:
+def hints_job(
+    trace: Trace, scope: str, threshold: float, door_source: DoorSource,
+) -> Callable[[Feed], Sequence[Finding]]:
     """Find the hints at another scope."""
     return lambda feed: door_source().hints(trace, scope, threshold)
 
@@ -77,7 +80,9 @@ def pair_job(request: Request, a: Path, b: Path, door_source: DoorSource) -> Cal
     return job
 
 
-def export_job(shown: Any, out: Path, force: bool, request: Request, command: str, door_source: DoorSource) -> Callable[[Feed], Path]:  # noqa: ANN401
+def export_job(
+    shown: Any, out: Path, force: bool, request: Request, command: str, door_source: DoorSource,  # noqa: ANN401
+) -> Callable[[Feed], Path]:
     """Write a trace or a comparison to a folder."""
 
     def job(feed: Feed) -> Path:

@@ -1,4 +1,4 @@
-"""The table of keys, from which bindings, hints, the help screen and README's table are made. It does nothing itself."""
+"""The table of keys; bindings, hints, the help screen and README's table are made from it. It does nothing itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GRID, DRILL, PAIR, PAGE = "grid", "layer", "comparison", "page"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row: the keys a terminal sends (in Textual's names), the action, a word for the hint line, a sentence for help."""
+    """One row: keys that every terminal sends (Textual's names), the action, a word for the hint line, one for help."""
 
     keys: str
     action: str
@@ -33,18 +33,19 @@ KEYS = (
     Key("home", "end(-1)", "", "to the first layer", ALL),
     Key("end", "end(1)", "", "to the last layer", ALL),
     Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (GRID, PAIR, DRILL)),
-    Key("escape", "back", "back", "go back; cancel a run", ALL, "esc"),
+    Key("escape", "back", "back", "go back", (DRILL, PAIR, PAGE), "esc"),
+    Key("escape", "back", "", "cancel the run", (GRID,), "esc"),
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID,)),
+    Key("s", "scope", "scope", "next scope: all, last, first, rest, the token of the peak", (GRID, PAIR, DRILL)),
     Key("m", "metric", "metric", "next metric", MAPS),
-    Key("s", "scope", "scope", "next scope: all, last, first, rest, the token that carries the cell", (GRID, DRILL)),
-    Key("n", "finding(1)", "finding", "next finding; in a comparison: next cell that differs", MAPS),
+    Key("n", "finding(1)", "next", "next finding; in a comparison: next cell that differs", MAPS),
     Key("p", "finding(-1)", "", "previous finding, or cell that differs", MAPS),
-    Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
-    Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
     Key("i", "prompt", "prompt", "another prompt, and run", (GRID,)),
-    Key("r", "run", "run", "run again", MAPS),
-    Key("f", "file", "file", "open another file or bundle", (GRID,)),
     Key("e", "export", "export", "write the evidence to a folder", MAPS),
+    Key("f", "file", "file", "open another file or bundle", (GRID,)),
+    Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
+    Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
+    Key("r", "run", "run", "run again", MAPS),
     Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", MAPS),
     Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (DRILL,)),
     Key("v", "reasons", "reasons", "all reasons of the verdict", (PAIR,)),

@@ -1,4 +1,4 @@
-"""Draw the overview strip: stages down, layers across, block heights, so that one look finds the odd layer. No numbers."""
+"""Draw the overview strip: stages down, layers across, block heights; one look finds the odd layer. No numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, STATES, UNKNOWN, WATCH, Span, only_ascii, plain, strip
+from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Span, only_ascii, strip
 
 LABEL = 10
 WORST = (BAD, WATCH)
@@ -30,7 +30,7 @@ class StripSource(Protocol):
 
 
 class Overview(Widget):
-    """The strip. Each stage has its own scale, 0 to its largest; several layers share a column where they must (the worst shows)."""
+    """The strip. Each stage has its own scale; where layers share a column, the worst shows."""
 
     DEFAULT_CSS = "Overview { width: 1fr; height: 1fr; padding: 0 0 0 1; }"
 
@@ -66,7 +66,8 @@ class Overview(Widget):
         lines = [self._axis(groups, wide)]
         for column in self.columns:
             lines += self._bars(column, groups, wide, tall)
-        lines.append([(plain(f"{'':{LABEL}}each stage from 0 to its largest" + (f", {share} layers a column" if share > 1 else "")), "rule")])
+        together = f", {share} layers a column" if share > 1 else ""
+        lines.append([(f"{'':{LABEL}}each stage from 0 to its largest, or twice its median{together}", "rule")])
         return lines[:height]
 
     def _axis(self, groups: Sequence[range], wide: int) -> list[Span]:
@@ -82,13 +83,15 @@ class Overview(Widget):
 
     def _bars(self, column: str, groups: Sequence[range], wide: int, tall: int) -> list[list[Span]]:
         cells = [self._worst(column, group) for group in groups]
-        largest = max((abs(n) for n, _ in cells if n is not None and math.isfinite(n)), default=0.0)
-        lines: list[list[Span]] = []
+        sizes = [abs(n) for n, _ in cells if n is not None and math.isfinite(n)]
+        largest = max(*sizes, 2 * sorted(sizes)[len(sizes) // 2]) if sizes else 0.0
+        lines: list[list[Span]] = [[]] if tall > 1 else []
+        tall = max(tall - 1, 1)
         for level in range(tall - 1, -1, -1):
             label = column if level == 0 else ""
             spans: list[Span] = [(f"{label:<{LABEL}}", "title" if column == self.cursor[1] else "quiet")]
             for (number, mark), group in zip(cells, groups, strict=True):
-                name = STATES[mark][1]
+                name = "bar" if mark == OK else STATES[mark][1]
                 here = self.cursor[0] in group and column == self.cursor[1] and level == 0
                 glyph = _block(number, largest, level, tall) if number is not None else (mark if level == 0 else " ")
                 gap = wide > 2 and not here
@@ -101,7 +104,7 @@ class Overview(Widget):
         mark = next((m for m in WORST if any(m == seen for _, seen in cells)), cells[0][1])
         numbers = [n for n, _ in cells if n is not None]
         number = max(numbers, key=lambda n: math.inf if math.isnan(n) else abs(n), default=None)
-        return number, mark if number is None or mark != UNKNOWN else "."
+        return number, mark if number is None or mark != UNKNOWN else OK
 
 
 def _block(number: float, largest: float, level: int, tall: int) -> str:

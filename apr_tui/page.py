@@ -1,4 +1,4 @@
-"""Show lines that may be longer than the screen: help, everything about a stage, the reasons of a verdict. Reading only."""
+"""Show lines that may outgrow the screen: help, everything about a stage, the reasons of a verdict. Reading only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from textual.widget import Widget
 from apr_tui.keys import PAGE, bindings, help_lines, hint_spans
 from apr_tui.paint import STATES, Lines, Span, plain, strip, wrap
 
+PAIR_MEANINGS = {
+    "rel_l2": "|b - a| / |a| of the worst token",
+    "A": "std of A at the scope",
+    "B": "std of B at the scope",
+    "ratio": "std of B over A: for reading, never a verdict",
+    "inherited": "B against B's operation on A's inputs: what came in",
+    "local": "B's operation on A's inputs, against A: what happened here",
+    "cosine": "cosine of the worst token",
+    "max_abs": "largest |b - a|",
+}
 Build = Callable[[int], Sequence[Sequence[Span]]]  # width -> lines
 
 
@@ -29,9 +39,9 @@ class Page(Widget):
     def on_resize(self) -> None:
         """Break the lines again."""
         self.lines = self.build(self.size.width)
-        self.scroll(0)
+        self.scroll_by(0)
 
-    def scroll(self, rows: int) -> None:  # type: ignore[override]
+    def scroll_by(self, rows: int) -> None:
         """Scroll by rows, as far as there are lines."""
         self.top = max(min(self.top + rows, len(self.lines) - self.size.height), 0)
         self.refresh()
@@ -48,31 +58,29 @@ class PageScreen(Screen[None]):
 
     def __init__(self, title: str, build: Build) -> None:
         super().__init__()
-        self.heading, self.build = title, build
+        self.heading = title
+        self.head, self.page, self.foot = Lines(id="title"), Page(build), Lines(id="foot")
 
     def compose(self) -> ComposeResult:
         """Title, page, hints."""
-        yield Lines(id="title")
-        yield Page(self.build)
-        yield Lines(id="foot")
+        yield from (self.head, self.page, self.foot)
 
-    def on_mount(self) -> None:
+    def on_resize(self) -> None:
         """Show the title and the hints."""
-        self.query_one("#title", Lines).show([[(f" {self.heading}", "title")]])
-        self.query_one("#foot", Lines).show([hint_spans(PAGE, self.app.size.width)])
+        self.head.show([[(f" {self.heading}", "title")]])
+        self.foot.show([hint_spans(PAGE, self.app.size.width)])
 
     def action_move(self, rows: int, columns: int) -> None:
         """Scroll a line."""
-        self.query_one(Page).scroll(rows)
+        self.page.scroll_by(rows)
 
     def action_page(self, direction: int) -> None:
         """Scroll a page."""
-        page = self.query_one(Page)
-        page.scroll(direction * max(page.size.height - 1, 1))
+        self.page.scroll_by(direction * max(self.page.size.height - 1, 1))
 
     def action_end(self, direction: int) -> None:
         """To the first or the last line."""
-        self.query_one(Page).scroll(direction * 1_000_000)
+        self.page.scroll_by(direction * 1_000_000)
 
     def action_back(self) -> None:
         """Leave."""
@@ -100,6 +108,9 @@ def help_build(width: int) -> list[list[Span]]:
     for mark, (word, name) in STATES.items():
         for i, part in enumerate(wrap(meanings[mark], max(width - 20, 20))):
             lines.append([(f"  {mark} {word:<13} " if i == 0 else " " * 18, name), (part, "text")])
+    lines += [[], [(" Metrics of a comparison", "title")]]
+    for metric, meaning in PAIR_MEANINGS.items():
+        lines.append([(f"  {metric:<12}", "key"), (meaning, "text")])
     lines += [[], [(" Reading it", "title")]]
     for text in (
         "A spike inside one run is a hint: it says where to look. A difference that survives a check is a proof.",

@@ -32,6 +32,7 @@ STYLES = {
     "b": "#E69F00",
     "cursor": "#ffffff bold reverse",
     "rule": "#5f5f5f",
+    "bar": "#5f87a0",
     "planted": "#D55E00 bold reverse",
 }
 OK, WATCH, BAD, ABSENT, UNKNOWN = ".!X-?"  # the marks of core.grid, which would bring numpy before the first screen
@@ -116,6 +117,17 @@ def wrap(text: str, width: int) -> list[str]:
         else:
             line = f"{line} {word}" if line else word
     return [*lines, line] if line or not lines else lines
+
+
+def crop(spans: Iterable[Span], width: int) -> list[Span]:
+    """Cut or pad spans to exactly width cells; a cut shows."""
+    found: list[Span] = []
+    for text, name in spans:
+        if cell_len(text) > width:
+            return [*found, (fit(text, width), name)]
+        found.append((text, name))
+        width -= cell_len(text)
+    return [*found, (" " * width, "text")]
 
 
 def bar(share: float, width: int) -> str:

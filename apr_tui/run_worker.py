@@ -1,7 +1,7 @@
 """Run the door's work in a thread: events come in, frozen frames and one ending go out as messages. It draws nothing.
 
-Thread -> Feed (collects) -> Frame (a snapshot) -> one message -> repaint. A frame that waits is replaced by a newer one,
-so a slow line drops frames instead of lagging.
+Thread -> Feed (collects) -> Frame (a snapshot) -> one message -> repaint. A frame that waits is replaced by a newer
+one, so a slow line drops frames instead of lagging.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ JOIN_S = 2.0       # how long leaving waits for the worker to notice
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a run has told so far. cells: by side ("" for one trace, A and B for a pair). known: facts of the opened model."""
+    """What a run has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model."""
 
     serial: int
     phase: str = ""
@@ -51,7 +51,7 @@ class Progress(Message):
 
 
 class Ended(Message):
-    """A run's end. error: an AprError (Cancelled too), or an internal error; None where result holds what was asked for."""
+    """A run's end. error: an AprError (Cancelled too) or an internal error; None where result holds what was asked."""
 
     def __init__(self, serial: int, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         super().__init__()
@@ -142,7 +142,7 @@ class Feed:
 
 
 class RunWorker:
-    """Runs one job at a time in a daemon thread; a new job cancels the one before, whose messages then carry an old serial."""
+    """Runs one job at a time in a daemon thread; a new job cancels the one before, whose messages are too old."""
 
     def __init__(self, posts: Posts) -> None:
         self._posts = posts
@@ -167,7 +167,8 @@ class RunWorker:
         self._serial += 1
         before, feed = self._thread, Feed(self._serial, self._posts)
         self._feed = feed
-        self._thread = threading.Thread(target=self._run, args=(kind, job, feed, before), name=f"apr-{kind}", daemon=True)
+        arguments = (kind, job, feed, before)
+        self._thread = threading.Thread(target=self._run, args=arguments, name=f"apr-{kind}", daemon=True)
         self._thread.start()
 
     def cancel(self) -> bool:

@@ -1,4 +1,4 @@
-"""Write what is known about one stage of one layer as lines: statistics, tokens, channels, weights, why it grew. No widgets."""
+"""Write what is known about a stage as lines: statistics, tokens, channels, weights, why it grew. No widgets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from core.stages import Place, place_text, stage_named
 
 if TYPE_CHECKING:
     from apr_tui.view import TraceView
+    from core.finding import Finding
     from core.stats import Stats
 
 Lines_ = list[list[Span]]
 WeightsBehind = Callable[[Place], Sequence[tuple[str, str, tuple[int, ...]]]]
 NAME, MARK = 11, 2
 COLUMNS = (  # field of Stats, width, least width of the screen that shows it
-    ("count", 9, 100), ("std", 8, 0), ("mean", 9, 0), ("min", 9, 0), ("max", 9, 0), ("absmax", 9, 110), ("l2", 8, 0),
-    ("zero", 6, 0), ("nan", 5, 60), ("inf", 5, 60),
+    ("count", 9, 100), ("std", 7, 0), ("mean", 8, 0), ("min", 8, 0), ("max", 8, 0), ("absmax", 8, 110), ("l2", 7, 0),
+    ("zero", 6, 0), ("nan", 4, 60), ("inf", 4, 60),
 )
 ALL_FIELDS = ("count", "mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero")
 
@@ -47,7 +48,8 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
             number = getattr(stats, field) if stats is not None else None
             text = short(number, min(size - 1, 7)) if number is not None else mark if mark in "-?" else "-"
             odd = field in ("nan", "inf") and number
-            spans.append((f"{text:>{size}}", "bad" if odd else name if field == "std" else "text" if number else "quiet"))
+            tone = "bad" if odd else name if field == "std" else "text" if number else "quiet"
+            spans.append((f"{text:>{size}}", tone))
     if stats is not None and stats.peak_token is not None:
         spans.append((f"  {stats.peak_token}:{stats.peak_channel}", "text"))
     return spans
@@ -66,19 +68,19 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
     rows = list(range(len(spread)))
     title = "std of each token"
     if height is not None and len(rows) > height - 1:
-        rows = sorted(sorted(rows, key=lambda i: -_rank(spread[i]))[:max(height - 1, 1)])
+        rows = sorted(sorted(rows, key=lambda i: -_rank(float(spread[i])))[:max(height - 1, 1)])
         title = f"the {len(rows)} largest of {len(spread)} tokens"
     largest = max((float(s) for s in spread if math.isfinite(s)), default=0.0)
     lines: Lines_ = [[(f" {title}", "quiet")]]
-    size = max(min(16, width - 32), 4)
+    size = max(min(24, width - 31), 4)
     for i in rows:
         std, position = float(spread[i]), cell.first + i
         token = view.tokens[position] if position < len(view.tokens) else None
         is_bad = bool(cell.nan[i] or cell.inf[i])
         share = std / largest if largest and math.isfinite(std) else 0.0
-        text = fit_text(f'"{foreign(token.text)}"' if token and token.text is not None else "", width - 24 - size)
+        text = fit_text(f'"{foreign(token.text)}"' if token and token.text is not None else "", width - 22 - size)
         lines.append([
-            (f" {position:>4} {token.id if token else '':>7} ", "quiet"),
+            (f"{position:>5} {token.id if token else '':>6} ", "quiet"),
             (f"{short(std) if math.isfinite(std) else '-':>7} ", "bad" if is_bad else "text"),
             (bar(share, size), "b" if share > 0.5 and len(spread) > 1 else "a"), (f" {text}", "text"),
         ])
@@ -112,20 +114,18 @@ def why_lines(view: TraceView, place: Place, width: int) -> Lines_:
     if not isinstance(cell, TokenStats) or cell.factors is None:
         return []
     found = cell.factors
-    left, right = (stage_named(place[1]).inputs + ("left", "right"))[:2]
+    left, right = (*stage_named(place[1]).inputs, "left", "right")[:2]
     how = "not known" if found.correlation is None else f"{found.correlation:.2f}"
-    text = (f"{left} {short(found.left)} x {right} {short(found.right)} at token {found.token} channel {found.channel}; "
-            f"correlation of the two {how}")
-    return [[("why it grew", "quiet")], *[[(part, "text")] for part in wrap(text, width)]]
+    text = (f"why it grew: {left} {short(found.left)} x {right} {short(found.right)} at token {found.token} "
+            f"channel {found.channel}; correlation of the two {how}")
+    return [[(part, "text")] for part in wrap(text, width)]
 
 
 def weight_lines(weights: Sequence[tuple[str, str, tuple[int, ...]]], width: int) -> Lines_:
     """Name, quant type and shape of the weights behind the stage."""
-    if not weights:
-        return [[("no weight behind it", "quiet")]]
-    lines: Lines_ = [[("weights behind it", "quiet")]]
+    lines: Lines_ = []
     for name, quant, shape in weights:
-        size = " x ".join(map(str, shape))
+        size = "x".join(map(str, shape))
         room = width - len(quant) - len(size) - 4
         lines.append([(fit_text(foreign(name), room), "text"), (f"  {foreign(quant)}", "a"), (f"  {size}", "quiet")])
     return lines
@@ -137,9 +137,15 @@ def finding_lines(view: TraceView, layer: int | None, stage: str | None, width: 
     lines: Lines_ = []
     for finding in found:
         mark = view.mark(finding.place)
-        text = f"{mark if mark != OK else WATCH} {place_text(finding.place)}: {foreign(finding.sentence)}"
+        text = f"{mark if mark != OK else WATCH} {sentence(finding)}"
         lines += [[(f" {part}", STATES[mark if mark != OK else WATCH][1])] for part in wrap(text, width - 2)]
     return lines
+
+
+def sentence(finding: Finding) -> str:
+    """A finding's sentence, with its layer in front of the stage that it starts with."""
+    place, text = place_text(finding.place), foreign(finding.sentence)
+    return place + text.removeprefix(finding.stage) if text.startswith(finding.stage) else f"{place}: {text}"
 
 
 def everything(view: TraceView, place: Place, weights: WeightsBehind, width: int) -> Lines_:
@@ -151,16 +157,19 @@ def everything(view: TraceView, place: Place, weights: WeightsBehind, width: int
     lines: Lines_ = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]
     for field in ALL_FIELDS:
         number = getattr(stats, field) if stats is not None else None
-        lines.append([(f"   {field:<8}", "quiet"), (short(number) if number is None or isinstance(number, int) else repr(number), "text")])
+        text = f"{number:.8g}" if isinstance(number, float) else short(number)
+        lines.append([(f"   {field:<8}", "quiet"), (text, "text")])
     ratio = view.number(place, "ratio")
     if ratio is not None and place[0] is not None:
         lines.append([("   ratio   ", "quiet"), (f"{ratio:.4g} x layer {place[0] - 1}", "text")])
     for name, token, channel in (("peak", "peak_token", "peak_channel"), ("nan at", "nan_token", "nan_channel")):
         if stats is not None and getattr(stats, token) is not None:
-            lines.append([(f"   {name:<8}", "quiet"), (f"token {getattr(stats, token)} channel {getattr(stats, channel)}", "text")])
+            where = f"token {getattr(stats, token)} channel {getattr(stats, channel)}"
+            lines.append([(f"   {name:<8}", "quiet"), (where, "text")])
     indent: list[Span] = [("   ", "text")]
     for part in (
-        finding_lines(view, place[0], place[1], width - 2), [indent + line for line in why_lines(view, place, width - 4)],
+        finding_lines(view, place[0], place[1], width - 2),
+        [indent + line for line in why_lines(view, place, width - 4)],
         [indent + line for line in channel_lines(view, place, 8)],
         [indent + line for line in weight_lines(weights(place), min(width - 4, 76))], token_lines(view, place, width),
     ):
@@ -190,4 +199,4 @@ def rule(text: str, width: int) -> list[Span]:
 
 
 def _rank(x: float) -> float:
-    return float(x) if math.isfinite(x) else math.inf
+    return x if math.isfinite(x) else math.inf

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from core.finding import Finding
-from core.grid import grid_text, value
+from core.grid import value
 from core.jsontext import to_json
+from core.report import WITNESS
 from core.safe_text import safe_text
 from core.stages import GRID, place_text
-from core.trace import NextToken, Trace
+from core.trace import Trace
 from core.verdict import VERDICTS, Check, Comparison
-
-STRENGTHS = {"hint": "hint ", "proof": "PROOF"}
-
-
-def trace_text(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float) -> str:
-    """The grid, the findings, the likeliest next tokens, what was generated, and the notes."""
-    parts = [grid_text(trace, scope, findings=findings, threshold=threshold), finding_lines(findings)]
-    if trace.top:
-        parts.append("next token: " + "  ".join(next_token_text(t) for t in trace.top) + "\n")
-    if trace.generated is not None:
-        parts.append(f"generated: {safe_text(trace.generated)}\n")
-    parts.append(witness_text(trace.observed_equals_unobserved) + "\n")
-    parts += [f"note: {safe_text(note)}\n" for note in trace.notes]
-    return "\n".join(p.rstrip("\n") for p in parts if p) + "\n"
-
-
-def finding_lines(findings: Iterable[Finding]) -> str:
-    """A line each, its strength first; says so where there is none."""
-    lines = [f"{STRENGTHS[f.strength]} {f.kind:<10} {safe_text(f.sentence)}" for f in findings]
-    return "\n".join(lines or ["no findings"]) + "\n"
-
-
-def next_token_text(token: NextToken) -> str:
-    """id, text and logit of a candidate."""
-    return f"{token.id} {safe_text(repr(token.text)) if token.text is not None else '(no text)'} {token.logit:.3f}"
-
-
-def witness_text(same: bool | None) -> str:
-    """Say what the witness found."""
-    if same is None:
-        return "traced equals untraced: NOT_MEASURED"
-    return "traced equals untraced: yes, bit for bit" if same else "traced equals untraced: NO - watching changed the run"
 
 
 def trace_json(trace: Trace, scope: str, findings: Sequence[Finding]) -> str:
@@ -76,4 +45,4 @@ def check_text(check: Check) -> str:
     lines = [f"{check.verdict}  {safe_text(check.trace.name)}", *(f"- {safe_text(r)}" for r in check.reasons)]
     if check.trace.planted:
         lines.insert(0, f"PLANTED {safe_text(check.trace.planted)}")
-    return "\n".join([*lines, witness_text(check.trace.observed_equals_unobserved)]) + "\n"
+    return "\n".join([*lines, f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"]) + "\n"

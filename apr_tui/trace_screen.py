@@ -12,8 +12,9 @@ from apr_tui.door import Request
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
-from apr_tui.paint import OK, STATES, Span, fit, foreign, plain, wrap
+from apr_tui.paint import OK, STATES, Span, crop, fit, foreign, plain, wrap
 from apr_tui.run_worker import Frame
+from apr_tui.stage_lines import sentence
 from apr_tui.status import memory_text, seconds_text
 from apr_tui.view import TraceView
 from core.errors import AprError, Cancelled
@@ -43,7 +44,8 @@ class TraceScreen(GridScreen):
         request = request or self.request
         if (request.path, request.bundle) != (self.request.path, self.request.bundle):
             self.known = {}
-        self.request, self.traced, self.note, self.progress, self.seconds, self.end = request, None, None, None, None, ""
+        self.request, self.traced, self.note, self.progress = request, None, None, None
+        self.seconds, self.end = None, ""
         self.view.clear()
         self.grid.is_following = True
         self.grid.row = self.grid.column = 0
@@ -73,13 +75,16 @@ class TraceScreen(GridScreen):
             self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
         elif error is not None:
             self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
+            self.seconds = self.console.run_seconds
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
-            self.seconds = self.console.run_seconds
+            self.seconds, self.note = self.console.run_seconds, None
             self.traced = result
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
             self.view.finish(result.trace, result.findings)
+            if result.scope != self.view.scope:  # it was changed while the trace ran
+                self.scope_changed()
             if self.grid.is_following and self.view.findings:
                 self._go_to_finding()
         self.show_all()
@@ -95,8 +100,8 @@ class TraceScreen(GridScreen):
         planted = (trace.planted if trace else None) or self.request.plant
         right = f"{seconds_text(seconds)}  {memory_text()} "
         middle: list[Span] = [
-            (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"), (self.view.scope, "title"),
-            ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
+            (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),
+            (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
         front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
         room = width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 1
@@ -113,16 +118,18 @@ class TraceScreen(GridScreen):
             mark = self.view.mark(finding.place)
             name = STATES[mark][1] if mark != OK else "watch"
             count = f"{finding.strength} {self.view.finding + 1} of {len(findings)}"
-            text = f"{mark} {place_text(finding.place)}: {foreign(finding.sentence)} ({count}, {finding.kind})"
+            text = f"{mark} {sentence(finding)} ({count}, {finding.kind})"
             return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
         if self.traced is not None:
-            return [[(f" no finding at scope {self.view.scope}: no NaN, no ratio above {self.view.threshold:g} x", "quiet")]]
+            text = f" no finding at scope {self.view.scope}: no NaN, no ratio above {self.view.threshold:g} x"
+            return [[(text, "quiet")]]
         place = self.view.first_bad()
         if place is not None:
             ratio = self.view.number(place, "ratio")
-            what = "NaN or Inf" if ratio is None or ratio <= self.view.threshold else f"{ratio:.1f} x layer {(place[0] or 0) - 1}"
+            is_ratio = ratio is not None and ratio > self.view.threshold
+            what = f"{ratio:.1f} x layer {(place[0] or 0) - 1}" if is_ratio else "NaN or Inf"
             return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
-        return [[(f" {self.end}" if self.end else "", "watch")]]
+        return []
 
     def cell_spans(self, width: int) -> list[Span]:
         """Place, its number, ratio, and who carries it."""
@@ -138,32 +145,38 @@ class TraceScreen(GridScreen):
 
         ratio = self.view.number(place, "ratio")
         facts = [f"std {short(stats.std)}"] + ([f"{short(ratio)} x layer {place[0] - 1}"] if ratio is not None else [])
-        facts += [f"mean {short(stats.mean)}", f"|x| up to {short(stats.absmax)}"]
-        if stats.peak_token is not None:
-            facts.append(f"at token {stats.peak_token} channel {stats.peak_channel}")
+        if stats.absmax is not None:
+            where = f" at token {stats.peak_token} ch {stats.peak_channel}" if stats.peak_token is not None else ""
+            facts.append(f"|x| {short(stats.absmax)}{where}")
         if (stats.nan or 0) + (stats.inf or 0):
             facts.insert(0, f"{stats.nan} NaN {stats.inf} Inf")
-        if self.view.metric not in ("std", "ratio", "mean", "absmax"):
+        if self.view.metric not in ("std", "ratio", "absmax"):
             facts.insert(0, f"{self.view.metric} {short(self.view.number(place))}")
         return [*spans, ("  ".join(facts), "text")]
 
     def status_spans(self, width: int) -> list[Span]:
-        """The prompt and what the model says next."""
+        """The prompt and what the model says next; or how the run ended without."""
+        if self.end:
+            ways: list[Span] = [("  r", "key"), (" runs again  ", "quiet"), ("f", "key"), (" opens another", "quiet")]
+            return [(f" {self.end}", "watch"), *ways]
         if width < DESIGN_WIDTH or self.size.height < DESIGN_HEIGHT:
-            return [(plain(f" {width} x {self.size.height} is below {DESIGN_WIDTH} x {DESIGN_HEIGHT}: not everything is in view"), "quiet")]
+            needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT}"
+            return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
         tokens = self.view.tokens
-        asked = f'"{foreign(self.request.prompt)}"' if self.request.tokens is None and self.request.bundle is None else "tokens"
+        is_text = self.request.tokens is None and self.request.bundle is None
+        asked = f'"{foreign(self.request.prompt)}"' if is_text else "tokens"
         spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
-        spans.append((plain(f" · {len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else " · tokens unknown"), "quiet"))
+        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
+        spans.append((plain(f" · {count}"), "quiet"))
+        witness = self.traced.trace.observed_equals_unobserved if self.traced else None
+        right = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}[witness]
         if self.view.generated:
             spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
         elif self.traced is not None and self.traced.trace.top:
             spans.append((plain(" → next "), "quiet"))
-            spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in self.traced.trace.top]
-        witness = self.traced.trace.observed_equals_unobserved if self.traced else None
-        if witness is not None:
-            spans.insert(2, (" traced = untraced" if witness else " X traced differs from untraced", "quiet" if witness else "bad"))
-        return spans
+            top = self.traced.trace.top
+            spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
+        return [*crop(spans, width - len(right)), (right, "bad" if witness is False else "quiet")]
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""

@@ -1,4 +1,4 @@
-"""Hold what a screen shows of a trace or a comparison: cells, scope, metric, findings. It computes by core and draws nothing.
+"""Hold what a screen shows of a trace or a comparison: cells, scope, metric, findings. core computes; nothing is drawn.
 
 core.grid brings numpy, so it is imported where numbers are: after the first screen.
 """
@@ -107,6 +107,8 @@ class TraceView:
         found = self._shown.get(place)
         if found is None:
             found = shorten(self.number(place), self.mark(place))
+            if found == (ABSENT, BAD):  # nothing finite: the number is what the model made
+                found = ("nan" if self.number(place, "nan") else "inf", BAD)
             if place in self.cells:
                 self._shown[place] = found
         return found
@@ -175,7 +177,7 @@ class PairView:
         self.scope, self.metric = scope or self.scope, metric or self.metric
 
     def number(self, place: Place, metric: str | None = None) -> float | None:
-        """One number of a cell: A and B are standard deviations at the scope, ratio is B over A, the rest the comparison's."""
+        """One number of a cell: A and B are stds at the scope, ratio is B over A, the rest the comparison's."""
         metric = metric or self.metric
         if metric in ("A", "B"):
             if not self.sides[metric]:
@@ -202,7 +204,8 @@ class PairView:
     def differing(self) -> list[Place]:
         """Cells that differ or are unclear, in order of computation: what n and p walk."""
         cells = self.comparison.cells if self.comparison else {}
-        return sorted((p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in GRID), key=place_order)
+        odd = (p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in GRID)
+        return sorted(odd, key=place_order)
 
     def next_metric(self) -> str:
         """The metric after the present one."""

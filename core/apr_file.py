@@ -173,14 +173,13 @@ def _check_places(file: str, header: Header, entries: list[Entry], file_bytes: i
         if entry.offset < end:
             raise _damaged_index(file, f"{shown(entry.name)} overlaps {shown(before)}")
         end, before = entry.offset + entry.size_bytes, entry.name
-    needed = header.data_offset + end + FOOTER
+    needed = header.data_offset + end + -end % ALIGNMENT + FOOTER
     if file_bytes < needed:
         raise _cut_short(file, f"tensor {shown(before)} and the footer end", needed, file_bytes)
-    padded = needed + -end % ALIGNMENT
-    if file_bytes not in (needed, padded) and not header.flags & FLAGS["SIGNED"]:
+    if file_bytes > needed and not header.flags & FLAGS["SIGNED"]:
         raise FileError(
-            f"{file} has {file_bytes} bytes; its header and index describe {padded}. "
-            "It is cut short or something was appended; copy or download it again.",
+            f"{file} has {file_bytes} bytes; its header and index describe {needed}. "
+            "Something was appended; copy or download it again.",
         )
 
 

@@ -24,7 +24,11 @@ class Key:
     others: tuple[str, ...] = ()
 
 
-KEYS = (  # in the order in which .apr writes them
+FIRST = (  # the order in which .apr writes its keys: these, then KEYS, then the rest
+    "model_type", "name", "description", "author", "license", "data_source", "data_license", "version", "source",
+    "original_format", "created_at", "total_size", "param_count",
+)
+KEYS = (
     Key("name", "general.name", "STRING"),
     Key("description", "general.description", "STRING"),
     Key("author", "general.author", "STRING"),

@@ -33,11 +33,11 @@ def read_metadata(
     for key in KEYS:
         name = key.gguf.format(arch=arch)
         value = _find(file, meta, key)
-        types.setdefault(name, key.type.replace("[]", ""))
         if value is not None and name not in keys:
-            keys[name] = _typed(file, key.apr, key.type, value)
+            keys[name] = _typed(file, key.apr, types.setdefault(name, key.type), value)
     _finish(keys, meta, weights, notes)
-    return keys, {name: kind for name, kind in types.items() if name in keys}, notes
+    types = {name: "ARRAY" if kind.endswith("[]") else kind for name, kind in types.items() if name in keys}
+    return keys, types, notes
 
 
 def _parse(file: str, raw: bytes) -> Json:
@@ -74,7 +74,7 @@ def _read_kept(file: str, kept: Any) -> tuple[dict[str, Value], dict[str, str]]:
     if not all(isinstance(item, dict) and isinstance(item.get("type"), str) for item in items):
         raise FileError(f"{file}: its key gguf is not an object of {{key: {{type, value}}}}. Write the file again.")
     for name, item in kept.items():
-        types[name] = item["type"].replace("[]", "")
+        types[name] = item["type"]
         if "value" in item:
             keys[name] = _typed(file, name, item["type"], item["value"])
     return keys, types

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.apr_file import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
-from core.apr_keys import ALWAYS, FLAGS, KEYS, apr_tensor
+from core.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
 from core.errors import FileError
 from core.file_map import shown
 from core.model_file import USUAL, LazyArray, ModelFile, Value
@@ -89,11 +89,8 @@ def apr_metadata(model: ModelFile, packed: Sequence[Packed]) -> dict[str, Any]:
         out["tied_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in packed)
     if kept:
         out["gguf"] = kept
-    order = {key.apr: i for i, key in enumerate(KEYS)}
-    return dict(sorted(out.items(), key=lambda item: order.get(item[0], -1 if item[0] not in _LAST else len(order))))
-
-
-_LAST = ("tokenizer.vocab_size", "tied_embeddings", "gguf")
+    order = dict.fromkeys((*FIRST, *(key.apr for key in KEYS), *out))
+    return {name: out[name] for name in order if name in out}
 
 
 def _with_needed(model: ModelFile, arch: str) -> dict[str, Value]:

@@ -72,8 +72,8 @@ def carrier_phrase(found: Carrier | None, scope: str, carried: str | None = None
 
 
 def times_text(times: float) -> str:
-    """Write a multiple: 1.0, 17.2, 246, 0.02."""
-    return f"{times:.0f}" if times >= 100 else f"{times:.1f}" if times >= 0.95 or times == 0 else f"{times:.2g}"
+    """Write a multiple: 0.9, 17.2, 246, 0.021."""
+    return f"{times:.0f}" if times >= 100 else f"{times:.1f}" if times >= 0.5 else f"{times:.2g}"
 
 
 def std_T(cell: TokenStats) -> Floats:

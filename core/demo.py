@@ -5,6 +5,7 @@ A fault (faults_bytes.py) is planted in the .apr alone, and the file says so.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -60,7 +61,9 @@ def ensure_demo() -> tuple[Path, Path]:
         try:
             _build(folder)
         except (OSError, OutputError):
-            return write_demo(Path(tempfile.mkdtemp(prefix="apr-tui-demo-")))
+            spare = tempfile.mkdtemp(prefix="apr-tui-demo-")
+            atexit.register(shutil.rmtree, spare, ignore_errors=True)
+            return write_demo(Path(spare))
     return folder / NAMES[0], folder / NAMES[1]
 
 

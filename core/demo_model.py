@@ -140,7 +140,7 @@ def _bigram_head(embedding: Floats, tokens: list[str], merges: list[str]) -> Flo
     count = np.zeros((len(tokens), len(tokens)), np.float32)
     np.add.at(count, (ids[1:], ids[:-1]), 1)
     share = count / count.sum(axis=0).clip(1)
-    share /= (share * share).sum(axis=1, keepdims=True).clip(1) ** 0.25  # else one that follows many wins by noise
+    share /= np.sqrt((share * share).sum(axis=1, keepdims=True)).clip(1)  # one that follows many wins nothing
     return np.asarray(HEAD_GAIN / D_MODEL * (share @ embedding), np.float32)
 
 

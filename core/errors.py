@@ -37,7 +37,7 @@ class OutputError(AprError):
     code = 7
 
 
-class Cancelled(AprError):  # noqa: N818 (it is not an error of anybody's)
+class Cancelled(AprError):
     """The user, a signal or a dropped line ended the run."""
 
     code = 130

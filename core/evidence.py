@@ -25,7 +25,7 @@ from core.manifest import Manifest, check_schema, manifest_text
 from core.new_file import new_file
 from core.new_folder import MANIFEST, check_out, new_folder
 from core.report import report_markdown, report_text
-from core.stages import GRID, Place, parse_scope, place_order, stage_named
+from core.stages import GRID, UNKNOWN_SCOPE, Place, parse_scope, place_order, stage_named
 from core.stats import Cell, ScopeStats, Stats
 from core.trace import Trace
 from core.value_file import open_values, write_values
@@ -71,7 +71,7 @@ def write_wide_csv(path: Path, trace: Trace, scope: str) -> None:
             path.write_bytes(data)  # a pipe or a device, which must not be replaced
             return
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}. Give the name of a file.") from error
+        raise OutputError(f"{path} could not be written: {error.strerror or error}. Give a file's name.") from error
     with new_file(path.resolve(), force=True) as part:
         part.write_bytes(data)
 
@@ -191,7 +191,7 @@ def _read_stats(path: Path) -> dict[Place, dict[str, Stats]]:
     for line, (layer, stage, scope, *numbers) in enumerate(zip(*columns, strict=True), 2):
         scopes = found.setdefault((layer, _stage(path, line, stage)), {})
         try:
-            if parse_scope(scope) in scopes:
+            if (scope if scope == UNKNOWN_SCOPE else parse_scope(scope)) in scopes:
                 raise UsageError(f"{stage} at scope {scope} stands there twice.")
         except UsageError as error:
             raise FileError(f"{path} line {line}: {error} Trace again.") from error

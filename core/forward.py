@@ -115,12 +115,14 @@ def attention(model: Model, layer: int, h_TD: Tensor, angles: tuple[Tensor, Tens
     for part in ("attn_q", "attn_k", "attn_v"):
         parts.append((yield from linear(model, name + part, h_TD)))
     qkv_TQ = tap(layer, "qkv", torch.cat(parts, -1))
-    q_TNH, k_TKH, v_TKH = (t.unflatten(-1, (-1, arch.head_dim)) for t in qkv_TQ.split((n_q, n_kv, n_kv), -1))
+    q_TNH, k_TKH, v_TKH = (
+        part.reshape(len(h_TD), -1, arch.head_dim) for part in (qkv_TQ[:, :n_q], qkv_TQ[:, n_q : n_q + n_kv], qkv_TQ[:, n_q + n_kv :])
+    )
     if arch.qk_norm:
         q_TNH, k_TKH = model.norm(name + "attn_q_norm.weight", q_TNH), model.norm(name + "attn_k_norm.weight", k_TKH)
     q_TNH, k_TKH = (rotate(t, *angles, arch.rope.pairing) for t in (q_TNH, k_TKH))
-    q_TNH = tap(layer, "q_rope", q_TNH.flatten(1)).view_as(q_TNH)
-    k_TKH = tap(layer, "k_rope", k_TKH.flatten(1)).view_as(k_TKH)
+    q_TNH = tap(layer, "q_rope", q_TNH.flatten(1)).reshape(q_TNH.shape)
+    k_TKH = tap(layer, "k_rope", k_TKH.flatten(1)).reshape(k_TKH.shape)
     mix_TQ = tap(layer, "attn_mix", attend(q_TNH, *cache.extend(layer, k_TKH, v_TKH)))
     return tap(layer, "attn_out", (yield from linear(model, name + "attn_output", mix_TQ)))
 

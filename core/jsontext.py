@@ -14,8 +14,7 @@ from core.errors import FileError
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return the value as one JSON document in ASCII; a control character never stands in it unescaped."""
-    text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
-    return text.replace("\x7f", "\\u007f")
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
 
 
 def from_json(text: str | bytes, name: str) -> Any:  # noqa: ANN401 (a document is any value)

@@ -70,5 +70,5 @@ class ModelFile:
         """Return a tensor; FileError names it where it is missing."""
         found = self.weights.get(name)
         if found is None:
-            raise FileError(f"{self.path.name} has no tensor {name}; its architecture needs it. The file is incomplete.")
+            raise FileError(f"{self.path.name} has no tensor {name}; its architecture needs it. It is incomplete.")
         return found

@@ -76,7 +76,7 @@ def run_pair(
     watched: list[dict[Place, Cell]] = [{}, {}]
     keeps: Any = keep or (None, None)
     watch = [record(_teller(watched[i], "AB"[i], emit), n_token, keeps[i]) for i in (0, 1)]
-    noise = jitter(COMPUTES[a.compute][1], seed)
+    noise = jitter(min(COMPUTES[s.compute][1] for s in (a, b)), seed)  # the finer one: a coarser choice is to be seen
     lanes = [
         a.lane(tokens, chain(chain(a.bug(), watch[0]), keep_value(now_a))),
         a.lane(tokens, chain(chain(a.bug(), noise), noisy)),

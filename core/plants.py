@@ -1,28 +1,60 @@
-"""Plant a bug in a value, as a wrong kernel would leave it: a table of kinds. The forward knows nothing of it; the tap does it."""
+"""The table of bugs: each can be planted in a value through the tap, and each is a guess at what a bad value is (symptoms).
+
+A planted bug never lives in the forward: its wrong value is computed outside it, from the stage's inputs where it needs them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from core import wrong_ops as wrong
 from core.errors import UsageError
-from core.forward import Tap
+from core.forward import Model, Tap
 from core.stages import STAGES, Place, stage_named
-from core.tap import patch
+from core.wrong_ops import LINEAR, NORMS, Scene
 
 EVERY = tuple(s.name for s in STAGES)
+BIASED, ROPES, RESIDUALS = ("qkv", "attn_out"), ("q_rope", "k_rope"), ("attn_resid", "output")
+F16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """One kind of bug: what it does to a value [T, width], and the stages where it can stand."""
+    """One kind of bug: the value it leaves [T, width], the stages where it can stand, and what is said of it.
 
-    change: Callable[[Tensor], Tensor]
+    plain: made from the value alone. choice: no bug by itself but a declared way to compute; a guess, never planted.
+    """
+
+    leaves: Callable[[Scene], Tensor]
     stages: tuple[str, ...]
     says: str
+    plain: bool = False
+    choice: bool = False
+
+
+def _plain(change: Callable[[Tensor], Tensor], says: str) -> Plant:
+    return Plant(lambda scene: change(scene.value), EVERY, says, plain=True)
+
+
+def _stale(x: Tensor) -> Tensor:
+    return torch.cat((x[:1], x[:-1]))
+
+
+def _zero_channel(x: Tensor) -> Tensor:
+    out = x.clone()
+    out[:, 0] = 0.0
+    return out
+
+
+def _overflow(x: Tensor) -> Tensor:
+    """Scaled so that the largest size passes float16's maximum, kept in float16, scaled back."""
+    scale = 1.001 * F16_MAX / x.abs().nan_to_num(0, 0, 0).max().clamp(min=1e-30)
+    return torch.where((x * scale).abs() > F16_MAX, torch.copysign(torch.full_like(x, float("inf")), x), x)
 
 
 def _nan(x: Tensor) -> Tensor:
@@ -32,28 +64,52 @@ def _nan(x: Tensor) -> Tensor:
 
 
 PLANTS = {
-    "shift": Plant(lambda x: torch.roll(x, 1, -1), EVERY, "every channel one place on"),
-    "negate": Plant(lambda x: -x, EVERY, "the sign turned"),
-    "swap": Plant(lambda x: torch.roll(x, x.shape[-1] // 2, -1), EVERY, "first and second half exchanged"),
-    "scale": Plant(lambda x: x * 1.5, EVERY, "times 1.5"),
-    "nan": Plant(_nan, EVERY, "NaN at the last token, channel 0"),
+    "shift": _plain(lambda x: torch.roll(x, 1, -1), "every channel stands one place on"),
+    "negate": _plain(lambda x: -x, "the sign is turned"),
+    "swap": _plain(lambda x: torch.roll(x, x.shape[-1] // 2, -1), "first and second half are exchanged"),
+    "scale": _plain(lambda x: x * 1.5, "it is 1.5 times too large"),
+    "stale": _plain(_stale, "each token has the value of the token before"),
+    "zero-channel": _plain(_zero_channel, "channel 0 is zero"),
+    "overflow": _plain(_overflow, "the largest value passed 65504 in float16 and became Inf"),
+    "nan": _plain(_nan, "the last token's channel 0 is NaN"),
+    "drop-block": Plant(wrong.last_block_dropped, tuple(LINEAR), "the sum leaves out its last 32 inputs"),
+    "transpose": Plant(wrong.transposed, tuple(LINEAR), "the weight is read transposed"),
+    "no-bias": Plant(wrong.no_bias, BIASED, "the bias is missing"),
+    "bf16-sum": Plant(wrong.bf16_sum, tuple(LINEAR), "the running sum is kept in bfloat16"),
+    "nibbles": Plant(wrong.nibbles_exchanged, tuple(LINEAR), "low and high nibbles of the weight are exchanged"),
+    "scale-min": Plant(wrong.scale_and_min_exchanged, tuple(LINEAR), "scale and min of the K-quant blocks are exchanged"),
+    "eps": Plant(wrong.wrong_eps, tuple(NORMS), "eps is 1e-3"),
+    "norm-plus-one": Plant(wrong.norm_plus_one, tuple(NORMS), "the norm's weight is taken as weight + 1"),
+    "gelu": Plant(wrong.gelu, ("ffn_silu",), "it is GELU, not SiLU"),
+    "rope-pairing": Plant(partial(wrong.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
+    "rope-offset": Plant(partial(wrong.other_rope, offset=1), ROPES, "positions are one too high"),
+    "rope-base": Plant(partial(wrong.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
+    "heads": Plant(partial(wrong.other_attention, heads_apart=True), ("attn_mix",), "query heads read the wrong key-value heads"),
+    "no-mask": Plant(partial(wrong.other_attention, causal=False), ("attn_mix",), "the causal mask is missing"),
+    "no-scale": Plant(partial(wrong.other_attention, scaled=False), ("attn_mix",), "the scores are not scaled by 1 / sqrt(head)"),
+    "no-residual": Plant(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
+    "twice-residual": Plant(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
+    "q8": Plant(wrong.activations_in_8_bits, tuple(LINEAR), "its inputs were rounded to 8 bits, a block's scale crushed by its "
+                "largest channel", choice=True),
 }
 
 
 def plant_table() -> str:
-    """List the kinds, a line each."""
-    return "\n".join(f"  {kind}: {p.says}" for kind, p in PLANTS.items())
+    """List the kinds that can be planted, a line each with the stages where they stand."""
+    rows = [(kind, p.says, "any stage" if p.stages == EVERY else ", ".join(p.stages))
+            for kind, p in PLANTS.items() if not p.choice]
+    return "\n".join(f"  {kind:<14} {says} ({stages})" for kind, says, stages in rows)
 
 
 def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
     """Read KIND@LAYER.STAGE (KIND@STAGE for a whole-model stage); UsageError shows the table."""
     kind, _, where = text.partition("@")
     layer_text, dot, name = where.rpartition(".")
-    if kind not in PLANTS or not where:
+    if kind not in PLANTS or PLANTS[kind].choice or not where:
         raise UsageError(f"--plant {text}: no such kind. Write KIND@LAYER.STAGE with one of:\n{plant_table()}")
     stage = stage_named(name)
     if stage.name not in PLANTS[kind].stages:
-        raise UsageError(f"--plant {text}: {kind} does not apply to {stage.name}; it does to {', '.join(PLANTS[kind].stages)}.")
+        raise UsageError(f"--plant {text}: {kind} does not stand at {stage.name}; it does at {', '.join(PLANTS[kind].stages)}.")
     if stage.whole:
         if dot:
             raise UsageError(f"--plant {text}: {stage.name} belongs to the whole model; write {kind}@{stage.name}.")
@@ -63,7 +119,18 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
     return kind, (int(layer_text), stage.name)
 
 
-def plant_tap(text: str, n_layer: int) -> Tap:
-    """Return the tap that plants the named bug."""
-    kind, place = parse_plant(text, n_layer)
-    return patch({place: PLANTS[kind].change})
+def plant_tap(text: str, model: Model) -> Tap:
+    """Return the tap that plants the named bug; it remembers the values that the bug's operation reads."""
+    kind, place = parse_plant(text, model.arch.n_layer)
+    seen: dict[str, Tensor] = {}
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if (layer, stage) == place:
+            value = PLANTS[kind].leaves(Scene(model, layer, stage, value, seen))
+        if stage in ("embedding", "output"):
+            seen["previous"] = value
+        if layer == place[0]:
+            seen[stage] = value
+        return value
+
+    return tap

@@ -51,7 +51,7 @@ class Side:
 
     def bug(self) -> Tap:
         """The planted bug as a tap; no_tap where there is none."""
-        return plant_tap(self.plant, self.model.arch.n_layer) if self.plant else no_tap
+        return plant_tap(self.plant, self.model) if self.plant else no_tap
 
     def lane(self, tokens: Sequence[int], tap: Tap, cache: Cache | None = None) -> Lane:
         """A run of this side's forward with the tap in it."""
@@ -118,7 +118,7 @@ def within(layers: tuple[int, int] | None, tap: Tap) -> Tap:
     return limited
 
 
-class verifying:  # noqa: N801 (reads as the statement it makes)
+class verifying:
     """Check a file's checksum in a thread while its weights are read; leaving raises the FileError of a damaged file."""
 
     def __init__(self, file: ModelFile) -> None:

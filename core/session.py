@@ -6,8 +6,9 @@ Nothing here imports torch or polars before a run needs them. Words: a Source is
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from core.arch import Arch, read_arch, stage_weights
 from core.errors import FileError, NotComparableError, UsageError
 from core.finding import Finding
 from core.model_file import ModelFile
+from core.source import Prompt, Source
 from core.spikes import find_hints
 from core.stages import Place
 from core.stats import Cell
@@ -26,29 +28,6 @@ from core.verdict import Check, Comparison
 
 if TYPE_CHECKING:
     from core.run import Side
-
-SCHEMES = ("llama.cpp", "transformers")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file (scheme)."""
-
-    path: Path
-    scheme: str = ""      # "", llama.cpp or transformers
-    compute: str = "f32"  # f32, q8, bf16
-    device: str = "auto"  # auto, cpu, cuda, cuda:N
-    threads: int | None = None
-    plant: str | None = None  # KIND@LAYER.STAGE
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What to feed: token ids if given, else text (through the file's template if chat)."""
-
-    text: str = "What is 2+2?"
-    tokens: tuple[int, ...] | None = None
-    chat: bool = False
 
 
 def open_model(path: Path) -> ModelFile:
@@ -111,6 +90,7 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
     device, reason = choose_device(source.device)
     emit(Event("phase", "loading torch"))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others work cost up to ten times the run
     from core.run import open_side
 
     return open_side(file, device, source.compute, source.threads, source.plant), reason
@@ -350,26 +330,3 @@ def ensure_demo() -> tuple[Path, Path]:
 def arch_facts(model: ModelFile) -> Arch:
     """Hyper-parameters of an opened model; FileError."""
     return read_arch(model)
-
-
-def parse_source(text: str, default: Source) -> Source:
-    """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
-
-    A file whose own name holds @ or : is taken as it is where it exists.
-    """
-    if Path(text).exists():
-        return replace(default, path=Path(text), scheme="")
-    scheme, colon, rest = text.partition(":")
-    scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
-    name, at, settings = rest.rpartition("@")
-    if not at or "=" not in settings:
-        return replace(default, path=Path(rest), scheme=scheme)
-    changes: dict[str, Any] = {}
-    for setting in settings.split(","):
-        key, _, value = setting.partition("=")
-        if key not in ("compute", "device", "threads"):
-            raise UsageError(f"{text}: {key!r} is not a setting of a side. Write FILE@compute=q8,device=cuda:0,threads=1.")
-        if key == "threads" and not value.isdigit():
-            raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
-        changes[key] = int(value) if key == "threads" else value
-    return replace(default, path=Path(name), scheme=scheme, **changes)

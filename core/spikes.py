@@ -249,7 +249,7 @@ def _first_hidden(view: _View, spikes: list[_Spike], token: int, places: Mapping
 def _hidden(view: _View, place: Place, times: float, token: int, n_token: int) -> Finding:
     layer, stage = place
     assert layer is not None
-    more = f"; so at {n_token - 1} more tokens" if n_token > 1 else ""
+    more = f"; so at {n_token - 1} more position{'s' * (n_token > 2)}" if n_token > 1 else ""
     sentence = (f"{stage} is {times_text(times)} x layer {layer - 1} at token {token}, which carries it, and "
                 f"{times_text(view.times[place])} x at scope all: hidden at scope all{more}")
     scope = f"pos:{token}"

@@ -44,6 +44,7 @@ STAGES = (
 ALIASES = {"ffn_swiglu": "ffn_swigl"}
 GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 SCOPES = ("all", "last", "first", "rest")
+UNKNOWN_SCOPE = "unknown"  # of a table that does not say which tokens it covers
 
 _BY_NAME = {s.name: s for s in STAGES}
 _ORDER = {s.name: i for i, s in enumerate(STAGES)}
@@ -75,7 +76,7 @@ def place_text(place: Place) -> str:
 
 def parse_scope(text: str) -> str:
     """Check a scope's spelling: all, last, first, rest or pos:N; UsageError otherwise."""
-    if text in SCOPES or (text.startswith("pos:") and text[4:].isdigit()):
+    if text in SCOPES or (text.startswith("pos:") and text[4:].isascii() and text[4:].isdigit()):
         return text
     raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N a position from 0).")
 

@@ -6,6 +6,7 @@ A tap never changes the value it records; what it returns is what the forward go
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,21 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
-    blocks = [_moments(x_TW[i : i + step]) for i in range(0, x_TW.shape[0], step)]
-    columns = {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
-    stats = TokenStats(width=x_TW.shape[1], first=first, **columns, top=_top_channels(x_TW, first))
+    blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
+    column = {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
+    stats = TokenStats(
+        width=x_TW.shape[1], first=first, mean=column["mean"], m2=column["m2"], min=column["min"], max=column["max"],
+        sumsq=column["sumsq"], nan=column["nan"], inf=column["inf"], zero=column["zero"],
+        peak_channel=column["peak_channel"], nan_channel=column["nan_channel"], top=_top_channels(x_TW, first),
+    )
     absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
     absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
-    extra: dict[str, Any] = {}
-    if absmax_T.max() > MASSIVE_SIZE:
-        extra["massive"] = _massive(x_TW, first)
-    if factors and absmax_T.max() >= 0:
-        extra["factors"] = _factors(factors["ffn_silu"], factors["ffn_up"], int(absmax_T.argmax()), stats, first)
-    return TokenStats(**{f: getattr(stats, f) for f in stats.__slots__} | extra) if extra else stats
+    largest = absmax_T.max(initial=-1.0)
+    if largest > MASSIVE_SIZE:
+        stats = replace(stats, massive=_massive(x_TW, first))
+    if factors and largest >= 0:
+        stats = replace(stats, factors=_factors(factors, int(absmax_T.argmax()), stats))
+    return stats
 
 
 def _moments(x_TW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
@@ -112,10 +117,14 @@ def _moments(x_TW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _top_channels(x_TW: Tensor, first: int) -> tuple[tuple[int, int, float], ...]:
+    """The channels of the largest peaks; a tie goes to the lowest channel and token, which topk and max leave open."""
+    if not len(x_TW):
+        return ()
     size = torch.nan_to_num(x_TW.abs(), nan=-1.0, posinf=-1.0)
-    peak_W, token_W = size.max(0)
-    best = peak_W.topk(min(TOP_CHANNELS, len(peak_W)))
-    channels = [int(c) for c, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p >= 0]
+    token_W = size.argmax(0)
+    peaks, order = torch.sort(size.amax(0), descending=True, stable=True)
+    best = zip(order[:TOP_CHANNELS].tolist(), peaks[:TOP_CHANNELS].tolist(), strict=True)
+    channels = [int(c) for c, peak in best if peak >= 0]
     return tuple((c, first + int(token_W[c]), float(x_TW[token_W[c], c])) for c in channels)
 
 
@@ -131,9 +140,11 @@ def _massive(x_TW: Tensor, first: int) -> Massive | None:
     return Massive(median, tuple(sorted(places, key=lambda p: -abs(p[2]))))
 
 
-def _factors(left_TW: Tensor, right_TW: Tensor, row: int, stats: TokenStats, first: int) -> Factors:
+def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Factors:
     channel = int(stats.peak_channel[row])
-    a, b = (t[row].double() - t[row].double().mean() for t in (left_TW, right_TW))
+    left, right = product["ffn_silu"][row].double(), product["ffn_up"][row].double()
+    good = torch.isfinite(left) & torch.isfinite(right)
+    a, b = (side[good] - side[good].mean() for side in (left, right))
     norm = float(a.norm() * b.norm())
-    correlation = float(a @ b) / norm if norm > 0 else None
-    return Factors(first + row, channel, float(left_TW[row, channel]), float(right_TW[row, channel]), correlation)
+    correlation = float(a @ b) / norm if norm else None
+    return Factors(stats.first + row, channel, float(left[channel]), float(right[channel]), correlation)

@@ -1,4 +1,4 @@
-"""The tokenizer: published cases, both families by hand, broken vocabularies, hostile templates."""
+"""The tokenizer: published cases, both families by hand, broken vocabularies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.chat_sandbox import render
-from core.chat_template import render_chat_template
-from core.errors import AprError, FileError, UsageError
+from core.errors import FileError, UsageError
 from core.model_file import LazyArray, ModelFile
 from core.tokenizer import FAMILIES, Tokenizer, open_tokenizer
 
@@ -310,55 +308,3 @@ def test_importing_the_tokenizer_loads_no_heavy_library():
 
 def test_the_tables_name_what_the_messages_list():
     assert set(FAMILIES) == {"gpt2", "llama"} and {"gpt-2", "llama-bpe", "qwen2"} <= set(PRE_NAMED)
-
-
-# -- chat templates
-
-SIMPLE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-
-
-def chat(template: object, **changes: object) -> Tokenizer:
-    return bpe(tokenizer__chat_template=template, **changes)
-
-
-def test_a_template_sees_the_message_and_the_special_tokens_of_the_file():
-    template = "{{ bos_token }}" + SIMPLE + "{{ eos_token }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    assert chat(template).apply_chat_template("hi") == "<|bos|><|user|>hi<|end|><|assistant|>"
-
-
-def test_a_bos_that_encode_adds_is_not_there_twice():
-    tokenizer = chat("{{ bos_token }}" + SIMPLE, add_bos_token=True)
-    bos = len(BPE_TEXTS) - 3
-    assert tokenizer.encode(tokenizer.apply_chat_template("hi")).count(bos) == 1
-
-
-def test_a_file_without_a_template_says_to_leave_chat_out():
-    for absent in (None, "", 7):
-        with pytest.raises(UsageError, match="Leave --chat out"):
-            chat(absent).apply_chat_template("hi")
-
-
-@pytest.mark.parametrize("template, says", [
-    ("{{ raise_exception('roles must\n alternate \x1b[31m') }}", r"roles must alternate \\x1b\[31m"),
-    ("{% for %}", "TemplateSyntaxError"),
-    ("{{ messages[7].content }}", "UndefinedError"),
-    ("{{ messages.append(1) }}", "SecurityError"),
-    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-    ("{% for i in range(10**9) %}x{% endfor %}", "OverflowError"),
-    ("{{ 'x' * 2000000 }}", "it wrote 2000000 characters"),
-    ("{{ 'x' * 10**10 }}", "MemoryError|used more than"),
-    ("{{ '\ud800' }}", "surrogates"),
-])
-def test_a_hostile_or_broken_template_is_one_clear_sentence(template, says):
-    with pytest.raises(FileError, match=f"chat template could not be rendered: .*({says}).*Leave --chat out"):
-        render_chat_template(template, "hi", "", "")
-
-
-def test_a_template_that_loops_for_ever_is_stopped():
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(AprError, match="used more than"):
-        render_chat_template(loop, "hi", "", "")
-
-
-def test_a_template_has_no_clock():
-    assert render("{{ strftime_now is defined }}", "hi", "", "") == "False"

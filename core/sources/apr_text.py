@@ -1,19 +1,19 @@
 """Read the text of `apr trace FILE --payload`: mean and std of every stage, printed with four decimals.
 
-Not all of it: colours, the legend and the verdict lines at its end are left alone. Its rules: sample std over finite values;
-an .apr is traced over all tokens of the prompt, a .gguf over the last; the logits are always the last token's.
+Not all of it: the legend and the verdict lines at its end are left alone. Its rules: sample std over finite values; an
+.apr is traced over all tokens of the prompt, a .gguf over the last; the logits are always the last token's.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from core.errors import FileError
-from core.sources.contract import UNKNOWN, Said, agreed, bad_line, scope_cells, unknown_notes, without_unmeasured
-from core.stages import GRID, Place
+from core.sources.contract import Said, agreed, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.stages import GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.trace import Facts, NextToken, Token, Trace
 
@@ -65,32 +65,33 @@ def read_apr_text(text: str, path: Path, said: Said) -> Trace:
     """Read the whole text; FileError names the line that is not as expected, or where the text ends too early."""
     sections = _split(text, path)
     stats, n_layer, stopped, decimals = _layers(sections)
-    head_layers = sections.count("Layers")
-    if head_layers is not None and head_layers != n_layer:
-        raise FileError(f"{path.name} says {head_layers} layers at its head and {n_layer} in its layer lines. Export it again.")
-    for stage in ("embedding", "final_norm", "logits"):
-        if stage in sections.lines:
+    if sections.count("Layers") not in (None, n_layer):
+        raise FileError(f"{path.name} says {sections.count('Layers')} layers, then {n_layer}. Export the trace again.")
+    for heading, stage in HEADINGS.items():
+        if stage in ("embedding", "final_norm", "logits") and stage in sections.lines:
             stats[None, stage] = _whole(sections, stage)
-        elif stage != "embedding" and not stopped:
-            raise _cut_short(sections, f"the section {stage}")
+        elif stage in ("final_norm", "logits", "top") and stage not in sections.lines and not stopped:
+            raise _cut_short(sections, f"the section {heading.strip(' :')}")
     scope, scope_note = _scope(sections, said)
     tokens = agreed("tokens", _tokens(sections), said.tokens)
     definition = said.definition or DEFINITION
-    d_model, n_vocab = sections.count("Hidden dim"), sections.count("Vocab size") or sections.count("Vocab size", "logits")
+    d_model = sections.count("Hidden dim")
+    n_vocab = sections.count("Vocab size") or sections.count("Vocab size", "logits")
     measured, notes = without_unmeasured(stats)
-    model, prompt, n_head = sections.said(r"Model:\s*(.+)$"), sections.said(r'Test prompt:\s*"(.*)"$'), sections.count("Heads")
-    facts = Facts("aprender", None, n_layer, d_model, n_vocab, definition, scopes=(scope or UNKNOWN,))
+    facts = Facts("aprender", None, n_layer, d_model, n_vocab, definition, scopes=(scope or UNKNOWN_SCOPE,))
     unknown = unknown_notes(
         scope=scope, tokens=tokens, definition=definition, architecture=None, width=d_model, vocabulary=n_vocab,
         compute=None, device=None,
     )
+    model = sections.said(r"Model:\s*(.+)$")
     origin = {
-        "kind": "apr trace --payload, text", "printed_decimals": decimals, "model": model, "prompt": prompt, "n_head": n_head,
+        "kind": "apr trace --payload, text", "printed_decimals": decimals, "model": model,
+        "prompt": sections.said(r'Test prompt:\s*"(.*)"$'), "n_head": sections.count("Heads"),
     }
     return Trace(
-        name=PurePosixPath(model).stem if model else path.stem, facts=facts, tokens=tuple(Token(id) for id in tokens or ()),
-        cells=scope_cells(measured, scope), top=_top(sections, n_vocab), notes=(*scope_note, *stopped, *notes, *unknown),
-        origin={key: value for key, value in origin.items() if value is not None},
+        name=PurePosixPath(model).stem if model else path.stem, facts=facts,
+        tokens=tuple(Token(id) for id in tokens or ()), cells=scope_cells(measured, scope), top=_top(sections, n_vocab),
+        notes=(*scope_note, *stopped, *notes, *unknown), origin={k: v for k, v in origin.items() if v is not None},
     )
 
 
@@ -118,12 +119,12 @@ def _split(text: str, path: Path) -> _Sections:
 def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ...], int]:
     """Return the layers' cells, the number of layers, a note where the tool itself stopped early, and the decimals."""
     path, stats, decimals = sections.path, dict[Place, Stats](), set[int]()
-    layer, total, status = -1, 0, ""
+    layer, total, status, number = -1, 0, "", 0
     for number, line in sections.lines.get("layers", ()):
         found = _LAYER.match(line)
         row = _ROW.match(line)
         if found:
-            _check_complete(path, number, layer, status, stats)
+            _check_complete(path, number, line, layer, status, stats)
             if status == "ANOMALY" or int(found[1]) != layer + 1 or int(found[2]) != (total or int(found[2])):
                 expected = "the end (ANOMALY stops a trace)" if status == "ANOMALY" else f"layer {layer + 1}"
                 raise bad_line(path, number, expected, line)
@@ -131,12 +132,14 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
         elif row and layer >= 0:
             place = (layer, row[1])
             if row[1] not in GRID or place in stats:
-                raise bad_line(path, number, f"a stage of layer {layer} that is not there yet ({', '.join(GRID)})", line)
-            stats[place] = _moments(path, number, line, row[2], row[3], or_none=status == "ANOMALY")
+                raise bad_line(path, number, f"a new stage of layer {layer} ({', '.join(GRID)})", line)
+            if status == "ANOMALY" and not all(math.isfinite(float(row[i])) for i in (2, 3)):
+                continue  # a statistic that could not be taken: absent
+            stats[place] = _moments(path, number, line, row[2], row[3])
             decimals |= {_decimals(row[2]), _decimals(row[3])}
         elif status != "ANOMALY" and not line.startswith("Legend:"):
             raise bad_line(path, number, "a line `stage: mean= ... std= ...` or `Layer i/n [status]`", line)
-    _check_complete(path, sections.last_line, layer, status, stats)
+    _check_complete(path, number, "the end of the layers", layer, status, stats)
     if layer + 1 < total and status != "ANOMALY":
         raise _cut_short(sections, f"layer {layer + 1} of {total}")
     if layer < 0:
@@ -147,37 +150,37 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
     return stats, total, stopped, min(decimals)
 
 
-def _check_complete(path: Path, number: int, layer: int, status: str, stats: dict[Place, Stats]) -> None:
+def _check_complete(path: Path, number: int, line: str, layer: int, status: str, stats: dict[Place, Stats]) -> None:
     missing = [stage for stage in GRID if stage not in OPTIONAL and (layer, stage) not in stats]
     if layer >= 0 and missing and status != "ANOMALY":
-        raise bad_line(path, number, f"{missing[0]} of layer {layer}", "something else")
+        raise bad_line(path, number, f"{missing[0]} of layer {layer}", line)
 
 
 def _whole(sections: _Sections, stage: str) -> Stats:
     """Read a whole-model section: a range, a mean, and a std (embedding, final norm) or an L2 norm (logits)."""
-    wanted = {"range": _RANGE, "mean": _MEAN} | ({"L2 norm": _L2} if stage == "logits" else {})
-    found = {what: sections.find(stage, pattern) for what, pattern in wanted.items()}
-    for what, match in found.items():
-        if match is None:
-            raise _cut_short(sections, f"a finite {what} under {stage}")
-    (at, edges), (mean_at, mean) = found["range"], found["mean"]  # type: ignore[misc]
-    low, high = (_finite(sections.path, at, edges[0], edge) for edge in edges.groups())
+    path = sections.path
+    at, edges = _need(sections, stage, _RANGE, "a range")
+    low, high = (_finite(path, at, edges[0], edge) for edge in edges.groups())
+    at, row = _need(sections, stage, _MEAN, "a mean")
     if stage == "logits":
-        l2_at, l2 = found["L2 norm"]  # type: ignore[misc]
-        moments = Stats(mean=_finite(sections.path, mean_at, mean[0], mean[1]), l2=_finite(sections.path, l2_at, l2[0], l2[1]),
-                        count=sections.count("Vocab size", "logits"))
-    elif mean[2] is None:
+        l2_at, l2 = _need(sections, stage, _L2, "an L2 norm")
+        taken = Stats(mean=_finite(path, at, row[0], row[1]), l2=_finite(path, l2_at, l2[0], l2[1]))
+        taken = replace(taken, count=sections.count("Vocab size", stage))
+    elif row[2] is None:
         raise _cut_short(sections, f"a std under {stage}")
     else:
-        moments = _moments(sections.path, mean_at, mean[0], mean[1], mean[2], or_none=False)
-    return Stats(count=moments.count, mean=moments.mean, std=moments.std, l2=moments.l2, min=low, max=high,
-                 absmax=max(abs(low), abs(high)))
+        taken = _moments(path, at, row[0], row[1], row[2])
+    return replace(taken, min=low, max=high, absmax=max(abs(low), abs(high)))
 
 
-def _moments(path: Path, number: int, line: str, mean: str, std: str, *, or_none: bool) -> Stats:
-    """Make the statistics of a printed mean and std; in a layer marked ANOMALY a NaN is one that could not be taken."""
-    if or_none and not (math.isfinite(float(mean)) and math.isfinite(float(std))):
-        return Stats()
+def _need(sections: _Sections, section: str, pattern: re.Pattern[str], what: str) -> tuple[int, re.Match[str]]:
+    found = sections.find(section, pattern)
+    if found is None:
+        raise _cut_short(sections, f"{what} under {section}")
+    return found
+
+
+def _moments(path: Path, number: int, line: str, mean: str, std: str) -> Stats:
     if float(std) < 0:
         raise bad_line(path, number, "a std of 0 or above", line)
     return Stats(mean=_finite(path, number, line, mean), std=_finite(path, number, line, std))

@@ -1,4 +1,4 @@
-"""Settle how an imported trace was taken: what its file says, what the user says, what stays unknown. It reads no file."""
+"""Settle how an imported trace was taken: what its file says, what the user says, what is unknown. It reads no file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from core.errors import FileError, UsageError
-from core.stages import Place, parse_scope, scope_positions
+from core.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
 from core.stats import ScopeStats, Stats
 
-UNKNOWN = "unknown"  # the scope of statistics whose source does not say which tokens they cover
 DEFINITIONS = ("sample", "population")
 SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero
 OPTIONS = {  # fact -> how to say it
@@ -55,14 +54,15 @@ def agreed(fact: str, in_file: Told | None, said: Told | None) -> Told | None:
 def unknown_notes(**facts: object) -> tuple[str, ...]:
     """List the facts that nobody said, each with the option that says it, or with none."""
     without = [name for name, value in facts.items() if not value and name not in OPTIONS]
-    notes = [f"{name} is unknown; say it with {how}" for name, how in OPTIONS.items() if name in facts and not facts[name]]
+    named = {name: how for name, how in OPTIONS.items() if name in facts and not facts[name]}
+    notes = [f"{name} is unknown; say it with {how}" for name, how in named.items()]
     return (*notes, *([f"not said by the file: {', '.join(without)}"] if without else ()))
 
 
 def scope_cells(stats: Mapping[Place, Stats], scope: str | None) -> dict[Place, ScopeStats]:
     """Put each cell's statistics under their scope; logits are the last token's in every producer."""
     return {
-        place: ScopeStats({"last" if place[1] == "logits" else scope or UNKNOWN: cell}) for place, cell in stats.items()
+        place: ScopeStats({"last" if place[1] == "logits" else scope or UNKNOWN_SCOPE: cell}) for place, cell in stats.items()
     }
 
 
@@ -82,7 +82,7 @@ def without_unmeasured(stats: Mapping[Place, Stats]) -> tuple[dict[Place, Stats]
 def bad_line(path: Path, line: int, expected: str, found: str) -> FileError:
     """Make the error for a line that is not what the format has there."""
     shown = ascii(found.strip()[:80])
-    return FileError(f"{path.name}, line {line}: {expected} was expected, {shown} was found. Export the trace again, whole.")
+    return FileError(f"{path.name}, line {line}: {expected} was expected, {shown} was found. Export it again, whole.")
 
 
 def _text(value: object) -> str:

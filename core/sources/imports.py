@@ -1,4 +1,4 @@
-"""Import another tool's trace, whatever its form: the bytes choose the reader. Each form has a file of its own beside this."""
+"""Import another tool's trace: the bytes choose the reader. It reads no form itself: each has a file beside this."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
 Reader = Callable[[str, Path, Said], Trace]
 READERS: tuple[tuple[str, re.Pattern[str], Reader], ...] = (  # in this order; the pattern is looked for in the text
     ("the JSON of `apr trace --payload --json`", re.compile(r"^\s*\{", re.MULTILINE), read_apr_json),
-    ("the text of `apr trace --payload`", re.compile(r"LAYER-BY-LAYER|^\s*Layer\s+\d+/\d+", re.MULTILINE), read_apr_text),
+    ("the text of `apr trace --payload`", re.compile(r"^LAYER-BY-LAYER|^\s*Layer +\d+/", re.MULTILINE), read_apr_text),
     ("a table with a column layer", re.compile(r'\A\s*([^\n]*,)?\s*"?layer"?\s*(,|$)', re.MULTILINE), read_wide_csv),
 )
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -45,7 +45,7 @@ def import_trace(
             origin = {**trace.origin, "imported_from": path.name, "sha256": hashlib.sha256(data).hexdigest()}
             return replace(trace, origin=origin)
     forms = ", ".join(form for form, _, _ in READERS)
-    raise FileError(f"{path.name} is none of the traces that this build imports: {forms}, a folder of APRT stage files.")
+    raise FileError(f"{path.name} is no trace that this build imports: {forms}, a folder of APRT stage files.")
 
 
 def _read(path: Path) -> bytes:
@@ -53,7 +53,7 @@ def _read(path: Path) -> bytes:
         if not path.is_file():
             raise FileError(f"{path} is no file or folder. Give a trace to import.")
         if path.stat().st_size > LARGEST_BYTES:
-            raise FileError(f"{path.name} has {path.stat().st_size} bytes; a trace as text has at most {LARGEST_BYTES}.")
+            raise FileError(f"{path.name} has {path.stat().st_size} bytes; a text may have {LARGEST_BYTES}.")
         data = path.read_bytes()
     except OSError as error:
         raise FileError(f"{path.name} could not be read: {error.strerror}.") from error
@@ -66,9 +66,9 @@ def _read(path: Path) -> bytes:
 
 def _decode(path: Path, data: bytes) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        if 0 not in data:
+            return data.decode("utf-8-sig")
+        wrong = f"byte {data.index(0)} is zero"
     except UnicodeDecodeError as error:
-        raise FileError(f"{path.name} is not text: byte {error.start} is not UTF-8. Give a trace's text, JSON or CSV.") from error
-    if "\x00" in text:
-        raise FileError(f"{path.name} is not text: byte {data.index(0)} is zero. Give a trace's text, JSON or CSV.")
-    return text
+        wrong = f"byte {error.start} is not UTF-8"
+    raise FileError(f"{path.name} is not text: {wrong}. Give a trace's text, JSON or CSV.")

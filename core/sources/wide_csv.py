@@ -1,4 +1,4 @@
-"""Read a wide table of stds: a column layer, and a column for each stage it has. It says no tokens, scope or definition."""
+"""Read a wide table of stds: a column layer, a column for each stage it has. It says no tokens, scope or definition."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 
 from core.errors import FileError
-from core.sources.contract import UNKNOWN, Said, bad_line, scope_cells, unknown_notes, without_unmeasured
-from core.stages import ALIASES, GRID, Place
+from core.sources.contract import Said, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.trace import Facts, Token, Trace
 
@@ -40,7 +40,7 @@ def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
     measured, notes = without_unmeasured(stats)
     facts = Facts(
         engine=None, arch=None, n_layer=None, d_model=None, n_vocab=None, definition=said.definition,
-        scopes=(said.scope or UNKNOWN,),
+        scopes=(said.scope or UNKNOWN_SCOPE,),
     )
     unknown = unknown_notes(
         scope=said.scope, tokens=said.tokens, definition=said.definition, engine=None, architecture=None, depth=None,

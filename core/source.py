@@ -1,0 +1,55 @@
+"""Records of what to run or open and what to feed it, and their spelling on a command line. They open nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import UsageError
+
+SCHEMES = ("llama.cpp", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file (scheme)."""
+
+    path: Path
+    scheme: str = ""      # "", llama.cpp or transformers
+    compute: str = "f32"  # f32, q8, bf16
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    threads: int | None = None
+    plant: str | None = None  # KIND@LAYER.STAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to feed: token ids if given, else text (through the file's template if chat)."""
+
+    text: str = "What is 2+2?"
+    tokens: tuple[int, ...] | None = None
+    chat: bool = False
+
+
+def parse_source(text: str, default: Source) -> Source:
+    """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
+
+    A file whose own name holds @ or : is taken as it is where it exists.
+    """
+    if Path(text).exists():
+        return replace(default, path=Path(text), scheme="")
+    scheme, colon, rest = text.partition(":")
+    scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
+    name, at, settings = rest.rpartition("@")
+    if not at or "=" not in settings:
+        return replace(default, path=Path(rest), scheme=scheme)
+    changes: dict[str, Any] = {}
+    for setting in settings.split(","):
+        key, _, value = setting.partition("=")
+        if key not in ("compute", "device", "threads"):
+            raise UsageError(f"{text}: {key!r} is not a setting of a side. Write FILE@compute=q8,device=cuda:0,threads=1.")
+        if key == "threads" and not value.isdigit():
+            raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
+        changes[key] = int(value) if key == "threads" else value
+    return replace(default, path=Path(name), scheme=scheme, **changes)
