@@ -46,6 +46,7 @@ class GridView(Widget):
         self.row, self.column = 0, 0
         self.is_following = True
         self._top, self._left = 0, 0
+        self._drawn: dict[int, list[Span]] = {}  # by line of the widget: what stands on the screen
 
     @property
     def place(self) -> tuple[int, str]:
@@ -76,16 +77,14 @@ class GridView(Widget):
         self.move(direction * max(self._rows() - 1, 1), 0)
 
     def show_rows(self, rows: Iterable[int]) -> None:
-        """Repaint these rows."""
+        """Repaint those of these rows that changed."""
         seen = self.shown_rows
-        for row in rows:
-            if row in seen:
-                self.refresh(Region(0, HEADER + row - self._top, self.size.width, 1))
+        self._repaint(HEADER + row - self._top for row in rows if row in seen)
 
     def show_all(self) -> None:
-        """Repaint everything: another run, scope or metric."""
+        """Repaint what changed: another run, scope or metric."""
         self._place(self.row, self.column)
-        self.refresh()
+        self._repaint(range(self.size.height))
 
     def on_resize(self) -> None:
         """Keep the cursor in view."""
@@ -93,7 +92,8 @@ class GridView(Widget):
 
     def render_line(self, y: int) -> Strip:
         """Draw one line (Textual calls this)."""
-        return strip(self.header(y) if y < HEADER else self.line(self._top + y - HEADER), self.size.width)
+        self._drawn[y] = self._spans(y)
+        return strip(self._drawn[y], self.size.width)
 
     def header(self, y: int) -> list[Span]:
         """One line of the header: names broken at the underscore, right-aligned over the numbers."""
@@ -120,6 +120,14 @@ class GridView(Widget):
             spans.append((f" +{more}" if more else "", "quiet"))
         return spans
 
+    def _spans(self, y: int) -> list[Span]:
+        return self.header(y) if y < HEADER else self.line(self._top + y - HEADER)
+
+    def _repaint(self, lines: Iterable[int]) -> None:
+        for y in lines:
+            if self._drawn.get(y) != self._spans(y):
+                self.refresh(Region(0, y, self.size.width, 1))
+
     def _rows(self) -> int:
         return max(self.size.height - HEADER, 1)
 
@@ -133,10 +141,9 @@ class GridView(Widget):
         self.column = min(max(column, 0), len(self.columns) - 1)
         self._scroll()
         if (self._top, self._left) != (top, left):
-            self.refresh()
+            self._repaint(range(self.size.height))
         elif before != (self.row, self.column):
-            if before[1] != self.column:
-                self.refresh(Region(0, 0, self.size.width, HEADER))
+            self._repaint(range(HEADER if before[1] != self.column else 0))
             self.show_rows({before[0], self.row})
         if before != (self.row, self.column):
             self.post_message(self.Moved())

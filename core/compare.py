@@ -146,7 +146,8 @@ def _bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) -> Com
     return replace(
         done, verdict="H2", first=place, side=None if both else side, token=error.token, channel=error.channel,
         measured=cell.rel_l2, floor=cell.floor,
-        reasons=(reason, f"{len(later)} later cells differ: downstream") if later else (reason,))
+        reasons=(reason, *((f"looks like this: {error.guess}",) if error.guess else ()),
+                 *((f"{len(later)} later cells differ: downstream",) if later else ())))
 
 
 def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], ids: list[int], ask: Question) -> Comparison:

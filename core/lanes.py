@@ -1,7 +1,7 @@
 """Drive several forwards side by side, so that each weight is decoded once for all of them.
 
-A lane is one run of the forward. Lanes advance in the order given, one product at a time, so a later lane may use what an
-earlier one has just tapped (the float64 replay does). It neither measures nor judges.
+A lane is one run of the forward. Lanes advance in the order given, one product at a time, so a later lane may use what
+an earlier one has just tapped (the float64 replay does). It neither measures nor judges.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ class Lane:
 def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCancelled = never) -> list[Tensor]:
     """Run every lane to its end and return their logits; raises Cancelled when cancelled() turns true, DeviceError.
 
-    enough: turns true to stop early, without logits.
+    enough: turns true to stop early, without logits. torch keeps the thread count that it had before.
     """
     def check() -> None:
         if cancelled():
             raise Cancelled("the run was cancelled")
 
+    usual = torch.get_num_threads()
+    for lane in lanes:
+        lane.threads = lane.threads or usual  # else it would go on with the count of the lane before it
     try:
         with torch.inference_mode():
             for lane in lanes:
@@ -63,6 +66,7 @@ def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCance
     finally:
         for lane in lanes:
             lane.steps.close()
+        torch.set_num_threads(usual)
     return [lane.result for lane in lanes if lane.result is not None]
 
 

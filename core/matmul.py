@@ -23,16 +23,22 @@ def bf16(x: Tensor) -> Tensor:
 
 
 def q8_k(x: Tensor) -> Tensor:
-    """Round as ggml's Q8_K does: blocks of 256, -127 for the value of largest size. Source: ggml quantize_row_q8_K_ref."""
+    """Round as ggml's Q8_K does: blocks of 256, -127 for the value of largest size.
+
+    Source: ggml, quantize_row_q8_K_ref.
+    """
     blocks = x.reshape(-1, K_BLOCK)
     peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    inverse = torch.where(peak == 0, 0.0, -127.0 / peak)
+    inverse = torch.where(peak == 0, 0.0, peak.new_tensor(-127.0) / peak)  # -127.0 / peak would round twice
     q = (inverse * blocks).round().clamp(max=127)
     return torch.where(inverse == 0, 0.0, q * (1 / inverse)).reshape(x.shape)
 
 
 def q8_0(x: Tensor) -> Tensor:
-    """Round as ggml's Q8_0 does: blocks of 32, scale = largest size / 127 in float16. Source: ggml quantize_row_q8_0_ref."""
+    """Round as ggml's Q8_0 does: blocks of 32, scale = largest size / 127 in float16.
+
+    Source: ggml, quantize_row_q8_0_ref.
+    """
     blocks = x.reshape(-1, SMALL_BLOCK)
     d = blocks.abs().amax(1, keepdim=True) / 127
     q = torch.where(d == 0, 0.0, (blocks * (1 / d)).round())

@@ -17,9 +17,13 @@ from core.forward import Tap, forward
 from core.lanes import Lane, drive
 from core.run import Side, verifying
 from core.stages import Place
+from core.symptoms import guess
 from core.tap import chain
 from core.trace import IsCancelled
 from core.verdict import LocalError
+from core.wrong_ops import Scene
+
+GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would
 
 
 def replay(
@@ -45,11 +49,18 @@ def replay(
         floor[place] = nmse(value, floor_now.pop(place))[0]
         size, row, channel = nmse(value, source)
         first = len(tokens) - len(source)
-        errors[place] = LocalError(size, floor[place], first + row, channel)
-        seen(place, errors[place])
+        error = LocalError(size, floor[place], first + row, channel)
+        if error.is_bad and sum(e.is_bad for e in errors.values()) < GUESSES:
+            error = replace(error, guess=guess(Scene(exact, layer, stage, value, inputs), source.to(value), error.limit))
+        errors[place] = error
+        seen(place, error)
+        inputs[stage] = source
+        if stage in ("embedding", "output"):
+            inputs["previous"] = source
         return source.to(value)
 
     floor_now: dict[Place, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     exact = replace(side.model, dtype=torch.float64)
     lanes = [
         side.lane(tokens, chain(chain(side.bug(), watch), keep)),

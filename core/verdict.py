@@ -73,6 +73,7 @@ class LocalError:
     floor: float
     token: int
     channel: int
+    guess: str | None = None  # what is said of the known bug that leaves such a value
 
     @property
     def sqnr_db(self) -> float:
@@ -119,4 +120,5 @@ class Check:
         later = sum(e.is_bad for e in self.errors.values()) - 1
         return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {error.nmse:.2g}, "
                 f"floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
+                *((f"looks like this: {error.guess}",) if error.guess else ()),
                 *((f"{later} more stages are bad by themselves",) if later else ()))

@@ -12,7 +12,7 @@ from core.quantise import QUANTISERS
 from tests.builders import add_key, tiny_vocab, tiny_weights
 
 IDS = (3, 17, 5, 42, 42, 7, 99)
-Change = Callable[[np.ndarray], np.ndarray]
+Change = Callable[[np.ndarray], np.ndarray | None]
 
 
 def quantised(array: np.ndarray, quant: str) -> np.ndarray:
@@ -32,7 +32,7 @@ def write_model(
 ) -> Path:
     """Write a seeded model whose matrices are of one type; the same seed is the same weights whatever the type.
 
-    quants: another type by tensor name. changes: what happens to a tensor before it is written. keys: None drops one.
+    quants: another type by tensor name. changes: what a tensor becomes before it is written; None drops it, or a key.
     """
     import gguf
 
@@ -54,6 +54,8 @@ def write_model(
     weights = tiny_weights(arch, n_layer, d_model, n_head, n_kv_head, d_ff, n_vocab, hd, tied, bias, seed)
     for name, array in weights.items():
         array = (changes or {}).get(name, lambda x: x)(array)
+        if array is None:
+            continue
         kind = (quants or {}).get(name, quant if array.ndim > 1 else "F32")
         if kind == "F32":
             writer.add_tensor(name, array)

@@ -10,7 +10,7 @@ from screen_door import FakeDoor, assert_screen, console, file_error, lines_of, 
 from textual.widgets import Input
 from traces import token_stats
 
-from apr_tui.grid_view import GridView
+from apr_tui.grid_view import HEADER, GridView
 from apr_tui.run_worker import Progress
 from core.errors import UsageError
 
@@ -289,8 +289,8 @@ async def test_one_more_row_repaints_that_row_only(monkeypatch):
         await pilot.press("home")
         await pilot.pause()
         drawn: list[int] = []
-        line = GridView.line
-        monkeypatch.setattr(GridView, "line", lambda self, row: drawn.append(row) or line(self, row))
+        line = GridView.render_line
+        monkeypatch.setattr(GridView, "render_line", lambda self, y: drawn.append(y - HEADER) or line(self, y))
         frame_cells = {p: c for p, c in door.traced.cells.items() if p[0] is not None and p[0] <= 5}
         app.screen.grid.show_rows(app.screen.view.grow(frame_cells, 28))
         await pilot.pause()
