@@ -16,7 +16,7 @@ from core.report import report_text
 from core.source import Prompt, Source, parse_source
 from core.trace import Emit, Event
 from core.verdict import EXIT_CODES
-from core.verdict_files import check_document, comparison_document
+from core.verdict_files import bisection_document, check_document, comparison_document
 
 TRACED_DIFFERS = 1
 
@@ -131,6 +131,19 @@ def _compare(options: argparse.Namespace) -> int:
     return EXIT_CODES[result.verdict]
 
 
+def _bisect(options: argparse.Namespace) -> int:
+    check_out(options)
+    a, b = source_of(options, options.A, options.plant), source_of(options, options.B)
+    result = session.bisect(
+        a, b, prompt_of(options), scope=options.scope, threshold=options.threshold, emit=progress(options))
+    if options.out is not None:
+        session.export_bisection(
+            result, options.out, threshold=options.threshold, force=options.force, command=options.command)
+        say(options, f"wrote {options.out}")
+    sys.stdout.write(to_json(bisection_document(result)) + "\n" if options.json else text.bisection_text(result))
+    return EXIT_CODES[result.comparison.verdict]
+
+
 def _import(options: argparse.Namespace) -> int:
     check_out(options)
     traced = session.import_trace(
@@ -191,6 +204,7 @@ def say(options: argparse.Namespace, message: str) -> None:
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "trace": _trace, "check": _check, "compare": _compare, "import": _import, "convert": _convert, "show": _show,
+    "trace": _trace, "check": _check, "compare": _compare, "bisect": _bisect,
+    "import": _import, "convert": _convert, "show": _show,
     "demo": _demo, "doctor": _doctor,
 }

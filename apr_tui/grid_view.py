@@ -1,6 +1,6 @@
 """Draw rows x named columns of numbers with a cursor, by the line API. It knows no model: a view gives it each cell.
 
-A change repaints the rows that changed and nothing else (75 columns, some 100 bytes a row on the wire).
+A change repaints the cells that changed and nothing else.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import OK, STATES, Span, strip
+from apr_tui.paint import OK, STATES, Span, changed, strip
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included
@@ -125,8 +124,9 @@ class GridView(Widget):
 
     def _repaint(self, lines: Iterable[int]) -> None:
         for y in lines:
-            if self._drawn.get(y) != self._spans(y):
-                self.refresh(Region(0, y, self.size.width, 1))
+            region = changed(self._drawn.get(y, ()), self._spans(y), y, self.size.width)
+            if region is not None:
+                self.refresh(region)
 
     def _rows(self) -> int:
         return max(self.size.height - HEADER, 1)

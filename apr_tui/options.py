@@ -85,7 +85,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
               (*_FEED, *_RUN, "--layers", "--generate", *_OUT, "--values", "--no-witness", "--csv")),
     "check": ("check a source against float64 on its own inputs", ("SOURCE",), (*_FEED, *_RUN, *_OUT, "--model")),
     "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"), (*_FEED, *_RUN, *_OUT, "--values")),
-    "bisect": ("name the one first place and the wrong side (not built yet)", ("A", "B"), (*_FEED, *_RUN, *_OUT)),
+    "bisect": ("name the one first place and the wrong side, with a ladder of grafts", ("A", "B"), (*_FEED, *_RUN, *_OUT)),
     "train": ("step a training run (not built yet)", (), ()),
     "import": ("turn another tool's trace into a bundle", ("SRC",),
                ("--out", "--force", "--scope", "--tokens", "--definition", "--threshold", "--json", "--quiet")),
@@ -94,7 +94,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "demo": ("write the demonstration pair", (), ("--out", "--fault", "--force", "--quiet")),
     "doctor": ("say what this machine offers", (), ("--json",)),
 }
-NOT_BUILT = ("bisect", "train")
+NOT_BUILT = ("train",)
 CONSOLE = (*_FEED, *_RUN, "--layers", "--generate")
 REQUIRED = {"import": ("--out",), "demo": ("--out",)}
 UNSET = {"import": {"--scope": None}, "show": {"--scope": None}}  # where a default would claim what nobody said

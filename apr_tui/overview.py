@@ -9,9 +9,9 @@ from typing import Protocol
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Span, only_ascii, strip
+from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Span, changed, only_ascii, strip
 
-LABEL = 10
+LABEL = 11
 WORST = (BAD, WATCH)
 
 
@@ -32,7 +32,7 @@ class StripSource(Protocol):
 class Overview(Widget):
     """The strip. Each stage has its own scale; where layers share a column, the worst shows."""
 
-    DEFAULT_CSS = "Overview { width: 1fr; height: 1fr; padding: 0 0 0 1; }"
+    DEFAULT_CSS = "Overview { width: 1fr; height: 1fr; }"
 
     def __init__(self, source: StripSource, columns: Sequence[str], id: str | None = None) -> None:
         super().__init__(id=id)
@@ -42,10 +42,16 @@ class Overview(Widget):
         self._lines: list[list[Span]] = []
 
     def show_all(self, cursor: tuple[int, str]) -> None:
-        """Work everything out again and repaint: cheap, but not for every cell of a run."""
+        """Work everything out again and repaint what changed."""
         self.cursor = cursor
-        self._lines = self._drawn()
-        self.refresh()
+        old, self._lines = self._lines, self._drawn()
+        if len(old) != len(self._lines):
+            self.refresh()
+            return
+        for y, (before, after) in enumerate(zip(old, self._lines, strict=True)):
+            region = changed(before, after, y, self.size.width)
+            if region is not None:
+                self.refresh(region)
 
     def on_resize(self) -> None:
         """Another width has other columns."""
@@ -89,7 +95,7 @@ class Overview(Widget):
         tall = max(tall - 1, 1)
         for level in range(tall - 1, -1, -1):
             label = column if level == 0 else ""
-            spans: list[Span] = [(f"{label:<{LABEL}}", "title" if column == self.cursor[1] else "quiet")]
+            spans: list[Span] = [(f" {label:<{LABEL - 1}}", "title" if column == self.cursor[1] else "quiet")]
             for (number, mark), group in zip(cells, groups, strict=True):
                 name = "bar" if mark == OK else STATES[mark][1]
                 here = self.cursor[0] in group and column == self.cursor[1] and level == 0

@@ -136,8 +136,26 @@ def bar(share: float, width: int) -> str:
     return plain("█") * full + " " * (width - full)
 
 
+def changed(before: Sequence[Span], after: Sequence[Span], y: int, width: int) -> Region | None:
+    """The part of a line that differs, from the first changed span to the last; None where nothing does."""
+    if before == after:
+        return None
+    left, i, most = 0, 0, min(len(before), len(after))
+    while i < most and before[i] == after[i]:
+        left += cell_len(after[i][0])
+        i += 1
+    right, j = 0, 0
+    total = sum(cell_len(text) for text, _ in after)
+    if total == sum(cell_len(text) for text, _ in before) and total <= width:
+        while j < most - i and before[-1 - j] == after[-1 - j]:
+            right += cell_len(after[-1 - j][0])
+            j += 1
+        return Region(left, y, total - left - right, 1)
+    return Region(left, y, max(width - left, 0), 1) if left < width else None
+
+
 class Lines(Widget):
-    """Lines of spans drawn as they are; a change repaints only the lines that changed."""
+    """Lines of spans drawn as they are; a change repaints only what changed."""
 
     DEFAULT_CSS = "Lines { height: auto; }"
 
@@ -152,10 +170,10 @@ class Lines(Widget):
             self.styles.height = len(self.lines)
             self.refresh(layout=True)
             return
-        width = self.size.width
         for y, (before, after) in enumerate(zip(old, self.lines, strict=True)):
-            if before != after:
-                self.refresh(Region(0, y, width, 1))
+            region = changed(before, after, y, self.size.width)
+            if region is not None:
+                self.refresh(region)
 
     def render_line(self, y: int) -> Strip:
         """Draw one line (Textual calls this)."""

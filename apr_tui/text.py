@@ -11,7 +11,7 @@ from core.report import WITNESS
 from core.safe_text import safe_text
 from core.stages import GRID, place_text
 from core.trace import Trace
-from core.verdict import VERDICTS, Check, Comparison
+from core.verdict import VERDICTS, Bisection, Check, Comparison
 
 
 def trace_json(trace: Trace, scope: str, findings: Sequence[Finding]) -> str:
@@ -46,3 +46,12 @@ def check_text(check: Check) -> str:
     if check.trace.planted:
         lines.insert(0, f"PLANTED {safe_text(check.trace.planted)}")
     return "\n".join([*lines, f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"]) + "\n"
+
+
+def bisection_text(result: Bisection) -> str:
+    """The verdict, the one sentence, and the ladder of grafts."""
+    lines = [comparison_text(result.comparison).rstrip("\n"), result.sentence]
+    if result.ladder:
+        lines.append(f"grafts of B into A (KL of the logits without one: {result.ladder.kl:.3g} nats):")
+        lines += [f"  {place_text(r.place):<16} brings back {r.recovered:>7.1%}  KL {r.kl:.3g}" for r in result.ladder.rungs]
+    return "\n".join(lines) + "\n"

@@ -38,6 +38,7 @@ class TraceView:
         self.finding = 0
         self._n_layer = 0
         self._shown: dict[Place, tuple[str, str]] = {}
+        self._numbers: dict[tuple[Place, str], float | None] = {}
         self._marks: dict[Place, str] = {}
 
     @property
@@ -74,6 +75,8 @@ class TraceView:
         """Show another scope or metric of the same run, with the findings at that scope."""
         self.metric = metric or self.metric
         self._shown = {}
+        if scope is not None and scope != self.scope:
+            self._numbers = {}
         if scope is None and findings is None:
             return
         from core.grid import MARK_OF_KIND, marks
@@ -89,11 +92,14 @@ class TraceView:
 
     def number(self, place: Place, metric: str | None = None) -> float | None:
         """One number of a cell at the scope."""
-        if not self.cells:
+        if place not in self.cells:
             return None
-        from core.grid import value
+        key = (place, metric or self.metric)
+        if key not in self._numbers:  # merging the tokens takes some 50 us, a redraw asks for hundreds
+            from core.grid import value
 
-        return value(self.cells, place, self.scope, metric or self.metric)
+            self._numbers[key] = value(self.cells, place, self.scope, key[1])
+        return self._numbers[key]
 
     def mark(self, place: Place) -> str:
         """The mark of a cell: absent where the run is over and has none, not measured while it runs."""

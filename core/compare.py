@@ -29,9 +29,9 @@ class Question:
 
     scope: str
     threshold: float
-    keep_values: bool
     emit: Emit
     cancelled: IsCancelled
+    keep_values: bool = False
 
 
 def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
@@ -144,7 +144,7 @@ def _bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) -> Com
     later = [p for p, c in done.cells.items() if c.state == "differs" and place_order(p) > place_order(place)]
     both = len(wrong) > 1 and len({p for p, _ in wrong.values()}) == 1
     return replace(
-        done, verdict="H2", first=place, side=None if both else side, token=error.token, channel=error.channel,
+        done, verdict="H2", first=place, side=None if both else side, error=error, token=error.token, channel=error.channel,
         measured=cell.rel_l2, floor=cell.floor,
         reasons=(reason, *((f"looks like this: {error.guess}",) if error.guess else ()),
                  *((f"{len(later)} later cells differ: downstream",) if later else ())))

@@ -1,6 +1,6 @@
 """Distances between two values of a stage, token by token: relative L2 for pairs, NMSE for replays. No verdicts.
 
-Both take the worst token. Places that are not finite on one side only are infinitely far apart.
+Both take the worst token. Where one side is not finite and the other is not the same, they are infinitely far apart.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def difference(a_TW: Tensor, b_TW: Tensor, first: int) -> Difference:
     rel, row = relative_l2(a_TW, b_TW)
     a, b = a_TW[row].double(), b_TW[row].double()
     far = (b - a).abs()
-    bad = torch.isfinite(a) != torch.isfinite(b)
-    far = torch.where(bad, math.inf, far.nan_to_num(nan=0.0, posinf=0.0))
+    far = torch.where(_unlike(a, b), math.inf, far.nan_to_num(nan=0.0, posinf=0.0))
     a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
     norms = float(a.norm() * b.norm())
     cosine = float(a @ b) / norms if norms > 0 else None
@@ -52,11 +51,16 @@ def nmse(truth_TW: Tensor, value_TW: Tensor) -> tuple[float, int, int]:
     return float(ratio[row]), row, int(far.argmax())
 
 
+def _unlike(a: Tensor, b: Tensor) -> Tensor:
+    """Where one side is not finite and the other is not the same: NaN is NaN, and an Inf has its sign."""
+    return (a != b) & ~(torch.isfinite(a) & torch.isfinite(b)) & ~(torch.isnan(a) & torch.isnan(b))
+
+
 def _gaps(a_TW: Tensor, b_TW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each token: whether the same places are finite, |b - a| and |a| over the finite places."""
+    """For each token: whether both have the same NaN and Inf, |b - a| and |a| over the finite places."""
     a, b = a_TW.double(), b_TW.double()
     good = torch.isfinite(a) & torch.isfinite(b)
-    same_bad = (torch.isfinite(a) == torch.isfinite(b)).all(1)
+    same_bad = ~_unlike(a, b).any(1)
     if not bool(good.all()):
         a, b = torch.where(good, a, 0.0), torch.where(good, b, 0.0)
     return same_bad, (b - a).norm(dim=1), a.norm(dim=1)

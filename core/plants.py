@@ -114,7 +114,7 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
         if dot:
             raise UsageError(f"--plant {text}: {stage.name} belongs to the whole model; write {kind}@{stage.name}.")
         return kind, (None, stage.name)
-    if not layer_text.isdigit() or int(layer_text) >= n_layer:
+    if layer_text not in map(str, range(n_layer)):
         raise UsageError(f"--plant {text}: {layer_text!r} is not a layer; the model has layers 0 to {n_layer - 1}.")
     return kind, (int(layer_text), stage.name)
 

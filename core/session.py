@@ -24,7 +24,7 @@ from core.stats import Cell
 from core.telemetry import choose_device
 from core.tokenizer import open_tokenizer
 from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace, never, no_emit
-from core.verdict import Check, Comparison
+from core.verdict import Bisection, Check, Comparison
 
 if TYPE_CHECKING:
     from core.run import Side
@@ -138,10 +138,42 @@ def compare(
     """Judge B against A; its events carry side A or B. Without a prompt, the tokens of a bundle among them, else the default."""
     from core.compare import Question, judge, judge_saved
 
-    ask = Question(scope, threshold, keep_values, emit, cancelled)
+    ask = Question(scope, threshold, emit, cancelled, keep_values)
     saved = [open_bundle(s.path) if is_bundle(s.path) else None for s in (a, b)]
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
+    return judge(*_open_pair(a, b, prompt, emit), ask)
+
+
+def bisect(
+    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0, emit: Emit = no_emit,
+    cancelled: IsCancelled = never,
+) -> Bisection:
+    """Judge B against A, then prove the cause by grafts; UsageError for a bundle: it cannot be run again."""
+    for source in (a, b):
+        if is_bundle(source.path):
+            raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
+    side_a, side_b, trace_a, trace_b = _open_pair(a, b, prompt, emit)
+    from core.bisection import climb
+    from core.compare import Question, judge
+    from core.ladder_file import open_ladder
+    from core.reproducer import write_reproducer
+
+    result = judge(side_a, side_b, trace_a, trace_b, Question(scope, threshold, emit, cancelled))
+    if result.first is None:
+        return Bisection(result)
+    ids = [t.id for t in trace_a.tokens]
+    with open_ladder(trace_a, trace_b) as (known, learnt):
+        ladder = climb(side_a, side_b, ids, known, learnt=learnt, emit=emit, cancelled=cancelled)
+    if result.side is None or result.error is None:
+        return Bisection(result, ladder)
+    wrong, place, error = side_a if result.side == "A" else side_b, result.first, result.error
+    return Bisection(result, ladder, lambda folder: write_reproducer(
+        folder, wrong, result.side or "", place, error, ids, cancelled))
+
+
+def _open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
+    """Open two model files, or one twice, and say how each is taken."""
     for source in (a, b):
         refuse_scheme(source)
     file_a = open_model(a.path)
@@ -150,7 +182,7 @@ def compare(
     emit(Event("start", n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
     side_a, why_a = ready(a, file_a, emit)
     side_b, why_b = ready(b, file_b, emit)
-    return judge(side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b), ask)
+    return side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b)
 
 
 def _tokens(a: ModelFile, b: ModelFile, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
@@ -265,6 +297,15 @@ def export_comparison(comparison: Comparison, out: Path, *, threshold: float, fo
 
     findings = [hints(t, comparison.scope, threshold) for t in (comparison.a, comparison.b)]
     return write_comparison(out, comparison, findings, threshold=threshold, force=force, command=command)
+
+
+def export_bisection(result: Bisection, out: Path, *, threshold: float, force: bool, command: str) -> Path:
+    """Write what export_comparison writes, and the reproducer where a side is wrong."""
+    from core.verdict_files import write_comparison
+
+    c = result.comparison
+    findings = [hints(t, c.scope, threshold) for t in (c.a, c.b)]
+    return write_comparison(out, c, findings, threshold=threshold, force=force, command=command, bisection=result)
 
 
 def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path:

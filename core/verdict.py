@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from core.stages import Place, place_order, place_text, stage_named
 from core.trace import Trace
@@ -43,29 +44,6 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """The verdict on B against A. first is None where no cell differs; side is A, B or None (not decided)."""
-
-    verdict: str
-    reasons: tuple[str, ...]
-    a: Trace
-    b: Trace
-    scope: str
-    first: Place | None = None
-    token: int | None = None
-    channel: int | None = None
-    side: str | None = None
-    measured: float | None = None
-    floor: float | None = None
-    cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
-
-    @property
-    def multiple(self) -> float | None:
-        """How many floors the first difference is."""
-        return self.measured / self.floor if self.measured is not None and self.floor else None
-
-
-@dataclass(frozen=True, slots=True)
 class LocalError:
     """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute."""
 
@@ -89,6 +67,30 @@ class LocalError:
     def is_bad(self) -> bool:
         """Whether the declared compute does not explain it."""
         return self.nmse > BAD_FACTOR * self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The verdict on B against A. first is None where no cell differs; side is A, B or None (not decided)."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    a: Trace
+    b: Trace
+    scope: str
+    first: Place | None = None
+    token: int | None = None
+    channel: int | None = None
+    side: str | None = None
+    measured: float | None = None
+    floor: float | None = None
+    error: LocalError | None = None  # of the wrong side at first
+    cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
+
+    @property
+    def multiple(self) -> float | None:
+        """How many floors the first difference is."""
+        return self.measured / self.floor if self.measured is not None and self.floor else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +124,52 @@ class Check:
                 f"floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
                 *((f"looks like this: {error.guess}",) if error.guess else ()),
                 *((f"{later} more stages are bad by themselves",) if later else ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A graft of B's value at a place into A. kl: KL(B || A grafted) of the last token, in nats; recovered: 1 - kl / kl of A."""
+
+    place: Place
+    kl: float
+    recovered: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The rungs that were tried, in order of trial. kl: KL(B || A) without a graft. entry: the layer where the cause lies."""
+
+    kl: float
+    rungs: tuple[Rung, ...]
+    entry: int | None  # None: before the layers or after them, or nothing recovers
+
+    def best(self) -> Rung | None:
+        """The rung of one stage that recovers most, the first in order of computation on a tie."""
+        inside = [r for r in self.rungs if r.place[0] == self.entry]
+        return min(inside, key=lambda r: (-round(r.recovered, 3), place_order(r.place)), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Bisection:
+    """A comparison with its cause proved: the ladder of grafts (None where nothing differs), and the reproducer's folder."""
+
+    comparison: Comparison
+    ladder: Ladder | None = None
+    write_reproducer: Callable[[Path], Path] | None = None  # None where no side is wrong by its own weights
+
+    @property
+    def sentence(self) -> str:
+        """The whole finding in one sentence."""
+        c = self.comparison
+        if c.first is None:
+            return f"{c.verdict}: {c.reasons[0]}"
+        cell = c.cells[c.first]
+        side = f"{c.side} is wrong at" if c.side else "the sides part at"
+        parts = [f"{side} {place_text(c.first)}, token {c.token}, channel {c.channel}"]
+        if cell.local is not None and cell.inherited is not None:
+            parts.append(f"local error {cell.local:.2g}, inherited {cell.inherited:.2g}")
+        best = self.ladder.best() if self.ladder else None
+        if self.ladder and best:
+            parts.append(f"putting B's {place_text(best.place)} into A brings back {best.recovered:.0%} of the logits' KL "
+                         f"divergence of {self.ladder.kl:.2g} nats")
+        return "; ".join(parts)

@@ -15,7 +15,7 @@ from core.jsontext import to_json
 from core.manifest import SCHEMA, versions
 from core.new_folder import MANIFEST, new_folder
 from core.stages import Place, place_order
-from core.verdict import Check, Comparison
+from core.verdict import Bisection, Check, Comparison
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
 LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")
@@ -44,16 +44,36 @@ def check_document(c: Check) -> dict[str, Any]:
     }
 
 
+def bisection_document(b: Bisection) -> dict[str, Any]:
+    """The document of `bisect --json`: a comparison's, with the errors at first, the ladder and the sentence."""
+    c = b.comparison
+    cell = c.cells.get(c.first) if c.first else None
+    ladder = None
+    if b.ladder:
+        rungs = [{"layer": r.place[0], "stage": r.place[1], "kl": r.kl, "recovered": r.recovered} for r in b.ladder.rungs]
+        ladder = {"kl": b.ladder.kl, "entry_layer": b.ladder.entry, "rungs": rungs}
+    return comparison_document(c) | {
+        "local": cell.local if cell else None, "inherited": cell.inherited if cell else None, "ladder": ladder,
+        "sentence": b.sentence,
+    }
+
+
 def write_comparison(
-    out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str
+    out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str,
+    bisection: Bisection | None = None,
 ) -> Path:
-    """Write a/, b/, cells.csv, verdict.json and manifest.json; UsageError where out exists without force, OutputError."""
+    """Write a/, b/, cells.csv, verdict.json and manifest.json; of a bisection also reproducer/, where a side is wrong.
+
+    Errors: UsageError where out exists without force, OutputError.
+    """
+    document = comparison_document(c) if bisection is None else bisection_document(bisection)
     with new_folder(out, force=force) as part:
         for name, trace, found in zip("ab", (c.a, c.b), findings, strict=True):
             write_bundle(part / name, trace, scope=c.scope, findings=found, threshold=threshold, force=False,
                          values=trace.values is not None, manifest_extra={"command": command})
-        _write(part, {"cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(comparison_document(c), indent=1) + "\n"},
-               command)
+        if bisection and bisection.write_reproducer:
+            bisection.write_reproducer(part / "reproducer")
+        _write(part, {"cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n"}, command)
     return out
 
 

@@ -1,0 +1,91 @@
+"""Graft B's values into A and see how much of the logits comes back: the ladder that shows where a difference enters.
+
+A rung is a run of A with B's value put in at one place. compare.py names the first place and the side; this proves the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from core.forward import Tap
+from core.lanes import drive
+from core.run import Side
+from core.stages import STAGES, Place, place_text
+from core.tap import chain, patch
+from core.trace import Emit, Event, IsCancelled
+from core.verdict import Ladder, Rung
+
+RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
+LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)
+
+
+def climb(
+    a: Side, b: Side, tokens: Sequence[int], known: Mapping[str, float], *, learnt: Callable[[str, float], None],
+    emit: Emit, cancelled: IsCancelled,
+) -> Ladder:
+    """Find by halving the first layer whose output, taken from B, repairs A's logits; then graft each stage of that layer.
+
+    known: KL of rungs that an earlier, interrupted climb has measured; learnt is told each new one.
+    """
+    n_layer = a.model.arch.n_layer
+    values: dict[Place, Tensor] = {}
+    wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
+    runs = drive([a.lane(tokens, a.bug()), b.lane(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)
+    truth, kl = runs[1], divergence(runs[1], runs[0])
+    measured = dict(known)
+    rungs: list[Rung] = []
+
+    def graft(places: Sequence[Place]) -> list[Rung]:
+        new = [p for p in places if place_text(p) not in measured]
+        lanes = [a.lane(tokens, chain(a.bug(), patch({p: _constant(values[p])}))) for p in new]
+        for place, logits in zip(new, drive(lanes, cancelled) if lanes else [], strict=True):
+            measured[place_text(place)] = divergence(truth, logits)
+            learnt(place_text(place), measured[place_text(place)])
+        found = [Rung(p, measured[place_text(p)], 1 - measured[place_text(p)] / kl if kl else 0.0) for p in places]
+        rungs.extend(found)
+        return found
+
+    entry = _entry_layer(n_layer, lambda layer: graft([(layer, "output")])[0].recovered >= RECOVERED, emit)
+    if entry is None or entry < 0:
+        graft([(None, "embedding"), (None, "final_norm")])
+        return Ladder(kl, tuple(rungs), None)
+    emit(Event("phase", f"grafting the stages of layer {entry}"))
+    inside: set[Place] = {(entry, s) for s in LAYER_STAGES}
+    drive([b.lane(tokens, chain(b.bug(), _keep(inside, values)))], cancelled, enough=lambda: (entry, "output") in values
+          and inside <= values.keys())
+    graft([(entry, s) for s in LAYER_STAGES if s != "output"])
+    return Ladder(kl, tuple(rungs), entry)
+
+
+def divergence(truth: Tensor, logits: Tensor) -> float:
+    """KL(truth || logits) of the last token's distribution, in nats; inf where a logit is not finite on one side."""
+    p, q = (t[0].double().log_softmax(-1) for t in (truth, logits))
+    kl = float((p.exp() * (p - q)).nansum() if torch.isfinite(q).all() else torch.tensor(float("inf")))
+    return max(kl, 0.0)
+
+
+def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit) -> int | None:
+    """The first layer whose output repairs the logits, by halving; -1: the first layer's input; None: not even the last."""
+    low, high = 0, n_layer - 1
+    if not repairs(high):
+        return None
+    while low < high:
+        emit(Event("phase", f"halving layers {low} to {high}"))
+        middle = (low + high) // 2
+        low, high = (low, middle) if repairs(middle) else (middle + 1, high)
+    return low
+
+
+def _keep(wanted: set[Place], into: dict[Place, Tensor]) -> Tap:
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if (layer, stage) in wanted:
+            into[layer, stage] = value
+        return value
+    return tap
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda old: value.to(old)

@@ -1,0 +1,54 @@
+"""Keep the rungs of an interrupted ladder in the user's cache, so that the same bisection goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from core.trace import Trace
+
+Learnt = Callable[[str, float], None]
+
+
+@contextlib.contextmanager
+def open_ladder(a: Trace, b: Trace) -> Iterator[tuple[Mapping[str, float], Learnt]]:
+    """Yield the rungs known for this very pair (place -> KL) and what to tell each new one; forgotten once complete.
+
+    A cache that cannot be written is no error: the ladder is then climbed anew each time.
+    """
+    path = _cache() / "apr-tui" / "ladders" / f"{_identity(a, b)}.jsonl"
+    known = _read(path)
+
+    def learnt(place: str, kl: float) -> None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="ascii") as file:
+                file.write(json.dumps([place, kl if kl != float("inf") else "inf"]) + "\n")
+
+    yield known, learnt
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, float]:
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        for line in path.read_text(encoding="ascii").splitlines():
+            place, kl = json.loads(line)
+            known[str(place)] = float(kl)
+    return known
+
+
+def _identity(a: Trace, b: Trace) -> str:
+    sides = [[t.origin.get(k) for k in ("path", "size_bytes", "header_sha256")] + [asdict(t.facts), t.planted] for t in (a, b)]
+    ids = [t.id for t in a.tokens]
+    return hashlib.sha256(json.dumps([sides, ids], sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
