@@ -57,9 +57,9 @@ class AskScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Label, input, hint."""
         with Vertical(id="ask"):
-            yield Lines(id="label")
+            yield Lines("label", 1)
             yield Input(self.value, suggester=PathSuggester() if self.is_path else None, select_on_focus=False)
-            yield Lines(id="hint")
+            yield Lines("hint", 1)
 
     def on_mount(self) -> None:
         """Show the label and the hint."""
@@ -93,7 +93,7 @@ class ConfirmScreen(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         """The question."""
         with Vertical(id="ask"):
-            yield Lines(id="label")
+            yield Lines("label", 1)
 
     def on_mount(self) -> None:
         """Show the question."""

@@ -43,7 +43,7 @@ class DrillScreen(Screen[None]):
         self.under, self.view = under, under.view
         self.at_layer, self.stage = under.grid.place
         self.has_detail = False
-        self.head, self.table, self.pane, self.foot = (Lines(id=i) for i in ("title", "table", "pane", "foot"))
+        self.head, self.table, self.pane, self.foot = (Lines(i, 1) for i in ("title", "table", "pane", "foot"))
 
     def compose(self) -> ComposeResult:
         """Title, table of stages, what is known about one, foot."""

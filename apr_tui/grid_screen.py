@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from textual import events
@@ -26,6 +27,7 @@ DESIGN_WIDTH, DESIGN_HEIGHT = 80, 24
 WIDE = 160
 NOTE_LINES = 2   # a finding's sentence
 LONG_NOTE = 6    # an error's
+STRIP_S = 1.0    # while it runs, the overview is drawn this often: a scale that changes repaints it whole
 SPIN = "|/-\\"
 
 
@@ -40,7 +42,9 @@ class GridScreen(Screen[None]):
         self.console, self.view = console, view
         self.note: tuple[str, str] | None = None  # text and style; None: the child's own
         self.progress: Frame | None = None
-        self.head, self.notes, self.foot, self.small = (Lines(id=i) for i in ("title", "notes", "foot", "small"))
+        self._strip_drawn = 0.0
+        self.head, self.notes = Lines("title", 1), Lines("notes", NOTE_LINES)
+        self.foot, self.small = Lines("foot", 3), Lines("small", 1)
         self.grid = GridView(view, GRID, id="grid")
         self.overview = Overview(view, GRID, id="overview")
 
@@ -71,7 +75,7 @@ class GridScreen(Screen[None]):
     def on_grid_view_moved(self) -> None:
         """The line about the cell goes with the cursor."""
         self.show_foot()
-        if self.has_class("strip"):
+        if self.has_class("strip") and not (self.grid.is_following and self.console.owner is self):
             self.overview.show_all(self.grid.place)
 
     def show_all(self) -> None:
@@ -107,7 +111,8 @@ class GridScreen(Screen[None]):
         self.grid.show_rows(rows)
         if frame.latest is not None and frame.latest[0] is not None:
             self.grid.follow(frame.latest[0], frame.latest[1])
-        if rows and self.has_class("strip"):
+        if rows and self.has_class("strip") and time.monotonic() - self._strip_drawn > STRIP_S:
+            self._strip_drawn = time.monotonic()
             self.overview.show_all(self.grid.place)
         self.show_lines()
 

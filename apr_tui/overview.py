@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Protocol
 
 from textual.strip import Strip
@@ -45,10 +46,7 @@ class Overview(Widget):
         """Work everything out again and repaint what changed."""
         self.cursor = cursor
         old, self._lines = self._lines, self._drawn()
-        if len(old) != len(self._lines):
-            self.refresh()
-            return
-        for y, (before, after) in enumerate(zip(old, self._lines, strict=True)):
+        for y, (before, after) in enumerate(zip_longest(old, self._lines, fillvalue=())):
             region = changed(before, after, y, self.size.width)
             if region is not None:
                 self.refresh(region)

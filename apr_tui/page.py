@@ -59,7 +59,7 @@ class PageScreen(Screen[None]):
     def __init__(self, title: str, build: Build) -> None:
         super().__init__()
         self.heading = title
-        self.head, self.page, self.foot = Lines(id="title"), Page(build), Lines(id="foot")
+        self.head, self.page, self.foot = Lines("title", 1), Page(build), Lines("foot", 1)
 
     def compose(self) -> ComposeResult:
         """Title, page, hints."""

@@ -145,23 +145,23 @@ def changed(before: Sequence[Span], after: Sequence[Span], y: int, width: int) -
         left += cell_len(after[i][0])
         i += 1
     right, j = 0, 0
-    total = sum(cell_len(text) for text, _ in after)
-    if total == sum(cell_len(text) for text, _ in before) and total <= width:
+    total, was = (sum(cell_len(text) for text, _ in spans) for spans in (after, before))
+    if total == was and total <= width:
         while j < most - i and before[-1 - j] == after[-1 - j]:
             right += cell_len(after[-1 - j][0])
             j += 1
         return Region(left, y, total - left - right, 1)
-    return Region(left, y, max(width - left, 0), 1) if left < width else None
+    end = min(max(total, was), width)
+    return Region(left, y, end - left, 1) if left < end else None
 
 
 class Lines(Widget):
     """Lines of spans drawn as they are; a change repaints only what changed."""
 
-    DEFAULT_CSS = "Lines { height: auto; }"
-
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, id: str | None = None, rows: int = 0) -> None:
         super().__init__(id=id)
-        self.lines: list[Sequence[Span]] = []
+        self.lines: list[Sequence[Span]] = [()] * rows
+        self.styles.height = rows
 
     def show(self, lines: Sequence[Sequence[Span]]) -> None:
         """Show these lines."""
