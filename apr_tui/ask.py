@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -40,11 +41,12 @@ def completions(value: str) -> Iterator[str]:
     head = f"{folder}/" if "/" in value else ""
     for path in names:
         if path.name.startswith(start) and (start.startswith(".") or not path.name.startswith(".")):
-            yield head + path.name + ("/" if path.is_dir() else "")
+            is_folder = path.is_dir() and not (path / "manifest.json").is_file()  # a bundle is opened, not entered
+            yield head + path.name + ("/" if is_folder else "")
 
 
 class AskScreen(ModalScreen[str | None]):
-    """One line of text; enter answers, escape gives None. tab or right takes the suggestion."""
+    """One line of text; enter answers, escape gives None; tab completes a path, right takes the suggestion."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", show=False), Binding("tab", "take", show=False, priority=True),
@@ -68,15 +70,12 @@ class AskScreen(ModalScreen[str | None]):
         self.query_one("#hint", Lines).show([[(f" {self.hint}", "quiet"), (f"  {keys}enter, esc", "rule")]])
 
     def action_take(self) -> None:
-        """Take the suggestion."""
-        self.query_one(Input).action_cursor_right()
+        """Complete a path as far as it is certain, as a shell does."""
         field = self.query_one(Input)
-        if self.is_path:
+        found = list(completions(field.value)) if self.is_path else []
+        if found:
+            field.value = os.path.commonprefix(found)  # noqa: RUF071 (by characters is what completion means)
             field.cursor_position = len(field.value)
-            found = next(completions(field.value), None)
-            if found is not None:
-                field.value = found
-                field.cursor_position = len(found)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Answer."""

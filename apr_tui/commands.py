@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from apr_tui import text
 from core import session
 from core.errors import FileError, UsageError
+from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
 from core.source import Prompt, Source, parse_source
@@ -19,6 +21,8 @@ from core.verdict import EXIT_CODES
 from core.verdict_files import bisection_document, check_document, comparison_document
 
 TRACED_DIFFERS = 1
+SEVERITY = ("AGREE", "H1", "H3", "INCONCLUSIVE", "NOT_COMPARABLE", "H2")  # of several prompts the worst counts
+T = TypeVar("T")
 
 
 def run(command: str, options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -52,11 +56,7 @@ def prompt_of(options: argparse.Namespace) -> Prompt | None:
         raise UsageError("--chat puts text through a template; it does not go with --tokens.")
     words = options.prompt
     if options.prompt_file is not None:
-        try:
-            words = options.prompt_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"--prompt-file {options.prompt_file}: {error}. A UTF-8 text file is needed.") from error
-        words = words.removesuffix("\n")
+        words = read_text(options.prompt_file, "--prompt-file").removesuffix("\n")
     if not given and not options.chat:
         return None
     return Prompt(text=Prompt().text if words is None else words, tokens=options.tokens, chat=options.chat)
@@ -101,15 +101,19 @@ def _trace(options: argparse.Namespace) -> int:
         say(options, f"wrote {options.out}")
     if options.csv is not None:
         session.export_csv(traced, options.csv, options.scope)
-    sys.stdout.write(text.trace_json(traced, options.scope, findings) + "\n" if options.json
-                     else report_text(traced, options.scope, findings, options.threshold))
+    shown = [] if options.contract is None else contract_gates(
+        read_text(options.contract, "--contract"), str(options.contract), judge_gates(traced))
+    sys.stdout.write(text.trace_json(traced, options.scope, findings, shown) + "\n" if options.json
+                     else report_text(traced, options.scope, findings, options.threshold) + text.gates_text(shown))
     return TRACED_DIFFERS if traced.observed_equals_unobserved is False else 0
 
 
 def _check(options: argparse.Namespace) -> int:
     check_out(options)
-    result = session.check(
-        source_of(options, options.SOURCE, options.plant), prompt_of(options), model=options.model, emit=progress(options))
+    source = source_of(options, options.SOURCE, options.plant)
+    result = worst_of([
+        session.check(source, prompt, model=options.model, generate=options.generate or 0, emit=progress(options))
+        for prompt in prompts_of(options)], lambda c: c.first is not None)
     if options.out is not None:
         session.export_check(result, options.out, force=options.force, command=options.command)
         say(options, f"wrote {options.out}")
@@ -120,15 +124,41 @@ def _check(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     check_out(options)
     a, b = source_of(options, options.A, options.plant), source_of(options, options.B)
-    result = session.compare(
-        a, b, prompt_of(options), scope=options.scope, threshold=options.threshold, keep_values=options.values,
-        emit=progress(options))
+    result = worst_of([
+        session.compare(a, b, prompt, scope=options.scope, threshold=options.threshold, keep_values=options.values,
+                        emit=progress(options))
+        for prompt in prompts_of(options)], lambda c: SEVERITY.index(c.verdict))
     if options.out is not None:
         session.export_comparison(
             result, options.out, threshold=options.threshold, force=options.force, command=options.command)
         say(options, f"wrote {options.out}")
     sys.stdout.write(to_json(comparison_document(result)) + "\n" if options.json else text.comparison_text(result))
     return EXIT_CODES[result.verdict]
+
+
+def prompts_of(options: argparse.Namespace) -> list[Prompt | None]:
+    """The prompts to judge on: one a line of --prompts, else the one that the other options give."""
+    if options.prompts is None:
+        return [prompt_of(options)]
+    if prompt_of(options) is not None and not options.chat:
+        raise UsageError("--prompts gives the prompts; it does not go with --prompt, --prompt-file or --tokens.")
+    lines = [line for line in read_text(options.prompts, "--prompts").splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--prompts {options.prompts} holds no prompt; one a line is needed.")
+    return [Prompt(text=line, chat=options.chat) for line in lines]
+
+
+def worst_of(results: Sequence[T], severity: Callable[[T], int]) -> T:
+    """The result that counts: the first of the most severe."""
+    return max(results, key=severity)
+
+
+def read_text(path: Path, option: str) -> str:
+    """Read a UTF-8 text file that an option names; FileError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{option} {path}: {error}. A UTF-8 text file is needed.") from error
 
 
 def _bisect(options: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ class CompareScreen(GridScreen):
 
     BINDINGS = bindings(PAIR)
     kind = PAIR
+    job = "pair"
     view: PairView
 
     def __init__(self, console: Console, request: Request, a: Path, b: Path) -> None:

@@ -107,6 +107,16 @@ class Request:
         return shlex.join(words)
 
 
+def write_prompt(text: str) -> str:
+    """Write a prompt on one line."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def read_prompt(text: str) -> str:
+    """Read what write_prompt wrote."""
+    return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+
+
 DoorSource = Callable[[], Door]
 
 

@@ -34,7 +34,8 @@ SPIN = "|/-\\"
 class GridScreen(Screen[None]):
     """A grid of layers x stages with what belongs to it. A child gives the view and says what the lines hold."""
 
-    kind = ""
+    kind = ""  # of keys.KEYS
+    job = ""   # the kind of job whose frames hold its numbers
     console: Console
 
     def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (TraceView or PairView)
@@ -107,6 +108,9 @@ class GridScreen(Screen[None]):
     def show_frame(self, frame: Frame) -> None:
         """Take a run's newer frame: the child grows its view; only changed rows are repainted."""
         self.progress = frame
+        if frame.kind != self.job:  # an export or a search for hints measures nothing
+            self.show_lines()
+            return
         rows = self.grow(frame)
         self.grid.show_rows(rows)
         if frame.latest is not None and frame.latest[0] is not None:

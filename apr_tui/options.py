@@ -70,6 +70,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "one JSON document on stdout"},
     "--quiet": {"action": "store_true", "help": "no progress on stderr"},
     "--model": {"type": Path, "metavar": "FILE", "help": "the file whose weights a bundle's values are checked against"},
+    "--contract": {"type": Path, "metavar": "FILE", "help": "judge the falsification tests of a published contract (YAML)"},
+    "--prompts": {"type": Path, "metavar": "FILE", "help": "one prompt a line; the worst verdict counts"},
     "--definition": {"choices": ("sample", "population"), "help": "how the table's std was taken"},
     "--fault": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in the bytes of demo.apr"},
     "--to": {"choices": ("f16", "f32"), "help": "dequantise the types that the other format lacks"},
@@ -82,9 +84,10 @@ _OUT = ("--out", "--force", "--json", "--quiet")
 # command -> (help, positional arguments, options)
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "trace": ("trace a model file: the grid, findings, next tokens", ("MODEL",),
-              (*_FEED, *_RUN, "--layers", "--generate", *_OUT, "--values", "--no-witness", "--csv")),
-    "check": ("check a source against float64 on its own inputs", ("SOURCE",), (*_FEED, *_RUN, *_OUT, "--model")),
-    "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"), (*_FEED, *_RUN, *_OUT, "--values")),
+              (*_FEED, *_RUN, "--layers", "--generate", *_OUT, "--values", "--no-witness", "--csv", "--contract")),
+    "check": ("check a source against float64 on its own inputs", ("SOURCE",),
+              (*_FEED, "--prompts", *_RUN, "--generate", *_OUT, "--model")),
+    "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"), (*_FEED, "--prompts", *_RUN, *_OUT, "--values")),
     "bisect": ("name the one first place and the wrong side, with a ladder of grafts", ("A", "B"), (*_FEED, *_RUN, *_OUT)),
     "train": ("step a training run (not built yet)", (), ()),
     "import": ("turn another tool's trace into a bundle", ("SRC",),

@@ -36,6 +36,7 @@ STYLES = {
     "planted": "#D55E00 bold reverse",
 }
 OK, WATCH, BAD, ABSENT, UNKNOWN = ".!X-?"  # the marks of core.grid, which would bring numpy before the first screen
+STYLES_16 = {"bad": "#cc0000 bold", "planted": "#cc0000 bold reverse"}  # the nearest of 16 to its own would be watch's
 STATES = {  # mark -> word, style
     OK: ("ok", "text"),
     WATCH: ("watch", "watch"),
@@ -65,10 +66,18 @@ def only_ascii() -> bool:
 
 
 @cache
+def has_16_colours() -> bool:
+    """Say whether the terminal promises no more than 16 colours (by Rich's rule)."""
+    if os.environ.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit"):
+        return False
+    return not os.environ.get("TERM", "").endswith(("256color", "kitty", "direct"))
+
+
+@cache
 def style(name: str) -> Style:
     """Return a style of the table; a second name after + adds reverse video (the cursor)."""
     base, _, more = name.partition("+")
-    found = Style.parse(STYLES[base])
+    found = Style.parse((STYLES_16 if has_16_colours() else {}).get(base, STYLES[base]))
     return found + Style(reverse=True, bold=True) if more else found
 
 

@@ -20,14 +20,16 @@ from core.stages import Place
 
 FRAME_S = 0.08     # at most a dozen frames a second
 SWITCH_S = 0.001   # the worker hands the interpreter over this often, so that keys are answered
-JOIN_S = 2.0       # how long leaving waits for the worker to notice
+JOIN_S = {"export": 10.0}  # how long leaving waits for a job to notice: a bundle is whole or absent
+USUAL_JOIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a run has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model."""
+    """What a job has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model."""
 
     serial: int
+    kind: str
     phase: str = ""
     n_layer: int | None = None
     tokens: tuple[Any, ...] = ()
@@ -68,8 +70,8 @@ class Posts(Protocol):
 class Feed:
     """Collects a run's events in its thread, and makes frames of them. The door gets emit and cancelled."""
 
-    def __init__(self, serial: int, posts: Posts) -> None:
-        self.serial = serial
+    def __init__(self, serial: int, kind: str, posts: Posts) -> None:
+        self.serial, self.kind = serial, kind
         self._posts = posts
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -129,7 +131,7 @@ class Feed:
                 return None
             self._is_new = False
             cells = {side: dict(found) for side, found in self._cells.items()}
-            return Frame(self.serial, cells=cells, known=dict(self._known), **self._fields)
+            return Frame(self.serial, self.kind, cells=cells, known=dict(self._known), **self._fields)
 
     def _post(self) -> None:
         now = time.monotonic()
@@ -147,6 +149,7 @@ class RunWorker:
     def __init__(self, posts: Posts) -> None:
         self._posts = posts
         self._serial = 0
+        self._kind = ""
         self._feed: Feed | None = None
         self._thread: threading.Thread | None = None
 
@@ -165,8 +168,8 @@ class RunWorker:
         self.cancel()
         sys.setswitchinterval(SWITCH_S)
         self._serial += 1
-        before, feed = self._thread, Feed(self._serial, self._posts)
-        self._feed = feed
+        before, feed = self._thread, Feed(self._serial, kind, self._posts)
+        self._feed, self._kind = feed, kind
         arguments = (kind, job, feed, before)
         self._thread = threading.Thread(target=self._run, args=arguments, name=f"apr-{kind}", daemon=True)
         self._thread.start()
@@ -183,7 +186,7 @@ class RunWorker:
         """Cancel, wait a little, and say whether the thread has ended."""
         self.cancel()
         if self._thread is not None:
-            self._thread.join(JOIN_S)
+            self._thread.join(JOIN_S.get(self._kind, USUAL_JOIN_S))
         return self._thread is None or not self._thread.is_alive()
 
     def _run(self, kind: str, job: Callable[[Feed], Any], feed: Feed, before: threading.Thread | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.finding import Finding
+from core.gates import Gate
 from core.grid import value
 from core.jsontext import to_json
 from core.report import WITNESS
@@ -14,7 +15,7 @@ from core.trace import Trace
 from core.verdict import VERDICTS, Bisection, Check, Comparison
 
 
-def trace_json(trace: Trace, scope: str, findings: Sequence[Finding]) -> str:
+def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Sequence[Gate] = ()) -> str:
     """The document of `trace --json`."""
     layers = range(trace.n_layer)
     return to_json({
@@ -22,7 +23,12 @@ def trace_json(trace: Trace, scope: str, findings: Sequence[Finding]) -> str:
         "scope": scope, "grid": {s: [value(trace.cells, (i, s), scope, "std") for i in layers] for s in GRID},
         "findings": list(findings), "top": list(trace.top), "generated": trace.generated,
         "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted, "notes": list(trace.notes),
-    })
+    } | ({"gates": list(gates)} if gates else {}))
+
+
+def gates_text(gates: Sequence[Gate]) -> str:
+    """A line a gate; "" where there is none."""
+    return "".join(f"{g.verdict:<12} {safe_text(g.id)}: {safe_text(g.measured)}\n" for g in gates)
 
 
 def comparison_text(c: Comparison) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.door import Request
+from apr_tui.door import Request, read_prompt, write_prompt
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
@@ -29,6 +29,7 @@ class TraceScreen(GridScreen):
 
     BINDINGS = bindings(GRID)
     kind = GRID
+    job = "trace"
     view: TraceView
 
     def __init__(self, console: Console, request: Request) -> None:
@@ -288,14 +289,3 @@ def error_note(error: Exception) -> tuple[str, str]:
     """An error as a message under the grid."""
     assert isinstance(error, AprError)
     return f"X {foreign(str(error))}", "bad"
-
-
-def write_prompt(text: str) -> str:
-    """Write a prompt on one line."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def read_prompt(text: str) -> str:
-    """Read what write_prompt wrote."""
-    return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
-

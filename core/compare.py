@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from core.activation_crush import crush
 from core.comparability import differing_facts, differing_vocabularies
 from core.pair import CLEAR, Pair, run_pair
 from core.replay import replay
@@ -162,7 +163,9 @@ def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], i
     if left:
         return replace(done, verdict="H2", reasons=(
             f"declared: {says}; but A re-run so still differs from B at {place_text(min(left, key=place_order))}",))
-    return replace(done, verdict="H3", reasons=(f"declared: {says}; A re-run so gives B's values within the floor",))
+    crushed = crush(done.a, done.b) if "q8" in (a.compute, b.compute) else None
+    return replace(done, verdict="H3", reasons=(
+        f"declared: {says}; A re-run so gives B's values within the floor", *((crushed,) if crushed else ())))
 
 
 def _name(diffs: Sequence[WeightDiff]) -> str:

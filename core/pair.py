@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from core.distance import difference, relative_l2
-from core.forward import Tap, forward
+from core.forward import forward
 from core.lanes import Lane, drive
 from core.matmul import COMPUTES
 from core.run import Side, same_bits, verifying
 from core.stages import Place, scope_positions
 from core.stats import Cell
-from core.tap import chain, jitter, record
+from core.tap import chain, jitter, record, record_values
 from core.trace import Emit, Event, IsCancelled
 from core.verdict import Difference
 
@@ -48,12 +48,6 @@ def run_pair(
     floors: dict[Place, float] = {}
     cells: dict[Place, Difference] = {}
 
-    def keep_value(into: dict[Place, Tensor]) -> Tap:
-        def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-            into[layer, stage] = value
-            return value
-        return tap
-
     def noisy(layer: int | None, stage: str, value: Tensor) -> Tensor:
         rows = scope_rows(scope, n_token, len(value))
         if rows:
@@ -78,9 +72,9 @@ def run_pair(
     watch = [record(_teller(watched[i], "AB"[i], emit), n_token, keeps[i]) for i in (0, 1)]
     noise = jitter(min(COMPUTES[s.compute][1] for s in (a, b)), seed)  # the finer one: a coarser choice is to be seen
     lanes = [
-        a.lane(tokens, chain(chain(a.bug(), watch[0]), keep_value(now_a))),
+        a.lane(tokens, chain(chain(a.bug(), watch[0]), record_values(now_a))),
         a.lane(tokens, chain(chain(a.bug(), noise), noisy)),
-        b.lane(tokens, chain(chain(b.bug(), watch[1]), keep_value(now_b))),
+        b.lane(tokens, chain(chain(b.bug(), watch[1]), record_values(now_b))),
         Lane(forward(b.model, tokens, chain(b.bug(), local)), b.compute, b.threads),
     ]
     if witness:

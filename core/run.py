@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from core.tap import chain, no_tap, record
 from core.tokenizer import open_tokenizer
 from core.trace import Emit, Event, IsCancelled, NextToken
 
+SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
+
 
 def open_side(file: ModelFile, device: str, compute: str = "f32", threads: int | None = None, plant: str | None = None) -> Side:
     """Hold a file to its architecture and set it on a device; DeviceError, UsageError."""
@@ -35,9 +38,13 @@ def open_side(file: ModelFile, device: str, compute: str = "f32", threads: int |
     arch = read_arch(file)
     if plant:
         parse_plant(plant, arch.n_layer)
-    return Side(Model(file, arch, torch.device(device)), compute, threads, plant)
+    return Side(Model(file, arch, torch.device(device)), compute, threads or default_threads(), plant)
 
-SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
+
+@cache
+def default_threads() -> int:
+    """Torch's own thread count, as it was before any run set another."""
+    return torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)

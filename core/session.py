@@ -106,7 +106,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     file, arch = side.model.file, side.model.arch
     facts = Facts(
         engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab, definition="sample",
-        compute=side.compute, device=str(side.model.device), threads=side.threads or torch.get_num_threads(),
+        compute=side.compute, device=str(side.model.device), threads=side.threads,
         kernel=kernel_path(side.compute, side.model.device), dtype="float32",
     )
     origin = {
@@ -123,10 +123,9 @@ def _continue(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, can
 
     tokenizer = open_tokenizer(side.model.file)
     emit(Event("phase", "generating"))
-    room = side.model.arch.n_ctx - len(tokens)
     end = side.model.file.key("tokenizer.ggml.eos_token_id")
     ids = continue_greedily(
-        side, [t.id for t in tokens], min(n_token, room), () if end is None else (end,),
+        side, [t.id for t in tokens], room(side, tokens, n_token), () if end is None else (end,),
         lambda i: emit(Event("token", tokenizer.token_text(i) or f"[{i}]")), cancelled)
     return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 
@@ -235,9 +234,13 @@ def open_bundle(path: Path) -> Trace:
 
 
 def check(
-    source: Source, prompt: Prompt | None, *, model: Path | None = None, emit: Emit = no_emit, cancelled: IsCancelled = never
+    source: Source, prompt: Prompt | None, *, model: Path | None = None, generate: int = 0, emit: Emit = no_emit,
+    cancelled: IsCancelled = never,
 ) -> Check:
-    """Recompute every stage in float64 from the source's own inputs; NotComparableError where a bundle has no values."""
+    """Recompute every stage in float64 from the source's own inputs; generated positions also through the KV cache.
+
+    Errors: NotComparableError where a bundle has no values, and those of opening and running a file.
+    """
     refuse_scheme(source)
     if is_bundle(source.path):
         return _check_bundle(source, model)
@@ -259,7 +262,23 @@ def check(
     errors, logits = replay(side, [t.id for t in tokens], watch=record(seen, len(tokens)), witness=True, cancelled=cancelled)
     traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, logits[0]),
                      observed_equals_unobserved=run.same_bits(*logits))
-    return Check(traced, errors)
+    if not generate:
+        return Check(traced, errors)
+    from core.decoded import decoded_cells
+
+    emit(Event("phase", "checking generated positions through the cache"))
+    ids = [t.id for t in tokens]
+    more = run.continue_greedily(side, ids, room(side, tokens, generate), (), lambda i: None, cancelled)
+    return Check(traced, errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
+
+
+def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
+    """How many tokens may be generated: as many as wanted, as the context holds. UsageError for a bug that needs the prompt."""
+    from core.plants import PLANTS
+
+    if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
+        raise UsageError(f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
+    return min(wanted, side.model.arch.n_ctx - len(tokens))
 
 
 def _check_bundle(source: Source, model: Path | None) -> Check:

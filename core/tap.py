@@ -45,6 +45,15 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
     return tap
 
 
+def record_values(into: dict[Place, Tensor]) -> Tap:
+    """Keep every value as it is, unmeasured."""
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        into[layer, stage] = value
+        return value
+
+    return tap
+
+
 def patch(changes: Mapping[Place, Change]) -> Tap:
     """Put change(value) in the place of the value at each named place."""
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:

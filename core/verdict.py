@@ -95,15 +95,28 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The verdict of a source against float64: PASS where no stage is bad, else FAIL at the first bad one."""
+    """The verdict of a source against float64: PASS where no stage is bad, else FAIL at the first bad one.
+
+    decoded: generated positions through the KV cache (B) against one prefill (A); empty where none was asked for.
+    """
 
     trace: Trace
     errors: Mapping[Place, LocalError] = field(repr=False)
+    decoded: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
 
     @property
     def first(self) -> Place | None:
-        """The first bad place in order of computation; None where the check passed."""
-        return min((p for p, e in self.errors.items() if e.is_bad), key=place_order, default=None)
+        """The first bad place in order of computation, float64's before the cache's; None where the check passed."""
+        bad = [p for p, e in self.errors.items() if e.is_bad]
+        return min(bad or [p for p, d in self.decoded.items() if d.state == "differs"], key=place_order, default=None)
+
+    @property
+    def worst(self) -> LocalError | Difference | None:
+        """What was measured at the first bad place; where the check passed, at the stage nearest to its limit."""
+        if self.first is not None:
+            error = self.errors.get(self.first)
+            return error if error and error.is_bad else self.decoded[self.first]
+        return max(self.errors.values(), key=lambda e: e.nmse / e.limit, default=None)
 
     @property
     def verdict(self) -> str:
@@ -113,16 +126,21 @@ class Check:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What was found, in a sentence each."""
-        worst = max(self.errors.values(), key=lambda e: e.nmse / e.limit, default=None)
+        worst = self.worst
         if self.first is None:
-            return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, within its compute's floor"
-                    + (f"; the worst is {worst.nmse / worst.limit:.2g} x it" if worst else ""),)
-        error = self.errors[self.first]
+            times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
+            cache = ("generated positions through the cache equal one prefill within the floor",) if self.decoded else ()
+            return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, within its compute's floor{times}",
+                    *cache)
+        if isinstance(worst, Difference):
+            return (f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache from one prefill: "
+                    f"relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, channel {worst.channel}",)
+        assert worst is not None
         inputs = " and ".join(stage_named(self.first[1]).inputs) or "token ids"
         later = sum(e.is_bad for e in self.errors.values()) - 1
-        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {error.nmse:.2g}, "
-                f"floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
-                *((f"looks like this: {error.guess}",) if error.guess else ()),
+        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {worst.nmse:.2g}, "
+                f"floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
+                *((f"looks like this: {worst.guess}",) if worst.guess else ()),
                 *((f"{later} more stages are bad by themselves",) if later else ()))
 
 

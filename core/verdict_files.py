@@ -11,11 +11,12 @@ from typing import Any
 
 from core.evidence import write_bundle
 from core.finding import Finding
+from core.gates import judge_gates
 from core.jsontext import to_json
 from core.manifest import SCHEMA, versions
 from core.new_folder import MANIFEST, new_folder
 from core.stages import Place, place_order
-from core.verdict import Bisection, Check, Comparison
+from core.verdict import Bisection, Check, Comparison, LocalError
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
 LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")
@@ -34,13 +35,14 @@ def comparison_document(c: Comparison) -> dict[str, Any]:
 
 def check_document(c: Check) -> dict[str, Any]:
     """The document of `check --json` and of verdict.json; where it passed, the numbers are those of the worst stage."""
-    place = c.first or max(c.errors, key=lambda p: c.errors[p].nmse / c.errors[p].limit, default=None)
-    error = None if place is None else c.errors[place]
+    worst = c.worst
+    measured, floor = (worst.nmse, worst.limit) if isinstance(worst, LocalError) else (
+        (worst.rel_l2, worst.floor) if worst else (None, None))
     return {
         "schema": SCHEMA, "verdict": c.verdict,
-        "first": _first(c.first, error.token, error.channel) if error and c.first else None,
-        "measured": error.nmse if error else None, "floor": error.limit if error else None,
-        "multiple": error.nmse / error.limit if error else None, "reasons": list(c.reasons), "planted": c.trace.planted,
+        "first": _first(c.first, worst.token, worst.channel) if worst else None,
+        "measured": measured, "floor": floor, "multiple": measured / floor if measured is not None and floor else None,
+        "reasons": list(c.reasons), "planted": c.trace.planted,
     }
 
 
@@ -62,7 +64,7 @@ def write_comparison(
     out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str,
     bisection: Bisection | None = None,
 ) -> Path:
-    """Write a/, b/, cells.csv, verdict.json and manifest.json; of a bisection also reproducer/, where a side is wrong.
+    """Write a/, b/, cells.csv, verdict.json, gates.json and manifest.json; of a bisection also reproducer/, where a side is wrong.
 
     Errors: UsageError where out exists without force, OutputError.
     """
@@ -73,16 +75,22 @@ def write_comparison(
                          values=trace.values is not None, manifest_extra={"command": command})
         if bisection and bisection.write_reproducer:
             bisection.write_reproducer(part / "reproducer")
-        _write(part, {"cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n"}, command)
+        _write(part, {
+            "cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n",
+            "gates.json": to_json(judge_gates(c.a, c), indent=1) + "\n",
+        }, command)
     return out
 
 
 def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
-    """Write local.csv, verdict.json and manifest.json; errors as write_comparison."""
+    """Write local.csv, verdict.json, gates.json and manifest.json; errors as write_comparison."""
     rows = ((*place, e.nmse, e.sqnr_db, e.floor, e.token, e.channel)
             for place, e in sorted(c.errors.items(), key=lambda item: place_order(item[0])))
     with new_folder(out, force=force) as part:
-        _write(part, {"local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n"}, command)
+        _write(part, {
+            "local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n",
+            "gates.json": to_json(judge_gates(c.trace), indent=1) + "\n",
+        }, command)
     return out
 
 

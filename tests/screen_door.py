@@ -174,10 +174,12 @@ async def console(
 ) -> AsyncIterator[tuple[Console, object]]:
     """Run the console on a door; time and memory stand still. ends: wait for the first trace to end."""
     monkeypatch.setenv("APR_TUI_ASCII", "1" if ascii_only else "0")
+    monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    paint.only_ascii.cache_clear()
+    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+        cached.cache_clear()
     for module in (trace_screen, compare_view):
         monkeypatch.setattr(module, "seconds_text", lambda seconds: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(trace_screen, "memory_text", lambda: "412 MiB")
@@ -188,7 +190,8 @@ async def console(
             await until(pilot, lambda: app.owner is None)
         yield app, pilot
         door.go.set()
-    paint.only_ascii.cache_clear()
+    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+        cached.cache_clear()
 
 
 async def until(pilot: object, holds: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,37 @@ async def test_export_asks_before_it_overwrites_and_shows_the_path(monkeypatch, 
         await pilot.press("y")
         await until(pilot, lambda: app.owner is None and door.calls[-1][1] == tmp_path / "there")
         assert door.calls[-1][2] is True
+
+
+async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path):
+    door = FakeDoor()
+    export = door.export_trace
+    monkeypatch.setattr(door, "export_trace", lambda *a, **k: (time.sleep(0.5), export(*a, **k))[1])
+    async with console(monkeypatch, door) as (app, pilot):
+        before = lines_of(app)[:19]
+        await pilot.press("e")
+        await pilot.pause()
+        app.screen.query_one(Input).value = str(tmp_path / "new")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        assert lines_of(app)[:19] == before and "7 tokens" in text_of(app) and "X bad std" in text_of(app)
+
+
+async def test_tab_completes_a_path_and_a_bundle_is_not_entered(monkeypatch, tmp_path):
+    door = FakeDoor()
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "evidence" / "bundle").mkdir(parents=True)
+    (tmp_path / "evidence" / "bundle" / "manifest.json").touch()
+    async with console(monkeypatch, door) as (app, pilot):
+        await pilot.press("f")
+        field = app.screen.query_one(Input)
+        field.value = f"{tmp_path}/mo"
+        await pilot.press("tab")
+        assert field.value == f"{tmp_path}/model.gguf"
+        field.value = f"{tmp_path}/ev"
+        await pilot.press("tab", "tab", "enter")
+        await until(pilot, lambda: app.screen.kind == "grid" and app.owner is None)
+        assert app.screen.traced.bundle == tmp_path / "evidence" / "bundle"
 
 
 async def test_c_copies_the_command_that_gives_these_numbers(monkeypatch):

@@ -1,0 +1,31 @@
+"""Find the outlier channel that crushes a block's scale where activations are rounded to 8 bits. It judges no side.
+
+A block of 256 (Q8_K) shares one scale: with a channel at 26 x rms, a value of rms size keeps 127 / 26, about 5, levels.
+"""
+
+from __future__ import annotations
+
+import math
+
+from core.stages import place_text
+from core.stats import TokenStats
+from core.trace import Trace
+
+CRUSH = 16.0  # times the token's rms: then a value of rms size has 8 levels left of 127
+ROUNDED = ("attn_norm", "attn_mix", "ffn_norm", "ffn_swigl", "final_norm")  # stages that a product reads
+
+
+def crush(a: Trace, b: Trace) -> str | None:
+    """Say where the largest channel, in multiples of its token's rms, crushes its block; None where none passes CRUSH."""
+    worst: tuple[float, str] | None = None
+    for trace in (a, b):
+        for place, cell in trace.cells.items():
+            if place[1] not in ROUNDED or not isinstance(cell, TokenStats):
+                continue
+            for channel, token, value in cell.top:
+                rms = math.sqrt(float(cell.sumsq[token - cell.first]) / cell.width)
+                times = abs(value) / rms if rms else 0.0
+                if times >= CRUSH and (worst is None or times > worst[0]):
+                    worst = (times, f"activation block crush at channel {channel}: in {place_text(place)} token {token} has it "
+                                    f"at {times:.0f} x rms, so that the 8-bit scale of its block leaves the others few levels")
+    return worst[1] if worst else None

@@ -1,0 +1,46 @@
+"""Check generation: tokens fed one by one through the KV cache against the same tokens in one prefill, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.distance import difference, relative_l2
+from core.forward import Cache
+from core.lanes import drive
+from core.matmul import COMPUTES
+from core.pair import LEAST_FLOOR, judged
+from core.run import SEED, Side
+from core.stages import Place
+from core.tap import chain, jitter, record_values
+from core.trace import IsCancelled
+from core.verdict import Difference
+
+
+def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCancelled) -> dict[Place, Difference]:
+    """Measure every stage at the positions from n_prompt on: through the cache (B) against one prefill (A), worst token.
+
+    Another shape sums in another order, so that a floor is measured: the prefill with rounding-size noise at every stage.
+    """
+    prefill, noisy = dict[Place, Tensor](), dict[Place, Tensor]()
+    noise = jitter(COMPUTES[side.compute][1], SEED)
+    drive([side.lane(tokens, chain(side.bug(), record_values(prefill))),
+           side.lane(tokens, chain(chain(side.bug(), noise), record_values(noisy)))], cancelled)
+    cache, steps = Cache(), list[dict[Place, Tensor]]()
+    bug = side.bug()
+    for feed in (tokens[:n_prompt], *([t] for t in tokens[n_prompt:])):
+        step: dict[Place, Tensor] = {}
+        drive([side.lane(feed, chain(bug, record_values(step)), cache)], cancelled)
+        steps.append(step)
+    cells = {}
+    for place, whole in prefill.items():
+        if place == (None, "logits"):
+            whole_rows, rows, noise_rows = whole, steps[-1][place], noisy[place]
+        else:
+            whole_rows, noise_rows = whole[n_prompt:], noisy[place][n_prompt:]
+            rows = torch.cat([step[place] for step in steps[1:]])
+        floor = max(relative_l2(whole_rows, noise_rows)[0], LEAST_FLOOR)
+        cells[place] = judged(replace(difference(whole_rows, rows, len(tokens) - len(rows)), floor=floor))
+    return cells

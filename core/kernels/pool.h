@@ -1,0 +1,93 @@
+// A pool of threads that share out numbered tasks. It knows nothing of weights; who takes a task changes no result.
+#pragma once
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+class Pool {
+  public:
+    // Run task(0 .. n-1) on this thread and up to threads - 1 others; returns when all are done.
+    void run(long n, int threads, const std::function<void(long)>& task) {
+        std::lock_guard<std::mutex> one_job(job_);
+        if (threads <= 1 || n <= 1) {
+            for (long i = 0; i < n; i++) task(i);
+            return;
+        }
+        if (owner_ != getpid()) forget();  // a forked child has no threads of its parent's pool
+        while (static_cast<int>(crew_.size()) < threads - 1) hire();
+        {
+            std::lock_guard<std::mutex> hold(lock_);
+            task_ = &task, total_ = n, next_ = 0, busy_ = threads - 1, wanted_ = threads - 1;
+            round_++;
+        }
+        wake_.notify_all();
+        work(task, n);
+        for (int spin = 0; busy_.load() && spin < SPINS; spin++) pause();
+        std::unique_lock<std::mutex> hold(lock_);
+        done_.wait(hold, [&] { return busy_.load() == 0; });
+    }
+
+  private:
+    static constexpr int SPINS = 4000;  // about 0.1 ms: the gap between two products; then sleep, so that others may work
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+    void work(const std::function<void(long)>& task, long n) {
+        for (long i; (i = next_.fetch_add(1)) < n;) task(i);
+    }
+    void hire() {
+        const int id = static_cast<int>(crew_.size());
+        const long seen = round_.load();
+        crew_.emplace_back([this, id, seen] { serve(id, seen); });
+        crew_.back().detach();  // they sleep until the process ends
+    }
+    void serve(int id, long seen) {
+        for (;;) {
+            for (int spin = 0; round_.load() == seen && spin < SPINS; spin++) pause();
+            const std::function<void(long)>* task;
+            long n;
+            {
+                std::unique_lock<std::mutex> hold(lock_);
+                wake_.wait(hold, [&] { return round_.load() != seen; });
+                seen = round_.load(), task = task_, n = total_;
+                if (id >= wanted_) continue;
+            }
+            work(*task, n);
+            if (busy_.fetch_sub(1) == 1) {
+                std::lock_guard<std::mutex> hold(lock_);
+                done_.notify_one();
+            }
+        }
+    }
+    void forget() {
+        new (&crew_) std::vector<std::thread>();
+        new (&lock_) std::mutex();
+        new (&wake_) std::condition_variable();
+        new (&done_) std::condition_variable();
+        owner_ = getpid();
+    }
+
+    std::mutex job_, lock_;
+    std::condition_variable wake_, done_;
+    std::vector<std::thread> crew_;
+    const std::function<void(long)>* task_ = nullptr;
+    long total_ = 0;
+    int wanted_ = 0;
+    std::atomic<long> next_{0}, round_{0};
+    std::atomic<int> busy_{0};
+    pid_t owner_ = getpid();
+};
+
+// Never destroyed: its threads outlive static destructors.
+inline Pool& pool() {
+    static Pool* shared = new Pool;
+    return *shared;
+}

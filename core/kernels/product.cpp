@@ -1,0 +1,146 @@
+// Multiply float32 activations by stored quantised weights in float32: decode a few rows into cache, then dot products.
+//
+// Each output is a sum over chunks of K of 16 lanes, lane i taking values i, i + 16 ...; a lane is a chain of fused
+// multiply-adds, the lanes are added as a tree, the chunks one after the other. The order depends on K alone: not on the
+// number of tokens, rows or threads, nor on the instruction set (where it has FMA), so neither do the bits.
+// Not here: the choice of the kernel (load.py), how it is compiled (build.py).
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "blocks.h"
+#include "pool.h"
+
+#if defined(__AVX512F__)
+constexpr int VL = 16, ROWS = 4, TOKENS = 6;
+#elif defined(__AVX__)
+constexpr int VL = 8, ROWS = 2, TOKENS = 3;
+#else
+constexpr int VL = 4, ROWS = 2, TOKENS = 2;
+#endif
+constexpr int LANES = 16, PARTS = LANES / VL;
+constexpr long CHUNK = 1536;    // of K, at most: four rows of it are half of a first-level cache
+constexpr long TILE_ROWS = 32;  // decoded at a time: 192 KiB, in the second-level cache, each read for all tokens
+
+typedef float Vec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+
+// Add the 16 lanes: i to i + 8, then i to i + 4, i + 2, i + 1.
+static inline float add_lanes(const Vec* v) {
+    alignas(64) float s[LANES];
+    memcpy(s, v, sizeof s);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) s[i] += s[i + width];
+    return s[0];
+}
+
+// out[t][r] (+)= w[r] . x[t] over n values (a multiple of 16).
+template <int R, int T>
+static void dots(const float* w, long w_step, const float* x, long x_step, long n, float* out, long out_step, bool first) {
+    Vec sum[R][T][PARTS] = {};
+    for (long k = 0; k < n; k += LANES) {
+        Vec a[R][PARTS];
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < PARTS; p++) a[r][p] = load(w + r * w_step + k + p * VL);
+        for (int t = 0; t < T; t++)
+            for (int p = 0; p < PARTS; p++) {
+                const Vec b = load(x + t * x_step + k + p * VL);
+                for (int r = 0; r < R; r++) sum[r][t][p] += a[r][p] * b;
+            }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) {
+            const float s = add_lanes(sum[r][t]);
+            out[t * out_step + r] = first ? s : out[t * out_step + r] + s;
+        }
+}
+
+using Dots = void (*)(const float*, long, const float*, long, long, float*, long, bool);
+
+template <int R>
+static Dots dots_of(long tokens) {
+    static const Dots table[] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>, dots<R, 5>, dots<R, 6>};
+    return table[tokens - 1];
+}
+
+static Dots dots_of(long rows, long tokens) {
+    switch (rows) {
+        case 1: return dots_of<1>(tokens);
+        case 2: return dots_of<2>(tokens);
+        case 3: return dots_of<3>(tokens);
+        case 4: return dots_of<4>(tokens);
+        default: return dots_of<8>(tokens);
+    }
+}
+
+struct Job {
+    const Layout& layout;
+    const uint8_t* w;
+    long rows, cols, row_bytes;
+    const float* x;  // [tokens, x_step], readable up to cols rounded up to 16, zeros there
+    long tokens, x_step;
+    float* out;
+    long out_step;
+};
+
+static float* tile() {
+    static thread_local std::unique_ptr<float, void (*)(void*)> kept(
+        static_cast<float*>(std::aligned_alloc(64, TILE_ROWS * CHUNK * 4)), std::free);
+    return kept.get();
+}
+
+// All tokens of rows first .. last - 1, a tile of them.
+static void multiply_rows(const Job& job, long first, long last) {
+    const long n_chunk = (job.cols + CHUNK - 1) / CHUNK, step = ((job.cols + n_chunk - 1) / n_chunk + 255) / 256 * 256;
+    const long group = job.tokens == 1 && VL == 16 ? 8 : ROWS;
+    float* w = tile();
+    for (long k = 0; k < job.cols; k += step) {
+        const long n = std::min(step, job.cols - k), whole = (n + job.layout.block - 1) / job.layout.block * job.layout.block;
+        const long padded = (n + LANES - 1) / LANES * LANES;
+        for (long r = first; r < last; r += group) {
+            const long rows = std::min(group, last - r);
+            for (long i = r; i < r + rows; i++) {
+                float* to = w + (i - first) * step;
+                job.layout.decode(job.w + i * job.row_bytes + k / job.layout.block * job.layout.block_bytes, to, whole);
+                std::fill(to + n, to + padded, 0.0f);
+            }
+            if (job.tokens <= TOKENS && (rows == group || rows <= 4))
+                dots_of(rows, job.tokens)(w + (r - first) * step, step, job.x + k, job.x_step, padded, job.out + r, job.out_step, k == 0);
+        }
+        if (job.tokens <= TOKENS && (last - first) % group <= 4) continue;
+        for (long t = 0; t < job.tokens; t += TOKENS)
+            for (long r = first; r < last; r += ROWS) {
+                const long rows = std::min<long>(ROWS, last - r), tokens = std::min<long>(TOKENS, job.tokens - t);
+                dots_of(rows, tokens)(w + (r - first) * step, step, job.x + t * job.x_step + k, job.x_step, padded,
+                                      job.out + t * job.out_step + r, job.out_step, k == 0);
+            }
+    }
+}
+
+extern "C" {
+
+int lanes() { return VL; }
+
+// out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
+int multiply(int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) {
+    const Layout& layout = LAYOUTS[quant];
+    const long padded = (cols + LANES - 1) / LANES * LANES;
+    std::unique_ptr<float, void (*)(void*)> copy(nullptr, std::free);
+    if (padded != cols) {
+        copy.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(padded * tokens) * 4)));
+        if (!copy) return 1;
+        for (long t = 0; t < tokens; t++) {
+            std::copy_n(x + t * x_step, cols, copy.get() + t * padded);
+            std::fill_n(copy.get() + t * padded + cols, padded - cols, 0.0f);
+        }
+        x = copy.get(), x_step = padded;
+    }
+    const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
+    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
+    const long n_tile = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    pool().run(n_tile, threads, [&](long i) { multiply_rows(job, i * TILE_ROWS, std::min(rows, (i + 1) * TILE_ROWS)); });
+    return 0;
+}
+
+}
