@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
@@ -19,6 +20,7 @@ from apr_tui import leaving
 from apr_tui.door import DoorSource, Request, real_door
 from apr_tui.jobs import export_job
 from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
+from apr_tui.status import memory_text
 from apr_tui.trace_screen import TraceScreen
 from core.errors import AprError
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from apr_tui.grid_screen import GridScreen
 
 TICK_S = 0.25
+MEMORY_S = 1.0
 MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
 
 THEME = Theme(
@@ -49,7 +52,8 @@ class Console(App[int]):
         self.owner: GridScreen | None = None  # the screen whose job runs
         self.run_seconds: float | None = None
         self._job_started: float | None = None
-        self._resume: Callable[[], None] | None = None
+        self._leave_soon: Callable[[], object] | None = None  # from a signal handler
+        self._memory_read, self._memory = 0.0, ""
         self.animation_level = "none"
         self.register_theme(THEME)
         self.theme = "apr"
@@ -57,9 +61,11 @@ class Console(App[int]):
     def on_mount(self) -> None:
         """Show the main screen, then start: the first paint waits for nothing."""
         if self.is_headless is False:
-            loop = asyncio.get_running_loop()
+            loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+            self._leave_soon = lambda: loop.is_closed() or loop.call_soon_threadsafe(
+                self.leave, leaving.SIGNAL_EXIT, context=context)
             for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._on_signal)
+                signal.signal(number, self._on_signal)
         screen = TraceScreen(self, self.request)
         self.push_screen(screen)
         self.set_interval(TICK_S, self._tick)
@@ -79,6 +85,12 @@ class Console(App[int]):
     def busy_seconds(self) -> float | None:
         """How long the running job has run; None where none runs."""
         return None if self.owner is None or self._job_started is None else time.monotonic() - self._job_started
+
+    def memory(self) -> str:
+        """This process's memory, read once a second: each change repaints the title."""
+        if time.monotonic() - self._memory_read > MEMORY_S:
+            self._memory_read, self._memory = time.monotonic(), memory_text()
+        return self._memory
 
     def on_progress(self, message: Progress) -> None:
         """Give a newer frame to the screen that asked for it; dropped while the line is behind."""
@@ -105,10 +117,11 @@ class Console(App[int]):
         self._show_top()
 
     def _tick(self) -> None:
-        feed = self.worker.feed
-        if self.owner is None:
+        """Show what no frame has shown yet, and the time; nothing while the line is behind."""
+        if self.owner is None or self._is_behind():
             return
-        frame = feed.frame() if feed is not None and not self._is_behind() else None
+        feed = self.worker.feed
+        frame = feed.frame() if feed is not None else None
         if frame is not None and frame.serial == self.worker.serial:
             self.owner.show_frame(frame)
             self._show_top()
@@ -177,13 +190,19 @@ class Console(App[int]):
         """Ctrl-C."""
         self.leave(leaving.SIGNAL_EXIT)
 
-    def _on_signal(self) -> None:
-        leaving.end_soon(leaving.SIGNAL_EXIT)
-        self.leave(leaving.SIGNAL_EXIT)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Leave; not through the loop's own handlers, which a write to a dead line would keep waiting."""
+        leaving.end_soon(leaving.SIGNAL_EXIT, leaving.restorer(self._driver))
+        if self._leave_soon is not None:
+            self._leave_soon()
 
     def _fatal_error(self) -> None:
-        """Close without Textual's traceback: run_console writes the log."""
+        """Close without Textual's traceback: the caller of run_console writes the log."""
         self._close_messages_no_wait()
+
+    def _print_error_renderables(self) -> None:
+        """Print nothing on the way out, for the same reason."""
+        self._exit_renderables.clear()
 
 
 def run_console(request: Request, door: Any = None) -> int:  # noqa: ANN401
@@ -200,15 +219,15 @@ def run_console(request: Request, door: Any = None) -> int:  # noqa: ANN401
         if isinstance(found, OSError) and has_terminal():
             error = found
         code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
-    error = error or app._exception
+    if code is None and app._exception is None:  # reading keys failed
+        error = error or (RuntimeError("the terminal's input failed") if has_terminal() else None)
+        code = leaving.SIGNAL_EXIT
     ended = app.worker.leave()
-    if error is not None:
-        raise error
+    if error is not None or app._exception is not None:
+        raise error or app._exception  # type: ignore[misc]
     assert code is not None
-    if not ended:  # a thread inside a long kernel cannot be stopped; the terminal is restored, nothing is half written
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if not ended:  # a thread inside a long kernel, or loading torch, cannot be stopped: nothing of it is half written
+        leaving.end_now(code)
     return code
 
 

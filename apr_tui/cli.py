@@ -17,6 +17,7 @@ from types import FrameType
 
 from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
 from core.errors import AprError, Cancelled, UsageError
+from core.safe_text import safe_text
 
 INTERRUPTED, INTERNAL = 130, 70
 
@@ -87,8 +88,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(message: str) -> None:
+    """Say it on stderr, line by line, with whatever came from a file made safe."""
     with contextlib.suppress(OSError, ValueError):
-        print(message, file=sys.stderr, flush=True)
+        print("\n".join(safe_text(line) for line in message.split("\n")), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

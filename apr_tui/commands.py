@@ -16,7 +16,7 @@ from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
 from core.source import Prompt, Source, parse_source
-from core.trace import Emit, Event
+from core.trace import Emit, Event, Trace
 from core.verdict import EXIT_CODES
 from core.verdict_files import bisection_document, check_document, comparison_document
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 def run(command: str, options: argparse.Namespace, words: Sequence[str]) -> int:
     """Run a command of options.COMMANDS; words are what was typed, for the manifest."""
-    options.command = "apr-tui " + " ".join(words)
+    options.command, options.words = "apr-tui " + " ".join(words), list(words)
     return RUNS[command](options)
 
 
@@ -105,7 +105,12 @@ def _trace(options: argparse.Namespace) -> int:
         read_text(options.contract, "--contract"), str(options.contract), judge_gates(traced))
     sys.stdout.write(text.trace_json(traced, options.scope, findings, shown) + "\n" if options.json
                      else report_text(traced, options.scope, findings, options.threshold) + text.gates_text(shown))
-    return TRACED_DIFFERS if traced.observed_equals_unobserved is False else 0
+    return TRACED_DIFFERS if is_disturbed(traced) else 0
+
+
+def is_disturbed(*traces: Trace) -> bool:
+    """Say whether watching changed any of these runs."""
+    return any(t.observed_equals_unobserved is False for t in traces)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -118,7 +123,7 @@ def _check(options: argparse.Namespace) -> int:
         session.export_check(result, options.out, force=options.force, command=options.command)
         say(options, f"wrote {options.out}")
     sys.stdout.write(to_json(check_document(result)) + "\n" if options.json else text.check_text(result))
-    return 0 if result.first is None else 1
+    return 0 if result.first is None and not is_disturbed(result.trace) else 1
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -133,7 +138,7 @@ def _compare(options: argparse.Namespace) -> int:
             result, options.out, threshold=options.threshold, force=options.force, command=options.command)
         say(options, f"wrote {options.out}")
     sys.stdout.write(to_json(comparison_document(result)) + "\n" if options.json else text.comparison_text(result))
-    return EXIT_CODES[result.verdict]
+    return TRACED_DIFFERS if is_disturbed(result.a, result.b) else EXIT_CODES[result.verdict]
 
 
 def prompts_of(options: argparse.Namespace) -> list[Prompt | None]:
@@ -171,7 +176,8 @@ def _bisect(options: argparse.Namespace) -> int:
             result, options.out, threshold=options.threshold, force=options.force, command=options.command)
         say(options, f"wrote {options.out}")
     sys.stdout.write(to_json(bisection_document(result)) + "\n" if options.json else text.bisection_text(result))
-    return EXIT_CODES[result.comparison.verdict]
+    pair = result.comparison
+    return TRACED_DIFFERS if is_disturbed(pair.a, pair.b) else EXIT_CODES[pair.verdict]
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -221,6 +227,12 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train(options: argparse.Namespace) -> int:
+    from apr_tui.train_command import run_train
+
+    return run_train(options)
+
+
 def check_out(options: argparse.Namespace) -> None:
     """Refuse an output that cannot be written before the work, not after it."""
     if options.out is not None:
@@ -236,5 +248,5 @@ def say(options: argparse.Namespace, message: str) -> None:
 RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "trace": _trace, "check": _check, "compare": _compare, "bisect": _bisect,
     "import": _import, "convert": _convert, "show": _show,
-    "demo": _demo, "doctor": _doctor,
+    "demo": _demo, "doctor": _doctor, "train": _train,
 }

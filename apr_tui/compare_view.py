@@ -13,9 +13,9 @@ from apr_tui.jobs import pair_job
 from apr_tui.keys import PAIR, bindings
 from apr_tui.page import PAIR_MEANINGS, PageScreen
 from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
+from apr_tui.pair_lines import cell_lines, is_downstream, reason_lines, verdict_spans
 from apr_tui.run_worker import Frame
-from apr_tui.status import seconds_text
-from apr_tui.trace_screen import error_note
+from apr_tui.status import error_note, seconds_text
 from apr_tui.view import PairView
 from core.errors import Cancelled
 from core.stages import place_text
@@ -23,10 +23,6 @@ from core.stages import place_text
 if TYPE_CHECKING:
     from apr_tui.app import Console
     from core.verdict import Comparison
-
-STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
-GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
-
 
 
 class CompareScreen(GridScreen):
@@ -75,11 +71,12 @@ class CompareScreen(GridScreen):
 
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
-        seconds = self.console.busy_seconds() if self.console.owner is self else self.seconds
+        is_running = self.console.owner is self and self.comparison is None
+        seconds = self.console.busy_seconds() if is_running else self.seconds
         sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
         planted = ", ".join(trace.planted for trace in sides if trace.planted)
         front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        right = f"{seconds_text(seconds)} "
+        right = f"{seconds_text(seconds, is_running)} "
         middle: list[Span] = [
             ("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"),
         ]
@@ -108,6 +105,8 @@ class CompareScreen(GridScreen):
         if self.comparison is not None:
             difference = self.comparison.cells.get(place)
             word = difference.state if difference else "not compared"
+            if difference and place != self.comparison.first and is_downstream(difference):
+                word = "differs, downstream"
         spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{self.view.mark(place)} {word} ", name)]
         return [*spans, *self._numbers(("A", "B", "ratio"))]
 
@@ -162,7 +161,9 @@ class CompareScreen(GridScreen):
 
     def action_open(self) -> None:
         """Everything about the cell."""
-        self.action_reasons()
+        place = self.grid.place
+        title = f"A {foreign(self.a.name)}  B {foreign(self.b.name)}"
+        self.app.push_screen(PageScreen(title, lambda width: cell_lines(self.view, place, width)))
 
     def action_finding(self, step: int) -> None:
         """Walk the cells that differ."""
@@ -194,44 +195,3 @@ class CompareScreen(GridScreen):
         layer, stage = place
         if layer is not None:
             self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
-
-
-def verdict_spans(found: Comparison) -> list[Span]:
-    """The verdict in one line: glyph, word, first place, side, how far above the floor."""
-    from core.grid import short
-    from core.verdict import VERDICTS
-
-    name = STYLE_OF[found.verdict]
-    spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", f"{name}")]
-    if found.first is None:
-        return [*spans, (f": {VERDICTS[found.verdict]}", "text")]
-    spans.append((f"  first {place_text(found.first)}", "title"))
-    if found.token is not None:
-        spans.append((f" token {found.token}", "text"))
-    if found.channel is not None:
-        spans.append((f" ch {found.channel}", "text"))
-    spans.append((f"  side {found.side or 'not decided'}", "text"))
-    if found.measured is not None:
-        spans.append((f"  {short(found.measured)}", "text"))
-    if found.multiple is not None:
-        spans.append((f" = {short(found.multiple)} x floor {short(found.floor)}", "text"))
-    return spans
-
-
-def reason_lines(found: Comparison, width: int) -> list[list[Span]]:
-    """The page of the verdict."""
-    from core.verdict import VERDICTS
-
-    lines: list[list[Span]] = [[], verdict_spans(found)]
-    if found.first is not None:
-        lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
-    lines += [[], [(" Reasons", "title")]]
-    for reason in found.reasons:
-        parts = wrap(foreign(reason), width - 6)
-        lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
-    for side, trace, name in (("A", found.a, "a"), ("B", found.b, "b")):
-        facts = trace.facts
-        known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
-        lines += [[], [(f" {side} ", name), (foreign(trace.name), "title")]]
-        lines.append([(f"    {known}, {len(trace.tokens)} tokens", "text")])
-    return lines

@@ -27,7 +27,7 @@ DESIGN_WIDTH, DESIGN_HEIGHT = 80, 24
 WIDE = 160
 NOTE_LINES = 2   # a finding's sentence
 LONG_NOTE = 6    # an error's
-STRIP_S = 1.0    # while it runs, the overview is drawn this often: a scale that changes repaints it whole
+STRIP_S = 2.0    # while it runs, the overview is drawn this often: a scale that changes repaints it whole
 SPIN = "|/-\\"
 
 
@@ -76,14 +76,12 @@ class GridScreen(Screen[None]):
     def on_grid_view_moved(self) -> None:
         """The line about the cell goes with the cursor."""
         self.show_foot()
-        if self.has_class("strip") and not (self.grid.is_following and self.console.owner is self):
-            self.overview.show_all(self.grid.place)
+        self._show_strip(self.console.owner is self)
 
     def show_all(self) -> None:
         """Draw everything again: another run, scope, metric or size."""
         self.grid.show_all()
-        if self.has_class("strip"):
-            self.overview.show_all(self.grid.place)
+        self._show_strip(False)
         self.show_lines()
 
     def show_lines(self) -> None:
@@ -107,6 +105,9 @@ class GridScreen(Screen[None]):
 
     def show_frame(self, frame: Frame) -> None:
         """Take a run's newer frame: the child grows its view; only changed rows are repainted."""
+        last = self.progress
+        if last is not None and (frame.serial, frame.number) <= (last.serial, last.number):
+            return
         self.progress = frame
         if frame.kind != self.job:  # an export or a search for hints measures nothing
             self.show_lines()
@@ -115,9 +116,7 @@ class GridScreen(Screen[None]):
         self.grid.show_rows(rows)
         if frame.latest is not None and frame.latest[0] is not None:
             self.grid.follow(frame.latest[0], frame.latest[1])
-        if rows and self.has_class("strip") and time.monotonic() - self._strip_drawn > STRIP_S:
-            self._strip_drawn = time.monotonic()
-            self.overview.show_all(self.grid.place)
+        self._show_strip(True)
         self.show_lines()
 
     def busy_spans(self, width: int) -> list[Span]:
@@ -135,6 +134,12 @@ class GridScreen(Screen[None]):
             share = done / (frame.n_layer * max(len(frame.cells), 1))
             spans += [(f"layer {layer} of {frame.n_layer} ", "text"), (bar(share, 20), "a"), (f" {share:4.0%}", "text")]
         return [*spans, (plain(f" · {seconds:.0f} s · "), "quiet"), ("esc", "key"), (" cancels", "quiet")]
+
+    def _show_strip(self, is_running: bool) -> None:
+        """Draw the overview again, while it runs not at every cell."""
+        if self.has_class("strip") and not (is_running and time.monotonic() - self._strip_drawn < STRIP_S):
+            self._strip_drawn = time.monotonic()
+            self.overview.show_all(self.grid.place)
 
     # what a child says
 

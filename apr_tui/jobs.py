@@ -41,7 +41,9 @@ def trace_job(request: Request, door_source: DoorSource) -> Callable[[Feed], Tra
         if bundle is not None:
             feed.say("reading the bundle", name=bundle.name)
             found = door.open_bundle(bundle)
-            return Traced(found, door.hints(found, request.scope, request.threshold), request.scope, bundle=bundle)
+            known = found.facts.scopes or (request.scope,)
+            scope = request.scope if request.scope in known else known[0]
+            return Traced(found, door.hints(found, scope, request.threshold), scope, bundle=bundle)
         if path is None:
             feed.say("building the demonstration (once)", name="demo")
             path = door.ensure_demo()[0]

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import sys
+import termios
 import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 SIGNAL_EXIT = 130
 PATIENCE_S = 4.0  # a writer blocked on a dead line cannot be waited for
 
 
-def end_soon(code: int, seconds: float = PATIENCE_S) -> threading.Timer:
-    """End the process in a few seconds whatever happens; cancel the timer where it ended by itself."""
-    timer = threading.Timer(seconds, os._exit, (code,))
+def end_soon(code: int, restore: Callable[[], None], seconds: float = PATIENCE_S) -> None:
+    """End the process in a few seconds whatever happens, the terminal's modes restored; it may well end before."""
+
+    def end() -> None:
+        restore()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-    return timer
+
+
+def restorer(driver: Any) -> Callable[[], None]:  # noqa: ANN401 (Textual 8.2.8's driver, which keeps the modes it found)
+    """Return what gives the terminal back its modes without writing to it."""
+    fd, modes = getattr(driver, "fileno", None), getattr(driver, "attrs_before", None)
+
+    def restore() -> None:
+        if fd is not None and modes is not None:
+            with contextlib.suppress(OSError, termios.error):
+                termios.tcsetattr(fd, termios.TCSANOW, modes)
+
+    return restore
+
+
+def end_now(code: int) -> NoReturn:
+    """End the process without waiting for its threads; temporary files go first."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -48,6 +48,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed")
+    return value
+
+
 # option -> what argparse is told
 OPTIONS: dict[str, dict[str, Any]] = {
     "--prompt": {"metavar": "TEXT", "help": 'text to feed (default "What is 2+2?")'},
@@ -76,10 +86,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--fault": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in the bytes of demo.apr"},
     "--to": {"choices": ("f16", "f32"), "help": "dequantise the types that the other format lacks"},
     "--text": {"action": "store_true", "help": "print it instead of opening the console"},
+    "--config": {"metavar": "NAME", "help": "model and run: tiny (default), 370m or FILE.toml"},
+    "--corpus": {"type": Path, "metavar": "DIR", "help": "text or token shards (default: Python's own library)"},
+    "--tokenizer": {"type": Path, "metavar": "DIR", "help": "vocab.json and merges.txt (default: one is trained)"},
+    "--steps": {"type": _count, "metavar": "N", "help": "optimizer steps"},
+    "--batch": {"type": _count, "metavar": "B", "help": "sequences a step"},
+    "--seq": {"type": _count, "metavar": "S", "help": "tokens of a sequence"},
+    "--steps-per-epoch": {"type": _count, "metavar": "E", "help": "steps between validations"},
+    "--mode": {"choices": ("from-scratch", "finetune"), "help": "sets rate, warm-up, target and cap together"},
+    "--init": {"type": Path, "metavar": "FILE", "help": "the model that finetuning begins with"},
+    "--seed": {"type": int, "metavar": "N", "help": "of the weights and the order of the data (default 42)"},
+    "--lr": {"type": _positive, "metavar": "X", "help": "peak learning rate, instead of the mode's"},
+    "--warm-up": {"type": _count, "metavar": "N", "help": "steps of linear warm-up"},
+    "--checkpoint-every": {"type": _count, "metavar": "N", "help": "steps between checkpoints (default: an epoch)"},
+    "--grads-every": {"type": _count, "metavar": "N", "help": "steps between gradient tables"},
+    "--budget-ms": {"type": _positive, "metavar": "X", "help": "budget of a step for GATE-GPUTRAIN-004"},
+    "--parallel": {"choices": ("auto", "ddp", "fsdp2"), "default": "auto", "help": "how torchrun's processes share"},
+    "--compile": {"choices": ("auto", "on", "off"), "default": "auto", "help": "compile the model's parts"},
+    "--resume": {"action": "store_true", "help": "go on with the run in --out"},
+    "--oracle": {"action": "store_true", "help": "hold the first step's gradients against float64"},
+    "--watch": {"type": Path, "metavar": "DIR", "help": "follow a run that another process writes"},
+    "--detach": {"action": "store_true", "help": "train on without this terminal"},
 }
 _FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
 _RUN = ("--device", "--compute", "--threads", "--plant", "--scope", "--threshold")
 _OUT = ("--out", "--force", "--json", "--quiet")
+_TRAIN = ("--config", "--corpus", "--tokenizer", "--steps", "--batch", "--seq", "--steps-per-epoch", "--mode", "--init",
+          "--device", "--seed", "--resume", "--out", "--lr", "--warm-up", "--checkpoint-every", "--grads-every",
+          "--budget-ms", "--parallel", "--compile", "--threads", "--oracle", "--watch", "--detach", "--json", "--quiet")
 
 # command -> (help, positional arguments, options)
 COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -89,7 +123,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
               (*_FEED, "--prompts", *_RUN, "--generate", *_OUT, "--model")),
     "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"), (*_FEED, "--prompts", *_RUN, *_OUT, "--values")),
     "bisect": ("name the one first place and the wrong side, with a ladder of grafts", ("A", "B"), (*_FEED, *_RUN, *_OUT)),
-    "train": ("step a training run (not built yet)", (), ()),
+    "train": ("step a training run, with its gates and checkpoints that can be traced", (), _TRAIN),
     "import": ("turn another tool's trace into a bundle", ("SRC",),
                ("--out", "--force", "--scope", "--tokens", "--definition", "--threshold", "--json", "--quiet")),
     "convert": ("convert between .gguf and .apr", ("IN", "OUT"), ("--to", "--force", "--quiet")),
@@ -97,7 +131,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "demo": ("write the demonstration pair", (), ("--out", "--fault", "--force", "--quiet")),
     "doctor": ("say what this machine offers", (), ("--json",)),
 }
-NOT_BUILT = ("train",)
+NOT_BUILT: tuple[str, ...] = ()
 CONSOLE = (*_FEED, *_RUN, "--layers", "--generate")
 REQUIRED = {"import": ("--out",), "demo": ("--out",)}
 UNSET = {"import": {"--scope": None}, "show": {"--scope": None}}  # where a default would claim what nobody said

@@ -28,7 +28,8 @@ USUAL_JOIN_S = 0.5
 class Frame:
     """What a job has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model."""
 
-    serial: int
+    serial: int  # of the job
+    number: int  # within the job: a tick may overtake a message
     kind: str
     phase: str = ""
     n_layer: int | None = None
@@ -79,6 +80,7 @@ class Feed:
         self._cells: dict[str, dict[Place, Any]] = {}
         self._known: dict[str, Any] = {}
         self._posted = 0.0
+        self._number = 0
         self._is_new = False
 
     def cancelled(self) -> bool:
@@ -130,8 +132,9 @@ class Feed:
             if not self._is_new:
                 return None
             self._is_new = False
+            self._number += 1
             cells = {side: dict(found) for side, found in self._cells.items()}
-            return Frame(self.serial, self.kind, cells=cells, known=dict(self._known), **self._fields)
+            return Frame(self.serial, self._number, self.kind, cells=cells, known=dict(self._known), **self._fields)
 
     def _post(self) -> None:
         now = time.monotonic()

@@ -1,10 +1,13 @@
-"""Facts about this process for the title: memory and time. Not the trace's."""
+"""Facts about this process for the screen: memory, time, what went wrong. Not the trace's."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
+
+from apr_tui.paint import foreign
+from core.errors import AprError
 
 
 def memory_text() -> str:
@@ -19,8 +22,16 @@ def memory_text() -> str:
     return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
-def seconds_text(seconds: float | None) -> str:
-    """A duration in four to six columns; blank where there is none."""
+def seconds_text(seconds: float | None, is_running: bool = False) -> str:
+    """A duration in four to six columns, whole seconds while it runs; blank where there is none."""
     if seconds is None:
         return ""
+    if is_running and seconds < 100:
+        return f"{int(seconds)} s"
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def error_note(error: Exception) -> tuple[str, str]:
+    """An error as a message under the grid."""
+    assert isinstance(error, AprError)
+    return f"X {foreign(str(error))}", "bad"

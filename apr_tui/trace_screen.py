@@ -15,13 +15,16 @@ from apr_tui.keys import GRID, bindings
 from apr_tui.paint import OK, STATES, Span, crop, fit, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import sentence
-from apr_tui.status import memory_text, seconds_text
+from apr_tui.status import error_note, seconds_text
 from apr_tui.view import TraceView
-from core.errors import AprError, Cancelled
+from core.errors import Cancelled
 from core.stages import place_text
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
+
+
+SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
 class TraceScreen(GridScreen):
@@ -84,7 +87,9 @@ class TraceScreen(GridScreen):
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
             self.view.finish(result.trace, result.findings)
-            if result.scope != self.view.scope:  # it was changed while the trace ran
+            if result.bundle is not None:  # it may lack the scope that was asked for
+                self.view.look(scope=result.scope)
+            elif result.scope != self.view.scope:  # it was changed while the trace ran
                 self.scope_changed()
             if self.grid.is_following and self.view.findings:
                 self._go_to_finding()
@@ -97,19 +102,23 @@ class TraceScreen(GridScreen):
         arch = (facts.arch if facts else self.known.get("arch")) or "?"
         device = (facts.device if facts else None) or self.request.device
         compute = (facts.compute if facts else None) or ("?" if facts else self.request.compute)
-        seconds = self.console.busy_seconds() if self.console.owner is self else self.seconds
+        is_running = self.console.owner is self and self.traced is None
+        seconds = self.console.busy_seconds() if is_running else self.seconds
         planted = (trace.planted if trace else None) or self.request.plant
-        right = f"{seconds_text(seconds)}  {memory_text()} "
+        right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
             (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),
             (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
-        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        room = width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 1
+        tail = sum(cell_len(text) for text, _ in middle) + cell_len(right)
         name = foreign(self.model_name)
-        name = fit(name, max(min(cell_len(name), room), 6))
-        used = sum(cell_len(t) for t, _ in [*front, *middle]) + cell_len(name) + 1
-        return [*front, (f" {name}", "title"), *middle, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        if planted and cell_len(front[0][0]) + min(cell_len(name), SHORT_NAME) + tail + 1 > width:
+            front = [(" PLANTED ", "planted")]  # export, and a wider screen, say what
+        room = width - sum(cell_len(text) for text, _ in front) - tail - 1
+        name = fit(name, max(min(cell_len(name), room), SHORT_NAME))
+        used = sum(cell_len(text) for text, _ in front) + cell_len(name) + 1 + tail
+        return [*front, (f" {name}", "title"), *middle, (" " * max(width - used, 0) + right, "quiet")]
 
     def note_lines(self, width: int) -> list[list[Span]]:
         """The finding's sentence, or what stands in for it while there is none."""
@@ -260,8 +269,11 @@ class TraceScreen(GridScreen):
         self.console.ask_export(self, self.traced.trace, out)
 
     def action_train(self) -> None:
-        """Not built yet."""
-        self.say("The training stepper is not built yet.", "watch")
+        """It has no screen yet."""
+        from apr_tui.options import NOT_BUILT
+
+        how = "is not built yet." if "train" in NOT_BUILT else "has no screen yet: apr-tui train runs it."
+        self.say(f"The training stepper {how}", "watch")
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place
@@ -283,9 +295,3 @@ class TraceScreen(GridScreen):
     def _open(self, text: str) -> None:
         if text.strip():
             self.start(replace(self.request, path=Path(text).expanduser(), bundle=None, plant=None))
-
-
-def error_note(error: Exception) -> tuple[str, str]:
-    """An error as a message under the grid."""
-    assert isinstance(error, AprError)
-    return f"X {foreign(str(error))}", "bad"

@@ -131,15 +131,16 @@ class TraceView:
         return METRICS[(METRICS.index(self.metric) + 1) % len(METRICS)]
 
     def next_scope(self, place: Place) -> str:
-        """The scope after the present one; after rest comes the token that carries the cell, as pos:N."""
-        if self.scope in SCOPES and self.scope != SCOPES[-1]:
-            return SCOPES[SCOPES.index(self.scope) + 1]
-        if self.scope == SCOPES[-1]:
+        """The scope after the present one; after the last comes the token that carries the cell, as pos:N."""
+        known = (self.trace.facts.scopes if self.trace else ()) or SCOPES
+        if self.scope in known and self.scope != known[-1]:
+            return known[known.index(self.scope) + 1]
+        if self.scope in known:
             cell = self.cells.get(place)
-            stats = cell.at("all") if cell is not None else None
+            stats = cell.at("all") if cell is not None and hasattr(cell, "mean") else None
             if stats is not None and stats.peak_token is not None and len(self.tokens) > 1:
                 return f"pos:{stats.peak_token}"
-        return SCOPES[0]
+        return known[0]
 
 
 class PairView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.model_file import ModelFile
-from core.stages import SCOPES
+from core.stages import SCOPES, scope_positions
 from core.trace import Trace
 
 # fact -> what to do where it differs or is unknown
@@ -28,6 +28,9 @@ def differing_facts(a: Trace, b: Trace, scope: str) -> list[str]:
     for fact, (x, y) in pairs.items():
         if fact == "scope":
             blocked = not (_has(a, scope) and _has(b, scope))
+            empty = [len(t.tokens) for t in (a, b) if t.tokens and not scope_positions(scope, len(t.tokens))]
+            if empty:
+                found.append(f"scope: {scope} covers none of {empty[0]} tokens; take another --scope or longer prompt")
         elif fact == "widths":
             blocked = None not in (x, y) and x != y
         else:

@@ -13,7 +13,7 @@ from core.comparability import differing_facts, differing_vocabularies
 from core.pair import CLEAR, Pair, run_pair
 from core.replay import replay
 from core.run import SEED, Side, top_tokens
-from core.saved_pair import differing_stats, value_cells
+from core.saved_pair import differing_stats, undeclared_alike, value_cells
 from core.spikes import find_hints
 from core.stages import GRID, Place, place_order, place_text
 from core.tap import no_tap
@@ -52,7 +52,7 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
     differing = [p for p in sorted(pair.cells, key=place_order) if pair.cells[p].state == "differs"]
     done = Comparison("", (), trace_a, trace_b, ask.scope, cells=pair.cells)
     if not differing:
-        return _agreement(done, ask)
+        return agreement(done, ask)
     return _explain(a, b, done, differing[0], ids, ask)
 
 
@@ -76,14 +76,14 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
         "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values"))
 
 
-def _agreement(done: Comparison, ask: Question) -> Comparison:
+def agreement(done: Comparison, ask: Question) -> Comparison:
     """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor."""
-    worst = max(done.cells, key=lambda p: _multiple(done.cells[p]), default=None)
+    worst = max(done.cells, key=lambda p: multiple_of(done.cells[p]), default=None)
     cell = done.cells[worst] if worst is not None else None
     if cell is not None and worst is not None and cell.state == "unclear":
         return replace(
             done, verdict="INCONCLUSIVE", measured=cell.rel_l2, floor=cell.floor, token=cell.token, channel=cell.channel,
-            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {_multiple(cell):.1f} x its floor: above noise "
+            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above noise "
                      f"(3 x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
     shared = _shared_hint(done, ask)
     same = "no cell differs beyond 3 x its measured floor"
@@ -119,34 +119,42 @@ def _explain(a: Side, b: Side, done: Comparison, first: Place, ids: list[int], a
         if place is not None:
             wrong[name] = (place, errors[place])
     if wrong:
-        return _bug(done, wrong)
-    if keys:
-        return replace(done, verdict="H2", reasons=tuple(f"hyper-parameter {k}" for k in keys) + (_each_right(),))
-    changed = [w for w in weights if not w.is_explained]
-    unknown = [w for w in changed if w.quant_a != w.quant_b and w.bound is None and "absent" not in (w.quant_a, w.quant_b)]
-    if unknown and unknown == changed:
-        return replace(done, verdict="INCONCLUSIVE", reasons=(_name(unknown), "a type among them has no measured row"))
-    if changed:
-        return replace(done, verdict="H2", reasons=(_name(changed), _each_right()))
+        return proven_bug(done, wrong)
+    blamed = blame_file(done, keys, weights)
+    if blamed is not None:
+        return blamed
     if weights and not choices:
-        return replace(done, verdict="H3", reasons=(_name(weights), "each side is right by its own weights in float64"))
+        return replace(done, verdict="H3", reasons=(name_weights(weights), "each side is right by its own weights in float64"))
     if choices:
         return _choice(a, b, done, weights, ids, ask)
     return replace(done, verdict="H2", reasons=("same weights, same hyper-parameters and same compute, yet the values differ; "
                                                 "each single stage is within its floor of float64 on both sides",))
 
 
-def _bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) -> Comparison:
+def blame_file(done: Comparison, keys: Sequence[str], weights: Sequence[WeightDiff]) -> Comparison | None:
+    """H2 (or INCONCLUSIVE) where a hyper-parameter or a weight differs by more than its rounding; None where none does."""
+    if keys:
+        return replace(done, verdict="H2", reasons=tuple(f"hyper-parameter {k}" for k in keys) + (_each_right(),))
+    changed = [w for w in weights if not w.is_explained]
+    unknown = [w for w in changed if w.quant_a != w.quant_b and w.bound is None and "absent" not in (w.quant_a, w.quant_b)]
+    if unknown and unknown == changed:
+        return replace(done, verdict="INCONCLUSIVE", reasons=(name_weights(unknown), "a type among them has no measured row"))
+    if changed:
+        return replace(done, verdict="H2", reasons=(name_weights([w for w in changed if w not in unknown]), _each_right()))
+    return None
+
+
+def proven_bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) -> Comparison:
     """H2 with a proof: the first place that float64 finds wrong, and the side (None where both are wrong)."""
     side, (place, error) = min(wrong.items(), key=lambda item: place_order(item[1][0]))
-    cell = done.cells[place]
+    cell = done.cells.get(place)  # absent where the scope does not cover it, as logits at scope first
     reason = (f"{place_text(place)} of {side} is not what float64 makes of its own inputs and weights: NMSE {error.nmse:.2g}, "
               f"floor {error.limit:.2g}; token {error.token}, channel {error.channel}")
     later = [p for p, c in done.cells.items() if c.state == "differs" and place_order(p) > place_order(place)]
     both = len(wrong) > 1 and len({p for p, _ in wrong.values()}) == 1
     return replace(
         done, verdict="H2", first=place, side=None if both else side, error=error, token=error.token, channel=error.channel,
-        measured=cell.rel_l2, floor=cell.floor,
+        measured=cell.rel_l2 if cell else None, floor=cell.floor if cell else None,
         reasons=(reason, *((f"looks like this: {error.guess}",) if error.guess else ()),
                  *((f"{len(later)} later cells differ: downstream",) if later else ())))
 
@@ -155,7 +163,7 @@ def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], i
     """H3 where A's file, run as B declares it, gives B's values; else H2."""
     says = f"compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
     if weights:
-        return replace(done, verdict="H3", reasons=(f"declared: {says}", _name(weights), "each side is right by its own weights"))
+        return replace(done, verdict="H3", reasons=(f"declared: {says}", name_weights(weights), "each side is right by its own weights"))
     ask.emit(Event("phase", f"re-running A as B declares it ({b.compute})"))
     again = replace(a, model=replace(a.model, device=b.model.device), compute=b.compute)
     pair: Pair = run_pair(again, b, ids, scope=ask.scope, seed=SEED, witness=False, emit=lambda event: None, cancelled=ask.cancelled)
@@ -168,10 +176,13 @@ def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], i
         f"declared: {says}; A re-run so gives B's values within the floor", *((crushed,) if crushed else ())))
 
 
-def _name(diffs: Sequence[WeightDiff]) -> str:
-    parts = [f"{w.name} differs by {w.relative:.2g} relative ({w.quant_a} in A, {w.quant_b} in B"
-             + (f"; their rounding explains {w.bound:.2g})" if w.bound is not None else f", most in row {w.row})")
-             for w in diffs[:NAMED_WEIGHTS]]
+def name_weights(diffs: Sequence[WeightDiff]) -> str:
+    """Name the first few weights that differ, and count the rest."""
+    parts = []
+    for w in diffs[:NAMED_WEIGHTS]:
+        rounding = f"; their rounding leaves {w.bound:.2g}" if w.bound is not None else ""
+        row = "" if w.is_explained else f", most in row {w.row}"
+        parts.append(f"{w.name} differs by {w.relative:.2g} relative ({w.quant_a} in A, {w.quant_b} in B{rounding}{row})")
     return "weights: " + "; ".join(parts) + (f"; and {len(diffs) - NAMED_WEIGHTS} more" if len(diffs) > NAMED_WEIGHTS else "")
 
 
@@ -179,19 +190,24 @@ def _each_right() -> str:
     return "each side is right by its own weights in float64, so that neither is named as the wrong one"
 
 
-def _multiple(cell: Difference) -> float:
+def multiple_of(cell: Difference) -> float:
+    """How many floors a cell differs by; 0 where it has no floor."""
     return cell.rel_l2 / cell.floor if cell.rel_l2 is not None and cell.floor else 0.0
 
 
 def _judge_values(done: Comparison, ask: Question) -> Comparison:
     differing = [p for p in sorted(done.cells, key=place_order) if done.cells[p].state == "differs"]
-    if not differing:
-        return _agreement(done, ask)
-    first, cell = differing[0], done.cells[differing[0]]
-    done = replace(done, first=first, token=cell.token, channel=cell.channel, measured=cell.rel_l2)
-    unmeasured = "no weights at hand: the floor is not measured (1e-6 is taken) and no side is found wrong"
-    planted = any(t.planted for t in (done.a, done.b))
-    if done.a.facts.compute != done.b.facts.compute and not planted:
+    absent = [p for p in sorted(done.cells, key=place_order) if done.cells[p].state == "absent"]
+    if not differing and absent:
         return replace(done, verdict="INCONCLUSIVE", reasons=(
-            f"compute {done.a.facts.compute} against {done.b.facts.compute} may explain it; {unmeasured}. Compare the files.",))
-    return replace(done, verdict="H2", reasons=(f"{place_text(first)} differs by {cell.rel_l2:.2g}", unmeasured))
+            f"no cell differs, but {len(absent)} have no values on one side or another shape, first {place_text(absent[0])}",))
+    if not differing:
+        return agreement(done, ask)
+    first, cell = differing[0], done.cells[differing[0]]
+    done = replace(done, first=first, token=cell.token, channel=cell.channel, measured=cell.rel_l2, floor=cell.floor)
+    reasons = [f"{place_text(first)} differs by {cell.rel_l2:.2g}",
+               f"no weights at hand: the floor is not measured ({cell.floor:.2g} is taken) and no side is found wrong"]
+    choices = undeclared_alike(done.a, done.b)
+    if choices:
+        return replace(done, verdict="INCONCLUSIVE", reasons=(*reasons, *choices, "compare the model files"))
+    return replace(done, verdict="H2", reasons=tuple(reasons))

@@ -1,16 +1,20 @@
-"""Multiply by a stored weight: decode its rows a few at a time, then multiply, at the declared compute.
+"""Multiply by a stored weight at the declared compute, on the fused path or by decode-then-multiply.
 
+Fused (float32 on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
 Not here: the decoders (decode.py), the forward that asks for products (forward.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from core.decode import decode_rows
+from core.kernels.fused import is_fused, multiply_fused
+from core.kernels.library import FUSED, Absent, library
 from core.model_file import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
@@ -56,25 +60,50 @@ COMPUTES = {
 
 
 def kernel_path(compute: str, device: torch.device) -> str:
-    """Name the kernel path and say why it was chosen."""
-    where = "whole tensors" if device.type == "cuda" else f"{CHUNK_WEIGHTS} weights at a time"
-    return f"decode-then-multiply {compute}, {where} (the only path of this build)"
+    """Name the kernel path and say why it was chosen; the first call compiles the kernels where they are not yet."""
+    if device.type == "cuda":
+        return f"decode-then-multiply {compute}, whole tensors (the only path of this build)"
+    steps = f"decode-then-multiply {compute}, {CHUNK_WEIGHTS} weights at a time"
+    if compute == "bf16":
+        return f"{steps} (bf16 is not fused)"
+    kernels = library()
+    if isinstance(kernels, Absent):
+        return f"{steps} ({kernels.reason})"
+    return f"fused {kernels.level.name} float32 for {' '.join(FUSED)} ({kernels.reason}); other types {steps}"
 
 
 def multiply(weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None]) -> list[Tensor]:
-    """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all of them.
+    """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all asks of a path.
 
     cancelled: called between chunks; it raises to end the run.
     """
-    rows, cols = weight.shape
-    step = max(1, CHUNK_WEIGHTS // cols) if asks[0][0].device.type == "cpu" else rows
-    outs = [x.new_empty(x.shape[0], rows) for x, _ in asks]
     inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
-    scratch = torch.empty((min(step, rows), cols), device=asks[0][0].device)
+    fused = [i for i, x in enumerate(inputs) if is_fused(weight, x)]
+    kernels = library() if fused else None
+    if kernels is None or isinstance(kernels, Absent):
+        return _decode_multiply(weight, inputs, [x.dtype for x, _ in asks], cancelled)
+    products = multiply_fused(kernels, weight, torch.cat([inputs[i] for i in fused]), cancelled)
+    ends = list(accumulate(len(inputs[i]) for i in fused))
+    parts = {i: products[end - len(inputs[i]):end] for i, end in zip(fused, ends, strict=True)}
+    rest = [i for i in range(len(inputs)) if i not in parts]
+    if rest:
+        decoded = _decode_multiply(weight, [inputs[i] for i in rest], [asks[i][0].dtype for i in rest], cancelled)
+        parts |= dict(zip(rest, decoded, strict=True))
+    return [parts[i] for i in range(len(inputs))]
+
+
+def _decode_multiply(
+    weight: Weight, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype], cancelled: Callable[[], None]
+) -> list[Tensor]:
+    rows, cols = weight.shape
+    device = inputs[0].device
+    step = max(1, CHUNK_WEIGHTS // cols) if device.type == "cpu" else rows
+    outs = [x.new_empty(x.shape[0], rows, dtype=dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
+    scratch = torch.empty((min(step, rows), cols), device=device)
     for start in range(0, rows, step):
         cancelled()
         stop = min(start + step, rows)
-        w = decode_rows(weight, start, stop, scratch.device, out=scratch[: stop - start])
+        w = decode_rows(weight, start, stop, device, out=scratch[: stop - start])
         for out, x in zip(outs, inputs, strict=True):
             out[:, start:stop] = x @ w.to(x.dtype).T
     return outs

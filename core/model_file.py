@@ -5,6 +5,8 @@ Names and keys are GGUF's for both formats (the .apr reader translates), so noth
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +67,13 @@ class ModelFile:
         """Return a metadata value; arrays come parsed, as a list."""
         value = self.keys.get(name, default)
         return value.load() if isinstance(value, LazyArray) else value
+
+    def types_text(self) -> str:
+        """Count the weights of each type, and say which have which in eight digits of a digest."""
+        counts = Counter(w.quant for w in self.weights.values())
+        each = ",".join(f"{name}:{self.weights[name].quant}" for name in sorted(self.weights))
+        digest = hashlib.sha256(each.encode(errors="surrogateescape")).hexdigest()[:8]
+        return ", ".join(f"{n} x {quant}" for quant, n in sorted(counts.items())) + f" ({digest})"
 
     def weight(self, name: str) -> Weight:
         """Return a tensor; FileError names it where it is missing."""

@@ -1,7 +1,8 @@
 """Check a source against float64: each stage recomputed from the source's own inputs and its own weights.
 
-It needs no second model. Three forwards walk side by side: the source's; the same compute, clean, fed with the source's
-values at every stage (what the compute itself costs: the floor); and float64, fed likewise (the truth).
+It needs no second model. Three forwards walk side by side: the source's (or, of a capture, its values); the same compute,
+clean, fed with the source's values at every stage (what the compute itself costs: the floor); and float64, fed likewise
+(the truth). Where a capture lacks a stage both go on with what they have computed, and the span is judged in one piece.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.distance import nmse
+from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
+from core.distance import nmse, relative_l2
 from core.forward import Tap, forward
 from core.lanes import Lane, drive
 from core.run import Side, verifying
@@ -27,13 +29,18 @@ GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage 
 
 
 def replay(
-    side: Side, tokens: list[int], *, watch: Tap, last_layer: int | None = None, witness: bool = False,
-    seen: Callable[[Place, LocalError], None] = lambda place, error: None, cancelled: IsCancelled,
+    side: Side, tokens: list[int], *, watch: Tap, values: Values | None = None, last_layer: int | None = None,
+    witness: bool = False, seen: Callable[[Place, LocalError], None] = lambda place, error: None, cancelled: IsCancelled,
 ) -> tuple[dict[Place, LocalError], list[Tensor]]:
-    """Return the local error of every stage up to last_layer (None: all), and the logits of the run and of its witness."""
+    """Return the local error of every stage up to last_layer (None: all), and the logits of the run and of its witness.
+
+    values: of a source that is not run here (no logits come back); side is then its model at its declared compute.
+    """
     now: dict[Place, Tensor] = {}
-    floor: dict[Place, float] = {}
+    floor_now: dict[Place, Tensor] = {}
     errors: dict[Place, LocalError] = {}
+    inputs: dict[str, Tensor] = {}
+    exact = replace(side.model, dtype=torch.float64)
 
     def keep(layer: int | None, stage: str, value: Tensor) -> Tensor:
         now[layer, stage] = value
@@ -41,34 +48,47 @@ def replay(
 
     def clean(layer: int | None, stage: str, value: Tensor) -> Tensor:
         floor_now[layer, stage] = value
-        return now[layer, stage]
+        source = now[layer, stage] if values is None else captured(values, (layer, stage), value)
+        if source is not None:
+            now[layer, stage] = source
+        return value if source is None else _grafted(source, value)
 
     def truth(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        place = (layer, stage)
-        source = now.pop(place)
-        floor[place] = nmse(value, floor_now.pop(place))[0]
-        size, row, channel = nmse(value, source)
-        first = len(tokens) - len(source)
-        error = LocalError(size, floor[place], first + row, channel)
+        source, by_compute = now.pop((layer, stage), None), floor_now.pop((layer, stage))
+        if source is not None:
+            judge((layer, stage), value[-len(source) :], by_compute[-len(source) :], source)
+        gone_on = value if source is None else _grafted(source.to(value), value)
+        inputs[stage] = gone_on
+        if stage in ("embedding", "output"):
+            inputs["previous"] = gone_on
+        return gone_on
+
+    def judge(place: Place, value: Tensor, by_compute: Tensor, source: Tensor) -> None:
+        floor, (size, row, channel) = nmse(value, by_compute)[0], nmse(value, source)
+        span, declared = (), None
+        if values is not None:
+            span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
+            if {place[1], *span} & set(TURNED):
+                floor = max(floor, (len(tokens) * F32_ANGLE) ** 2)
+        error = LocalError(size, floor, len(tokens) - len(source) + row, channel, span=span, declared=declared)
         if error.is_bad and sum(e.is_bad for e in errors.values()) < GUESSES:
-            error = replace(error, guess=guess(Scene(exact, layer, stage, value, inputs), source.to(value), error.limit))
+            error = replace(error, guess=guess(Scene(exact, *place, value, inputs), source.to(value), error.limit))
         errors[place] = error
         seen(place, error)
-        inputs[stage] = source
-        if stage in ("embedding", "output"):
-            inputs["previous"] = source
-        return source.to(value)
 
-    floor_now: dict[Place, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-    exact = replace(side.model, dtype=torch.float64)
-    lanes = [
-        side.lane(tokens, chain(chain(side.bug(), watch), keep)),
-        Lane(forward(side.model, tokens, clean), side.compute, side.threads),
-        Lane(forward(exact, tokens, truth), "f32", side.threads),
-    ]
-    if witness:
-        lanes.append(side.lane(tokens, side.bug()))
+    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads),
+             Lane(forward(exact, tokens, truth), "f32", side.threads)]
+    if values is None:
+        lanes.insert(0, side.lane(tokens, chain(chain(side.bug(), watch), keep)))
+        if witness:
+            lanes.append(side.lane(tokens, side.bug()))
     with verifying(side.model.file):
         logits = drive(lanes, cancelled, enough=lambda: last_layer is not None and (last_layer, "output") in errors)
+    if values is not None:
+        return errors, []
     return errors, [logits[0], logits[-1]] if logits and witness else logits[:1]
+
+
+def _grafted(source: Tensor, value: Tensor) -> Tensor:
+    """The source's rows in place of the last rows of the value: some engines keep the last token only, near the end."""
+    return source if len(source) == len(value) else torch.cat((value[: -len(source)], source))

@@ -32,13 +32,18 @@ def open_side(file: ModelFile, device: str, compute: str = "f32", threads: int |
         raise UsageError(f"--compute {compute!r}: this build computes in {', '.join(COMPUTES)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: a number from 1 is needed.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device.startswith("cuda") and not can_use_cuda():
         raise DeviceError(f"{device} is there, but this torch ({torch.__version__}) is built without CUDA or cannot start it. "
                           "Install a CUDA build of torch, or use --device cpu.")
     arch = read_arch(file)
     if plant:
         parse_plant(plant, arch.n_layer)
     return Side(Model(file, arch, torch.device(device)), compute, threads or default_threads(), plant)
+
+
+def can_use_cuda() -> bool:
+    """Say whether this torch is a CUDA build that can start it."""
+    return torch.cuda.is_available()
 
 
 @cache

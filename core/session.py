@@ -57,9 +57,14 @@ def trace(
     generate: int = 0, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Trace:
     """Run a traced forward; emits phase, start, cell and token events; raises Cancelled when cancelled() turns true."""
-    refuse_scheme(source)
+    if source.scheme:
+        if generate:
+            raise UsageError(f"--generate: {source.scheme} is run on the prompt only. Leave it out, or trace the model file.")
+        from core.captures import trace_source
+
+        return trace_source(source, prompt, layers=layers, keep_values=keep_values, witness=witness, emit=emit, cancelled=cancelled)
     if is_bundle(source.path):
-        return open_bundle(source.path)
+        return _saved(source)
     file = open_model(source.path)
     tokens = encode(file, prompt)
     arch = read_arch(file)
@@ -81,9 +86,9 @@ def trace(
 
 
 def refuse_scheme(source: Source) -> None:
-    """UsageError for another engine: none is built yet."""
+    """UsageError for another engine, where a source must be run again with other values in it."""
     if source.scheme:
-        raise UsageError(f"{source.scheme}:{source.path} - running {source.scheme} as a source is not built yet.")
+        raise UsageError(f"{source.scheme}:{source.path} - another engine is not run with grafts. Use compare, or bisect model files.")
 
 
 def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
@@ -91,8 +96,10 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     device, reason = choose_device(source.device)
     emit(Event("phase", "loading torch"))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others work cost up to ten times the run
-    from core.run import open_side
+    from core.run import can_use_cuda, open_side
 
+    if source.device == "auto" and device != "cpu" and not can_use_cuda():
+        device, reason = "cpu", f"{reason}, but this torch cannot use it"
     return open_side(file, device, source.compute, source.threads, source.plant), reason
 
 
@@ -111,7 +118,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     )
     origin = {
         "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256,
-        "arch": asdict(arch), "widths": arch.widths, "device_reason": reason, "seed": SEED, "torch": torch.__version__,
+        "arch": asdict(arch), "widths": arch.widths, "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
     }
     planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
@@ -138,7 +145,13 @@ def compare(
     from core.compare import Question, judge, judge_saved
 
     ask = Question(scope, threshold, emit, cancelled, keep_values)
-    saved = [open_bundle(s.path) if is_bundle(s.path) else None for s in (a, b)]
+    saved = [_saved(s) if is_bundle(s.path) else None for s in (a, b)]
+    if any(saved) or a.scheme or b.scheme:
+        from core.captures import compare_sources
+
+        judged = compare_sources(a, b, prompt, (saved[0], saved[1]), ask)
+        if judged is not None:
+            return judged
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
     return judge(*_open_pair(a, b, prompt, emit), ask)
@@ -233,6 +246,13 @@ def open_bundle(path: Path) -> Trace:
     return read_bundle(path)
 
 
+def _saved(source: Source) -> Trace:
+    """Open a bundle as a side; UsageError where a bug is to be planted in it: what is saved is not run again."""
+    if source.plant:
+        raise UsageError(f"--plant {source.plant}: {source.path} is a saved bundle, it is not run again. Plant in a model file.")
+    return open_bundle(source.path)
+
+
 def check(
     source: Source, prompt: Prompt | None, *, model: Path | None = None, generate: int = 0, emit: Emit = no_emit,
     cancelled: IsCancelled = never,
@@ -241,9 +261,10 @@ def check(
 
     Errors: NotComparableError where a bundle has no values, and those of opening and running a file.
     """
-    refuse_scheme(source)
-    if is_bundle(source.path):
-        return _check_bundle(source, model)
+    if source.scheme or is_bundle(source.path):
+        from core.captures import check_source
+
+        return check_source(source, prompt or Prompt(), model, emit=emit, cancelled=cancelled)
     file = open_model(source.path)
     tokens = encode(file, prompt or Prompt())
     emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
@@ -279,16 +300,6 @@ def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
     if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
         raise UsageError(f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
     return min(wanted, side.model.arch.n_ctx - len(tokens))
-
-
-def _check_bundle(source: Source, model: Path | None) -> Check:
-    saved = open_bundle(source.path)
-    if saved.values is None:
-        raise NotComparableError(f"{source.path} was written without --values: there is nothing to recompute from. "
-                                 "Trace again with --values, or check the model file.")
-    if model is None:
-        raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
-    raise UsageError("checking a saved bundle's values is not built yet; check the model file.")
 
 
 def export_trace(

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
+from core.kernels.fused import is_measured, measure_fused
+from core.kernels.library import Library, library
 from core.stages import Place
 from core.stats import Factors, Massive, TokenStats
 
@@ -21,6 +23,7 @@ MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: m
 TOP_CHANNELS = 8
 BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
 
+Values = np.ndarray[Any, Any]
 Change = Callable[[Tensor], Tensor]
 
 
@@ -87,25 +90,32 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    step = max(1, BLOCK_VALUES // x_TW.shape[1])
-    blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    column = {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}
-    stats = TokenStats(
-        width=x_TW.shape[1], first=first, mean=column["mean"], m2=column["m2"], min=column["min"], max=column["max"],
-        sumsq=column["sumsq"], nan=column["nan"], inf=column["inf"], zero=column["zero"],
-        peak_channel=column["peak_channel"], nan_channel=column["nan_channel"], top=_top_channels(x_TW, first),
-    )
+    columns, peak_W = _columns(x_TW)
+    top = _top_channels(x_TW, peak_W, first)
+    stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
     absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
     absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
     largest = absmax_T.max(initial=-1.0)
     if largest > MASSIVE_SIZE:
-        stats = replace(stats, massive=_massive(x_TW, first))
+        stats = replace(stats, massive=_massive(x_TW, first, float(largest)))
     if factors and largest >= 0:
         stats = replace(stats, factors=_factors(factors, int(absmax_T.argmax()), stats))
     return stats
 
 
-def _moments(x_TW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+def _columns(x_TW: Tensor) -> tuple[dict[str, Values], Values]:
+    """Return the per-token columns of TokenStats, and each channel's largest finite |x| [W] (-1: it has none)."""
+    kernels = library() if is_measured(x_TW) else None
+    if isinstance(kernels, Library):
+        return measure_fused(kernels, x_TW)
+    step = max(1, BLOCK_VALUES // x_TW.shape[1])
+    blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
+    size = _sizes(x_TW)
+    peak_W = size.amax(0) if len(x_TW) else size.new_full((x_TW.shape[1],), -1.0)
+    return {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}, peak_W.float().cpu().numpy()
+
+
+def _moments(x_TW: Tensor) -> dict[str, Values]:
     """Per-token columns of TokenStats for a block of tokens."""
     d = x_TW.double()
     nan, inf = torch.isnan(d), torch.isinf(d)
@@ -125,19 +135,24 @@ def _moments(x_TW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def _top_channels(x_TW: Tensor, first: int) -> tuple[tuple[int, int, float], ...]:
+def _top_channels(x_TW: Tensor, peak_W: Values, first: int) -> tuple[tuple[int, int, float], ...]:
     """The channels of the largest peaks; a tie goes to the lowest channel and token, which topk and max leave open."""
-    if not len(x_TW):
-        return ()
-    size = torch.nan_to_num(x_TW.abs(), nan=-1.0, posinf=-1.0)
-    token_W = size.argmax(0)
-    peaks, order = torch.sort(size.amax(0), descending=True, stable=True)
-    best = zip(order[:TOP_CHANNELS].tolist(), peaks[:TOP_CHANNELS].tolist(), strict=True)
-    channels = [int(c) for c, peak in best if peak >= 0]
-    return tuple((c, first + int(token_W[c]), float(x_TW[token_W[c], c])) for c in channels)
+    least = np.partition(peak_W, -TOP_CHANNELS)[-TOP_CHANNELS] if len(peak_W) > TOP_CHANNELS else -1.0
+    near = np.flatnonzero(peak_W >= max(float(least), 0.0))
+    channels = near[np.argsort(-peak_W[near], kind="stable")][:TOP_CHANNELS].tolist()
+    places = ((c, int(_sizes(x_TW[:, c]).argmax())) for c in channels)
+    return tuple((c, first + t, float(x_TW[t, c])) for c, t in places)
 
 
-def _massive(x_TW: Tensor, first: int) -> Massive | None:
+def _sizes(x: Tensor) -> Tensor:
+    """|x|, and -1 where x is not finite."""
+    return torch.nan_to_num(x.abs(), nan=-1.0, posinf=-1.0)
+
+
+def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
+    small = int((x_TW.abs() < largest / MASSIVE_MULTIPLE).sum())  # NaN is not counted; the median needs a sort
+    if 2 * small < int(torch.isfinite(x_TW).sum()):
+        return None
     finite = x_TW[torch.isfinite(x_TW)].abs()
     median = float(finite.median())
     far = torch.nan_to_num(x_TW.abs(), nan=0.0, posinf=0.0) > max(MASSIVE_SIZE, MASSIVE_MULTIPLE * median)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from core.errors import DeviceError, UsageError
 
@@ -43,7 +49,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
 def choose_device(wanted: str) -> tuple[str, str]:
     """Return the device to run on and why: UsageError for a spelling, DeviceError for an explicit device that is absent."""
-    if not DEVICE.match(wanted):
+    if not DEVICE.fullmatch(wanted):
         raise UsageError(f"{wanted!r} is not a device. Write auto, cpu, cuda or cuda:N (N from 0 to 15).")
     if wanted == "cpu":
         return "cpu", "asked for"
@@ -55,3 +61,84 @@ def choose_device(wanted: str) -> tuple[str, str]:
         found = f"this machine has {len(gpus)} GPU(s)" if gpus else why_not
         raise DeviceError(f"--device {wanted}: {found}. Use --device cpu, or auto to take what there is.")
     return f"cuda:{index}", "asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """What NVML said at one moment; None where this GPU or driver does not say it. own_mib: memory of this process.
+
+    at: seconds of the monotonic clock. n_listed: processes that NVML lists on the GPU, None where it lists nothing.
+    """
+
+    at: float
+    util_pct: float | None
+    memory_mib: float | None
+    power_w: float | None
+    sm_mhz: float | None
+    memory_mhz: float | None
+    temperature_c: float | None
+    own_mib: float | None
+    n_listed: int | None
+
+
+class GpuSampler:
+    """Sample one GPU from a thread of its own, twice a second; a figure's age is the reader's to tell."""
+
+    def __init__(self, index: int, uuid: str | None = None, period_s: float = 0.5) -> None:
+        self.latest: GpuSample | None = None
+        self.first_own: GpuSample | None = None  # the first one that saw this process hold memory
+        self.why_not = ""
+        self._index, self._uuid, self._period_s = index, uuid, period_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
+
+    def start(self) -> None:
+        """Begin; where NVML cannot be used, latest stays None and why_not says so."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        try:
+            import pynvml
+        except ImportError:
+            self.why_not = "nvidia-ml-py is not installed"
+            return
+        try:
+            pynvml.nvmlInit()
+            handle = (pynvml.nvmlDeviceGetHandleByUUID(self._uuid) if self._uuid
+                      else pynvml.nvmlDeviceGetHandleByIndex(self._index))
+        except pynvml.NVMLError as error:
+            self.why_not = f"no NVML ({error})"
+            return
+        while not self._end.is_set():
+            self.latest = sample = sample_gpu(pynvml, handle)
+            if self.first_own is None and sample.own_mib:
+                self.first_own = sample
+            self._end.wait(self._period_s)
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def sample_gpu(nvml: Any, handle: Any) -> GpuSample:  # noqa: ANN401 (nvidia-ml-py has no types)
+    """Ask NVML once; a question that it refuses gives None."""
+    def ask(question: Callable[..., Any], *more: object) -> Any:  # noqa: ANN401
+        try:
+            return question(handle, *more)
+        except nvml.NVMLError:
+            return None
+
+    util, memory, power = (ask(q) for q in (nvml.nvmlDeviceGetUtilizationRates, nvml.nvmlDeviceGetMemoryInfo,
+                                            nvml.nvmlDeviceGetPowerUsage))
+    listed = ask(nvml.nvmlDeviceGetComputeRunningProcesses)
+    own = [p.usedGpuMemory for p in listed or () if p.pid == os.getpid()]
+    clocks = [ask(nvml.nvmlDeviceGetClockInfo, kind) for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM)]
+    return GpuSample(
+        time.monotonic(), None if util is None else float(util.gpu), None if memory is None else memory.used / 2**20,
+        None if power is None else power / 1000, clocks[0], clocks[1],
+        ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        own[0] / 2**20 if own and own[0] is not None else None, None if listed is None else len(listed))

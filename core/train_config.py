@@ -45,14 +45,14 @@ class Preset:
         """The sizes as the forward reads them: a tied head, adjacent RoPE pairs, no biases."""
         head_dim = self.d_model // self.n_head
         return Arch(
-            ARCH, self.n_layer, self.d_model, self.n_head, self.n_kv_head, head_dim, self.d_ff, self.n_vocab, self.n_ctx,
-            self.eps, Rope(self.rope_base, head_dim, ARCHS[ARCH].pairing), qk_norm=False, tied=True)
+            ARCH, self.n_layer, self.d_model, self.n_head, self.n_kv_head, head_dim, self.d_ff, self.n_vocab,
+            self.n_ctx, self.eps, Rope(self.rope_base, head_dim, ARCHS[ARCH].pairing), qk_norm=False, tied=True)
 
 
 PRESETS = {
     "370m": Preset(24, 1024, 16, 4, 2816, 50257, 4096, batch=8, seq=1024, steps=1000, steps_per_epoch=100),
     "tiny": Preset(4, 128, 4, 2, 384, 2048, 512, batch=8, seq=128, steps=100, steps_per_epoch=20, lr_factor=10.0,
-                   corpus_mib=8),
+                   corpus_mib=4),
 }
 
 
@@ -94,6 +94,7 @@ class TrainOptions:
     grads_every: int | None = None
     budget_ms: float | None = None
     parallel: str = "auto"
+    compile: str = "auto"
     threads: int | None = None
     resume: bool = False
     oracle: bool = False
@@ -163,8 +164,9 @@ def settle(options: TrainOptions, arch: Arch | None = None) -> Plan:
     per_epoch = options.steps_per_epoch or preset.steps_per_epoch
     lr = options.lr or row.lr * preset.lr_factor
     plan = Plan(
-        config=name, arch=arch, mode=mode, steps=steps, batch=options.batch or preset.batch, seq=options.seq or preset.seq,
-        steps_per_epoch=per_epoch, lr=lr, lr_min=min(lr, max(lr * 1e-2, 1e-7)), warm_up=warm_up,
+        config=name, arch=arch, mode=mode, steps=steps, batch=options.batch or preset.batch,
+        seq=options.seq or preset.seq, steps_per_epoch=per_epoch,
+        lr=lr, lr_min=min(lr, max(lr * 1e-2, 1e-7)), warm_up=warm_up,
         seed=42 if options.seed is None else options.seed, cap=row.cap or 2 * math.log(arch.n_vocab),
         target_val_loss=row.target_val_loss, checkpoint_every=options.checkpoint_every or per_epoch,
         grads_every=options.grads_every or max(1, min(20, per_epoch // 4)),
@@ -175,7 +177,7 @@ def settle(options: TrainOptions, arch: Arch | None = None) -> Plan:
 
 
 def read_preset(name: str) -> Preset:
-    """Return a preset by name, or of a .toml file: keys of Preset, and `base`, a preset whose values stand for the rest."""
+    """Return a preset by name, or of a .toml file: keys of Preset, and `base`, a preset that gives the rest."""
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
@@ -192,8 +194,9 @@ def hold_plan(plan: Plan) -> None:
     """Refuse sizes that no run can have; UsageError says which."""
     a = plan.arch
     rules = (
-        (a.d_model == a.n_head * a.head_dim, f"d_model {a.d_model} does not divide into {a.n_head} heads: head_dim would be "
-         f"{a.d_model / a.n_head:g}. Change n_head or d_model"),
+        (a.d_model == a.n_head * a.head_dim,
+         f"d_model {a.d_model} does not divide into {a.n_head} heads: head_dim would "
+         f"be {a.d_model / a.n_head:g}. Change n_head or d_model"),
         (a.head_dim % 2 == 0, f"head_dim {a.head_dim} is odd; RoPE turns channels in pairs. Change n_head or d_model"),
         (a.n_head % a.n_kv_head == 0, f"{a.n_head} query heads cannot share {a.n_kv_head} key-value heads evenly"),
         (plan.seq <= a.n_ctx, f"--seq {plan.seq} is longer than the model's context of {a.n_ctx}"),
@@ -207,7 +210,8 @@ def hold_plan(plan: Plan) -> None:
 def plan_of(values: Mapping[str, Any]) -> Plan:
     """Read a plan back from run.json; KeyError or TypeError where it is none."""
     arch = dict(values["arch"])
-    return Plan(**{**values, "arch": Arch(**{**arch, "rope": Rope(**arch["rope"])}), "reasons": tuple(values["reasons"])})
+    arch["rope"] = Rope(**arch["rope"])
+    return Plan(**{**values, "arch": Arch(**arch), "reasons": tuple(values["reasons"])})
 
 
 def resumed(plan: Plan, options: TrainOptions) -> Plan:
@@ -223,9 +227,11 @@ def resumed(plan: Plan, options: TrainOptions) -> Plan:
 
 
 def _changed(plan: Plan, options: TrainOptions) -> list[tuple[str, Any, Any]]:
-    names = ("config", "batch", "seq", "steps_per_epoch", "mode", "seed", "lr", "warm_up", "checkpoint_every", "grads_every")
+    names = ("config", "batch", "seq", "steps_per_epoch", "mode", "seed", "lr", "warm_up", "checkpoint_every",
+             "grads_every")
     pairs = [(name, getattr(plan, name), getattr(options, name)) for name in names]
-    pairs += [(name, getattr(plan, name), _absolute(getattr(options, name))) for name in ("corpus", "tokenizer", "init")]
+    paths = ("corpus", "tokenizer", "init")
+    pairs += [(name, getattr(plan, name), _absolute(getattr(options, name))) for name in paths]
     return [(name, old, new) for name, old, new in pairs if new is not None and new != old]
 
 
@@ -233,7 +239,7 @@ def _hold_mode(mode: str, options: TrainOptions) -> None:
     if mode not in MODES:
         raise UsageError(f"--mode {mode}: {' or '.join(MODES)} is needed.")
     if mode == "finetune" and options.init is None:
-        raise UsageError("--mode finetune needs the model that it goes on from: give --init FILE, or --mode from-scratch.")
+        raise UsageError("--mode finetune needs a model to go on from: give --init FILE, or --mode from-scratch.")
     if mode == "from-scratch" and options.init is not None:
         raise UsageError(f"--mode from-scratch starts from random weights, so --init {options.init} would not be read. "
                          "Leave one of them out.")

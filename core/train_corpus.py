@@ -41,7 +41,7 @@ Said = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text file. tail: None for all of it, else (from, to) in bytes."""
+    """One text file. part: None for all of it, else (from, to) in bytes."""
 
     path: Path
     sha256: str
@@ -77,11 +77,12 @@ def open_corpus(
         return _published(root, given, n_vocab)
     documents, skipped = find_documents(root)
     if not documents:
-        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or no UTF-8). Give a folder of text files.")
+        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or no UTF-8). "
+                        "Give a folder of text files.")
     notes = [f"{skipped} files that are no UTF-8 text were left out"] if skipped else []
     chosen = capped(documents, cap_mib)
     if len(chosen) < len(documents):
-        notes.append(f"{len(chosen)} of {len(documents)} documents, {cap_mib} MiB: this config reads no more by default")
+        notes.append(f"{len(chosen)} of {len(documents)} documents, {cap_mib} MiB: the config reads no more by default")
     key = _key(chosen, given, n_vocab)
     for base in (cache_folder(), spare):
         target = base / f"corpus-{key[:16]}"
@@ -97,7 +98,7 @@ def open_corpus(
 
 
 def find_documents(root: Path) -> tuple[list[Document], int]:
-    """List the text files below a folder, in the order of their hashes (a shuffle that needs no seed); and count the rest."""
+    """List the text files below a folder, in the order of their hashes (a shuffle without a seed); count the rest."""
     found, skipped = [], 0
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith(".")]
@@ -117,7 +118,8 @@ def find_documents(root: Path) -> tuple[list[Document], int]:
 
 def capped(documents: Sequence[Document], cap_mib: int | None) -> list[Document]:
     """Take documents from the front until they fill the cap; all without one."""
-    out, room = [], float("inf") if cap_mib is None else cap_mib << 20
+    out: list[Document] = []
+    room = float("inf") if cap_mib is None else cap_mib << 20
     for document in documents:
         if out and document.n_bytes > room:
             break
@@ -139,11 +141,13 @@ def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]
         if document.n_bytes <= total / 10:
             val.append(document)
     if val:
-        return [d for d in documents if d not in val], val
+        held = {d.sha256 for d in val}
+        return [d for d in documents if d.sha256 not in held], val
     last = documents[-1]
     at = last.n_bytes - max(1, last.n_bytes // 10)
     at = max(1, last.path.read_bytes().rfind(b"\n", 0, at) + 1) if last.n_bytes > 1 else at
-    head, tail = (Document(last.path, last.sha256, end - start, (start, end)) for start, end in ((0, at), (at, last.n_bytes)))
+    head, tail = (Document(last.path, last.sha256, end - start, (start, end))
+                  for start, end in ((0, at), (at, last.n_bytes)))
     return [*documents[:-1], head], [tail]
 
 

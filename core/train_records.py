@@ -58,7 +58,7 @@ class GradRow:
 
     layer: int | None
     grad_norm: float
-    update_ratio: float
+    update_ratio: float | None
     zero_share: float
 
 
@@ -68,7 +68,7 @@ class Grads:
 
     step: int
     rows: tuple[GradRow, ...]
-    parameters: Mapping[str, tuple[float, float, float]] = field(repr=False)
+    parameters: Mapping[str, tuple[float, float | None, float]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

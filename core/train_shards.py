@@ -1,7 +1,7 @@
-"""Read token shards: memory-mapped u32, cut into windows of seq + 1, in a seeded order with a cursor. They are written by train_corpus.
+"""Read token shards: memory-mapped u32, cut into windows of seq + 1, in a seeded order with a cursor.
 
-A window never crosses a shard; the remainder of a shard is dropped. An epoch of the data is one permutation of its
-windows, so the cursor (windows used so far) alone says where the order stands.
+They are written by train_corpus. A window never crosses a shard; the remainder of a shard is dropped. An epoch of the
+data is one permutation of its windows, so the cursor (windows used so far) alone says where the order stands.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Shards:
 
 
 def open_shards(folder: Path, n_vocab: int) -> Shards:
-    """Open a folder of *.bin (or one file); FileError for a damaged shard, UsageError for a token outside the vocabulary."""
+    """Open a folder of *.bin, or one file; FileError (a damaged shard), UsageError (a token outside the vocabulary)."""
     paths = [folder] if folder.is_file() else sorted(folder.glob("*.bin"))
     base = folder.parent if folder.is_file() else folder
     manifest = _read_manifest(base / MANIFEST)
@@ -55,7 +55,8 @@ def open_shards(folder: Path, n_vocab: int) -> Shards:
     said, found = manifest.get("tokens"), sum(map(len, maps.values()))
     if isinstance(said, int) and said != found and not folder.is_file():
         raise FileError(f"{base / MANIFEST} says {said} tokens, the shards hold {found}. Make the shards again.")
-    parts = {row["file"]: row["split"] for row in manifest.get("shards", ()) if isinstance(row, dict) and "split" in row}
+    rows = [row for row in manifest.get("shards", ()) if isinstance(row, dict)]
+    parts = {row.get("file"): row.get("split") for row in rows}
     val = tuple(tokens for name, tokens in maps.items() if parts.get(name) == "val")
     train = tuple(tokens for name, tokens in maps.items() if parts.get(name) != "val")
     return Shards(base, train, val, manifest) if val else _hold_out(base, train, manifest)
@@ -152,7 +153,7 @@ def _map(path: Path) -> Tokens:
     try:
         size = path.stat().st_size
         if not size or size % 4:
-            raise FileError(f"{path} has {size} bytes; whole u32 tokens, 4 bytes each, were needed. Make the shard again.")
+            raise FileError(f"{path} has {size} bytes; whole u32 tokens of 4 bytes were needed. Make the shard again.")
         return np.asarray(np.memmap(path, "<u4", mode="r"))
     except (OSError, ValueError) as error:
         raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error

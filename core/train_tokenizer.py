@@ -57,7 +57,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             raise FileError(f"{folder / 'merges.txt'}: {line!r} is no merge of two tokens of vocab.json into a third.")
     missing = [letter for letter in BYTE_LETTERS if letter not in ids]
     if missing:
-        raise FileError(f"{folder / 'vocab.json'} has no token for {len(missing)} of the 256 bytes; it is not byte-level.")
+        raise FileError(f"{folder / 'vocab.json'} has no token for {len(missing)} of the 256 bytes: no byte-level BPE.")
     end = next((ids[name] for name in ENDS if name in ids), None)
     if end is None:
         raise UsageError(f"--tokenizer {folder} has none of {', '.join(ENDS)}; one is needed between documents.")

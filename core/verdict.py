@@ -45,13 +45,19 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LocalError:
-    """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute."""
+    """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute.
+
+    span: stages before it that the source lacks, judged with it in one piece. declared: relative L2 from what the declared
+    compute makes of the same inputs; None for a live source, where it is the run itself.
+    """
 
     nmse: float
     floor: float
     token: int
     channel: int
     guess: str | None = None  # what is said of the known bug that leaves such a value
+    span: tuple[str, ...] = ()
+    declared: float | None = None
 
     @property
     def sqnr_db(self) -> float:

@@ -181,8 +181,8 @@ async def console(
     for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
         cached.cache_clear()
     for module in (trace_screen, compare_view):
-        monkeypatch.setattr(module, "seconds_text", lambda seconds: "2.0 s" if seconds is not None else "")
-    monkeypatch.setattr(trace_screen, "memory_text", lambda: "412 MiB")
+        monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
+    monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
     app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.worker.serial > 0)

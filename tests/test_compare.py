@@ -1,4 +1,4 @@
-"""The verdict on every kind of pair: a bug is never called a choice, and a choice or plain rounding is never called a bug."""
+"""The verdict on every kind of pair: a bug is never called a choice, and a choice or rounding is never called a bug."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_a_tied_head_agrees_with_the_same_head_written_out(tmp_path):
     kept: dict[str, np.ndarray] = {}
     tied = write_model(tmp_path / "t.gguf", changes={
         "token_embd.weight": lambda x: kept.setdefault("x", x), "output.weight": lambda x: None})
-    held(compared(source(tied), source(write_model(tmp_path / "u.gguf", changes={"output.weight": lambda x: kept["x"]}))),
-         "AGREE")
+    untied = write_model(tmp_path / "u.gguf", changes={"output.weight": lambda x: kept["x"]})
+    held(compared(source(tied), source(untied)), "AGREE")
 
 
 def test_the_same_spike_on_both_sides_is_h1(tmp_path):
@@ -89,7 +89,7 @@ def test_the_same_spike_on_both_sides_is_h1(tmp_path):
 
     path = write_model(tmp_path / "spike.gguf", n_layer=4, changes=spiky(2))
     result = compared(source(path), source(path, threads=1))
-    held(result, "H1", says="ffn_silu")
+    held(result, "H1", says="ffn_gate is")
 
 
 def test_a_nan_in_the_weights_of_both_sides_is_no_difference(tmp_path):
@@ -101,7 +101,7 @@ def test_a_nan_in_the_weights_of_both_sides_is_no_difference(tmp_path):
     path = write_model(tmp_path / "nan.gguf", changes={"blk.1.ffn_up.weight": broken})
     result = compared(source(path), source(path, threads=1))
     held(result, "H1", says="NaN")
-    held(compared(source(path), source(path, compute="q8")), "H3", first=False)
+    held(compared(source(path), source(path, compute="bf16")), "H3", first=False)
 
 
 # --- H3: a declared choice ---
@@ -115,14 +115,18 @@ def test_one_model_in_two_quant_types_is_h3(a, b, files):
     assert result.first is not None
 
 
-@pytest.mark.parametrize(("a", "b"), itertools.permutations(["f32", "q8", "bf16"], 2))
-def test_another_compute_of_one_file_is_h3(a, b, files):
-    held(compared(source(files / "Q4_K.gguf", compute=a), source(files / "Q4_K.gguf", compute=b)), "H3",
-         first=False, says=f"compute {a}")
+@pytest.mark.parametrize(("a", "b"), [("f32", "q8"), ("f32", "bf16"), ("q8", "f32"), ("bf16", "f32")])
+def test_another_compute_of_one_file_is_h3_or_within_the_coarse_sides_own_floor(a, b, files):
+    result = compared(source(files / "Q4_K.gguf", compute=a), source(files / "Q4_K.gguf", compute=b))
+    if a == "f32":
+        held(result, "H3", first=False, says=f"compute {a}")
+    else:
+        assert result.verdict in ("AGREE", "H3"), result.reasons
 
 
 def test_another_type_and_another_compute_together_are_h3(files):
-    held(compared(source(files / "Q4_K.gguf", compute="q8"), source(files / "F16.gguf")), "H3", first=False, says="Q4_K in A")
+    a, b = source(files / "Q4_K.gguf", compute="q8"), source(files / "F16.gguf")
+    held(compared(a, b), "H3", first=False, says="Q4_K in A")
 
 
 def test_another_context_length_is_no_hyper_parameter_of_the_forward(files, tmp_path):
@@ -135,8 +139,8 @@ def test_another_context_length_is_no_hyper_parameter_of_the_forward(files, tmp_
 
 @pytest.mark.parametrize("plant", [
     "scale@embedding", "negate@0.attn_norm", "shift@1.qkv", "swap@2.q_rope", "negate@0.k_rope", "nan@1.attn_mix",
-    "scale@2.attn_out", "shift@0.attn_resid", "scale@1.ffn_norm", "swap@2.ffn_gate", "nan@0.ffn_up", "negate@1.ffn_silu",
-    "shift@2.ffn_swigl", "scale@1.ffn_out", "scale@2.output", "swap@final_norm", "negate@logits"])
+    "scale@2.attn_out", "shift@0.attn_resid", "scale@1.ffn_norm", "swap@2.ffn_gate", "nan@0.ffn_up",
+    "negate@1.ffn_silu", "shift@2.ffn_swigl", "scale@1.ffn_out", "scale@2.output", "swap@final_norm", "negate@logits"])
 def test_a_planted_bug_is_h2_at_its_place_and_side_a(plant, small):
     layer, _, stage = plant.partition("@")[2].rpartition(".")
     place = (int(layer) if layer else None, stage)
@@ -144,14 +148,15 @@ def test_a_planted_bug_is_h2_at_its_place_and_side_a(plant, small):
     held(compared(source(small), source(small, plant=plant, threads=1)), "H2", first=place, side="B")
 
 
-@pytest.mark.parametrize("plant", ["scale@1.ffn_out", "nan@0.ffn_up", "swap@2.ffn_gate", "scale@embedding", "negate@logits"])
+@pytest.mark.parametrize("plant", [
+    "scale@1.ffn_out", "nan@0.ffn_up", "swap@1.ffn_gate", "scale@embedding", "negate@logits"])
 @pytest.mark.parametrize("compute", ["q8", "bf16"])
 def test_a_planted_bug_is_told_from_the_other_sides_compute(plant, compute, files):
     path = files / "Q4_K.gguf"
-    layer, _, stage = plant.replace("2.", "1.").partition("@")[2].rpartition(".")
+    layer, _, stage = plant.partition("@")[2].rpartition(".")
     place = (int(layer) if layer else None, stage)
-    held(compared(source(path, plant=plant.replace("2.", "1.")), source(path, compute=compute)), "H2", first=place, side="A")
-    held(compared(source(path, compute=compute, plant=plant.replace("2.", "1.")), source(path)), "H2", first=place, side="A")
+    held(compared(source(path, plant=plant), source(path, compute=compute)), "H2", first=place, side="A")
+    held(compared(source(path, compute=compute, plant=plant), source(path)), "H2", first=place, side="A")
 
 
 def test_a_planted_bug_is_told_from_another_quant_type(files):
@@ -228,7 +233,7 @@ def test_a_bug_in_a_weight_is_told_from_another_quant_type(name, a, b, files, tm
 
 @pytest.mark.parametrize(("keys", "says"), [
     ({"qwen2.attention.layer_norm_rms_epsilon": 1e-5}, "layer_norm_rms_epsilon is 1e-06 in A and 1e-05 in B"),
-    ({"qwen2.rope.freq_base": 1e6}, "rope.freq_base is 10000.0 in A and 1000000.0 in B"),
+    ({"qwen2.rope.freq_base": 1e6}, "rope.freq_base is 10000.0 in A and 1e+06 in B"),
     ({"apr.rope_type": 0}, "rope_type is halves in A and adjacent in B"),
     ({"qwen2.rope.dimension_count": 8}, "rope.dimension_count is 16 in A and 8 in B"),
     ({"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 2.0}, "rope.scaling.type is none in A"),
@@ -276,19 +281,18 @@ def test_a_scope_that_covers_no_token_is_not_comparable_and_never_a_pass(scope, 
     held(compared(source(small, plant="scale@1.qkv"), source(small), ids, scope=scope), "NOT_COMPARABLE", says="scope")
 
 
-@pytest.mark.parametrize("quant", ["Q2_K", "IQ4_XS"])
-def test_a_type_without_a_measured_row_is_inconclusive(quant, tmp_path):
-    from tests.builders import write_tiny_gguf
-
-    args = {"d_model": 256, "d_ff": 256, "n_layer": 1}
-    known = write_tiny_gguf(tmp_path / "k.gguf", quant="F16", **args)
-    other = write_tiny_gguf(tmp_path / "o.gguf", quant="F16", quants={"blk.0.ffn_up.weight": "Q2_K"}, **args)
-    held(compared(source(known), source(other)), "INCONCLUSIVE", first=False, says="no measured row")
+def test_a_type_without_a_measured_row_is_inconclusive(files, tmp_path):
+    ternary = {"blk.0.ffn_up.weight": "TQ2_0"}
+    other = write_model(tmp_path / "o.gguf", "F16", **WIDE, quants=ternary)
+    held(compared(source(files / "F16.gguf"), source(other)), "INCONCLUSIVE", first=False, says="no measured row")
+    wrong = write_model(tmp_path / "w.gguf", "F16", **WIDE, quants=ternary, changes={"blk.1.ffn_up.weight": wrong_row})
+    held(compared(source(files / "F16.gguf"), source(wrong)), "H2", first=False, says="blk.1.ffn_up.weight")
 
 
 def test_a_difference_just_above_the_floor_is_inconclusive(small, tmp_path):
     for size in np.geomspace(1e-6, 1e-3, 13):
-        other = write_model(tmp_path / "n.gguf", tokenizer="bpe", changes={"output_norm.weight": lambda x, s=size: x * (1 + s)})
+        grown = {"output_norm.weight": lambda x, s=size: x * np.float32(1 + s)}
+        other = write_model(tmp_path / "n.gguf", tokenizer="bpe", changes=grown)
         result = compared(source(small), source(other))
         assert result.verdict in ("AGREE", "INCONCLUSIVE", "H2")
         if result.verdict == "INCONCLUSIVE":
@@ -301,8 +305,9 @@ def test_a_difference_just_above_the_floor_is_inconclusive(small, tmp_path):
 
 
 def test_at_scope_last_a_bug_at_the_last_token_only_is_found_and_at_scope_first_it_is_not_there(small):
-    held(compared(source(small, plant="nan@1.ffn_up"), source(small), scope="last"), "H2", first=(1, "ffn_up"), side="A")
-    held(compared(source(small, plant="nan@1.ffn_norm"), source(small), scope="first"), "AGREE")
+    broken = source(small, plant="nan@2.ffn_norm")
+    held(compared(broken, source(small), scope="last"), "H2", first=(2, "ffn_norm"), side="A")
+    held(compared(broken, source(small), scope="first"), "AGREE")
 
 
 @pytest.mark.parametrize("scope", ["all", "last", "first", "rest", "pos:2"])
@@ -324,11 +329,12 @@ def test_a_bug_that_the_scope_does_not_cover_is_never_an_internal_error(scope, s
 def bundles(files, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("bundles"), {}
 
-    def bundle(name: str, path: str = "small", keep_values: bool = True, ids=IDS, layers=None, **settings) -> session.Source:
+    def bundle(name: str, path="small", keep_values=True, ids=IDS, layers=None, **settings) -> session.Source:
         if name not in made:
             traced = session.trace(source(files / f"{path}.gguf", **settings), session.Prompt(tokens=tuple(ids)),
                                    keep_values=keep_values, layers=layers)
-            made[name] = session.export_trace(traced, folder / name, scope="all", threshold=10, force=False, command="test")
+            made[name] = session.export_trace(
+                traced, folder / name, scope="all", threshold=10, force=False, command="test")
         return source(made[name])
 
     return bundle
@@ -358,10 +364,11 @@ def test_a_bundle_without_values_and_its_file_agree(bundles, small):
 
 
 @pytest.mark.parametrize("plant", ["scale@1.ffn_out", "nan@2.qkv", "shift@embedding"])
-def test_a_planted_bundle_against_its_clean_file_is_h2_there_and_no_side(plant, bundles, small):
+def test_a_planted_bundle_is_h2_there_and_its_clean_file_names_the_side(plant, bundles, small):
     layer, _, stage = plant.partition("@")[2].rpartition(".")
-    result = compared(bundles(plant, plant=plant), source(small), None)
-    held(result, "H2", first=(int(layer) if layer else None, stage), says="no side")
+    place = (int(layer) if layer else None, stage)
+    held(compared(bundles(plant, plant=plant), source(small), None), "H2", first=place, side="A")
+    held(compared(bundles("clean"), bundles(plant, plant=plant), None), "H2", first=place, says="no side")
 
 
 def test_other_statistics_are_inconclusive(bundles, small):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, until
 
@@ -113,6 +114,7 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
                 assert one not in seen, f"{one} twice on {screen}"
                 seen.add(one)
         assert len(bindings(screen)) == len(keys_of(screen))
+    assert markdown() in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for key in KEYS:
         assert f"| {shown(key)} | {key.help} |" in markdown()
         assert not any(part in key.keys for part in ("alt+", "ctrl+")), "not every terminal sends it"

@@ -42,11 +42,20 @@ async def test_each_metric_shows_over_the_same_grid(monkeypatch):
         assert shown["A"] != shown["B"] and shown["cosine"] == "0.9700" and shown["max_abs"] == "1.5000"
 
 
+async def test_enter_shows_both_sides_of_the_cell(monkeypatch):
+    async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
+        await compared(app, pilot)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert_screen(app, "pair_cell")
+
+
 async def test_n_walks_the_cells_that_differ_in_order_of_computation(monkeypatch):
     async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
         await compared(app, pilot)
         await pilot.press("n")
         assert app.screen.grid.place == (5, "output")
+        assert "5.output X differs, downstream" in text_of(app), "what follows from the first place is called so"
         await pilot.press("p", "p")
         assert app.screen.grid.place == (27, "output"), "before the first comes the last"
 

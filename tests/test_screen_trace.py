@@ -14,6 +14,7 @@ from traces import token_stats
 from apr_tui.grid_view import HEADER, GridView
 from apr_tui.run_worker import Progress
 from core.errors import UsageError
+from core.stats import ScopeStats
 
 
 async def test_the_first_spike_is_marked_and_its_sentence_stands_below(monkeypatch):
@@ -278,8 +279,13 @@ async def test_an_ascii_terminal_gets_ascii_only(monkeypatch):
 
 
 async def test_a_planted_bug_is_said_on_the_screen(monkeypatch):
-    async with console(monkeypatch, FakeDoor(spiky_trace(planted="shift@3.qkv"))) as (app, _):
-        assert lines_of(app)[0].startswith(" PLANTED shift@3.qkv ")
+    door = FakeDoor(spiky_trace(planted="transpose@3.attn_out"))
+    async with console(monkeypatch, door) as (app, pilot):
+        assert lines_of(app)[0].startswith(" PLANTED  tiny.gguf") and lines_of(app)[0].endswith("412 MiB")
+        await pilot.resize_terminal(120, 30)
+        await pilot.pause()
+        await pilot.pause()
+        assert lines_of(app)[0].startswith(" PLANTED transpose@3.attn_out  tiny.gguf")
 
 
 async def test_a_bundle_opens_without_a_model(monkeypatch):
@@ -288,6 +294,16 @@ async def test_a_bundle_opens_without_a_model(monkeypatch):
         assert lines_of(app)[0].startswith(" from-bundle") and not door.calls
         await pilot.press("c")
         assert app.clipboard == "apr-tui show some/bundle --text"
+
+
+async def test_a_source_of_one_scope_is_shown_at_that_scope(monkeypatch):
+    trace = spiky_trace()
+    cells = {place: ScopeStats({"last": cell.at("last")}) for place, cell in trace.cells.items()}
+    last = replace(trace, cells=cells, facts=replace(trace.facts, scopes=("last",)))
+    async with console(monkeypatch, FakeDoor(last), path=None, bundle=Path("some/bundle")) as (app, pilot):
+        assert app.screen.view.scope == "last" and app.screen.view.cell(0, "qkv")[0] != "-"
+        await pilot.press("s")
+        assert app.screen.view.scope == "last", "there is no other"
 
 
 async def test_an_internal_error_closes_the_screen_and_is_handed_on(monkeypatch):
@@ -312,6 +328,16 @@ async def test_a_late_frame_of_a_superseded_run_changes_nothing(monkeypatch):
         app.post_message(Progress(old))
         await pilot.pause()
         assert not app.screen.view.cells
+
+
+async def test_a_frame_that_was_overtaken_takes_nothing_back(monkeypatch):
+    door = FakeDoor(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, door, ends=False) as (app, pilot):
+        await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
+        last = app.screen.progress
+        app.post_message(Progress(replace(last, number=last.number - 1, cells={"": {}})))
+        await pilot.pause()
+        assert (5, "ffn_norm") in app.screen.view.cells
 
 
 async def test_one_more_row_repaints_that_row_only(monkeypatch):

@@ -10,30 +10,13 @@
 
 #include "blocks.h"
 #include "pool.h"
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-constexpr int VL = 16, ROWS = 4, TOKENS = 6;
-#elif defined(__AVX__)
-constexpr int VL = 8, ROWS = 2, TOKENS = 3;
-#else
-constexpr int VL = 4, ROWS = 2, TOKENS = 2;
-#endif
-constexpr int LANES = 16, PARTS = LANES / VL;
+// ROWS x TOKENS sums fill the registers; ALONE: rows at a time where there is one token.
+constexpr int ROWS = VL == 16 ? 4 : 2, TOKENS = VL == 16 ? 6 : VL == 8 ? 3 : 2, ALONE = VL == 16 ? 8 : 4;
 constexpr long CHUNK = 1536;    // of K, at most: four rows of it are half of a first-level cache
 constexpr long TILE_ROWS = 32;  // decoded at a time: 192 KiB, in the second-level cache, each read for all tokens
-
-typedef float Vec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-
-static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-
-// Add the 16 lanes: i to i + 8, then i to i + 4, i + 2, i + 1.
-static inline float add_lanes(const Vec* v) {
-    alignas(64) float s[LANES];
-    memcpy(s, v, sizeof s);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) s[i] += s[i + width];
-    return s[0];
-}
+constexpr long ALONE_MACS = 1 << 17;  // up to here waking a second thread costs more than it saves
 
 // out[t][r] (+)= w[r] . x[t] over n values (a multiple of 16).
 template <int R, int T>
@@ -42,16 +25,16 @@ static void dots(const float* w, long w_step, const float* x, long x_step, long 
     for (long k = 0; k < n; k += LANES) {
         Vec a[R][PARTS];
         for (int r = 0; r < R; r++)
-            for (int p = 0; p < PARTS; p++) a[r][p] = load(w + r * w_step + k + p * VL);
+            for (int p = 0; p < PARTS; p++) a[r][p] = load<Vec>(w + r * w_step + k + p * VL);
         for (int t = 0; t < T; t++)
             for (int p = 0; p < PARTS; p++) {
-                const Vec b = load(x + t * x_step + k + p * VL);
+                const Vec b = load<Vec>(x + t * x_step + k + p * VL);
                 for (int r = 0; r < R; r++) sum[r][t][p] += a[r][p] * b;
             }
     }
     for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++) {
-            const float s = add_lanes(sum[r][t]);
+            const float s = add_lanes<float>(sum[r][t]);
             out[t * out_step + r] = first ? s : out[t * out_step + r] + s;
         }
 }
@@ -90,40 +73,38 @@ static float* tile() {
     return kept.get();
 }
 
-// All tokens of rows first .. last - 1, a tile of them.
+// One panel of tokens, t to t + tokens - 1, times rows first .. last - 1 of the tile w.
+static void multiply_panel(const Job& job, const float* w, long w_step, long first, long last, long t, long tokens, long k, long n) {
+    const long widest = tokens == 1 ? ALONE : ROWS;
+    for (long r = first, rows; r < last; r += rows, w += rows * w_step) {
+        rows = last - r >= widest ? widest : std::min<long>(ROWS, last - r);
+        dots_of(rows, tokens)(w, w_step, job.x + t * job.x_step + k, job.x_step, n, job.out + t * job.out_step + r, job.out_step, k == 0);
+    }
+}
+
+// All tokens times rows first .. last - 1, a tile of them.
 static void multiply_rows(const Job& job, long first, long last) {
     const long n_chunk = (job.cols + CHUNK - 1) / CHUNK, step = ((job.cols + n_chunk - 1) / n_chunk + 255) / 256 * 256;
-    const long group = job.tokens == 1 && VL == 16 ? 8 : ROWS;
+    const long group = job.tokens <= TOKENS ? ALONE : last - first;  // few tokens: multiply while it is in the nearest cache
     float* w = tile();
     for (long k = 0; k < job.cols; k += step) {
         const long n = std::min(step, job.cols - k), whole = (n + job.layout.block - 1) / job.layout.block * job.layout.block;
         const long padded = (n + LANES - 1) / LANES * LANES;
-        for (long r = first; r < last; r += group) {
-            const long rows = std::min(group, last - r);
-            for (long i = r; i < r + rows; i++) {
-                float* to = w + (i - first) * step;
-                job.layout.decode(job.w + i * job.row_bytes + k / job.layout.block * job.layout.block_bytes, to, whole);
-                std::fill(to + n, to + padded, 0.0f);
+        for (long from = first; from < last; from += group) {
+            const long to = std::min(from + group, last);
+            for (long i = from; i < to; i++) {
+                float* row = w + (i - from) * step;
+                job.layout.decode(job.w + i * job.row_bytes + k / job.layout.block * job.layout.block_bytes, row, whole);
+                std::fill(row + n, row + padded, 0.0f);
             }
-            if (job.tokens <= TOKENS && (rows == group || rows <= 4))
-                dots_of(rows, job.tokens)(w + (r - first) * step, step, job.x + k, job.x_step, padded, job.out + r, job.out_step, k == 0);
+            for (long t = 0; t < job.tokens; t += TOKENS)
+                multiply_panel(job, w, step, from, to, t, std::min<long>(TOKENS, job.tokens - t), k, padded);
         }
-        if (job.tokens <= TOKENS && (last - first) % group <= 4) continue;
-        for (long t = 0; t < job.tokens; t += TOKENS)
-            for (long r = first; r < last; r += ROWS) {
-                const long rows = std::min<long>(ROWS, last - r), tokens = std::min<long>(TOKENS, job.tokens - t);
-                dots_of(rows, tokens)(w + (r - first) * step, step, job.x + t * job.x_step + k, job.x_step, padded,
-                                      job.out + t * job.out_step + r, job.out_step, k == 0);
-            }
     }
 }
 
-extern "C" {
-
-int lanes() { return VL; }
-
 // out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
-int multiply(int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) {
+extern "C" __attribute__((visibility("default"))) int multiply(int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) {
     const Layout& layout = LAYOUTS[quant];
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::unique_ptr<float, void (*)(void*)> copy(nullptr, std::free);
@@ -139,8 +120,7 @@ int multiply(int quant, const uint8_t* w, long rows, long cols, const float* x, 
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
     const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
     const long n_tile = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    if (rows * cols * tokens <= ALONE_MACS) threads = 1;
     pool().run(n_tile, threads, [&](long i) { multiply_rows(job, i * TILE_ROWS, std::min(rows, (i + 1) * TILE_ROWS)); });
     return 0;
-}
-
 }

@@ -1,0 +1,114 @@
+"""Write what a comparison says as lines: the verdict, its reasons, everything about one cell. No widgets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+from apr_tui.paint import STATES, Span, foreign, wrap
+from apr_tui.stage_lines import fit_text
+from core.stages import Place, place_text
+
+if TYPE_CHECKING:
+    from apr_tui.view import PairView
+    from core.verdict import Comparison, Difference
+
+STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
+GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
+FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
+SAME = 3.0  # floors
+DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
+
+
+def verdict_spans(found: Comparison) -> list[Span]:
+    """The verdict in one line: glyph, word, first place, side, how far above the floor."""
+    from core.grid import short
+    from core.verdict import VERDICTS
+
+    spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", STYLE_OF[found.verdict])]
+    if found.first is None:
+        return [*spans, (f": {VERDICTS[found.verdict]}", "text")]
+    spans.append((f"  first {place_text(found.first)}", "title"))
+    if found.token is not None:
+        spans.append((f" token {found.token}", "text"))
+    if found.channel is not None:
+        spans.append((f" ch {found.channel}", "text"))
+    spans.append((f"  side {found.side or 'not decided'}", "text"))
+    if found.measured is not None:
+        spans.append((f"  {short(found.measured)}", "text"))
+    if found.multiple is not None:
+        spans.append((f" = {short(found.multiple)} x floor {short(found.floor)}", "text"))
+    return spans
+
+
+def is_downstream(difference: Difference) -> bool:
+    """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
+    local, floor = difference.local, difference.floor
+    return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
+
+
+def reason_lines(found: Comparison, width: int) -> list[list[Span]]:
+    """The page of the verdict."""
+    from core.verdict import VERDICTS
+
+    lines: list[list[Span]] = [[], verdict_spans(found)]
+    if found.first is not None:
+        lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
+    lines += [[], [(" Reasons", "title")]]
+    for reason in found.reasons:
+        parts = wrap(foreign(reason), width - 6)
+        lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
+    for side, trace, name in (("A", found.a, "a"), ("B", found.b, "b")):
+        facts = trace.facts
+        known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
+        lines += [[], [(f" {side} ", name), (foreign(trace.name), "title")]]
+        lines.append([(f"    {known}, {len(trace.tokens)} tokens", "text")])
+    return lines
+
+
+def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+    """The page of one cell: the distances, the statistics of both sides, the tokens of both sides."""
+    from core.grid import divided, short
+
+    difference = view.comparison.cells.get(place) if view.comparison else None
+    word, name = STATES[view.mark(place)]
+    word = difference.state if difference else word
+    lines: list[list[Span]] = [[], [(f" {place_text(place)} ", "title"), (f"{view.mark(place)} {word}", name)]]
+    if difference is not None:
+        lines += [[(f"   {field:<10}", "quiet"), (short(getattr(difference, field)), "text")] for field in DISTANCES]
+        if difference.token is not None:
+            where = f"token {difference.token} channel {difference.channel}"
+            lines.append([("   worst at  ", "quiet"), (where, "text")])
+    cells = [view.sides[side].get(place) for side in ("A", "B")]
+    a, b = (cell.at(view.scope) if cell is not None else None for cell in cells)
+    lines += [[], _heading(f"scope {view.scope}")]
+    for field in FIELDS:
+        left, right = (getattr(stats, field) if stats is not None else None for stats in (a, b))
+        both = short(divided(right, left)) if field in ("std", "absmax", "l2") else ""
+        lines.append([(f"   {field:<10}", "quiet"), (f"{short(left):>9}{short(right):>9}{both:>9}", "text")])
+    return [*lines, [], *_token_lines(view, place, width)]
+
+
+def _token_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+    from core.carriers import std_T
+    from core.grid import divided, short
+    from core.stats import TokenStats
+
+    a, b = (view.sides[side].get(place) for side in ("A", "B"))
+    if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and len(a.mean) == len(b.mean)):
+        return [[("   no numbers per token on both sides", "quiet")]]
+    tokens = view.comparison.a.tokens if view.comparison else ()
+    lines = [_heading("std, token")]
+    for i, (left, right) in enumerate(zip(std_T(a), std_T(b), strict=True)):
+        position = a.first + i
+        token = tokens[position] if position < len(tokens) else None
+        text = f'  "{foreign(token.text)}"' if token is not None and token.text is not None else ""
+        numbers = f"{short(float(left)):>9}{short(float(right)):>9}{short(divided(float(right), float(left))):>9}"
+        text = fit_text(text, width - 13 - cell_len(numbers))
+        lines.append([(f"   {position:<10}", "quiet"), (numbers, "text"), (text, "text")])
+    return lines
+
+
+def _heading(text: str) -> list[Span]:
+    return [(f"   {text:<10}", "quiet"), (f"{'A':>9}", "a"), (f"{'B':>9}", "b"), (f"{'B / A':>9}", "quiet")]

@@ -1,0 +1,177 @@
+"""Take, check and compare sources that are not run by our own forward: other engines, and bundles with values.
+
+The door (session.py) calls it. Measuring is in captured.py and replay.py, the verdict of a pair in captured_verdict.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from core import session
+from core.arch import read_arch
+from core.errors import NotComparableError, UsageError
+from core.model_file import ModelFile
+from core.source import Prompt, Source
+from core.sources.engine_trace import check_path, folder_tokens, trace_engine
+from core.stages import Place, place_order
+from core.tokenizer import open_tokenizer
+from core.trace import Emit, Event, IsCancelled, Token, Trace
+from core.verdict import Check, Comparison, LocalError
+
+TextOf = Callable[[int], str | None]
+
+
+def trace_source(
+    source: Source, prompt: Prompt, *, layers: tuple[int, int] | None, keep_values: bool, witness: bool, emit: Emit,
+    cancelled: IsCancelled,
+) -> Trace:
+    """Trace another engine on a file or folder, by the file's own tokenizer."""
+    check_path(source)
+    file = _file(source)
+    tokens, text_of = _encode(source, file, prompt)
+    emit(Event("start", n_layer=read_arch(file).n_layer if file else None, tokens=tokens))
+    traced = trace_engine(source, tokens, text_of, layers=layers, witness=witness, emit=emit, cancelled=cancelled)
+    traced = _identified(traced, file)
+    return traced if keep_values else replace(traced, values=None)
+
+
+def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Emit, cancelled: IsCancelled) -> Check:
+    """Check another engine's values, or a bundle's, against float64 with a file's weights; NotComparableError."""
+    if session.is_bundle(source.path):
+        traced = session.open_bundle(source.path)
+        if traced.values is None:
+            raise NotComparableError(f"{source.path} was written without --values: there is nothing to recompute from. "
+                                     "Trace again with --values, or check the model file.")
+        if model is None:
+            raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
+        file = session.open_model(model)
+    else:
+        check_path(source)
+        found = session.open_model(model) if model is not None else _file(source)
+        if found is None:
+            raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
+        file = found
+        tokens, text_of = _encode(source, file, prompt)
+        emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
+        traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), file)
+    return check_values(traced, file, source, emit=emit, cancelled=cancelled)
+
+
+def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
+    """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that this build knows."""
+    from core.captured import misfits
+    from core.matmul import COMPUTES
+    from core.replay import replay
+    from core.tap import no_tap
+
+    refuse_other_rows(traced)
+    values = traced.values or {}
+    wrong = misfits(values, read_arch(file), len(traced.tokens))
+    if wrong:
+        raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. Give the file that they were made from.")
+    notes = list(traced.notes)
+    made_from = traced.origin.get("header_sha256")
+    if made_from is not None and made_from != file.header_sha256:
+        notes.append(f"the values were made from another file (header {made_from[:12]}) than {file.path.name} "
+                     f"(header {file.header_sha256[:12]}); its shapes fit, and its weights are what they are checked against")
+    declared = traced.facts.compute
+    best: Check | None = None
+    for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
+        emit(Event("phase", f"checking against float64, at compute {compute}"))
+        side, _ = session.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
+        errors, _ = replay(side, [t.id for t in traced.tokens], watch=no_tap, values=values, cancelled=cancelled)
+        said = notes if declared in COMPUTES else [*notes, f"the compute is unknown ({declared}); it was judged as {compute}"]
+        result = Check(replace(traced, notes=tuple(said)), errors)
+        if best is None or _reach(result.errors) > _reach(best.errors):
+            best = result
+        if best.first is None:
+            break
+    assert best is not None
+    return best
+
+
+def compare_sources(
+    a: Source, b: Source, prompt: Prompt | None, saved: tuple[Trace | None, Trace | None], ask: object,
+) -> Comparison | None:
+    """Judge B against A where a side is another engine, or a bundle with values of the other side's own file.
+
+    None where a bundle cannot be judged so: its statistics, or its values without weights, are all there is.
+    """
+    from core.captured import Capture
+    from core.captured_verdict import judge_captured
+    from core.compare import Question
+
+    assert isinstance(ask, Question)
+    for source in (a, b):
+        if source.scheme:
+            check_path(source)
+    files = [None if s is not None else _file(source) for source, s in zip((a, b), saved, strict=True)]
+    file = next((f for f in files if f is not None), None)
+    if file is None:
+        if any(saved):
+            return None
+        raise UsageError("a folder has no weights that are read here: give the model file of one side, FILE or llama.cpp:FILE.")
+    for trace in filter(None, saved):
+        if trace.values is None or trace.origin.get("header_sha256") != file.header_sha256 or not trace.tokens:
+            return None
+    known = next(filter(None, saved), None)
+    fed = prompt or (Prompt(tokens=tuple(t.id for t in known.tokens)) if known else Prompt())
+    tokens = session.encode(file, fed)
+    ask.emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
+    sides, traces = [], []
+    for name, source, own, stored in zip("AB", (a, b), files, saved, strict=True):
+        weights = own or file
+        if not source.scheme and stored is None:
+            side, why = session.ready(source, weights, ask.emit)
+            sides.append(side)
+            traces.append(session.describe(side, why, _own_tokens(weights, fed, tokens)))
+            continue
+        taken = stored or _identified(trace_engine(
+            source, _own_tokens(weights, fed, tokens), open_tokenizer(weights).token_text, side=name, emit=ask.emit,
+            cancelled=ask.cancelled), own)
+        live = replace(source, scheme="", compute=taken.facts.compute or source.compute, plant=None)
+        side, _ = session.ready(live, weights, ask.emit)
+        sides.append(Capture(side, taken.values or {}, borrowed=own is None and stored is None))
+        traces.append(taken)
+    return judge_captured(sides[0], sides[1], traces[0], traces[1], ask)
+
+
+def refuse_other_rows(traced: Trace) -> None:
+    """NotComparableError where the tokens are unknown, or the values are not those of all or the last tokens."""
+    if not traced.tokens:
+        raise NotComparableError(f"{traced.name} does not say its tokens: nothing can be recomputed. Import it with --tokens 1,2,3.")
+    if traced.facts.scopes and "all" not in traced.facts.scopes and traced.facts.scopes != ("last",):
+        raise NotComparableError(f"{traced.name} has values at scope {', '.join(traced.facts.scopes)} only; those of every token "
+                                 "or of the last one are needed.")
+
+
+def _file(source: Source) -> ModelFile | None:
+    """The model file behind a source; None for a folder of another format."""
+    return None if source.scheme and source.path.is_dir() else session.open_model(source.path)
+
+
+def _encode(source: Source, file: ModelFile | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
+    if file is None:
+        return folder_tokens(source.path, prompt)
+    return session.encode(file, prompt), open_tokenizer(file).token_text
+
+
+def _own_tokens(file: ModelFile, prompt: Prompt, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    return tokens if open_tokenizer(file).refusal else session.encode(file, prompt)
+
+
+def _identified(traced: Trace, file: ModelFile | None) -> Trace:
+    """The trace with the identity of the file that its engine read."""
+    if file is None:
+        return traced
+    return replace(traced, origin={
+        **traced.origin, "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256})
+
+
+def _reach(errors: dict[Place, LocalError] | object) -> tuple[bool, tuple[int, int]]:
+    """How far a check came: whether it passed, else the order of its first bad place."""
+    assert isinstance(errors, dict)
+    bad = [p for p, e in errors.items() if e.is_bad]
+    return (not bad, min((place_order(p) for p in bad), default=(0, 0)))

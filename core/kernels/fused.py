@@ -1,0 +1,57 @@
+"""Call the compiled kernels on float32 tensors: products with a stored weight, statistics. It chooses no path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.kernels.library import FUSED, Library
+from core.model_file import Weight
+from core.quants import QUANTS, row_bytes
+
+COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")  # Row's order
+COUNTS = COLUMNS[5:]
+CALL_MACS = 1 << 31  # multiplications in one call, about 20 ms: how often a run can be cancelled
+
+
+def is_fused(weight: Weight, x: Tensor) -> bool:
+    """Say whether the kernels serve this product."""
+    return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu" and len(weight.shape) == 2
+
+
+def multiply_fused(kernels: Library, weight: Weight, x: Tensor, cancelled: Callable[[], None]) -> Tensor:
+    """Return x W^T [T, rows]; a token's values do not depend on the other tokens, nor on the number of threads."""
+    (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
+    x = x.contiguous()
+    out = x.new_empty(x.shape[0], rows)
+    assert weight.data.size >= rows * size and weight.data.flags.c_contiguous, weight.name
+    step = max(64, CALL_MACS // (cols * max(1, len(x))) // 64 * 64)
+    for start in range(0, rows, step):
+        cancelled()
+        failed = kernels.multiply(
+            FUSED.index(weight.quant), weight.data.ctypes.data + start * size, min(step, rows - start), cols,
+            x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows, torch.get_num_threads())
+        if failed:
+            raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
+    return out
+
+
+def is_measured(x_TW: Tensor) -> bool:
+    """Say whether the kernels serve these statistics."""
+    return x_TW.dtype == torch.float32 and x_TW.device.type == "cpu" and x_TW.ndim == 2 and x_TW.numel() > 0
+
+
+def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return the per-token columns of TokenStats, and each channel's largest finite |x| [W] (-1: it has none)."""
+    x_TW = x_TW.contiguous()
+    n_token, width = x_TW.shape
+    rows, peak_W = np.empty((len(COLUMNS), n_token)), np.empty(width, np.float32)
+    pointers = (rows.ctypes.data, peak_W.ctypes.data)
+    if kernels.measure(x_TW.data_ptr(), n_token, width, width, *pointers, torch.get_num_threads()):
+        raise MemoryError(f"no memory to measure {n_token} x {width} values")
+    columns = {name: row.astype(np.int64) if name in COUNTS else row for name, row in zip(COLUMNS, rows, strict=True)}
+    return columns, peak_W

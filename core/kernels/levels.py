@@ -1,0 +1,56 @@
+"""Table of the instruction sets that the kernels are compiled for, and which of them this machine has.
+
+It compiles nothing (library.py does). A level is one build of the same sources.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+X86 = frozenset({"x86_64", "amd64"})
+V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
+V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One build: the processors it runs on, and the compiler's flags."""
+
+    name: str
+    machines: frozenset[str]  # empty: every one
+    needs: frozenset[str]  # processor flags as Linux names them
+    flags: tuple[str, ...]
+
+
+LEVELS = (  # the first that this machine has is taken
+    Level("avx512", X86, V4, ("-march=x86-64-v4",)),
+    Level("avx2", X86, V3, ("-march=x86-64-v3",)),
+    Level("plain", frozenset(), frozenset(), ()),  # SSE2 on x86-64, NEON on arm64
+)
+
+
+def usable_levels() -> tuple[Level, ...]:
+    """Return the levels that this processor runs, best first."""
+    machine, has = platform.machine().lower(), processor_flags()
+    return tuple(v for v in LEVELS if (not v.machines or machine in v.machines) and v.needs <= has)
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """Return the processor's flags in lower case; none where the system does not say."""
+    try:
+        if sys.platform == "darwin":
+            names = ["machdep.cpu.features", "machdep.cpu.leaf7_features"]
+            said = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, timeout=5).stdout
+            return frozenset(said.lower().replace("avx1.0", "avx").split())
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    return frozenset()

@@ -1,0 +1,129 @@
+"""Compile the kernels once into the user's cache, load them, and say why not where that fails. It computes nothing.
+
+The choice is made once in a process and kept, so that a run has one path. APR_TUI_KERNEL=decode, or a level's name,
+overrides it: to reproduce another machine's bits, or to go round a compiler that is at fault.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.kernels.levels import Level, usable_levels
+
+FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
+COMPILE_SECONDS = 15
+OVERRIDE = "APR_TUI_KERNEL"
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The loaded kernels of one level."""
+
+    level: Level
+    reason: str
+    multiply: Callable[..., int]
+    measure: Callable[..., int]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """No kernels here: decode-then-multiply serves, for this reason."""
+
+    reason: str
+
+
+class _NoKernel(Exception):
+    """Why a level cannot be had."""
+
+
+@functools.cache
+def library() -> Library | Absent:
+    """Return this machine's kernels, compiled first where the cache has none (3 seconds)."""
+    override = os.environ.get(OVERRIDE, "")
+    if override == "decode":
+        return Absent(f"{OVERRIDE}=decode")
+    levels = usable_levels()
+    if override:
+        names = ", ".join(v.name for v in levels)
+        levels = tuple(v for v in levels if v.name == override)
+        if not levels:
+            return Absent(f"{OVERRIDE}={override}: this machine has {names} or decode")
+    try:
+        return load(levels[0], f"{OVERRIDE}={override}" if override else "the best level for this processor")
+    except _NoKernel as error:
+        return Absent(str(error))
+
+
+def must_compile() -> bool:
+    """Say whether library() will compile first, so that a caller can show that it does."""
+    return os.environ.get(OVERRIDE) != "decode" and not _object_file(usable_levels()[0]).is_file() and bool(_compiler())
+
+
+def load(level: Level, reason: str) -> Library:
+    """Load one level's kernels, compiled where absent; raises _NoKernel."""
+    path = _object_file(level)
+    if not path.is_file():
+        path = _compile(level, path)
+    try:
+        shared = ctypes.CDLL(str(path))
+        multiply, measure = shared.multiply, shared.measure
+    except (OSError, AttributeError) as error:
+        raise _NoKernel(f"the compiled kernels do not load: {error}") from error
+    size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    multiply.argtypes = (count, pointer, size, size, pointer, size, size, pointer, size, count)
+    measure.argtypes = (pointer, size, size, size, pointer, pointer, count)
+    return Library(level, reason, multiply, measure)
+
+
+def _compile(level: Level, target: Path) -> Path:
+    """Compile into target, whole or not at all; into a temporary folder where the cache cannot be written."""
+    compiler = _compiler()
+    if compiler is None:
+        raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.mkdtemp(dir=target.parent)
+    except OSError as error:
+        raise _NoKernel(f"the cache {target.parent} cannot be written: {error.strerror}") from error
+    try:
+        made = Path(folder) / target.name
+        command = [compiler, *FLAGS, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, errors="replace")
+        if done.returncode:
+            raise _NoKernel(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+        made.replace(target)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _NoKernel(f"{compiler} failed: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _compiler() -> str | None:
+    if sys.platform == "win32":
+        return None
+    names = filter(None, (os.environ.get("CXX"), *COMPILERS))
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _object_file(level: Level) -> Path:
+    """Where a level's build is kept: under a digest of the sources and the flags."""
+    digest = hashlib.sha256(repr((FLAGS, level.flags)).encode())
+    for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.glob("*.h")):
+        digest.update(source.read_bytes())
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"))
+    return base / "apr-tui" / f"kernels-{digest.hexdigest()[:12]}" / f"{level.name}.so"

@@ -1,0 +1,221 @@
+"""Run another engine on a model in a child process and read back its stage values. It measures and judges nothing.
+
+The child (engine_child.py) reads ask.json in a folder and writes values.safetensors, then answer.json. What it prints goes
+to log.txt, whose last line becomes the words of an error; what it writes to progress.txt is a sign of life. The child is
+ended, and the folder is gone, whatever happens here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import Cancelled, FileError, UsageError
+from core.safe_text import safe_text
+from core.stages import Place, place_text
+from core.trace import Emit, Event, IsCancelled
+from core.value_file import open_values
+
+ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
+PATIENCE = 600.0  # seconds without a sign of life, after which an engine hangs: loading a 7B file takes two minutes
+POLL_SECONDS = 0.05
+LAST_WORDS = 300  # characters
+
+Values = dict[Place, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Another engine. package: what must be importable; command: starts a child, before the scheme and the folder."""
+
+    package: str
+    extra: str  # of this project: pip install 'apr-tui[EXTRA]'
+    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engine_child")
+
+
+ENGINES = {"llama.cpp": Engine("llama_cpp", "llama"), "transformers": Engine("transformers", "transformers")}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a child is to run. layers: A..B in depth (None: all); the residual stream is taken of every layer."""
+
+    path: str
+    tokens: tuple[int, ...]
+    threads: int | None = None
+    layers: tuple[int, int] | None = None
+    device: str = "cpu"
+    witness: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a child says of its run, beside the values: its capture contract. same_logits: None where no witness ran."""
+
+    engine: str
+    compute: str
+    dtype: str
+    arch: str
+    n_layer: int
+    d_model: int
+    n_vocab: int
+    tokens: tuple[int, ...]
+    threads: int
+    device: str
+    kernel: str
+    same_logits: bool | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_engine(scheme: str) -> Engine:
+    """Return the engine of a scheme; UsageError with the install line where its package is absent."""
+    engine = ENGINES[scheme]
+    if importlib.util.find_spec(engine.package) is None:
+        raise UsageError(f"{scheme} as a source needs the Python package {engine.package}, which is not installed. "
+                         f"Install it: pip install 'apr-tui[{engine.extra}]'")
+    return engine
+
+
+def run_engine(
+    scheme: str, ask: Ask, *, emit: Emit, cancelled: IsCancelled, patience: float = PATIENCE
+) -> tuple[Answer, Values]:
+    """Run the engine on what is asked; FileError with its last words where it crashes, hangs or answers nonsense."""
+    engine = find_engine(scheme)
+    emit(Event("phase", f"running {scheme}"))
+    with tempfile.TemporaryDirectory(prefix="apr-tui-") as name:
+        folder = Path(name)
+        (folder / ASK).write_text(json.dumps(asdict(ask)))
+        with (folder / LOG).open("wb") as log:
+            child = subprocess.Popen(
+                [*engine.command, scheme, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(ask),
+                start_new_session=True)
+        try:
+            _wait(child, folder, scheme, patience, emit, cancelled)
+        finally:
+            _end(child)
+        return _read_answer(folder, scheme), _read_values(folder, scheme, len(ask.tokens))
+
+
+def _environment(ask: Ask) -> dict[str, str]:
+    """The child's environment: this very core, no network, and the threads that were asked for."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = {"OMP_NUM_THREADS": str(ask.threads)} if ask.threads else {}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **offline, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _wait(
+    child: subprocess.Popen[bytes], folder: Path, scheme: str, patience: float, emit: Emit, cancelled: IsCancelled
+) -> None:
+    """Wait for the child's good end; every line of progress renews its time."""
+    seen, alive = 0, time.monotonic()
+    while child.poll() is None:
+        if cancelled():
+            raise Cancelled("the run was cancelled")
+        if time.monotonic() - alive > patience:
+            raise FileError(f"{scheme} hangs: no sign of life for {patience:g} seconds, so it was ended. "
+                            f"Its last words: {_last_words(folder)}")
+        size = _size(folder / PROGRESS)
+        if size > seen:
+            for line in (folder / PROGRESS).read_text(errors="replace")[seen:].splitlines():
+                emit(Event("phase", f"{scheme}: {safe_text(line)}"))
+            seen, alive = size, time.monotonic()
+        time.sleep(POLL_SECONDS)
+    if child.returncode != 0:
+        raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_words(folder)}")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _ending(code: int) -> str:
+    if code > 0:
+        return f"failed (exit code {code})"
+    try:
+        return f"crashed ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"crashed (signal {-code})"
+
+
+def _last_words(folder: Path) -> str:
+    """The last line of its log that says something."""
+    lines = (folder / LOG).read_text(errors="replace").splitlines() if (folder / LOG).exists() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return safe_text(said[-1][:LAST_WORDS]) if said else "none"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _read_answer(folder: Path, scheme: str) -> Answer:
+    try:
+        document: Any = json.loads((folder / ANSWER).read_text())
+        answer = Answer(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{scheme} ended without a readable answer ({type(error).__name__}). "
+                        f"Its last words: {_last_words(folder)}") from error
+    wrong = [f.name for f in fields(Answer) if f.type in ("int", "str") and type(getattr(answer, f.name)).__name__ != f.type]
+    if wrong:
+        raise FileError(f"{scheme} answered with a {wrong[0]} of {getattr(answer, wrong[0])!r}; {wrong} must be told.")
+    return answer
+
+
+def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
+    """Read every stage into memory, as float32; a stage is [rows, width], with a row for each of the last tokens."""
+    if not (folder / VALUES).exists():
+        raise FileError(f"{scheme} ended without values. Its last words: {_last_words(folder)}")
+    stored = open_values(folder / VALUES)
+    values = {place: np.array(stored[place], dtype=np.float32) for place in stored}
+    for place, value in values.items():
+        if value.ndim != 2 or not 0 < len(value) <= n_token:
+            raise FileError(f"{scheme} gave {place_text(place)} with shape {list(value.shape)}; "
+                            f"[{n_token}, width] was needed.")
+    if not values:
+        raise FileError(f"{scheme} gave no stage at all. Its last words: {_last_words(folder)}")
+    return values
+
+
+def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> None:
+    """Write a child's values and then its answer, which stands only when all is there."""
+    from core.value_file import write_values
+
+    write_values(folder / VALUES, values)
+    (folder / (ANSWER + ".part")).write_text(json.dumps(asdict(answer)))
+    os.replace(folder / (ANSWER + ".part"), folder / ANSWER)
+
+
+def read_ask(folder: Path) -> Ask:
+    """Read what the parent asks."""
+    document = json.loads((folder / ASK).read_text())
+    return Ask(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+
+
+def tell(folder: Path, line: str) -> None:
+    """Give a sign of life: what is being done."""
+    with (folder / PROGRESS).open("a") as file:
+        file.write(line + "\n")
+
+
+def stages_wanted(ask: Ask, layer: int | None) -> Sequence[str] | None:
+    """The stages to take of a layer: None is all of them, else the residual stream only."""
+    if layer is None or ask.layers is None or ask.layers[0] <= layer < ask.layers[1]:
+        return None
+    return ("output",)

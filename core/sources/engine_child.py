@@ -1,0 +1,50 @@
+"""The child process that runs another engine: python -m core.sources.engine_child SCHEME FOLDER. engine.py starts it.
+
+Not for people: a failure here leaves its last line in the log and an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+from core.errors import AprError
+from core.sources.engine import read_ask, write_answer
+
+MODULES = {"llama.cpp": "core.sources.llama_cpp", "transformers": "core.sources.hf_transformers"}
+FAILED = 3
+
+
+def main(scheme: str, folder: Path) -> int:
+    """Run the engine on what is asked in the folder; returns the exit code."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        answer, values = import_module(MODULES[scheme]).capture(read_ask(folder), folder)
+        write_answer(folder, answer, values)
+    except AprError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except Exception as error:  # noqa: BLE001 (the child's last door: its words go to the log)
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has died, so that none is left behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(FAILED)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1], Path(sys.argv[2]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an engine's own threads and destructors are not waited for

@@ -1,0 +1,111 @@
+"""Turn an engine's run into a Trace: its cells, its values, and its capture contract. It judges nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import FileError, UsageError
+from core.source import Prompt, Source
+from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
+from core.sources.measure import measure_array
+from core.stages import place_order
+from core.stats import Cell
+from core.trace import Emit, Event, Facts, IsCancelled, NextToken, Token, Trace
+
+TOP = 5
+
+
+def trace_engine(
+    source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *, layers: tuple[int, int] | None = None,
+    witness: bool = True, side: str = "", emit: Emit, cancelled: IsCancelled,
+) -> Trace:
+    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
+    check_path(source)
+    if source.plant:
+        raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. Plant in a model file.")
+    ask = Ask(str(source.path.resolve()), tuple(t.id for t in tokens), source.threads, layers, _device(source), witness)
+    answer, values = run_engine(source.scheme, ask, emit=lambda event: emit(replace(event, side=side)), cancelled=cancelled)
+    cells = {}
+    for place in sorted(values, key=place_order):
+        cells[place] = _cell(values, place, len(tokens))
+        emit(Event("cell", place=place, cell=cells[place], side=side))
+    said = tuple(t if t.id == i else Token(i, text_of(i)) for t, i in zip(tokens, answer.tokens, strict=False))
+    return Trace(
+        name=f"{source.scheme}:{source.path.name}", facts=_facts(answer), tokens=said, cells=cells, values=values,
+        top=_top(values, text_of), observed_equals_unobserved=answer.same_logits, notes=answer.notes,
+        origin={"path": str(source.path), "kind": "another engine", "scheme": source.scheme})
+
+
+def check_path(source: Source) -> None:
+    """Hold the path to what the engine reads; FileError, UsageError."""
+    find_engine(source.scheme)
+    path = source.path
+    if not path.exists():
+        raise FileError(f"{source.scheme}:{path}: there is no such file. Give SCHEME:FILE.")
+    folder = source.scheme == "transformers" and path.is_dir()
+    if folder and not (path / "config.json").is_file():
+        raise FileError(f"{source.scheme}:{path}: the folder has no config.json. A folder with config.json and safetensors is needed.")
+    if path.is_dir() and not folder:
+        raise FileError(f"{source.scheme}:{path} is a folder; {source.scheme} reads a .gguf file.")
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise FileError(f"{source.scheme}:{path}: {source.scheme} reads .gguf. Convert it first: apr-tui convert {path} FILE.gguf")
+
+
+def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Callable[[int], str | None]]:
+    """Encode a prompt with a safetensors folder's tokenizer.json; UsageError, FileError."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    tokenizer = None
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 (the library raises Exception itself)
+            raise FileError(f"{path} is not a tokenizer: {error}. Give --tokens.") from error
+    if prompt.tokens is None and (tokenizer is None or prompt.chat):
+        what = "--chat is not known for a folder" if prompt.chat else f"{folder} has no tokenizer.json"
+        raise UsageError(f"{what}: give --tokens 1,2,3.")
+    text_of = tokenizer.id_to_token if tokenizer is not None else lambda i: None
+    ids = list(prompt.tokens) if prompt.tokens is not None else tokenizer.encode(prompt.text).ids
+    n_vocab = json.loads((folder / "config.json").read_text()).get("vocab_size")
+    outside = [i for i in ids if i < 0 or (isinstance(n_vocab, int) and i >= n_vocab)]
+    if not ids or outside:
+        raise UsageError(f"token {outside[0]} is outside the vocabulary: 0 to {n_vocab - 1}." if outside else "the prompt is empty.")
+    return tuple(Token(i, text_of(i)) for i in ids), text_of
+
+
+def _device(source: Source) -> str:
+    if source.device in ("auto", "cpu"):
+        return "cpu"
+    if source.scheme == "llama.cpp":
+        raise UsageError("llama.cpp runs on the CPU here. Leave --device out, or give it to the other side: FILE@device=cuda.")
+    return source.device
+
+
+def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
+    layer, stage = place
+    left, right = values.get((layer, "ffn_silu")), values.get((layer, "ffn_up"))
+    factors = (left, right) if stage == "ffn_swigl" and left is not None and right is not None else None
+    return measure_array(values[place], n_token - len(values[place]), factors)
+
+
+def _facts(answer: Answer) -> Facts:
+    return Facts(
+        engine=answer.engine, arch=answer.arch, n_layer=answer.n_layer, d_model=answer.d_model, n_vocab=answer.n_vocab,
+        definition="sample", compute=answer.compute, device=answer.device, threads=answer.threads, kernel=answer.kernel,
+        dtype=answer.dtype)
+
+
+def _top(values: Values, text_of: Callable[[int], str | None]) -> tuple[NextToken, ...]:
+    """The candidates of the largest finite logits, the lowest id first on a tie."""
+    logits = values.get((None, "logits"))
+    if logits is None:
+        return ()
+    row = np.where(np.isfinite(logits[-1]), logits[-1], -np.inf)
+    best = [int(i) for i in np.argsort(-row, kind="stable")[:TOP] if np.isfinite(row[i])]
+    return tuple(NextToken(i, text_of(i), float(row[i])) for i in best)

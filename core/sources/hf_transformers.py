@@ -1,0 +1,142 @@
+"""Run Hugging Face transformers on a GGUF file or a safetensors folder and take every stage by forward hooks.
+
+It runs in the child process of engine.py. float32, no network, no code from the folder, weights from safetensors only.
+Shape letters: T tokens, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import FileError
+from core.sources.engine import Answer, Ask, stages_wanted, tell
+from core.stages import Place
+
+# model_type -> whether a GGUF file keeps the rows of q and k in another order (RoPE's pairs adjacent)
+FAMILIES = {"llama": True, "mistral": True, "qwen2": False, "qwen3": False}
+# stage -> module of a layer whose output it is, or ("pre", module) whose input it is
+HOOKS: dict[str, str | tuple[str, str]] = {
+    "attn_norm": "input_layernorm", "attn_mix": ("pre", "self_attn.o_proj"), "attn_out": "self_attn.o_proj",
+    "attn_resid": ("pre", "post_attention_layernorm"), "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_silu": "mlp.act_fn",
+    "ffn_swigl": ("pre", "mlp.down_proj"), "ffn_out": "mlp.down_proj", "output": "",
+}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+WATCHED = "apr_tui_watched"  # the attention that also keeps the turned q and k
+
+
+def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Tensor]]:
+    """Run the model watched and, for the witness, unwatched."""
+    import transformers
+
+    if ask.threads:
+        torch.set_num_threads(ask.threads)
+    tell(folder, "loading the model")
+    model = _load(Path(ask.path), ask.device)
+    kind = model.config.model_type
+    if kind not in FAMILIES:
+        raise FileError(f"transformers has a model of type {kind!r} there; its stages are known for {', '.join(FAMILIES)}.")
+    ids = torch.tensor([ask.tokens], device=ask.device)
+    values: dict[Place, Tensor] = {}
+    _watch_attention(values, model.config, ask)
+    hooks = _hook(model, values, ask, lambda layer: tell(folder, f"layer {layer + 1} of {model.config.num_hidden_layers}"))
+    logits = _logits(model, ids, WATCHED)
+    for hook in hooks:
+        hook.remove()
+    tell(folder, "running unwatched")
+    unwatched = _logits(model, ids, "eager") if ask.witness else None
+    values[None, "logits"] = logits
+    _join_qkv(values, model.config, FAMILIES[kind])
+    answer = Answer(
+        engine=f"transformers {transformers.__version__}", compute="f32", dtype="float32", arch=kind,
+        n_layer=model.config.num_hidden_layers, d_model=model.config.hidden_size, n_vocab=logits.shape[1],
+        tokens=ask.tokens, threads=torch.get_num_threads(), device=ask.device,
+        kernel=f"torch {torch.__version__}, eager attention",
+        same_logits=None if unwatched is None else torch.equal(logits.view(torch.int32), unwatched.view(torch.int32)))
+    return answer, {place: value.float().cpu().contiguous() for place, value in values.items()}
+
+
+def _load(path: Path, device: str) -> Any:  # noqa: ANN401 (transformers is not typed)
+    from transformers import AutoModelForCausalLM
+
+    where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {"use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent if path.is_file() else path), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
+        trust_remote_code=False, **where)
+    return model.to(device).eval()
+
+
+def _logits(model: Any, ids: Tensor, attention: str) -> Tensor:  # noqa: ANN401
+    """Run the tokens; returns the logits [1, V] of the last one."""
+    model.set_attn_implementation(attention)
+    with torch.inference_mode():
+        out: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0]
+    return out.float().cpu().contiguous()
+
+
+def _watch_attention(values: dict[Place, Tensor], config: Any, ask: Ask) -> None:  # noqa: ANN401
+    """Register an attention that keeps q and k after RoPE and goes on as the model's own eager one."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    turned = FAMILIES.get(config.model_type, False)
+
+    def watched(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:  # noqa: ANN401
+        layer = module.layer_idx
+        if stages_wanted(ask, layer) is None:
+            for stage, x_1NTH in (("q_rope", query), ("k_rope", key)):
+                x_TNH = x_1NTH[0].transpose(0, 1)
+                values[layer, stage] = (_file_order(x_TNH) if turned else x_TNH).flatten(1).clone()
+        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        return eager(module, query, key, value, mask, **rest)
+
+    AttentionInterface.register(WATCHED, watched)
+    AttentionMaskInterface.register(WATCHED, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+def _hook(model: Any, values: dict[Place, Tensor], ask: Ask, began: Callable[[int], None]) -> list[Any]:  # noqa: ANN401
+    """Hook every stage; returns the handles."""
+    def keep(place: Place) -> Callable[..., None]:
+        def hook(module: object, args: tuple[Tensor, ...], out: Any = None) -> None:  # noqa: ANN401
+            value = args[0] if out is None else out[0] if isinstance(out, tuple) else out
+            values[place] = value.reshape(-1, value.shape[-1]).clone()
+        return hook
+
+    handles = [model.model.embed_tokens.register_forward_hook(keep((None, "embedding"))),
+               model.model.norm.register_forward_hook(keep((None, "final_norm")))]
+    for i, layer in enumerate(model.model.layers):
+        wanted = stages_wanted(ask, i)
+        handles.append(layer.register_forward_pre_hook(lambda module, args, i=i: began(i)))
+        for stage, where in HOOKS.items():
+            if wanted is not None and stage not in wanted:
+                continue
+            name = where if isinstance(where, str) else where[1]
+            module = layer.get_submodule(name)
+            register = module.register_forward_hook if isinstance(where, str) else module.register_forward_pre_hook
+            handles.append(register(keep((i, stage))))
+        for name in PROJECTIONS if wanted is None else ():
+            handles.append(layer.self_attn.get_submodule(name).register_forward_hook(keep((i, name))))
+    return handles
+
+
+def _join_qkv(values: dict[Place, Tensor], config: Any, turned: bool) -> None:  # noqa: ANN401
+    """Join q, k and v of each layer into qkv, in the file's row order."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for layer in range(config.num_hidden_layers):
+        if (layer, "q_proj") in values:
+            q, k, v = (values.pop((layer, name)) for name in PROJECTIONS)
+            if turned:
+                q, k = (_file_order(x.unflatten(-1, (-1, width))).flatten(1) for x in (q, k))  # type: ignore[no-untyped-call]
+            values[layer, "qkv"] = torch.cat((q, k, v), -1)
+
+
+def _file_order(x_TNH: Tensor) -> Tensor:
+    """Turn a head's rows from transformers' order (halves) to a llama GGUF's (pairs): row 2i + j from row j * H/2 + i."""
+    n_token, n_head, width = x_TNH.shape
+    return x_TNH.reshape(n_token, n_head, 2, width // 2).transpose(2, 3).reshape(n_token, n_head, width)

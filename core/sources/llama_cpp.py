@@ -1,0 +1,214 @@
+"""Run llama.cpp (through llama-cpp-python) on a GGUF file and take every stage by its eval callback, through ctypes.
+
+It runs in the child process of engine.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out), the
+KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations in other ways.
+A stage is known by the weight that its node reads, which every build names alike; what reads none, by the node's name.
+Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import FileError
+from core.sources.engine import Answer, Ask, stages_wanted, tell
+from core.stages import Place
+
+Floats = npt.NDArray[np.float32]
+
+F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
+# a weight's name after blk.N. -> part of a stage; of two nodes for one part (product, then bias) the later one counts
+BY_WEIGHT = {
+    "attn_norm.weight": "attn_norm", "attn_q.weight": "q", "attn_q.bias": "q", "attn_k.weight": "k", "attn_k.bias": "k",
+    "attn_v.weight": "v", "attn_v.bias": "v", "attn_output.weight": "attn_out", "attn_output.bias": "attn_out",
+    "ffn_norm.weight": "ffn_norm", "ffn_gate.weight": "ffn_gate", "ffn_up.weight": "ffn_up", "ffn_down.weight": "ffn_out",
+}
+# (node's name before -N, operation or "" for any) -> part of a stage, for nodes that read no weight
+BY_NODE = {
+    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("kqv_out", ""): "attn_mix", ("ffn_inp", ""): "attn_resid",
+    ("ffn_silu", ""): "ffn_silu", ("ffn_swiglu", ""): "ffn_swigl", ("ffn_gate_par", ""): "ffn_swigl", ("l_out", ""): "output",
+}
+WHOLE = {("token_embd.weight", "GET_ROWS"): "embedding", ("output_norm.weight", "MUL"): "final_norm",
+         ("output.weight", "MUL_MAT"): "logits", ("token_embd.weight", "MUL_MAT"): "logits"}
+
+
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor, as far as it is read; _check_layout holds it to the library's own answers."""
+
+    _fields_ = (
+        ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * MAX_DIMS),
+        ("nb", ctypes.c_size_t * MAX_DIMS), ("op", ctypes.c_int), ("op_params", ctypes.c_uint8 * OP_PARAMS_BYTES),
+        ("flags", ctypes.c_int32), ("src", ctypes.c_void_p * MAX_SRC), ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t), ("data", ctypes.c_void_p), ("name", ctypes.c_char * MAX_NAME),
+    )
+
+
+def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
+    """Run the model watched and, for the witness, unwatched in a context of its own."""
+    import llama_cpp
+    from llama_cpp import llama_cpp as api
+
+    tell(folder, "loading the model")
+    api.llama_backend_init()
+    options = api.llama_model_default_params()
+    options.n_gpu_layers, options.use_extra_bufts = 0, False
+    model = api.llama_model_load_from_file(str(ask.path).encode(), options)
+    if not model:
+        raise FileError(f"llama.cpp does not load {Path(ask.path).name}: " + "see its log above.")
+    watcher = Watcher(ask, folder, Path(llama_cpp.__file__).parent / "lib")
+    n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+    threads = ask.threads or _threads()
+    logits = _decode(api, model, ask.tokens, threads, n_vocab, watcher)
+    tell(folder, "running unwatched")
+    unwatched = _decode(api, model, ask.tokens, threads, n_vocab, None) if ask.witness else None
+    values = watcher.values()
+    values[None, "logits"] = logits
+    answer = Answer(
+        engine=f"llama.cpp (llama-cpp-python {llama_cpp.__version__}, ggml {watcher.version()})",
+        compute="q8" if watcher.reads_packed else "f32", dtype="float32", arch=_meta(api, model, "general.architecture"),
+        n_layer=api.llama_model_n_layer(model), d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens,
+        threads=threads, device="cpu", kernel="ggml CPU, weights as stored, KV cache float32, no flash attention",
+        same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
+    return answer, values
+
+
+def _decode(api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None) -> Floats:  # noqa: ANN401
+    """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
+    n = len(tokens)
+    options = api.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = n, n, n, 1
+    options.n_threads = options.n_threads_batch = threads
+    options.flash_attn_type, options.type_k, options.type_v, options.no_perf = FLASH_OFF, F32, F32, True
+    if watcher is not None:
+        callback = api.ggml_backend_sched_eval_callback(watcher)
+        options.cb_eval = callback
+    context = api.llama_init_from_model(model, options)
+    if not context:
+        raise FileError(f"llama.cpp makes no context for {n} tokens: see its log above.")
+    batch = api.llama_batch_init(n, 0, 1)
+    batch.n_tokens = n
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
+        batch.seq_id[i][0] = 0
+        batch.logits[i] = 1  # of every token: else the last layer drops the rows of the others
+    code = api.llama_decode(context, batch)
+    if watcher is not None and watcher.failure is not None:
+        raise watcher.failure
+    if code != 0:
+        raise FileError(f"llama.cpp stopped with code {code}: see its log above.")
+    found = np.ctypeslib.as_array(api.llama_get_logits_ith(context, n - 1), (n_vocab,)).copy()
+    api.llama_batch_free(batch)
+    api.llama_free(context)
+    return found.astype(np.float32).reshape(1, -1)
+
+
+class Watcher:
+    """The eval callback: says which nodes are wanted, and copies each when it has been computed."""
+
+    def __init__(self, ask: Ask, folder: Path, libraries: Path) -> None:
+        """Open the ggml library beside the package's own."""
+        self.ask, self.folder = ask, folder
+        self.failure: Exception | None = None
+        self.reads_packed = False  # whether a product reads weights that are not float32
+        self._parts: dict[tuple[int | None, str], Floats] = {}
+        self._ggml = _open_ggml(libraries)
+        self._checked = False
+
+    def __call__(self, address: int, ask: bool, data: object) -> bool:
+        """Answer ggml: whether the node is wanted (ask), or take it and go on. An error ends the run, and is kept."""
+        try:
+            part = self._part(address)
+            if not ask and part is not None:
+                self._take(address, part)
+            return part is not None or not ask
+        except Exception as error:  # noqa: BLE001 (C calls this: an exception cannot pass)
+            self.failure = self.failure or error
+            return False
+
+    def version(self) -> str:
+        """Version of the ggml library."""
+        return str(self._ggml.ggml_version().decode()) if hasattr(self._ggml, "ggml_version") else "unknown"
+
+    def values(self) -> dict[Place, Floats]:
+        """Every stage that was seen; q, k and v joined."""
+        found = {p: v for p, v in self._parts.items() if p[1] not in ("q", "k", "v")}
+        for layer in {layer for layer, part in self._parts if part == "v"}:
+            found[layer, "qkv"] = np.concatenate([self._parts[layer, part] for part in ("q", "k", "v")], 1)
+        return found
+
+    def _part(self, address: int) -> tuple[int | None, str] | None:
+        """What the node is: (layer, part), None where it is not wanted."""
+        tensor = _Tensor.from_address(address)
+        if not self._checked:
+            self._check_layout(address, tensor)
+        op = self._ggml.ggml_op_name(tensor.op).decode()
+        for source in filter(None, tensor.src[:2]):
+            name = self._name(source)
+            if op == "MUL_MAT" and name.endswith(".weight"):
+                self.reads_packed |= _Tensor.from_address(source).type != F32
+            if (name, op) in WHOLE:
+                return (None, WHOLE[name, op]) if WHOLE[name, op] != "logits" else None
+            head, _, rest = name.partition(".")
+            layer, _, weight = rest.partition(".")
+            if head == "blk" and weight in BY_WEIGHT and layer.isdigit():
+                return self._wanted(int(layer), BY_WEIGHT[weight])
+        name, _, layer = self._name(address).rpartition("-")
+        part = BY_NODE.get((name, op)) or BY_NODE.get((name, ""))
+        return self._wanted(int(layer), part) if part and layer.isdigit() else None
+
+    def _wanted(self, layer: int, part: str) -> tuple[int, str] | None:
+        stages = stages_wanted(self.ask, layer)
+        return (layer, part) if stages is None or part in stages else None
+
+    def _take(self, address: int, part: tuple[int | None, str]) -> None:
+        tensor = _Tensor.from_address(address)
+        if tensor.type != F32 or not self._ggml.ggml_is_contiguous(address):
+            raise FileError(f"llama.cpp computes {self._name(address)} in a form that is not read here (type {tensor.type}).")
+        out = np.empty(self._ggml.ggml_nelements(address), np.float32)
+        self._ggml.ggml_backend_tensor_get(address, out.ctypes.data, 0, out.nbytes)
+        if part not in self._parts and part[1] == "attn_norm":
+            tell(self.folder, f"layer {part[0]}")
+        self._parts[part] = out.reshape(len(self.ask.tokens), -1)
+
+    def _name(self, address: int) -> str:
+        return str(self._ggml.ggml_get_name(address).decode(errors="replace"))
+
+    def _check_layout(self, address: int, tensor: _Tensor) -> None:
+        """Hold the structure to what the library itself says of a tensor; FileError where its layout has changed."""
+        known = tensor.name.decode(errors="replace") == self._name(address)
+        if not known or int(np.prod(tensor.ne[:])) != self._ggml.ggml_nelements(address):
+            raise FileError("this llama-cpp-python lays out its tensors in a way that is not known here. Install version 0.3.")
+        self._checked = True
+
+
+def _open_ggml(libraries: Path) -> ctypes.CDLL:
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+    path = next((libraries / n for n in names if (libraries / n).exists()), None)
+    if path is None:
+        raise FileError(f"llama-cpp-python has no ggml library in {libraries.name}; {names[0]} is needed. Install version 0.3.")
+    ggml = ctypes.CDLL(str(path))
+    ggml.ggml_get_name.restype = ggml.ggml_op_name.restype = ctypes.c_char_p
+    ggml.ggml_get_name.argtypes = ggml.ggml_nelements.argtypes = ggml.ggml_is_contiguous.argtypes = [ctypes.c_void_p]
+    ggml.ggml_op_name.argtypes = [ctypes.c_int]
+    ggml.ggml_nelements.restype, ggml.ggml_is_contiguous.restype = ctypes.c_int64, ctypes.c_bool
+    ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    ggml.ggml_backend_tensor_get.restype = None
+    if hasattr(ggml, "ggml_version"):
+        ggml.ggml_version.restype = ctypes.c_char_p
+    return ggml
+
+
+def _meta(api: Any, model: Any, key: str) -> str:  # noqa: ANN401
+    buffer = ctypes.create_string_buffer(128)
+    return buffer.value.decode() if api.llama_model_meta_val_str(model, key.encode(), buffer, 128) >= 0 else "unknown"
+
+
+def _threads() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,153 @@
+"""Cheap rules that every step of a sound run keeps, each of them broken once by a published training run.
+
+A rule returns None, or the sentence that ends the run. The rules on files and devices are gates (train_gates).
+Source of the histories: the gap list of the albor project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from core.train_config import CLIP, Plan, learning_rate
+from core.train_step import Measured
+
+CLIP_TOLERANCE = 1e-3   # relative: a float32 sum over up to 4e8 squares, and clipping divides by norm + 1e-6
+MOVE_TOLERANCE = 0.02   # relative, of the first step's move: AdamW's eps of 1e-8 beside a small gradient
+HALF_ULP_OF_1 = 1.2e-7  # a norm weight of 1.0 + lr is rounded to float32
+LR_LEFT = 0.5           # a schedule that ends above this part of its peak was made for a longer run
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the rules remember from step to step; it goes into a checkpoint."""
+
+    last: tuple[float, float] | None = None         # loss and gradient norm of the step before
+    cursor: int = 0
+    data_epoch: int = 0
+    hashes: set[str] = field(default_factory=set)   # of the batches of this epoch of the data
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a rule looks at."""
+
+    plan: Plan
+    step: int
+    measured: Measured
+    batch_hash: str
+    cursor: int       # before the step
+    data_epoch: int
+    is_first: bool    # the optimizer's first step: Adam then moves an element by lr, whatever its gradient
+
+
+Rule = Callable[[Seen, Memory], str | None]
+
+
+def finite(seen: Seen, memory: Memory) -> str | None:
+    """The weights were left as they were."""
+    for name, value in (("loss", seen.measured.loss), ("gradient norm", seen.measured.grad_norm)):
+        if not math.isfinite(value):
+            return f"the {name} of step {seen.step} is {value}; the weights are those before the step"
+    return None
+
+
+def loss_is_measured(seen: Seen, memory: Memory) -> str | None:
+    """A cross-entropy is above 0, and two batches never give the same bits of loss and gradient norm."""
+    loss, norm = seen.measured.loss, seen.measured.grad_norm
+    if loss <= 0.0:
+        return f"the loss of step {seen.step} is {loss}: no cross-entropy over text is 0 or less"
+    if memory.last == (loss, norm):
+        return (f"step {seen.step} repeats loss {loss} and gradient norm {norm} of the step before bit for bit: "
+                "no data was read")
+    return None
+
+
+def every_parameter_has_a_gradient(seen: Seen, memory: Memory) -> str | None:
+    """A parameter with an exactly zero gradient is not part of the loss."""
+    names = seen.measured.no_gradient
+    if not names:
+        return None
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (f"at step {seen.step} the gradient of {', '.join(names[:3])}{more} is exactly zero: "
+            "backward does not reach it")
+
+
+def clipped_as_declared(seen: Seen, memory: Memory) -> str | None:
+    """After clipping, the global norm is the smaller of the norm before and the limit."""
+    wanted, found = min(seen.measured.grad_norm, CLIP), seen.measured.clipped_norm
+    if abs(found - wanted) <= CLIP_TOLERANCE * wanted:
+        return None
+    return f"at step {seen.step} the gradient norm after clipping is {found:.6g}; min(norm, {CLIP:g}) is {wanted:.6g}"
+
+
+def rate_as_declared(seen: Seen, memory: Memory) -> str | None:
+    """The optimizer holds the scheduled rate, and its first step moves a vector's element by that rate."""
+    wanted, found, move = learning_rate(seen.plan, seen.step), seen.measured.lr, seen.measured.top_move
+    if found != wanted:
+        return f"at step {seen.step} the optimizer's learning rate is {found:.6g}; the schedule declares {wanted:.6g}"
+    if seen.is_first and move is not None and abs(move - wanted) > MOVE_TOLERANCE * wanted + HALF_ULP_OF_1:
+        return (f"the first step moved norm weights by up to {move:.6g}; AdamW at the declared rate moves them by "
+                f"{wanted:.6g}")
+    return None
+
+
+def batch_is_new(seen: Seen, memory: Memory) -> str | None:
+    """No batch comes twice in an epoch of the data."""
+    if seen.batch_hash in memory.hashes and seen.data_epoch == memory.data_epoch:
+        return f"the batch of step {seen.step} ({seen.batch_hash}) was trained on before in this epoch of the data"
+    return None
+
+
+def cursor_moves_on(seen: Seen, memory: Memory) -> str | None:
+    """The data order goes forward by one batch a step."""
+    if seen.cursor == memory.cursor:
+        return None
+    return (f"step {seen.step} reads from window {seen.cursor} of the data order; the step before ended at "
+            f"{memory.cursor}")
+
+
+RULES: tuple[tuple[str, str, Rule], ...] = (
+    ("INV-FINITE", "loss and gradient norm are finite", finite),
+    ("INV-LOSS", "loss is above 0 and not repeated bit for bit", loss_is_measured),
+    ("INV-GRADIENT", "every parameter has a gradient that is not exactly zero", every_parameter_has_a_gradient),
+    ("INV-CLIP", f"norm after clipping = min(norm, {CLIP:g})", clipped_as_declared),
+    ("INV-RATE", "the rate used is the rate declared", rate_as_declared),
+    ("INV-BATCH", "no batch comes twice in an epoch of the data", batch_is_new),
+    ("INV-CURSOR", "the data order goes forward", cursor_moves_on),
+)
+
+
+def broken(seen: Seen, memory: Memory) -> tuple[str, str] | None:
+    """Return the first broken rule's id and sentence."""
+    for id, _, rule in RULES:
+        sentence = rule(seen, memory)
+        if sentence is not None:
+            return id, sentence
+    return None
+
+
+def remember(seen: Seen, memory: Memory) -> None:
+    """Take a sound step into memory."""
+    if seen.data_epoch != memory.data_epoch:
+        memory.hashes, memory.data_epoch = set(), seen.data_epoch
+    memory.hashes.add(seen.batch_hash)
+    memory.last = (seen.measured.loss, seen.measured.grad_norm)
+    memory.cursor = seen.cursor + seen.plan.batch
+
+
+def not_finite(names: Sequence[str], step: int) -> str | None:
+    """The census of the weights."""
+    if not names:
+        return None
+    return f"after step {step}, {len(names)} parameters hold NaN or Inf, {names[0]} first"
+
+
+def schedule_notes(plan: Plan) -> tuple[str, ...]:
+    """Say where a schedule does not fit its run."""
+    last = learning_rate(plan, plan.steps - 1)
+    if plan.steps > 1 and last > LR_LEFT * plan.lr:
+        return (f"the learning rate ends at {last:.3g}, {last / plan.lr:.0%} of its peak: the schedule is made for a "
+                "longer run",)
+    return ()

@@ -1,0 +1,147 @@
+"""Write and read a run's folder: one flushed JSON line for each step, and documents that are whole or the old ones.
+
+    run.json     plan, device, versions, command, status           train.jsonl  one line a step
+    val.jsonl    one line a validation                             grads.jsonl  one line every grads_every steps
+    gpu.jsonl    NVML samples, where there is a GPU                gates.json   the gates, with verdicts
+A line that was cut by a kill is not a record: readers stop before it, a resume drops it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from core.errors import FileError, OutputError
+from core.jsontext import from_json, number, to_json
+from core.train_records import Gate, GradRow, Grads, Step, Validation
+
+RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
+SUPERSEDED = "train.superseded.jsonl"
+SCHEMA = "apr-tui-train/1"
+T = TypeVar("T", Step, Validation)
+
+
+class Lines:
+    """An open .jsonl file; each record reaches the operating system before write returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def write(self, record: object) -> None:
+        """Append one record; OutputError."""
+        try:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write(to_json(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self._path} could not be written: {error.strerror}. The steps before are kept; "
+                              f"free some space and go on with --resume --out {self._path.parent}.") from error
+
+    def close(self) -> None:
+        """Close it."""
+        if self._file is not None:
+            self._file.close()
+
+
+def write_document(path: Path, value: object) -> None:
+    """Write a JSON document, whole or not at all; OutputError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
+
+
+def read_document(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
+    """Read a JSON document; FileError."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} could not be read: {error}. Give the folder of a training run.") from error
+
+
+class Tail:
+    """Read a growing .jsonl file: each call returns the whole lines that are new since the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def read(self) -> tuple[list[Any], bool]:
+        """Return new documents, and whether the file began anew (a resume rewrote it); FileError for a damaged line."""
+        try:
+            with self._path.open("rb") as file:
+                began_anew = os.fstat(file.fileno()).st_size < self._at
+                self._at = 0 if began_anew else self._at
+                file.seek(self._at)
+                raw = file.read()
+        except FileNotFoundError:
+            return [], False
+        except OSError as error:
+            raise FileError(f"{self._path} could not be read: {error.strerror}.") from error
+        end = raw.rfind(b"\n") + 1
+        self._at += end
+        try:
+            return [json.loads(line) for line in raw[:end].splitlines()], began_anew
+        except ValueError as error:
+            raise FileError(f"{self._path} has a line that is not JSON: {error}. The run's log is damaged.") from error
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read every whole line of a .jsonl file; none where there is no file."""
+    return Tail(path).read()[0]
+
+
+def rewind(run: Path, steps_done: int) -> int:
+    """Cut the logs of a run back to so many steps for a resume; what is cut stays in train.superseded.jsonl.
+
+    Returns how many steps were cut: they are trained again from the checkpoint, on the same batches.
+    """
+    cut = [row for row in read_lines(run / TRAIN) if row["step"] >= steps_done]
+    if cut:
+        _write_lines(run / SUPERSEDED, [*read_lines(run / SUPERSEDED), *cut])
+    limits = ((TRAIN, "step", steps_done - 1), (GRADS, "step", steps_done - 1), (VAL, "steps_done", steps_done))
+    for name, key, last in limits:
+        if (run / name).is_file():
+            _write_lines(run / name, [row for row in read_lines(run / name) if row[key] <= last])
+    return len(cut)
+
+
+def read_record(kind: type[T], row: Mapping[str, Any]) -> T:
+    """Read a Step or Validation back; FileError where it is none."""
+    try:
+        values: dict[str, Any] = {
+            f.name: row[f.name] if f.type in ("str", "int") else number(row[f.name]) for f in fields(kind)}
+    except (KeyError, ValueError) as error:
+        raise FileError(f"a line of the run's log is no {kind.__name__}: {error}.") from error
+    return kind(**values)
+
+
+def read_grads(row: Mapping[str, Any]) -> Grads:
+    """Read a gradient table back."""
+    rows = tuple(GradRow(**{f.name: r[f.name] for f in fields(GradRow)}) for r in row["rows"])
+    return Grads(row["step"], rows, {name: (v[0], v[1], v[2]) for name, v in row["parameters"].items()})
+
+
+def read_gates(run: Path) -> tuple[Gate, ...]:
+    """Read gates.json; none where it is not written yet."""
+    if not (run / GATES).is_file():
+        return ()
+    return tuple(Gate(**{f.name: row[f.name] for f in fields(Gate)}) for row in read_document(run / GATES)["gates"])
+
+
+def _write_lines(path: Path, rows: Iterable[object]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error

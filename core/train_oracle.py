@@ -1,0 +1,103 @@
+"""Hold the gradients of the first step against float64, and float64's backward against its own finite differences.
+
+The first column tells rounding (bf16, a bad kernel); the second tells a wrong backward, which float64 would repeat: a
+directional derivative, (L(w + h d) - L(w - h d)) / 2h, knows nothing of autograd.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.train_log import write_document
+from core.train_loop import Trainer
+from core.train_model import Decoder, layer_of
+from core.train_records import TrainEvent
+
+ORACLE = "oracle.json"
+STEP_H = 1e-4          # relative to the weight's norm: the error of a central difference is h^2
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}   # relative L2 of a gradient: sums over a batch in that type
+SLOPE_TOLERANCE = 1e-3  # relative, of a central difference in float64 at STEP_H
+SLOPE_FLOOR = 1e-9     # of a slope beside which rounding of the loss itself (1e-16 / h) still counts
+
+
+@dataclass(frozen=True, slots=True)
+class OracleCell:
+    """One parameter. error: |g - g64| / |g64| (L2). slope_error: of float64's gradient, along one direction."""
+
+    name: str
+    layer: int | None
+    error: float
+    cosine: float
+    slope_error: float
+    holds: bool
+
+
+def write_oracle(trainer: Trainer) -> list[OracleCell]:
+    """Write oracle.json and tell the worst place."""
+    trainer.emit(TrainEvent("phase", "comparing the first step's gradients with float64"))
+    model = trainer.stepper.model
+    assert isinstance(model, Decoder)
+    batch = trainer.rows(trainer.order.batch(trainer.memory.cursor, trainer.plan.batch))
+    with trainer.stepper.autocast():
+        loss = trainer.stepper.run(batch[:, :-1], batch[:, 1:])
+    torch.autograd.backward(loss)
+    found = {name: weight.grad.detach().clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    trainer.stepper.optimizer.zero_grad(set_to_none=True)
+    kind = "bfloat16" if trainer.stepper.device.type == "cuda" else "float32"
+    cells = oracle_cells(model, batch, found, TOLERANCES[kind])
+    if trainer.world.is_first:
+        write_document(trainer.out / ORACLE, {"compute": kind, "tolerance": TOLERANCES[kind],
+                                              "slope_tolerance": SLOPE_TOLERANCE, "cells": cells})
+    worst = max(cells, key=lambda cell: (not cell.holds, cell.error))
+    trainer.emit(TrainEvent("note", oracle_sentence(cells, worst)))
+    return cells
+
+
+def oracle_cells(model: Decoder, batch: Tensor, found: dict[str, Tensor], tolerance: float) -> list[OracleCell]:
+    """Compare each parameter's gradient; the model is copied to float64 and left alone."""
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad(set_to_none=True)
+    loss = exact(batch[:, :-1], batch[:, 1:])
+    torch.autograd.backward(loss)
+    return [_cell(exact, batch, name, weight, found.get(name), tolerance) for name, weight in exact.named_parameters()]
+
+
+def oracle_sentence(cells: list[OracleCell], worst: OracleCell) -> str:
+    """Say in a sentence what the oracle found."""
+    bad = [cell for cell in cells if not cell.holds]
+    if not bad:
+        return f"oracle: all {len(cells)} gradients hold; the largest error is {worst.error:.2g}, of {worst.name}"
+    return (f"oracle: {len(bad)} of {len(cells)} gradients differ, first {bad[0].name}: error {bad[0].error:.2g} "
+            f"against float64, {bad[0].slope_error:.2g} against finite differences")
+
+
+def _cell(
+    exact: Decoder, batch: Tensor, name: str, weight: torch.nn.Parameter, found: Tensor | None, tolerance: float,
+) -> OracleCell:
+    wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    grad = torch.zeros_like(wanted) if found is None else found.double()
+    size = float(wanted.norm())
+    error = float((grad - wanted).norm()) / size if size else float(found is not None and float(grad.norm()) > 0)
+    cosine = float((grad * wanted).sum() / (grad.norm() * wanted.norm())) if size and float(grad.norm()) else 0.0
+    slope = _slope_error(exact, batch, weight, wanted, size)
+    return OracleCell(name, layer_of(name), error, cosine, slope, error <= tolerance and slope <= SLOPE_TOLERANCE)
+
+
+@torch.no_grad()
+def _slope_error(exact: Decoder, batch: Tensor, weight: torch.nn.Parameter, grad: Tensor, size: float) -> float:
+    """Walk along a seeded direction, half of it the gradient's own; compare the slope with <gradient, direction>."""
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight.device)
+    direction = noise / noise.norm() + (grad / size if size else 0)
+    h = STEP_H * max(float(weight.norm()), 1e-3)
+    old = weight.detach().clone()
+    losses = []
+    for sign in (1, -1):
+        weight.copy_(old + sign * h * direction)
+        losses.append(float(exact(batch[:, :-1], batch[:, 1:])))
+    weight.copy_(old)
+    slope, wanted = (losses[0] - losses[1]) / (2 * h), float((grad * direction).sum())
+    return abs(slope - wanted) / max(abs(slope), abs(wanted), SLOPE_FLOOR)

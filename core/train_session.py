@@ -1,0 +1,199 @@
+"""Bring a prepared run to its end: build the model, probe it, train it, judge it. The steps themselves: train_loop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.errors import Cancelled, DeviceError, OutputError
+from core.reader import open_model
+from core.telemetry import GpuSampler
+from core.train_checkpoint import State, checkpoints, read_checkpoint
+from core.train_config import VAL_WINDOWS, Plan
+from core.train_corpus import Corpus
+from core.train_gates import Facts, judge
+from core.train_invariants import RULES, schedule_notes
+from core.train_log import GATES, RUN, TRAIN, VAL, read_lines, read_record, write_document
+from core.train_loop import Trainer, facts_of_residency
+from core.train_model import Decoder, load_decoder, make_decoder
+from core.train_probes import GOLDEN_TOLERANCE, PROBES, golden_difference
+from core.train_records import (
+    ABORTED,
+    FAIL,
+    NOT_MEASURED,
+    PASS,
+    Gate,
+    Step,
+    TrainEmit,
+    TrainEvent,
+    TrainResult,
+    Validation,
+)
+from core.train_run import Ready, first_document, next_document, read_corpus
+from core.train_shards import held_out, make_order
+from core.train_step import Stepper, make_optimizer
+from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
+
+
+def run_training(ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled: Callable[[], bool]) -> TrainResult:
+    """Train what is ready; corpus None: the first process opens it, the others after it."""
+    if ready.options.threads is not None:
+        torch.set_num_threads(ready.options.threads)
+    world = join(ready.device, ready.plan)
+    try:
+        if corpus is None:
+            corpus = read_corpus(ready, emit, cancelled) if world.is_first else None
+            world.wait()
+            corpus = corpus or read_corpus(ready, emit, cancelled)
+        return _train(ready, corpus, world, emit, cancelled)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"{world.device} ran out of memory with {ready.plan.batch} x {ready.plan.seq} tokens a step "
+                          f"on {world.size} process(es). Give a smaller --batch or --seq.") from error
+    finally:
+        leave(world)
+
+
+def _train(ready: Ready, corpus: Corpus, world: World, emit: TrainEmit, cancelled: Callable[[], bool]) -> TrainResult:
+    plan = ready.plan
+    order, windows = make_order(corpus.shards, plan.seq, plan.seed), held_out(corpus.shards, plan.seq, VAL_WINDOWS)
+    windows = windows[: len(windows) // world.size * world.size]  # each process the same number
+    emit(TrainEvent("phase", "building the model"))
+    model = _model(plan).to(world.device)
+    parallel, parallel_reason = choose_parallel(ready.options.parallel, plan, world)
+    is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
+    facts = {
+        "device_name": _device_name(world), "processes": world.size, "parallel": f"{parallel}: {parallel_reason}",
+        "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
+    for name in ("parallel", "compile"):
+        emit(TrainEvent("note", f"{name}: {facts[name]}"))
+    saved = _newest(ready)
+    probes = _probe(model, plan, world, emit) if saved is None else {}
+    stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
+                      world.sum_up if world.size > 1 else None, world.size)
+    trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
+                      cancelled)
+    if saved is not None:
+        trainer.restore(saved)
+    document: dict[str, Any] = {}
+    if world.is_first:
+        document = _open_run(ready, corpus, facts, trainer)
+    world.wait()
+    if ready.run is not None:
+        trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
+        trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
+    if cancelled() and world.size == 1 and not trainer.steps_done:
+        raise Cancelled("stopped before step 0; nothing was trained")
+    return _finish(ready, trainer, document, probes)
+
+
+def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> TrainResult:
+    """Train unless a probe failed; judge; write gates.json and run.json."""
+    failed = next(((id, sentence) for id, sentence in probes.items() if sentence), None)
+    if trainer.sampler is not None:
+        trainer.sampler.start()
+    try:
+        if failed is not None:
+            trainer.broken = failed
+            status, sentence = ABORTED, f"{failed[0]}: {failed[1]}"
+        else:
+            if ready.options.oracle and not trainer.steps_done:
+                from core.train_oracle import write_oracle
+
+                write_oracle(trainer)
+            trainer.emit(TrainEvent("phase", "training"))
+            status, sentence = trainer.run()
+    finally:
+        if trainer.sampler is not None:
+            trainer.sampler.stop()
+    gates = _judge(ready, trainer, document, probes) if trainer.world.is_first else ()
+    if trainer.world.is_first:
+        write_document(trainer.out / GATES, {"gates": gates})
+        write_document(trainer.out / RUN, document | {"status": status, "sentence": sentence})
+    kept = checkpoints(trainer.out)
+    trainer.emit(TrainEvent("gates", gates=gates))
+    trainer.emit(TrainEvent("status", f"{status}: {sentence}"))
+    return TrainResult(
+        status, sentence, trainer.out, trainer.steps_done, trainer.steps[-1].train_loss if trainer.steps else None,
+        trainer.validations[-1].val_loss if trainer.validations else None, gates, kept[-1][1] if kept else None)
+
+
+def _judge(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> tuple[Gate, ...]:
+    residency = facts_of_residency(trainer, trainer.world.device.index or 0)
+    document["residency"] = residency
+    if residency.get("used_memory_mib"):
+        rows = ("pid, process_name, used_gpu_memory [MiB]",
+                f"{residency['pid']}, {sys.executable}, {residency['used_memory_mib']:.0f} MiB")
+        (trainer.out / "nvidia-smi.csv").write_text("\n".join(rows) + "\n")
+    trainer.emit(TrainEvent("phase", "golden run on the CPU"))
+    difference = golden_difference()
+    document["golden_difference"] = difference
+    facts = Facts(ready.plan, str(trainer.world.device), ready.options.device, document["device_name"], trainer.steps,
+                  trainer.validations, trainer.broken, residency, difference, GOLDEN_TOLERANCE, ready.options.budget_ms)
+    rules = [(id, rule) for id, rule, _ in PROBES] + [(id, rule) for id, rule, _ in RULES]
+    rules.append(("INV-CENSUS", "no weight of a checkpoint is NaN or Inf"))
+    rows_ = [_invariant(id, rule, trainer, probes) for id, rule in rules]
+    return (*judge(facts), *rows_)
+
+
+def _invariant(id: str, rule: str, trainer: Trainer, probes: dict[str, str | None]) -> Gate:
+    if trainer.broken is not None and trainer.broken[0] == id:
+        return Gate(id, rule, trainer.broken[1], FAIL, TRAIN)
+    if id in probes:
+        return Gate(id, rule, "tried before step 0", PASS, RUN)
+    looked = bool(trainer.steps) and not id.startswith("PROBE")
+    measured = f"{len(trainer.steps)} steps" if looked else "not looked at"
+    return Gate(id, rule, measured, PASS if looked else NOT_MEASURED, TRAIN)
+
+
+def _model(plan: Plan) -> Decoder:
+    if plan.init is not None:
+        return load_decoder(open_model(Path(plan.init)), plan.arch)
+    return make_decoder(plan.arch, plan.seed)
+
+
+def _probe(model: Decoder, plan: Plan, world: World, emit: TrainEmit) -> dict[str, str | None]:
+    """Run the probes on the model before it is wrapped."""
+    emit(TrainEvent("phase", "probing the model before step 0"))
+    stepper = Stepper(model, model, make_optimizer(model), world.device)
+    return {id: probe(stepper, plan.arch, plan.seed) for id, _, probe in PROBES}
+
+
+def _newest(ready: Ready) -> State | None:
+    """The newest checkpoint of a run that goes on; None before the first."""
+    kept = checkpoints(ready.options.out) if ready.run is not None else []
+    return read_checkpoint(kept[-1][1]) if kept else None
+
+
+def _open_run(ready: Ready, corpus: Corpus, facts: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """Make the folder, write run.json, and take up the logs of a run that goes on."""
+    out = ready.options.out
+    if ready.run is None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out} could not be made: {error.strerror}. Give another --out.") from error
+        document = first_document(ready, corpus, facts)
+    else:
+        document = next_document(ready, corpus, facts, trainer.steps_done)
+    for note in schedule_notes(ready.plan):
+        trainer.emit(TrainEvent("note", note))
+    write_document(out / RUN, document)
+    return document
+
+
+def _sampler(world: World) -> GpuSampler | None:
+    if world.device.type != "cuda" or not world.is_first:
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(world.device), "uuid", None)
+    return GpuSampler(world.device.index or 0, None if uuid is None else f"GPU-{uuid}")
+
+
+def _device_name(world: World) -> str:
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return f"cpu ({os.cpu_count()} cores)"

@@ -1,0 +1,89 @@
+"""Read a training run's folder while another process writes it, without a lock or torch. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import FileError
+from core.train_log import GPU, GRADS, RUN, TRAIN, VAL, Tail, read_document, read_gates, read_grads, read_record
+from core.train_records import RUNNING, Grads, RunView, Step, Validation
+
+CHECKPOINTS = "ckpt"
+
+
+class RunReader:
+    """A run that is followed: each view reads only what is new in its logs."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._tails = {name: Tail(out / name) for name in (TRAIN, VAL, GRADS, GPU)}
+        self._steps: list[Step] = []
+        self._validations: list[Validation] = []
+        self._grads: Grads | None = None
+        self._gpu: Mapping[str, Any] | None = None
+
+    def view(self) -> RunView:
+        """Return the run as it is now; FileError where the folder is none."""
+        if not (self.out / RUN).is_file():
+            raise FileError(f"{self.out} has no {RUN}; it is not the folder of a training run.")
+        run = read_document(self.out / RUN)
+        if not isinstance(run, dict) or "status" not in run:
+            raise FileError(f"{self.out / RUN} is no training run. Give the folder of one.")
+        self._read()
+        return RunView(
+            self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations), self._grads,
+            read_gates(self.out), self._gpu, _newest_checkpoint(self.out), self._age(), _is_alive(run))
+
+    def _read(self) -> None:
+        rows, began_anew = self._tails[TRAIN].read()
+        if began_anew:
+            self._steps.clear()
+        self._steps += [read_record(Step, row) for row in rows]
+        rows, began_anew = self._tails[VAL].read()
+        if began_anew:
+            self._validations.clear()
+        self._validations += [read_record(Validation, row) for row in rows]
+        for row in self._tails[GRADS].read()[0][-1:]:
+            self._grads = read_grads(row)
+        for row in self._tails[GPU].read()[0][-1:]:
+            self._gpu = row
+
+    def _age(self) -> float | None:
+        """Seconds since the newest step reached the log."""
+        if not self._steps:
+            return None
+        try:
+            return max(0.0, time.time() - (self.out / TRAIN).stat().st_mtime)
+        except OSError:
+            return None
+
+
+def open_run(folder: Path) -> RunView:
+    """Read a run's folder once; RunReader follows one."""
+    return RunReader(folder).view()
+
+
+def _newest_checkpoint(out: Path) -> Path | None:
+    folder = out / CHECKPOINTS
+    names = sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+    return max(names, key=lambda p: (len(p.name), p.name), default=None)
+
+
+def _is_alive(run: Mapping[str, Any]) -> bool | None:
+    """Whether the run's process is there; None where another machine wrote it, False once it has ended."""
+    if run["status"] != RUNNING:
+        return False
+    if run.get("host") != platform.node() or not isinstance(run.get("pid"), int):
+        return None
+    try:
+        os.kill(run["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,186 @@
+"""The compiled products against float64, on every fused type and odd shapes, and their bits under other company."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from core import matmul
+from core.decode import decode_weight
+from core.errors import Cancelled
+from core.kernels import library as kernel_library
+from core.kernels.fused import multiply_fused
+from core.kernels.levels import usable_levels
+from core.kernels.library import FUSED, Absent, Library, library, load
+from core.model_file import Weight
+from core.quants import QUANTS, tensor_bytes
+
+SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
+FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
+LEVELS = [v.name for v in usable_levels()]
+
+
+def random_weight(quant: str, rows: int, cols: int, seed: int = 0) -> Weight:
+    """Random finite weights of a type; a padded row has random values beyond cols."""
+    rng, row = np.random.default_rng(seed), QUANTS[quant]
+    raw = rng.integers(0, 256, tensor_bytes(row, (rows, cols)), dtype=np.uint8)
+    if quant in SCALES:
+        blocks = raw.reshape(-1, row.block_bytes)
+        for at in SCALES[quant]:
+            blocks[:, at:at + 2] = (rng.random((len(blocks), 1)) + 0.1).astype("<f2").view(np.uint8)
+    else:
+        values = rng.standard_normal((rows, cols)).astype(np.float32)
+        kinds = {"F32": values, "F16": values.astype("<f2"), "BF16": (values.view(np.uint32) >> 16).astype("<u2")}
+        raw = kinds[quant].reshape(-1).view(np.uint8).copy()
+    return Weight(quant.lower(), quant, (rows, cols), raw)
+
+
+@functools.cache
+def kernels(level: str = "") -> Library:
+    """The kernels of a level (the chosen one where it is not named); skips where there is no compiler."""
+    chosen = library()
+    if isinstance(chosen, Absent):
+        pytest.skip(f"no compiled kernels: {chosen.reason}")
+    return load(next(v for v in usable_levels() if v.name == level), "for a test") if level else chosen
+
+
+def product(weight: Weight, x: torch.Tensor, level: str = "") -> torch.Tensor:
+    return multiply_fused(kernels(level), weight, x, lambda: None)
+
+
+def random_x(tokens: int, cols: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+
+
+@pytest.mark.parametrize("quant", FUSED)
+@pytest.mark.parametrize(("rows", "cols", "tokens"), [
+    (1, 256, 1), (3, 512, 2), (37, 1792, 7), (65, 3584, 6), (33, 256, 32), (18, 768, 128), (5, 256, 512)])
+def test_a_product_is_float64_s_within_float32_rounding(quant: str, rows: int, cols: int, tokens: int) -> None:
+    weight, x = random_weight(quant, rows, cols), random_x(tokens, cols)
+    want = x.double() @ decode_weight(weight).double().T
+    nmse = float(((product(weight, x) - want) ** 2).sum() / (want**2).sum())
+    assert nmse <= FLOAT32_NMSE, f"{quant} {rows} x {cols} x {tokens}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
+
+
+@pytest.mark.parametrize("quant", FUSED)
+@pytest.mark.parametrize("cols", [1, 31, 40, 300, 1537])
+def test_a_padded_row_s_tail_does_not_count(quant: str, cols: int) -> None:
+    weight, x = random_weight(quant, 9, cols), random_x(5, cols)
+    want = x.double() @ decode_weight(weight).double().T
+    nmse = float(((product(weight, x) - want) ** 2).sum() / (want**2).sum())
+    assert nmse <= FLOAT32_NMSE, f"{quant} with {cols} columns: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
+
+
+@pytest.mark.parametrize("quant", FUSED)
+def test_a_token_s_bits_do_not_depend_on_its_company_or_the_threads(quant: str) -> None:
+    weight, x = random_weight(quant, 77, 2048), random_x(40, 2048)
+    usual = torch.get_num_threads()
+    together = product(weight, x)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for first, last in ((0, 1), (3, 5), (1, 8), (7, 40), (0, 40)):
+                assert same_bits(product(weight, x[first:last]), together[first:last]), (threads, first, last)
+    finally:
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("quant", FUSED)
+def test_a_row_s_bits_do_not_depend_on_its_place(quant: str) -> None:
+    weight, x = random_weight(quant, 45, 512), random_x(3, 512)
+    size, together = len(weight.data) // 45, product(weight, x)
+    for row in (0, 1, 31, 32, 44):
+        alone = Weight("row", quant, (1, 512), weight.data[row * size:(row + 1) * size])
+        assert same_bits(product(alone, x)[:, 0], together[:, row]), row
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("quant", FUSED)
+def test_every_level_of_this_processor_agrees(quant: str, level: str) -> None:
+    weight, x = random_weight(quant, 21, 1792), random_x(7, 1792)
+    want = x.double() @ decode_weight(weight).double().T
+    nmse = float(((product(weight, x, level) - want) ** 2).sum() / (want**2).sum())
+    assert nmse <= FLOAT32_NMSE, f"{quant} on {level}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
+
+
+@pytest.mark.parametrize("quant", SCALES)
+@pytest.mark.parametrize(("half", "kind"), [(0x7C00, "inf"), (0xFC00, "-inf"), (0x7E01, "nan")])
+def test_a_scale_that_is_not_finite_shows_in_its_row_only(quant: str, half: int, kind: str) -> None:
+    weight, x = random_weight(quant, 5, 512), random_x(8, 512)
+    weight.data.reshape(5, -1)[2, SCALES[quant][0]:SCALES[quant][0] + 2] = np.array([half], "<u2").view(np.uint8)
+    finite = torch.isfinite(product(weight, x)).all(0)
+    assert finite.tolist() == [True, True, False, True, True], kind
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_an_activation_that_is_not_finite_shows_in_its_token_only(bad: float) -> None:
+    weight, x = random_weight("Q4_K", 40, 512), random_x(9, 512)
+    x[4, 300] = bad
+    out = product(weight, x)
+    want = x[4] @ decode_weight(weight).T
+    assert torch.isfinite(out).all(1).tolist() == [t != 4 for t in range(9)]
+    assert torch.equal(torch.nan_to_num(out[4]), torch.nan_to_num(want)), (out[4], want)
+
+
+def test_lanes_share_one_call_and_keep_their_own_compute() -> None:
+    weight, x = random_weight("Q6_K", 30, 512), random_x(4, 512)
+    asks = [(x, "f32"), (x[:1], "f32"), (x, "q8"), (x.double(), "f32"), (x, "bf16")]
+    together = matmul.multiply(weight, asks, lambda: None)
+    for got, (value, compute) in zip(together, asks, strict=True):
+        alone = matmul.multiply(weight, [(value, compute)], lambda: None)[0]
+        assert got.dtype == value.dtype and torch.equal(got, alone), compute
+    want = x.double() @ decode_weight(weight).double().T
+    assert torch.equal(together[3], want)
+    assert 1e-6 < float((together[2] - want).norm() / want.norm()) < 1e-1, "q8 rounds its activations"
+
+
+def test_a_run_is_cancelled_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.kernels.fused.CALL_MACS", 64 * 256)
+    asked = []
+
+    def cancelled() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise Cancelled("the run was cancelled")
+
+    with pytest.raises(Cancelled):
+        multiply_fused(kernels(), random_weight("Q8_0", 500, 256), random_x(1, 256), cancelled)
+
+
+def test_without_a_compiler_the_reason_is_said_and_weights_are_decoded(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    fresh = functools.cache(library.__wrapped__)
+    monkeypatch.setattr(matmul, "library", fresh)
+    assert not kernel_library.must_compile()
+    said = matmul.kernel_path("f32", torch.device("cpu"))
+    assert said.startswith("decode-then-multiply") and "no C++ compiler was found" in said
+    weight, x = random_weight("Q4_K", 6, 256), random_x(2, 256)
+    assert torch.equal(matmul.multiply(weight, [(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    fake = tmp_path / "bad-c++"
+    fake.write_text("#!/bin/sh\necho 'out of luck' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(fake))
+    said = library.__wrapped__()
+    assert isinstance(said, Absent) and "out of luck" in said.reason
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APR_TUI_KERNEL", "decode")
+    assert isinstance(library.__wrapped__(), Absent)
+    monkeypatch.setenv("APR_TUI_KERNEL", "of the moon")
+    said = library.__wrapped__()
+    assert isinstance(said, Absent) and LEVELS[-1] in said.reason
