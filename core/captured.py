@@ -1,7 +1,7 @@
-"""Values of a source that cannot be run again here (another engine, a bundle), beside a live forward. It judges nothing.
+"""Measure values of a source that is not run again here (another engine, a bundle) beside a live forward. No verdicts.
 
-A capture comes with a Side: the model file at the compute that the source declares, which is what float64 judges it by and
-what measures its floor. Stages that it lacks are absent: no cell, and a replay goes on with the recomputed value.
+A capture comes with a Side: the model file at the compute that the source declares, which is what float64 judges it by
+and what measures its floor. Stages that it lacks are absent: no cell, and a replay goes on with the recomputed value.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from core.verdict import Difference
 
 Values = Mapping[Place, Any]
 TURNED = ("q_rope", "k_rope")
-F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32, ours are float64 (measured: 7e-6 at position 400)
+F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32 and ours are float64; measured 7e-6 at 400
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A source's values, and its model at the compute it declares. borrowed: the weights are those of the other side."""
+    """A source's values, and its model at the compute it declares. borrowed: the weights are the other side's."""
 
     side: Side
     values: Values
@@ -79,8 +79,8 @@ def run_beside(
 ) -> Pair:
     """Measure B against A where a side is a capture (its values) and the other the live forward (None).
 
-    The floor is measured on the live forward, with noise of that unit. A capture has no statistics in the Pair, and both
-    logits are the live forward's.
+    The floor is measured on the live forward, with noise of that unit. A capture has no statistics in the Pair, and
+    both logits are the live forward's.
     """
     now: dict[Place, Tensor] = {}
     cells: dict[Place, Difference] = {}
@@ -150,5 +150,5 @@ def unit_of(*sides: Side) -> float:
 
 
 def is_whole(values: Values, n_layer: int) -> bool:
-    """Say whether a capture shows every layer's end and the logits, so that each stage is judged by itself or in a span."""
+    """Say whether a capture shows every layer's end and the logits: then each stage is judged, alone or in a span."""
     return (None, "logits") in values and all((layer, "output") in values for layer in range(n_layer))

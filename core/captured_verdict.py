@@ -1,7 +1,7 @@
 """Judge B against A where a side is a capture: another engine's values, or a bundle's. The rules are compare.py's.
 
-What differs from two live sides: a capture cannot be re-run as the other declares, so our forward at its declared compute
-must give its values instead; or each of its stages is what float64 makes of its own inputs, from end to end.
+What differs from two live sides: a capture cannot be re-run as the other declares, so our forward at its declared
+compute must give its values; or each of its stages is what float64 makes of its own inputs, from end to end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Errors = Mapping[Place, LocalError]
 
 @dataclass(frozen=True, slots=True)
 class _Reproduced:
-    """What our forward at a capture's declared compute makes of its values: how far at the first place, and what is left."""
+    """How far our forward at a capture's declared compute is from it: at the first place, and the first not reproduced."""
 
     compute: str
     at_first: float | None
@@ -38,7 +38,7 @@ class _Reproduced:
 
 
 def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
-    """Judge B against A; a live side is run, a capture's values stand. Its trace is complete, a live one's is filled in."""
+    """Judge B against A: a live side is run and its trace filled in, a capture's values and trace stand."""
     done = Comparison("", (), trace_a, trace_b, ask.scope)
     blocks = _blocks(a, b, done)
     if blocks:
@@ -84,7 +84,7 @@ def _blocks(a: Party, b: Party, done: Comparison) -> list[str]:
 
 
 def _explain(a: Party, b: Party, done: Comparison, first: Place, ask: Question) -> Comparison:
-    """A cell differs: find the side that float64 finds wrong, else what the files differ in, else the declared choice."""
+    """A cell differs: find the side that float64 finds wrong, else what the files differ in, else the choice."""
     cell = done.cells[first]
     done = replace(done, first=first, token=cell.token, channel=cell.channel, measured=cell.rel_l2, floor=cell.floor)
     left, right = side_of(a), side_of(b)
@@ -110,8 +110,8 @@ def _replay(party: Party, ids: list[int], ask: Question) -> Errors:
 def _lent_weights(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]], name: str) -> Comparison:
     place, error = wrong[name]
     return replace(done, verdict="INCONCLUSIVE", reasons=(
-        f"{place_text(place)} of {name} is not what the other side's weights make of its own inputs (NMSE {error.nmse:.2g}); "
-        f"the weights of {name} itself are not read here",
+        f"{place_text(place)} of {name} is not what the other side's weights make of its own inputs "
+        f"(NMSE {error.nmse:.2g}); the weights of {name} itself are not read here",
         f"convert the folder of {name} to GGUF and compare that file"))
 
 
@@ -119,8 +119,7 @@ def _choice(
     a: Party, b: Party, done: Comparison, weights: list[WeightDiff], errors: Mapping[str, Errors], ask: Question
 ) -> Comparison:
     """H3 where a declared choice gives the capture's values, or every stage of every capture is right by itself."""
-    said = [f"{name} {x} in A, {y} in B" for name in CHOICES
-            if (x := getattr(done.a.facts, name)) != (y := getattr(done.b.facts, name))]
+    said = _declared(done.a, done.b)
     captures = {n: p for n, p in (("A", a), ("B", b)) if isinstance(p, Capture)}
     right = tuple(_right(n, p, errors[n]) for n, p in captures.items())
     named = (name_weights(weights),) if weights else ()
@@ -129,12 +128,19 @@ def _choice(
     runs = {n: _reproduce(p, done, ask) for n, p in captures.items()}
     again = tuple(_again(n, run, done) for n, run in runs.items())
     whole = all(is_whole(p.values, p.side.model.arch.n_layer) for p in captures.values())
+    declared = "declared: " + "; ".join(said or ["other types of weight"])
     if not said and not weights:
         return replace(done, verdict="H2", reasons=("everything declared is alike, yet the values differ", *right))
     if whole or all(run.left is None for run in runs.values()):
-        return replace(done, verdict="H3", reasons=("declared: " + "; ".join(said or ["other types of weight"]), *again, *right, *more))
+        return replace(done, verdict="H3", reasons=(declared, *again, *right, *more))
     return replace(done, verdict="INCONCLUSIVE", reasons=(
-        "declared: " + "; ".join(said or ["other types of weight"]), *again, *right, "a capture lacks stages, so that a bug may hide in what is not shown"))
+        declared, *again, *right, "a capture lacks stages, so that a bug may hide in what is not shown"))
+
+
+def _declared(a: Trace, b: Trace) -> list[str]:
+    """The facts that two traces do not share, among those that change values."""
+    pairs = [(name, getattr(a.facts, name), getattr(b.facts, name)) for name in CHOICES]
+    return [f"{name} {x} in A, {y} in B" for name, x, y in pairs if x != y]
 
 
 def _reproduce(capture: Capture, done: Comparison, ask: Question) -> _Reproduced:
@@ -151,14 +157,14 @@ def _reproduce(capture: Capture, done: Comparison, ask: Question) -> _Reproduced
 def _again(name: str, run: _Reproduced, done: Comparison) -> str:
     assert done.first is not None
     near = "" if run.at_first is None else (
-        f"; at {place_text(done.first)} it is {run.at_first:.2g} away, where A and B are {done.measured or 0:.2g} apart")
+        f"; at {place_text(done.first)} it is {run.at_first:.2g} away, A and B are {done.measured or 0:.2g} apart")
     if run.left is None:
         return f"our forward at compute {run.compute} gives the values of {name} within the floor{near}"
-    return (f"our forward at compute {run.compute} leaves {place_text(run.left)} of {name} {run.multiple:.0f} x its floor away: "
-            f"rounding in another order, grown through the layers{near}")
+    return (f"our forward at compute {run.compute} leaves {place_text(run.left)} of {name} {run.multiple:.0f} x its "
+            f"floor away: rounding in another order, grown through the layers{near}")
 
 
 def _right(name: str, capture: Capture, errors: Errors) -> str:
     far = max((e.declared for e in errors.values() if e.declared is not None), default=0.0)
-    return (f"each of {len(errors)} stages of {name} is what float64 makes of its own inputs, within its compute; and what "
-            f"compute {capture.side.compute} makes of them, to {far:.1e}")
+    return (f"each of {len(errors)} stages of {name} is what float64 makes of its own inputs, within its compute; and "
+            f"what compute {capture.side.compute} makes of them, to {far:.1e}")

@@ -5,9 +5,10 @@ The door (session.py) calls it. Measuring is in captured.py and replay.py, the v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core import session
 from core.arch import read_arch
@@ -19,6 +20,11 @@ from core.stages import Place, place_order
 from core.tokenizer import open_tokenizer
 from core.trace import Emit, Event, IsCancelled, Token, Trace
 from core.verdict import Check, Comparison, LocalError
+
+if TYPE_CHECKING:
+    from core.captured import Capture
+    from core.compare import Question
+    from core.run import Side
 
 TextOf = Callable[[int], str | None]
 
@@ -56,11 +62,14 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
         tokens, text_of = _encode(source, file, prompt)
         emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
         traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), file)
+        if traced.tokens != tokens:
+            raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
+                                     f"{[t.id for t in traced.tokens]} instead of {[t.id for t in tokens]}.")
     return check_values(traced, file, source, emit=emit, cancelled=cancelled)
 
 
 def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
-    """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that this build knows."""
+    """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
     from core.captured import misfits
     from core.matmul import COMPUTES
     from core.replay import replay
@@ -70,20 +79,21 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
     values = traced.values or {}
     wrong = misfits(values, read_arch(file), len(traced.tokens))
     if wrong:
-        raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. Give the file that they were made from.")
+        raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. "
+                                 "Give the file that they were made from.")
     notes = list(traced.notes)
     made_from = traced.origin.get("header_sha256")
     if made_from is not None and made_from != file.header_sha256:
         notes.append(f"the values were made from another file (header {made_from[:12]}) than {file.path.name} "
-                     f"(header {file.header_sha256[:12]}); its shapes fit, and its weights are what they are checked against")
+                     f"(header {file.header_sha256[:12]}); its shapes fit, and they are checked against its weights")
     declared = traced.facts.compute
     best: Check | None = None
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
         emit(Event("phase", f"checking against float64, at compute {compute}"))
         side, _ = session.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
         errors, _ = replay(side, [t.id for t in traced.tokens], watch=no_tap, values=values, cancelled=cancelled)
-        said = notes if declared in COMPUTES else [*notes, f"the compute is unknown ({declared}); it was judged as {compute}"]
-        result = Check(replace(traced, notes=tuple(said)), errors)
+        unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
+        result = Check(replace(traced, notes=(*notes, *unknown)), errors)
         if best is None or _reach(result.errors) > _reach(best.errors):
             best = result
         if best.first is None:
@@ -93,7 +103,7 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
 
 
 def compare_sources(
-    a: Source, b: Source, prompt: Prompt | None, saved: tuple[Trace | None, Trace | None], ask: object,
+    a: Source, b: Source, prompt: Prompt | None, saved: tuple[Trace | None, Trace | None], ask: Question,
 ) -> Comparison | None:
     """Judge B against A where a side is another engine, or a bundle with values of the other side's own file.
 
@@ -101,9 +111,7 @@ def compare_sources(
     """
     from core.captured import Capture
     from core.captured_verdict import judge_captured
-    from core.compare import Question
 
-    assert isinstance(ask, Question)
     for source in (a, b):
         if source.scheme:
             check_path(source)
@@ -112,7 +120,7 @@ def compare_sources(
     if file is None:
         if any(saved):
             return None
-        raise UsageError("a folder has no weights that are read here: give the model file of one side, FILE or llama.cpp:FILE.")
+        raise UsageError("a folder has no weights that are read here: give a model file as one side, FILE or llama.cpp:FILE.")
     for trace in filter(None, saved):
         if trace.values is None or trace.origin.get("header_sha256") != file.header_sha256 or not trace.tokens:
             return None
@@ -120,7 +128,8 @@ def compare_sources(
     fed = prompt or (Prompt(tokens=tuple(t.id for t in known.tokens)) if known else Prompt())
     tokens = session.encode(file, fed)
     ask.emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
-    sides, traces = [], []
+    sides: list[Side | Capture] = []
+    traces: list[Trace] = []
     for name, source, own, stored in zip("AB", (a, b), files, saved, strict=True):
         weights = own or file
         if not source.scheme and stored is None:
@@ -141,10 +150,11 @@ def compare_sources(
 def refuse_other_rows(traced: Trace) -> None:
     """NotComparableError where the tokens are unknown, or the values are not those of all or the last tokens."""
     if not traced.tokens:
-        raise NotComparableError(f"{traced.name} does not say its tokens: nothing can be recomputed. Import it with --tokens 1,2,3.")
+        raise NotComparableError(f"{traced.name} does not say its tokens: nothing can be recomputed. "
+                                 "Import it with --tokens 1,2,3.")
     if traced.facts.scopes and "all" not in traced.facts.scopes and traced.facts.scopes != ("last",):
-        raise NotComparableError(f"{traced.name} has values at scope {', '.join(traced.facts.scopes)} only; those of every token "
-                                 "or of the last one are needed.")
+        raise NotComparableError(f"{traced.name} has values at scope {', '.join(traced.facts.scopes)} only; those of every "
+                                 "token or of the last one are needed.")
 
 
 def _file(source: Source) -> ModelFile | None:
@@ -170,8 +180,7 @@ def _identified(traced: Trace, file: ModelFile | None) -> Trace:
         **traced.origin, "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256})
 
 
-def _reach(errors: dict[Place, LocalError] | object) -> tuple[bool, tuple[int, int]]:
+def _reach(errors: Mapping[Place, LocalError]) -> tuple[bool, tuple[int, int]]:
     """How far a check came: whether it passed, else the order of its first bad place."""
-    assert isinstance(errors, dict)
     bad = [p for p, e in errors.items() if e.is_bad]
     return (not bad, min((place_order(p) for p in bad), default=(0, 0)))

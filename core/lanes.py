@@ -20,11 +20,15 @@ from core.trace import IsCancelled, never
 
 @dataclass(slots=True)
 class Lane:
-    """One run of the forward with its compute and thread count; result is set when it ends."""
+    """One run of the forward with its compute and thread count; result is set when it ends.
+
+    plain: multiply decoded weights, whatever kernels there are: what a kernel is held against must not be itself.
+    """
 
     steps: Steps
     compute: str = "f32"
     threads: int | None = None
+    plain: bool = False
     ask: Product | None = None
     result: Tensor | None = None
 
@@ -79,7 +83,8 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
         lanes[i].take_threads()
-        products = multiply(ask.weight, [(waiting[j].x, lanes[j].compute) for j in same], check)
+        asks = [(waiting[j].x, lanes[j].compute) for j in same]
+        products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same])
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():
         lanes[i].advance(value)

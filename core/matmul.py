@@ -72,13 +72,15 @@ def kernel_path(compute: str, device: torch.device) -> str:
     return f"fused {kernels.level.name} float32 for {' '.join(FUSED)} ({kernels.reason}); other types {steps}"
 
 
-def multiply(weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None]) -> list[Tensor]:
+def multiply(
+    weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None], plain: Sequence[bool] = ()
+) -> list[Tensor]:
     """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all asks of a path.
 
-    cancelled: called between chunks; it raises to end the run.
+    cancelled: called between chunks; it raises to end the run. plain: for each ask, whether it goes without kernels.
     """
     inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
-    fused = [i for i, x in enumerate(inputs) if is_fused(weight, x)]
+    fused = [i for i, x in enumerate(inputs) if is_fused(weight, x) and not (plain and plain[i])]
     kernels = library() if fused else None
     if kernels is None or isinstance(kernels, Absent):
         return _decode_multiply(weight, inputs, [x.dtype for x, _ in asks], cancelled)

@@ -1,8 +1,8 @@
 """Check a source against float64: each stage recomputed from the source's own inputs and its own weights.
 
-It needs no second model. Three forwards walk side by side: the source's (or, of a capture, its values); the same compute,
-clean, fed with the source's values at every stage (what the compute itself costs: the floor); and float64, fed likewise
-(the truth). Where a capture lacks a stage both go on with what they have computed, and the span is judged in one piece.
+It needs no second model. Three forwards walk side by side: the source's (or, of a capture, its values); the same
+compute, clean, fed with the source's values at every stage (what the compute itself costs: the floor); and float64, fed
+likewise (the truth). Where a capture lacks a stage both go on with their own value, and the span is judged in one piece.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage 
 
 def replay(
     side: Side, tokens: list[int], *, watch: Tap, values: Values | None = None, last_layer: int | None = None,
-    witness: bool = False, seen: Callable[[Place, LocalError], None] = lambda place, error: None, cancelled: IsCancelled,
+    witness: bool = False, seen: Callable[[Place, LocalError], None] = lambda place, error: None,
+    cancelled: IsCancelled,
 ) -> tuple[dict[Place, LocalError], list[Tensor]]:
     """Return the local error of every stage up to last_layer (None: all), and the logits of the run and of its witness.
 
@@ -65,7 +66,8 @@ def replay(
 
     def judge(place: Place, value: Tensor, by_compute: Tensor, source: Tensor) -> None:
         floor, (size, row, channel) = nmse(value, by_compute)[0], nmse(value, source)
-        span, declared = (), None
+        span: tuple[str, ...] = ()
+        declared = None
         if values is not None:
             span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
             if {place[1], *span} & set(TURNED):
@@ -76,7 +78,7 @@ def replay(
         errors[place] = error
         seen(place, error)
 
-    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads),
+    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads, plain=True),
              Lane(forward(exact, tokens, truth), "f32", side.threads)]
     if values is None:
         lanes.insert(0, side.lane(tokens, chain(chain(side.bug(), watch), keep)))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def first_document(ready: Ready, corpus: Corpus, facts: dict[str, Any]) -> dict[
                    "documents": manifest.get("documents"), "train_tokens": corpus.shards.n_train,
                    "notes": corpus.notes},
         "tokenizer_sha256": corpus.vocabulary.sha256 if corpus.vocabulary else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "executable": sys.executable,
     }
 
@@ -172,6 +172,13 @@ def next_document(ready: Ready, corpus: Corpus, facts: dict[str, Any], steps_don
     cut = rewind(ready.options.out, steps_done)
     note = {"at": time.time(), "steps_done": steps_done, "trained_again": cut, "command": ready.options.command}
     return {**fresh, "started": ready.run["started"], "resumes": [*ready.run.get("resumes", []), note]}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def note_failure(out: Path, error: AprError) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from core import matmul
 from core.distance import difference, nmse, relative_l2
+from core.kernels.library import Absent
 from core.matmul import COMPUTES
 from core.plants import PLANTS
 from core.reader import open_model
@@ -104,6 +106,24 @@ def test_a_nan_is_named_with_its_token_and_channel(models):
 def test_the_first_bad_stage_is_named_even_where_later_ones_are_bad_too(models):
     result = checked(models["8"], "f32", "nan@0.attn_mix")
     assert result.first == (0, "attn_mix") and result.verdict == "FAIL"
+
+
+@pytest.mark.parametrize("compute", ["f32", "q8"])
+def test_a_wrong_kernel_is_found_though_every_run_uses_it(compute, models, monkeypatch):
+    plain = matmul.multiply_fused
+
+    def wrong(kernels, weight, x, cancelled):
+        out = plain(kernels, weight, x, cancelled)
+        if weight.name == "blk.1.ffn_up.weight":
+            out[:, 5] *= 4
+        return out
+
+    if isinstance(matmul.library(), Absent):
+        pytest.skip("no compiled kernels here")
+    monkeypatch.setattr(matmul, "multiply_fused", wrong)
+    result = checked(models["K"], compute, None)
+    assert result.first == (1, "ffn_up"), result.reasons
+    assert result.errors[1, "ffn_up"].channel == 5
 
 
 def test_a_check_up_to_a_layer_stops_after_it(models):

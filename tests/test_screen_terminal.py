@@ -12,9 +12,13 @@ import subprocess
 import sys
 import termios
 import time
+import tty
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from apr_tui.leaving import restorer
 
 HERE = Path(__file__).parent
 SCRIPT = """
@@ -84,6 +88,17 @@ def test_a_dropped_line_ends_the_process():
     terminal.read(b"layer 5 of 28")
     os.close(terminal.fd)
     assert terminal.code() == 130
+
+
+def test_a_terminal_that_takes_no_more_output_gets_its_modes_back():
+    master, slave = pty.openpty()
+    modes = termios.tcgetattr(slave)
+    tty.setraw(slave)
+    assert termios.tcgetattr(slave) != modes
+    restorer(SimpleNamespace(fileno=slave, attrs_before=modes))()
+    assert termios.tcgetattr(slave) == modes
+    os.close(master)
+    os.close(slave)
 
 
 def test_an_internal_error_leaves_the_terminal_as_it_was():

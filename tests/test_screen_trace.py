@@ -17,6 +17,13 @@ from core.errors import UsageError
 from core.stats import ScopeStats
 
 
+async def jump(app, pilot, text):
+    """Type a place at /."""
+    await pilot.press("slash")
+    app.screen.query_one(Input).value = text
+    await pilot.press("enter")
+
+
 async def test_the_first_spike_is_marked_and_its_sentence_stands_below(monkeypatch):
     async with console(monkeypatch, FakeDoor()) as (app, _):
         assert_screen(app, "trace")
@@ -109,7 +116,7 @@ async def test_at_scope_rest_the_spike_of_the_first_token_is_gone(monkeypatch):
 
 async def test_after_rest_comes_the_token_of_the_peak(monkeypatch):
     async with console(monkeypatch, FakeDoor()) as (app, pilot):
-        await pilot.press("slash", *"3.ffn_swigl", "enter")
+        await jump(app, pilot, "3.ffn_swigl")
         await pilot.press("s", "s", "s", "s")
         assert app.screen.view.scope == "pos:0"
         await pilot.press("s")
@@ -126,15 +133,15 @@ async def test_m_shows_another_metric_of_the_same_run(monkeypatch):
 
 async def test_jump_goes_to_a_place_a_layer_and_a_scope(monkeypatch):
     async with console(monkeypatch, FakeDoor()) as (app, pilot):
-        await pilot.press("slash", *"12.qkv", "enter")
+        await jump(app, pilot, "12.qkv")
         assert app.screen.grid.place == (12, "qkv")
-        await pilot.press("slash", *"20", "enter")
+        await jump(app, pilot, "20")
         assert app.screen.grid.place == (20, "qkv")
-        await pilot.press("slash", *"last", "enter")
+        await jump(app, pilot, "last")
         assert app.screen.view.scope == "last"
-        await pilot.press("slash", *"99", "enter")
+        await jump(app, pilot, "99")
         assert "there is no layer 99: the last is 27" in text_of(app)
-        await pilot.press("slash", *"nonsense", "enter")
+        await jump(app, pilot, "nonsense")
         assert "'nonsense' is not a stage" in text_of(app)
 
 
@@ -328,6 +335,15 @@ async def test_a_late_frame_of_a_superseded_run_changes_nothing(monkeypatch):
         app.post_message(Progress(old))
         await pilot.pause()
         assert not app.screen.view.cells
+
+
+async def test_the_end_of_a_superseded_run_does_not_end_the_new_one(monkeypatch):
+    door = FakeDoor(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, door, ends=False) as (app, pilot):
+        await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
+        await pilot.press("r")
+        await until(pilot, lambda: len(door.calls) == 2 and (5, "ffn_norm") in app.screen.view.cells)
+        assert app.owner is app.screen and "cancelled" not in text_of(app)
 
 
 async def test_a_frame_that_was_overtaken_takes_nothing_back(monkeypatch):

@@ -1,8 +1,8 @@
 """Run another engine on a model in a child process and read back its stage values. It measures and judges nothing.
 
-The child (engine_child.py) reads ask.json in a folder and writes values.safetensors, then answer.json. What it prints goes
-to log.txt, whose last line becomes the words of an error; what it writes to progress.txt is a sign of life. The child is
-ended, and the folder is gone, whatever happens here.
+The child (engine_child.py) reads ask.json in a folder and writes values.safetensors, then answer.json. What it prints
+goes to log.txt, whose last line becomes the words of an error; what it writes to progress.txt is a sign of life. The
+child is ended, and the folder is gone, whatever happens here.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ Values = dict[Place, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Another engine. package: what must be importable; command: starts a child, before the scheme and the folder."""
+    """Another engine. packages: what must be importable; command: starts a child, before the scheme and the folder."""
 
-    package: str
+    packages: tuple[str, ...]
     extra: str  # of this project: pip install 'apr-tui[EXTRA]'
     command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engine_child")
 
 
-ENGINES = {"llama.cpp": Engine("llama_cpp", "llama"), "transformers": Engine("transformers", "transformers")}
+ENGINES = {
+    "llama.cpp": Engine(("llama_cpp",), "llama"), "transformers": Engine(("transformers", "accelerate"), "transformers"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ class Answer:
 
 
 def find_engine(scheme: str) -> Engine:
-    """Return the engine of a scheme; UsageError with the install line where its package is absent."""
+    """Return the engine of a scheme; UsageError with the install line where a package is absent."""
     engine = ENGINES[scheme]
-    if importlib.util.find_spec(engine.package) is None:
-        raise UsageError(f"{scheme} as a source needs the Python package {engine.package}, which is not installed. "
+    absent = [name for name in engine.packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UsageError(f"{scheme} as a source needs the Python package {absent[0]}, which is not installed. "
                          f"Install it: pip install 'apr-tui[{engine.extra}]'")
     return engine
 
@@ -100,8 +103,8 @@ def run_engine(
         (folder / ASK).write_text(json.dumps(asdict(ask)))
         with (folder / LOG).open("wb") as log:
             child = subprocess.Popen(
-                [*engine.command, scheme, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(ask),
-                start_new_session=True)
+                [*engine.command, scheme, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=_environment(ask), start_new_session=True)
         try:
             _wait(child, folder, scheme, patience, emit, cancelled)
         finally:
@@ -167,15 +170,22 @@ def _size(path: Path) -> int:
 
 def _read_answer(folder: Path, scheme: str) -> Answer:
     try:
-        document: Any = json.loads((folder / ANSWER).read_text())
-        answer = Answer(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+        answer = Answer(**_document(folder / ANSWER))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{scheme} ended without a readable answer ({type(error).__name__}). "
                         f"Its last words: {_last_words(folder)}") from error
-    wrong = [f.name for f in fields(Answer) if f.type in ("int", "str") and type(getattr(answer, f.name)).__name__ != f.type]
-    if wrong:
-        raise FileError(f"{scheme} answered with a {wrong[0]} of {getattr(answer, wrong[0])!r}; {wrong} must be told.")
+    for field in fields(Answer):
+        value = getattr(answer, field.name)
+        if field.type in ("int", "str") and type(value).__name__ != field.type:
+            raise FileError(f"{scheme} answered with {field.name} {value!r}; {field.type} was needed.")
+    if not answer.tokens or not all(type(i) is int for i in answer.tokens):
+        raise FileError(f"{scheme} answered with tokens {answer.tokens!r}; the ids that it ran were needed.")
     return answer
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A record's fields from JSON, lists as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()}
 
 
 def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
@@ -204,8 +214,7 @@ def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> N
 
 def read_ask(folder: Path) -> Ask:
     """Read what the parent asks."""
-    document = json.loads((folder / ASK).read_text())
-    return Ask(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+    return Ask(**_document(folder / ASK))
 
 
 def tell(folder: Path, line: str) -> None:

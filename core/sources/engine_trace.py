@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,27 +18,35 @@ from core.stages import place_order
 from core.stats import Cell
 from core.trace import Emit, Event, Facts, IsCancelled, NextToken, Token, Trace
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TOP = 5
 
 
 def trace_engine(
-    source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *, layers: tuple[int, int] | None = None,
-    witness: bool = True, side: str = "", emit: Emit, cancelled: IsCancelled,
+    source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
+    layers: tuple[int, int] | None = None, witness: bool = True, side: str = "", emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
     """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
     check_path(source)
     if source.plant:
-        raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. Plant in a model file.")
-    ask = Ask(str(source.path.resolve()), tuple(t.id for t in tokens), source.threads, layers, _device(source), witness)
-    answer, values = run_engine(source.scheme, ask, emit=lambda event: emit(replace(event, side=side)), cancelled=cancelled)
+        raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. "
+                         "Plant in a model file.")
+    ids = tuple(t.id for t in tokens)
+    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
+    answer, values = run_engine(
+        source.scheme, ask, emit=lambda event: emit(replace(event, side=side)), cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
         cells[place] = _cell(values, place, len(tokens))
         emit(Event("cell", place=place, cell=cells[place], side=side))
-    said = tuple(t if t.id == i else Token(i, text_of(i)) for t, i in zip(tokens, answer.tokens, strict=False))
+    said = tokens if answer.tokens == ids else [Token(i, text_of(i)) for i in answer.tokens]
+    other = () if answer.tokens == ids else (f"{source.scheme} ran other tokens than it was asked to",)
     return Trace(
-        name=f"{source.scheme}:{source.path.name}", facts=_facts(answer), tokens=said, cells=cells, values=values,
-        top=_top(values, text_of), observed_equals_unobserved=answer.same_logits, notes=answer.notes,
+        name=f"{source.scheme}:{source.path.name}", facts=_facts(answer), tokens=tuple(said), cells=cells,
+        values=values, top=_top(values, text_of), observed_equals_unobserved=answer.same_logits,
+        notes=(*answer.notes, *other),
         origin={"path": str(source.path), "kind": "another engine", "scheme": source.scheme})
 
 
@@ -49,41 +58,51 @@ def check_path(source: Source) -> None:
         raise FileError(f"{source.scheme}:{path}: there is no such file. Give SCHEME:FILE.")
     folder = source.scheme == "transformers" and path.is_dir()
     if folder and not (path / "config.json").is_file():
-        raise FileError(f"{source.scheme}:{path}: the folder has no config.json. A folder with config.json and safetensors is needed.")
+        raise FileError(f"{source.scheme}:{path}: the folder has no config.json; that and safetensors files are needed.")
     if path.is_dir() and not folder:
         raise FileError(f"{source.scheme}:{path} is a folder; {source.scheme} reads a .gguf file.")
     if path.is_file() and path.suffix.lower() != ".gguf":
-        raise FileError(f"{source.scheme}:{path}: {source.scheme} reads .gguf. Convert it first: apr-tui convert {path} FILE.gguf")
+        raise FileError(f"{source.scheme}:{path}: {source.scheme} reads .gguf. "
+                        f"Convert it first: apr-tui convert {path} FILE.gguf")
 
 
 def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Callable[[int], str | None]]:
     """Encode a prompt with a safetensors folder's tokenizer.json; UsageError, FileError."""
+    tokenizer = _open_tokenizer(folder / "tokenizer.json")
+    text_of: Callable[[int], str | None] = tokenizer.id_to_token if tokenizer is not None else lambda i: None
+    if prompt.tokens is not None:
+        ids = list(prompt.tokens)
+    elif prompt.chat:
+        raise UsageError("--chat is not known for a folder: give --tokens 1,2,3.")
+    elif tokenizer is None:
+        raise UsageError(f"{folder} has no tokenizer.json: give --tokens 1,2,3.")
+    else:
+        ids = tokenizer.encode(prompt.text).ids
+    n_vocab = json.loads((folder / "config.json").read_text()).get("vocab_size")
+    if not ids:
+        raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
+    outside = [i for i in ids if i < 0 or (isinstance(n_vocab, int) and i >= n_vocab)]
+    if outside:
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: 0 to {n_vocab - 1}.")
+    return tuple(Token(i, text_of(i)) for i in ids), text_of
+
+
+def _open_tokenizer(path: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    tokenizer = None
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 (the library raises Exception itself)
-            raise FileError(f"{path} is not a tokenizer: {error}. Give --tokens.") from error
-    if prompt.tokens is None and (tokenizer is None or prompt.chat):
-        what = "--chat is not known for a folder" if prompt.chat else f"{folder} has no tokenizer.json"
-        raise UsageError(f"{what}: give --tokens 1,2,3.")
-    text_of = tokenizer.id_to_token if tokenizer is not None else lambda i: None
-    ids = list(prompt.tokens) if prompt.tokens is not None else tokenizer.encode(prompt.text).ids
-    n_vocab = json.loads((folder / "config.json").read_text()).get("vocab_size")
-    outside = [i for i in ids if i < 0 or (isinstance(n_vocab, int) and i >= n_vocab)]
-    if not ids or outside:
-        raise UsageError(f"token {outside[0]} is outside the vocabulary: 0 to {n_vocab - 1}." if outside else "the prompt is empty.")
-    return tuple(Token(i, text_of(i)) for i in ids), text_of
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise FileError(f"{path} is not a tokenizer: {error}. Give --tokens.") from error
 
 
 def _device(source: Source) -> str:
     if source.device in ("auto", "cpu"):
         return "cpu"
     if source.scheme == "llama.cpp":
-        raise UsageError("llama.cpp runs on the CPU here. Leave --device out, or give it to the other side: FILE@device=cuda.")
+        raise UsageError("llama.cpp runs on the CPU here. Leave --device out, or give the other side's: FILE@device=cuda.")
     return source.device
 
 

@@ -41,11 +41,12 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Tensor]]:
     model = _load(Path(ask.path), ask.device)
     kind = model.config.model_type
     if kind not in FAMILIES:
-        raise FileError(f"transformers has a model of type {kind!r} there; its stages are known for {', '.join(FAMILIES)}.")
+        raise FileError(f"the model is of transformers' type {kind!r}; stages are known for {', '.join(FAMILIES)}.")
     ids = torch.tensor([ask.tokens], device=ask.device)
     values: dict[Place, Tensor] = {}
     _watch_attention(values, model.config, ask)
-    hooks = _hook(model, values, ask, lambda layer: tell(folder, f"layer {layer + 1} of {model.config.num_hidden_layers}"))
+    n_layer = model.config.num_hidden_layers
+    hooks = _hook(model, values, ask, lambda layer: tell(folder, f"layer {layer + 1} of {n_layer}"))
     logits = _logits(model, ids, WATCHED)
     for hook in hooks:
         hook.remove()
@@ -55,7 +56,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Tensor]]:
     _join_qkv(values, model.config, FAMILIES[kind])
     answer = Answer(
         engine=f"transformers {transformers.__version__}", compute="f32", dtype="float32", arch=kind,
-        n_layer=model.config.num_hidden_layers, d_model=model.config.hidden_size, n_vocab=logits.shape[1],
+        n_layer=n_layer, d_model=model.config.hidden_size, n_vocab=logits.shape[1],
         tokens=ask.tokens, threads=torch.get_num_threads(), device=ask.device,
         kernel=f"torch {torch.__version__}, eager attention",
         same_logits=None if unwatched is None else torch.equal(logits.view(torch.int32), unwatched.view(torch.int32)))
@@ -66,9 +67,9 @@ def _load(path: Path, device: str) -> Any:  # noqa: ANN401 (transformers is not 
     from transformers import AutoModelForCausalLM
 
     where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {"use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent if path.is_file() else path), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
-        trust_remote_code=False, **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(path.parent if path.is_file() else path), dtype=torch.float32, attn_implementation="eager",
+        local_files_only=True, trust_remote_code=False, **where)
     return model.to(device).eval()
 
 
@@ -93,7 +94,7 @@ def _watch_attention(values: dict[Place, Tensor], config: Any, ask: Ask) -> None
             for stage, x_1NTH in (("q_rope", query), ("k_rope", key)):
                 x_TNH = x_1NTH[0].transpose(0, 1)
                 values[layer, stage] = (_file_order(x_TNH) if turned else x_TNH).flatten(1).clone()
-        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, mask, **rest)
 
     AttentionInterface.register(WATCHED, watched)
@@ -137,6 +138,6 @@ def _join_qkv(values: dict[Place, Tensor], config: Any, turned: bool) -> None:  
 
 
 def _file_order(x_TNH: Tensor) -> Tensor:
-    """Turn a head's rows from transformers' order (halves) to a llama GGUF's (pairs): row 2i + j from row j * H/2 + i."""
+    """Turn a head's rows from transformers' order (halves) to a llama GGUF's (pairs): 2i + j from j * H/2 + i."""
     n_token, n_head, width = x_TNH.shape
     return x_TNH.reshape(n_token, n_head, 2, width // 2).transpose(2, 3).reshape(n_token, n_head, width)

@@ -1,7 +1,7 @@
 """Run llama.cpp (through llama-cpp-python) on a GGUF file and take every stage by its eval callback, through ctypes.
 
-It runs in the child process of engine.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out), the
-KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations in other ways.
+It runs in the child process of engine.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
+the KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations otherwise.
 A stage is known by the weight that its node reads, which every build names alike; what reads none, by the node's name.
 Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.
 """
@@ -9,6 +9,7 @@ Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import FileError
-from core.sources.engine import Answer, Ask, stages_wanted, tell
+from core.sources.engine import LOG, Answer, Ask, stages_wanted, tell
 from core.stages import Place
 
 Floats = npt.NDArray[np.float32]
@@ -24,14 +25,16 @@ Floats = npt.NDArray[np.float32]
 F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
 # a weight's name after blk.N. -> part of a stage; of two nodes for one part (product, then bias) the later one counts
 BY_WEIGHT = {
-    "attn_norm.weight": "attn_norm", "attn_q.weight": "q", "attn_q.bias": "q", "attn_k.weight": "k", "attn_k.bias": "k",
-    "attn_v.weight": "v", "attn_v.bias": "v", "attn_output.weight": "attn_out", "attn_output.bias": "attn_out",
-    "ffn_norm.weight": "ffn_norm", "ffn_gate.weight": "ffn_gate", "ffn_up.weight": "ffn_up", "ffn_down.weight": "ffn_out",
+    "attn_norm.weight": "attn_norm", "attn_q.weight": "q", "attn_q.bias": "q", "attn_k.weight": "k",
+    "attn_k.bias": "k", "attn_v.weight": "v", "attn_v.bias": "v", "attn_output.weight": "attn_out",
+    "attn_output.bias": "attn_out", "ffn_norm.weight": "ffn_norm", "ffn_gate.weight": "ffn_gate",
+    "ffn_up.weight": "ffn_up", "ffn_down.weight": "ffn_out",
 }
 # (node's name before -N, operation or "" for any) -> part of a stage, for nodes that read no weight
 BY_NODE = {
-    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("kqv_out", ""): "attn_mix", ("ffn_inp", ""): "attn_resid",
-    ("ffn_silu", ""): "ffn_silu", ("ffn_swiglu", ""): "ffn_swigl", ("ffn_gate_par", ""): "ffn_swigl", ("l_out", ""): "output",
+    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("kqv_out", ""): "attn_mix",
+    ("ffn_inp", ""): "attn_resid", ("ffn_silu", ""): "ffn_silu", ("ffn_swiglu", ""): "ffn_swigl",
+    ("ffn_gate_par", ""): "ffn_swigl", ("l_out", ""): "output",
 }
 WHOLE = {("token_embd.weight", "GET_ROWS"): "embedding", ("output_norm.weight", "MUL"): "final_norm",
          ("output.weight", "MUL_MAT"): "logits", ("token_embd.weight", "MUL_MAT"): "logits"}
@@ -59,7 +62,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
     options.n_gpu_layers, options.use_extra_bufts = 0, False
     model = api.llama_model_load_from_file(str(ask.path).encode(), options)
     if not model:
-        raise FileError(f"llama.cpp does not load {Path(ask.path).name}: " + "see its log above.")
+        raise FileError(f"llama.cpp does not load {Path(ask.path).name}: {_log_words(folder)}")
     watcher = Watcher(ask, folder, Path(llama_cpp.__file__).parent / "lib")
     n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     threads = ask.threads or _threads()
@@ -70,14 +73,17 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
     values[None, "logits"] = logits
     answer = Answer(
         engine=f"llama.cpp (llama-cpp-python {llama_cpp.__version__}, ggml {watcher.version()})",
-        compute="q8" if watcher.reads_packed else "f32", dtype="float32", arch=_meta(api, model, "general.architecture"),
-        n_layer=api.llama_model_n_layer(model), d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens,
-        threads=threads, device="cpu", kernel="ggml CPU, weights as stored, KV cache float32, no flash attention",
+        compute="q8" if watcher.reads_packed else "f32", dtype="float32",
+        arch=_meta(api, model, "general.architecture"), n_layer=api.llama_model_n_layer(model),
+        d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens, threads=threads, device="cpu",
+        kernel="ggml CPU, weights as stored, KV cache float32, no flash attention",
         same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
     return answer, values
 
 
-def _decode(api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None) -> Floats:  # noqa: ANN401
+def _decode(
+    api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
+) -> Floats:
     """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
     n = len(tokens)
     options = api.llama_context_default_params()
@@ -89,7 +95,7 @@ def _decode(api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab
         options.cb_eval = callback
     context = api.llama_init_from_model(model, options)
     if not context:
-        raise FileError(f"llama.cpp makes no context for {n} tokens: see its log above.")
+        raise FileError(f"llama.cpp makes no context for {n} tokens.")
     batch = api.llama_batch_init(n, 0, 1)
     batch.n_tokens = n
     for i, token in enumerate(tokens):
@@ -100,7 +106,7 @@ def _decode(api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab
     if watcher is not None and watcher.failure is not None:
         raise watcher.failure
     if code != 0:
-        raise FileError(f"llama.cpp stopped with code {code}: see its log above.")
+        raise FileError(f"llama.cpp stopped with code {code}.")
     found = np.ctypeslib.as_array(api.llama_get_logits_ith(context, n - 1), (n_vocab,)).copy()
     api.llama_batch_free(batch)
     api.llama_free(context)
@@ -168,7 +174,8 @@ class Watcher:
     def _take(self, address: int, part: tuple[int | None, str]) -> None:
         tensor = _Tensor.from_address(address)
         if tensor.type != F32 or not self._ggml.ggml_is_contiguous(address):
-            raise FileError(f"llama.cpp computes {self._name(address)} in a form that is not read here (type {tensor.type}).")
+            raise FileError(f"llama.cpp computes {self._name(address)} in a form that is not read here "
+                            f"(type {tensor.type}).")
         out = np.empty(self._ggml.ggml_nelements(address), np.float32)
         self._ggml.ggml_backend_tensor_get(address, out.ctypes.data, 0, out.nbytes)
         if part not in self._parts and part[1] == "attn_norm":
@@ -182,7 +189,7 @@ class Watcher:
         """Hold the structure to what the library itself says of a tensor; FileError where its layout has changed."""
         known = tensor.name.decode(errors="replace") == self._name(address)
         if not known or int(np.prod(tensor.ne[:])) != self._ggml.ggml_nelements(address):
-            raise FileError("this llama-cpp-python lays out its tensors in a way that is not known here. Install version 0.3.")
+            raise FileError("this llama-cpp-python lays out its tensors in a way not known here. Install version 0.3.")
         self._checked = True
 
 
@@ -190,7 +197,8 @@ def _open_ggml(libraries: Path) -> ctypes.CDLL:
     names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
     path = next((libraries / n for n in names if (libraries / n).exists()), None)
     if path is None:
-        raise FileError(f"llama-cpp-python has no ggml library in {libraries.name}; {names[0]} is needed. Install version 0.3.")
+        raise FileError(f"llama-cpp-python has no ggml library in {libraries.name}; {names[0]} is needed. "
+                        "Install version 0.3.")
     ggml = ctypes.CDLL(str(path))
     ggml.ggml_get_name.restype = ggml.ggml_op_name.restype = ctypes.c_char_p
     ggml.ggml_get_name.argtypes = ggml.ggml_nelements.argtypes = ggml.ggml_is_contiguous.argtypes = [ctypes.c_void_p]
@@ -208,7 +216,12 @@ def _meta(api: Any, model: Any, key: str) -> str:  # noqa: ANN401
     return buffer.value.decode() if api.llama_model_meta_val_str(model, key.encode(), buffer, 128) >= 0 else "unknown"
 
 
-def _threads() -> int:
-    import os
+def _log_words(folder: Path) -> str:
+    """The last line of llama.cpp's own log that names an error: it is kept beside the child's words."""
+    log = folder / LOG
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if "error" in line.lower()), "it does not say why")
 
+
+def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,268 @@
+"""Whole runs: what they leave behind, how they stop, how they go on, and what is refused before anything is made."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import core.train_checkpoint
+from core import session
+from core.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
+from core.source import Prompt, Source
+from core.train_checkpoint import checkpoints
+from core.train_log import Lines
+from core.train_records import DONE, INTERRUPTED, RUNNING
+from core.train_run import open_run, train
+from core.train_view import RunReader
+from tests.training import events, options, run, stop_after, without_times, write_corpus
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps_of(folder: Path) -> list[dict]:
+    return [without_times(step) for step in open_run(folder).steps]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    pairs = [(load_file(p / n) for p in (a, b)) for n in ("model.safetensors", "optimizer.safetensors")]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
+
+
+# -- what a run leaves
+
+def test_a_run_leaves_a_line_for_each_step_and_its_loss_falls(tmp_path):
+    result = run(tmp_path, steps=24, steps_per_epoch=8)
+    steps = lines(result.out / "train.jsonl")
+    assert [s["step"] for s in steps] == list(range(24)) and result.status == DONE
+    assert all(s["gpu_util_pct"] is None and s["gpu_mem_mib"] is None for s in steps)
+    assert [s["tokens_seen"] for s in steps] == [64 * (i + 1) for i in range(24)]
+    assert all(s["tokens_per_sec"] * s["wall_ms"] / 1000 == pytest.approx(64) for s in steps)
+    assert steps[-1]["train_loss"] < steps[0]["train_loss"] - 0.3
+    vals = lines(result.out / "val.jsonl")
+    assert [v["epoch"] for v in vals] == [0, 1, 2] and vals[-1]["val_loss"] < vals[0]["val_loss"]
+    assert vals[1]["train_loss"] == pytest.approx(np.mean([s["train_loss"] for s in steps[8:16]]))
+
+
+def test_a_validation_is_the_mean_loss_over_the_held_out_windows_alone(tmp_path):
+    result = run(tmp_path)
+    from core.arch import read_arch
+    from core.train_model import load_decoder
+    from core.train_shards import held_out, open_shards
+
+    file = session.open_model(result.checkpoint / "model.gguf")
+    model = load_decoder(file, read_arch(file))
+    corpus = Path(json.loads((result.out / "run.json").read_text())["corpus"]["folder"])
+    rows = torch.from_numpy(held_out(open_shards(corpus, 300), 16, 32).astype(np.int64))
+    with torch.no_grad():
+        assert result.final_val_loss == pytest.approx(model(rows[:, :-1], rows[:, 1:]).item(), rel=1e-6)
+
+
+def test_a_checkpoint_traces_text_and_its_export_is_faithful(tmp_path):
+    result = run(tmp_path)
+    for name in ("model.gguf", "model.apr"):
+        traced = session.trace(Source(result.checkpoint / name, device="cpu"), Prompt(text="the norm divides"))
+        assert "".join(t.text for t in traced.tokens) == "the norm divides" and traced.observed_equals_unobserved
+    assert session.check(Source(result.checkpoint / "model.apr", device="cpu"), Prompt(text="the norm")).first is None
+
+
+def test_the_grid_of_gradients_has_a_row_for_each_layer(tmp_path):
+    result = run(tmp_path, grads_every=2)
+    tables = lines(result.out / "grads.jsonl")
+    assert [t["step"] for t in tables] == [0, 2, 4] and [r["layer"] for r in tables[0]["rows"]] == [0, 1, None]
+    seen = open_run(result.out).grads
+    assert seen.step == 4 and seen.rows[1].grad_norm == tables[2]["rows"][1]["grad_norm"] > 0
+
+
+def test_the_same_seed_gives_the_same_steps_and_another_seed_others(tmp_path):
+    first, second, other = (run(tmp_path, out=tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4)))
+    assert steps_of(first.out) == steps_of(second.out) and same_weights(first.checkpoint, second.checkpoint)
+    assert steps_of(first.out) != steps_of(other.out)
+
+
+def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
+    first = run(tmp_path, steps=24, steps_per_epoch=24)
+    tuned = run(tmp_path, out=tmp_path / "tuned", init=first.checkpoint / "model.apr")
+    plan = json.loads((tuned.out / "run.json").read_text())["plan"]
+    assert (plan["mode"], plan["cap"], plan["target_val_loss"]) == ("finetune", 10.0, 2.2)
+    assert abs(steps_of(tuned.out)[0]["train_loss"] - first.final_val_loss) < 0.3
+
+
+def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
+    told = [event.text for event in events(tmp_path, steps=60) if event.kind == "note"]
+    assert any("training tokens, 3840 planned" in text and "epochs of the data" in text or "3840 planned" in text for text in told)
+    write_corpus(tmp_path / "few", 2)
+    told = [e.text for e in events(tmp_path, out=tmp_path / "r2", corpus=tmp_path / "few", steps=60) if e.kind == "note"]
+    assert any("epochs of the data" in text for text in told)
+
+
+def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch):
+    values = iter((4.0, 3.0, 3.5, 3.6, 3.7))
+    monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
+    result = run(tmp_path, steps=10, steps_per_epoch=2)
+    assert [steps for steps, _ in checkpoints(result.out)] == [4, 8, 10]
+
+
+def test_a_validation_above_twice_the_last_one_aborts_at_the_epoch_s_end(tmp_path, monkeypatch):
+    values = iter((3.0, 6.0, 12.1))
+    monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
+    result = run(tmp_path, steps=10, steps_per_epoch=2)
+    assert result.status == "ABORTED" and "12.1000 of epoch 2 is 2.02 x" in result.sentence and result.exit_code == 1
+    assert result.steps_done == 6 and result.checkpoint.name == "step-000006"
+
+
+# -- stopping and going on
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    whole = run(tmp_path, out=tmp_path / "whole", steps=9)
+    emit, cancelled = stop_after(4)
+    part = train(options(tmp_path, steps=9), emit, cancelled)
+    assert (part.status, part.exit_code, part.steps_done) == (INTERRUPTED, 130, 4)
+    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+    assert rest.status == DONE and steps_of(rest.out) == steps_of(whole.out)
+    assert same_weights(rest.checkpoint, whole.checkpoint)
+    assert lines(rest.out / "val.jsonl") == lines(whole.out / "val.jsonl")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from core.train_run import train
+from tests.training import options
+def emit(event):
+    if event.step is not None and event.step.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(options(Path(sys.argv[1]), steps=9), emit)
+"""
+
+
+def test_a_run_that_was_killed_keeps_every_finished_step_and_trains_them_again_to_the_same_bits(tmp_path):
+    whole = run(tmp_path, out=tmp_path / "whole", steps=9)
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    view = open_run(tmp_path / "run")
+    assert [s.step for s in view.steps] == [0, 1, 2, 3, 4] and view.status == RUNNING and view.alive is False
+    with (tmp_path / "run" / "train.jsonl").open("a") as log:
+        log.write('{"step": 5, "train_')  # as a kill in mid-write leaves it
+    told: list = []
+    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None), told.append)
+    assert steps_of(rest.out) == steps_of(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
+    again = lines(rest.out / "train.superseded.jsonl")
+    assert [(s["step"], s["train_loss"]) for s in again] == [(s["step"], s["train_loss"]) for s in steps_of(whole.out)[3:5]]
+    assert json.loads((rest.out / "run.json").read_text())["resumes"][0]["trained_again"] == 2
+
+
+def test_a_resume_on_other_text_is_refused_and_harms_nothing(tmp_path):
+    emit, cancelled = stop_after(4)
+    train(options(tmp_path, steps=9), emit, cancelled)
+    before = (tmp_path / "run" / "train.jsonl").read_bytes()
+    (tmp_path / "text" / "text00.txt").write_text("other words\n" * 40)
+    with pytest.raises(UsageError, match="the corpus is not the one"):
+        train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+    assert (tmp_path / "run" / "train.jsonl").read_bytes() == before
+
+
+def test_a_stop_before_the_first_step_leaves_no_run(tmp_path):
+    with pytest.raises(Cancelled):
+        train(options(tmp_path), cancelled=lambda: True)
+    assert not (tmp_path / "run" / "train.jsonl").exists()
+
+
+# -- what goes wrong
+
+def test_a_disk_that_is_full_at_a_checkpoint_loses_nothing(tmp_path, monkeypatch):
+    real, calls = core.train_checkpoint.save_file, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(core.train_checkpoint, "save_file", full)
+    with pytest.raises(OutputError, match="after 6 steps could not be written: No space left.*--resume"):
+        run(tmp_path, steps=9)
+    out = tmp_path / "run"
+    assert [path.name for path in (out / "ckpt").iterdir()] == ["step-000003"]
+    assert len(open_run(out).steps) == 6 and open_run(out).status == "FAILED"
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert train(options(tmp_path, resume=True, corpus=None, config=None, seed=None)).status == DONE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_at_a_step_is_named():
+    with pytest.raises(OutputError, match="/dev/full could not be written"):
+        Lines(Path("/dev/full")).write({"step": 0})
+
+
+@pytest.mark.parametrize("change, error, says", [
+    ({"device": "gpu"}, UsageError, "is not a device"), ({"device": "cuda:15"}, DeviceError, "--device cuda:15"),
+    ({"resume": True}, FileError, "run.json"), ({"init": Path("nowhere.gguf")}, FileError, "does not exist"),
+    ({"corpus": Path("nowhere")}, FileError, "--corpus .*nowhere does not exist"),
+    ({"tokenizer": Path("nowhere")}, FileError, "vocab.json and merges.txt is needed"),
+    ({"seq": 63, "corpus": "short"}, UsageError, "one window takes 64"),
+])
+def test_what_cannot_be_trained_is_refused_and_no_folder_is_made(tmp_path, change, error, says):
+    if change.get("corpus") == "short":
+        (tmp_path / "short").mkdir()
+        (tmp_path / "short" / "a.txt").write_text("too short\n" * 3)
+        change = change | {"corpus": tmp_path / "short"}
+    with pytest.raises(error, match=says):
+        run(tmp_path, **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_or_anything_else_is_left_alone(tmp_path):
+    run(tmp_path, steps=1)
+    with pytest.raises(UsageError, match="already holds a training run"):
+        run(tmp_path, steps=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="is not empty"):
+        run(tmp_path, out=tmp_path / "other")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be made"):
+        run(tmp_path, out=tmp_path / "file" / "run")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    emit, cancelled = stop_after(4)
+    part = train(options(tmp_path, steps=9), emit, cancelled)
+    (part.checkpoint / "model.safetensors").write_bytes(b"\0" * 40)
+    with pytest.raises(FileError, match=r"step-000004 is damaged.*takes the one before it"):
+        train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+
+
+# -- watching
+
+def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path):
+    emit, cancelled = stop_after(4)
+    train(options(tmp_path, steps=9), emit, cancelled)
+    reader = RunReader(tmp_path / "run")
+    assert len(reader.view().steps) == 4
+    train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+    view = reader.view()
+    assert [s.step for s in view.steps] == list(range(9)) and view.status == DONE and view.gates
+    assert view.last_step_age_s < 60 and view.checkpoint.name == "step-000009" and view.gpu is None
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileError, match="not the folder of a training run"):
+        open_run(tmp_path)
