@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -19,13 +19,13 @@ from textual.theme import Theme
 from apr_tui import leaving
 from apr_tui.door import DoorSource, Request, real_door
 from apr_tui.jobs import export_job
-from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
+from apr_tui.run_worker import Ended, Feed, Frame, Progress, RunWorker
 from apr_tui.status import memory_text
 from apr_tui.trace_screen import TraceScreen
-from core.errors import AprError
+from core.errors import AprError, Cancelled
 
 if TYPE_CHECKING:
-    from apr_tui.grid_screen import GridScreen
+    from core.model_file import ModelFile
 
 TICK_S = 0.25
 MEMORY_S = 1.0
@@ -35,6 +35,16 @@ THEME = Theme(
     "apr", primary="#56B4E9", background="#101014", foreground="#d0d0d0", surface="#202028", warning="#F0E442",
     error="#D55E00", dark=True,
 )
+
+
+class Owner(Protocol):
+    """A screen that runs a job."""
+
+    def show_frame(self, frame: Frame) -> None: ...
+    def show_lines(self) -> None: ...
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None: ...  # noqa: ANN401
+    def say(self, text: str, name: str = "text") -> None: ...
+    def command(self) -> str: ...
 
 
 class Console(App[int]):
@@ -49,7 +59,7 @@ class Console(App[int]):
         self.request = request
         self.door_source: DoorSource = real_door if door is None else lambda: door
         self.worker = RunWorker(self)
-        self.owner: GridScreen | None = None  # the screen whose job runs
+        self.owner: Owner | None = None  # the screen whose job runs
         self.run_seconds: float | None = None
         self._job_started: float | None = None
         self._leave_soon: Callable[[], object] | None = None  # from a signal handler
@@ -73,8 +83,10 @@ class Console(App[int]):
 
     # jobs
 
-    def run_job(self, owner: GridScreen, kind: str, job: Callable[[Feed], Any]) -> None:
-        """Run a job for a screen; what ran before is cancelled."""
+    def run_job(self, owner: Owner, kind: str, job: Callable[[Feed], Any]) -> None:
+        """Run a job for a screen; what ran before is cancelled, and another screen is told so."""
+        if self.owner is not None and self.owner is not owner and self.worker.kind != "export":
+            self.owner.ended(self.worker.kind, None, Cancelled("another run began"))
         self.owner, self._job_started = owner, time.monotonic()
         self.worker.start(kind, job)
 
@@ -131,7 +143,7 @@ class Console(App[int]):
     def _show_top(self) -> None:
         """A layer that stands open over the grid grows with it."""
         refresh = getattr(self.screen, "show_all", None)
-        if self.screen is not self.owner and refresh is not None:
+        if cast(object, self.screen) is not self.owner and refresh is not None:
             refresh()
 
     def _is_behind(self) -> bool:
@@ -151,7 +163,7 @@ class Console(App[int]):
 
         self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
 
-    def ask_export(self, screen: GridScreen, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace or Comparison)
+    def ask_export(self, screen: Owner, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
         """Ask for the folder, ask again before it overwrites, and write."""
         from apr_tui.ask import ConfirmScreen
 
@@ -178,6 +190,12 @@ class Console(App[int]):
         from apr_tui.compare_view import CompareScreen
 
         self.push_screen(CompareScreen(self, request, a, b))
+
+    def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None:
+        """Open the check of a model file against float64."""
+        from apr_tui.check_screen import CheckScreen
+
+        self.push_screen(CheckScreen(self, request, path, model))
 
     # ends
 

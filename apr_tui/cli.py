@@ -20,12 +20,14 @@ from core.errors import AprError, Cancelled, UsageError
 from core.safe_text import safe_text
 
 INTERRUPTED, INTERNAL = 130, 70
+_INTERRUPTS: list[int] = []  # signals that have come
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name in ("SIGTERM", "SIGHUP"):
+    _INTERRUPTS.clear()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
     try:
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(f"apr-tui: {error}")
         return 7
     except Exception as error:  # noqa: BLE001 (the last door: it leaves a log and no traceback)
+        if _INTERRUPTS:  # it broke an import, which raised an error of its own
+            _tell("apr-tui: interrupted")
+            return INTERRUPTED
         _tell(f"apr-tui: internal error ({type(error).__name__}); the log is {write_log(error)}")
         return INTERNAL
 
@@ -78,12 +83,13 @@ def _run(words: list[str]) -> int:
 
         print(f"apr-tui {version('apr-tui')}")
         return 0
-    from apr_tui import commands
+    from apr_tui.launch import open_console
 
-    return commands.open_console(options)
+    return open_console(options)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _INTERRUPTS.append(number)
     raise KeyboardInterrupt
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from apr_tui import text
+from apr_tui.launch import open_console, prompt_of, read_text, source_of
 from core import session
 from core.errors import FileError, UsageError
 from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
-from core.source import Prompt, Source, parse_source
+from core.source import Prompt
 from core.trace import Emit, Event, Trace
 from core.verdict import EXIT_CODES
 from core.verdict_files import bisection_document, check_document, comparison_document
@@ -29,43 +30,6 @@ def run(command: str, options: argparse.Namespace, words: Sequence[str]) -> int:
     """Run a command of options.COMMANDS; words are what was typed, for the manifest."""
     options.command, options.words = "apr-tui " + " ".join(words), list(words)
     return RUNS[command](options)
-
-
-def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:
-    """Open the console on a model, a bundle or the demonstration; UsageError without a terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("the console needs a terminal on stdin and stdout. Use `apr-tui trace MODEL` without one.")
-    from apr_tui.app import run_console
-    from apr_tui.door import Request
-
-    if bundle is not None:
-        return run_console(Request(bundle=bundle, scope=options.scope or "all", threshold=options.threshold))
-    prompt = prompt_of(options) or Prompt()
-    return run_console(Request(
-        path=Path(options.MODEL) if options.MODEL else None, compute=options.compute, device=options.device,
-        threads=options.threads, plant=options.plant, prompt=prompt.text, tokens=prompt.tokens, chat=prompt.chat,
-        layers=options.layers, generate=options.generate or 0, scope=options.scope, threshold=options.threshold))
-
-
-def prompt_of(options: argparse.Namespace) -> Prompt | None:
-    """The prompt that the options give, None where they give none; UsageError where they give two."""
-    given = [n for n in ("prompt", "prompt_file", "tokens") if getattr(options, n) is not None]
-    if len(given) > 1:
-        raise UsageError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} both say what to feed; give one.")
-    if options.tokens is not None and options.chat:
-        raise UsageError("--chat puts text through a template; it does not go with --tokens.")
-    words = options.prompt
-    if options.prompt_file is not None:
-        words = read_text(options.prompt_file, "--prompt-file").removesuffix("\n")
-    if not given and not options.chat:
-        return None
-    return Prompt(text=Prompt().text if words is None else words, tokens=options.tokens, chat=options.chat)
-
-
-def source_of(options: argparse.Namespace, name: str, plant: str | None = None) -> Source:
-    """One side of the command line: its own settings, then the common options."""
-    default = Source(Path(), compute=options.compute, device=options.device, threads=options.threads, plant=plant)
-    return parse_source(name, default)
 
 
 def progress(options: argparse.Namespace) -> Emit:
@@ -156,14 +120,6 @@ def prompts_of(options: argparse.Namespace) -> list[Prompt | None]:
 def worst_of(results: Sequence[T], severity: Callable[[T], int]) -> T:
     """The result that counts: the first of the most severe."""
     return max(results, key=severity)
-
-
-def read_text(path: Path, option: str) -> str:
-    """Read a UTF-8 text file that an option names; FileError."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{option} {path}: {error}. A UTF-8 text file is needed.") from error
 
 
 def _bisect(options: argparse.Namespace) -> int:

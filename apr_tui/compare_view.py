@@ -7,26 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from apr_tui.card import pair_card
 from apr_tui.door import Request
-from apr_tui.grid_screen import GridScreen
-from apr_tui.jobs import pair_job
+from apr_tui.jobs import bisect_job, pair_job
 from apr_tui.keys import PAIR, bindings
 from apr_tui.page import PAIR_MEANINGS, PageScreen
 from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
-from apr_tui.pair_lines import cell_lines, is_downstream, reason_lines, verdict_spans
+from apr_tui.pair_lines import cause, verdict_spans
 from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, seconds_text
+from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
 from core.errors import Cancelled
 from core.stages import place_text
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
-    from core.verdict import Comparison
+    from core.verdict import Bisection, Comparison
 
 
-class CompareScreen(GridScreen):
-    """One comparison, from both traces to the verdict."""
+class CompareScreen(VerdictScreen):
+    """One comparison, from both traces to the verdict, and its bisection."""
 
     BINDINGS = bindings(PAIR)
     kind = PAIR
@@ -36,12 +37,7 @@ class CompareScreen(GridScreen):
     def __init__(self, console: Console, request: Request, a: Path, b: Path) -> None:
         super().__init__(console, PairView(request.scope))
         self.request, self.a, self.b = request, a, b
-        self.seconds: float | None = None
-        self.end = ""
-
-    def on_mount(self) -> None:
-        """Start."""
-        self.action_run()
+        self.bisection: Bisection | None = None
 
     @property
     def comparison(self) -> Comparison | None:
@@ -55,18 +51,22 @@ class CompareScreen(GridScreen):
         return self.view.grow(frame.cells, frame.n_layer)
 
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
-        """Take the verdict, or why there is none, or the end of an export."""
+        """Take the verdict, or why there is none, or the end of a bisection or an export."""
         if kind == "export":
             self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+        elif kind == "bisect" and error is not None:
+            self.note = ("bisection cancelled", "watch") if isinstance(error, Cancelled) else error_note(error)
         elif error is not None:
             self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
-            self.seconds = self.console.run_seconds
-            self.view.finish(result)
-            self.view.metric = "rel_l2" if result.cells else "A"
-            if self.grid.is_following and result.first is not None:
-                self._go(result.first)
+            self.seconds, self.note = self.console.run_seconds, None
+            self.bisection = result if kind == "bisect" else None
+            found: Comparison = result.comparison if kind == "bisect" else result
+            self.view.finish(found)
+            self.view.metric = "rel_l2" if found.cells else "A"
+            if self.grid.is_following and found.first is not None:
+                self.go_to(found.first)
         self.show_all()
 
     def title_spans(self, width: int) -> list[Span]:
@@ -92,6 +92,11 @@ class CompareScreen(GridScreen):
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
         lines: list[list[Span]] = [verdict_spans(found)]
+        if self.bisection is not None:
+            lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
+            if self.bisection.ladder is not None:
+                lines.append([("   b", "key"), (" shows the ladder of grafts", "quiet")])
+            return lines
         reasons = [part for reason in found.reasons for part in wrap(foreign(reason), width - 4)]
         lines += [[(f"   {part}", "text")] for part in reasons[:3]]
         if len(reasons) > 3:
@@ -103,10 +108,8 @@ class CompareScreen(GridScreen):
         place = self.grid.place
         word, name = STATES[self.view.mark(place)]
         if self.comparison is not None:
-            difference = self.comparison.cells.get(place)
-            word = difference.state if difference else "not compared"
-            if difference and place != self.comparison.first and is_downstream(difference):
-                word = "differs, downstream"
+            word = cause(self.comparison, place)
+            word = "differs, downstream" if word == "downstream" else word
         spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{self.view.mark(place)} {word} ", name)]
         return [*spans, *self._numbers(("A", "B", "ratio"))]
 
@@ -139,7 +142,8 @@ class CompareScreen(GridScreen):
 
     def command(self) -> str:
         """The command that gives this verdict without a screen."""
-        return self.request.command("compare", self.a, self.b, scope=self.request.scope)
+        verb = "bisect" if self.bisection is not None else "compare"
+        return self.request.command(verb, self.a, self.b, scope=self.request.scope)
 
     # actions
 
@@ -147,51 +151,58 @@ class CompareScreen(GridScreen):
         """Compare, again or for the first time."""
         self.note, self.progress, self.seconds, self.end = None, None, None, ""
         self.view.clear()
-        self.view.metric = "A"
+        self.view.metric, self.bisection = "A", None
         self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.door_source))
 
-    def action_back(self) -> None:
-        """Cancel the run; else take the message away; else go back to the trace."""
-        if self.console.owner is self and self.console.cancel_job():
-            self.say("cancelling ...", "watch")
-        elif self.note is not None:
-            self.hush()
-        else:
-            self.dismiss()
-
     def action_open(self) -> None:
-        """Everything about the cell."""
-        place = self.grid.place
-        title = f"A {foreign(self.a.name)}  B {foreign(self.b.name)}"
-        self.app.push_screen(PageScreen(title, lambda width: cell_lines(self.view, place, width)))
+        """The layer's stages: local and inherited error, floor, cause."""
+        from apr_tui.pair_layer import PairLayer
+
+        if self.view.n_row:
+            self.app.push_screen(PairLayer(self, self.has_detail))
+
+    def action_bisect(self) -> None:
+        """Prove the cause by grafts; once that is done, show the ladder."""
+        if self.bisection is not None:
+            self._show_ladder(self.bisection)
+        elif self.comparison is None:
+            self.say("There is no verdict yet: the comparison has to end first.", "watch")
+        elif any(self.console.door_source().is_bundle(path) for path in (self.a, self.b)):
+            self.say("A bundle cannot be run with a graft. Bisect the model files: apr-tui bisect A B.", "watch")
+        else:
+            self.note, self.progress = None, None
+            self.console.run_job(self, "bisect", bisect_job(self.request, self.a, self.b, self.console.door_source))
+            self.show_lines()
+
+    def _show_ladder(self, found: Bisection) -> None:
+        from apr_tui.ladder_page import LadderScreen
+
+        if found.ladder is None:
+            self.say("No cell differs: there is no graft to try.", "quiet")
+        else:
+            self.app.push_screen(LadderScreen(self, found))
 
     def action_finding(self, step: int) -> None:
         """Walk the cells that differ."""
-        places = self.view.differing()
-        if not places:
+        places = self.view.odd(self.grid.columns)
+        if places:
+            self.go_to(self.step(places, step))
+        else:
             self.say("no cell differs", "quiet")
-            return
-        here = (self.grid.row, self.grid.column)
-        at = [(p[0] or 0, self.grid.columns.index(p[1])) for p in places]
-        after = [p for p in at if p > here] if step > 0 else [p for p in at if p < here][::-1]
-        row, column = (after or (at if step > 0 else at[::-1]))[0]
-        self.grid.go(row, column)
 
-    def action_reasons(self) -> None:
-        """Verdict, first place and every reason."""
+    def action_card(self) -> None:
+        """The verdict's card."""
         found = self.comparison
-        if found is not None:
-            self.app.push_screen(PageScreen("Verdict", lambda width: reason_lines(found, width)))
+        if found is None:
+            self.say("There is no verdict yet: the comparison has to end first.", "watch")
+        else:
+            self.app.push_screen(PageScreen("Verdict", lambda width: pair_card(found, width)))
 
     def action_export(self) -> None:
-        """Write both bundles, cells.csv and verdict.json."""
+        """Write both bundles, cells.csv and verdict.json; after a bisection the ladder and the reproducer too."""
         if self.comparison is None:
             self.say("There is nothing to export yet: the comparison has to end first.", "watch")
             return
         out = self.console.door_source().default_out(self.comparison.a)
-        self.console.ask_export(self, self.comparison, out.with_name(f"{out.name}-pair"))
-
-    def _go(self, place: tuple[int | None, str]) -> None:
-        layer, stage = place
-        if layer is not None:
-            self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
+        word = "pair" if self.bisection is None else "bisect"
+        self.console.ask_export(self, self.bisection or self.comparison, out.with_name(f"{out.name}-{word}"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from core.model_file import ModelFile
     from core.source import Prompt, Source
     from core.trace import Emit, IsCancelled, Trace
-    from core.verdict import Comparison
+    from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"
 
@@ -35,6 +35,14 @@ class Door(Protocol):
         self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
         emit: Emit = ..., cancelled: IsCancelled = ...,
     ) -> Comparison: ...
+    def check(
+        self, source: Source, prompt: Prompt | None, *, generate: int = 0, emit: Emit = ...,
+        cancelled: IsCancelled = ...,
+    ) -> Check: ...
+    def bisect(
+        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Bisection: ...
     def hints(self, trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]: ...
     def is_bundle(self, path: Path) -> bool: ...
     def open_bundle(self, path: Path) -> Trace: ...
@@ -43,6 +51,10 @@ class Door(Protocol):
     ) -> Path: ...
     def export_comparison(
         self, comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def export_check(self, result: Check, out: Path, *, force: bool, command: str) -> Path: ...
+    def export_bisection(
+        self, result: Bisection, out: Path, *, threshold: float, force: bool, command: str,
     ) -> Path: ...
     def default_out(self, trace: Trace) -> Path: ...
     def sibling(self, path: Path) -> Path | None: ...
@@ -84,7 +96,10 @@ class Request:
         return Prompt(self.prompt, self.tokens, self.chat)
 
     def command(self, verb: str, *paths: Path, scope: str, out: Path | None = None) -> str:
-        """Write the command that gives the same numbers without a screen."""
+        """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
+        from apr_tui.options import COMMANDS
+
+        known = COMMANDS[verb][2]
         words = ["apr-tui", verb, *(f"{self.scheme}:{p}" if self.scheme else str(p) for p in paths)]
         if verb == "show":
             return shlex.join([*words, "--text"])
@@ -98,11 +113,11 @@ class Request:
             ("--generate", self.generate, 0), ("--out", out, None),
         )
         for option, now, usual in rows:
-            if now != usual:
+            if now != usual and option in known:
                 words += [option, f"{now:g}" if isinstance(now, float) else str(now)]
         if self.chat:
             words.append("--chat")
-        if self.layers is not None and verb == "trace":
+        if self.layers is not None and "--layers" in known:
             words += ["--layers", f"{self.layers[0]}..{self.layers[1]}"]
         return shlex.join(words)
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from textual import events
-from textual.app import ComposeResult
-from textual.screen import Screen
-
-from apr_tui.keys import DRILL, bindings, hint_spans
-from apr_tui.page import PageScreen, help_build
-from apr_tui.paint import Lines, foreign
+from apr_tui.keys import DRILL, bindings
+from apr_tui.layer_screen import LayerScreen, Lines_
+from apr_tui.paint import Span, foreign
 from apr_tui.stage_lines import (
     beside,
     channel_lines,
@@ -24,67 +19,31 @@ from apr_tui.stage_lines import (
     weight_lines,
     why_lines,
 )
-from core.errors import AprError
-from core.stages import GRID, STAGES, Place, place_text
+from core.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.trace_screen import TraceScreen
+    from core.model_file import ModelFile
 
 LEFT = 39  # columns of the tokens, of 80; half of a wider screen
 
 
-class DrillScreen(Screen[None]):
-    """One layer of the trace under it; it moves the grid's cursor along."""
+class DrillScreen(LayerScreen):
+    """One layer of the trace under it."""
 
     BINDINGS = bindings(DRILL)
+    kind = DRILL
+    under: TraceScreen
 
-    def __init__(self, under: TraceScreen) -> None:
-        super().__init__()
-        self.under, self.view = under, under.view
-        self.at_layer, self.stage = under.grid.place
-        self.has_detail = False
-        self.head, self.table, self.pane, self.foot = (Lines(i, 1) for i in ("title", "table", "pane", "foot"))
+    def table_header(self, width: int) -> list[Span]:
+        """Names of the columns."""
+        return table_header(width)
 
-    def compose(self) -> ComposeResult:
-        """Title, table of stages, what is known about one, foot."""
-        yield from (self.head, self.table, self.pane, self.foot)
+    def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
+        """All statistics of a stage."""
+        return table_row(self.view, place, is_here, width)
 
-    def on_resize(self, event: events.Resize) -> None:
-        """Draw for the size."""
-        self.call_after_refresh(self.show_all)
-
-    @property
-    def places(self) -> list[Place]:
-        """The layer's stages; the whole model's beside the first and the last layer."""
-        last = self.at_layer == self.view.n_row - 1
-        found: list[Place] = []
-        for stage in STAGES:
-            if stage.whole:
-                if (self.at_layer == 0) if stage.name == "embedding" else last:
-                    found.append((None, stage.name))
-            elif stage.name in GRID or self.has_detail:
-                found.append((self.at_layer, stage.name))
-        return found
-
-    @property
-    def place(self) -> Place:
-        """The chosen stage."""
-        found = [place for place in self.places if place[1] == self.stage]
-        return found[0] if found else (self.at_layer, "output")
-
-    def show_all(self) -> None:
-        """Draw everything; only lines that changed go over the wire."""
-        width, height = self.size
-        if not width:
-            return
-        rows = [table_row(self.view, place, place == self.place, width) for place in self.places]
-        self.head.show([self.under.title_spans(width)])
-        table = [rule(f"layer {self.at_layer} of {self.view.n_row}", width), table_header(width), *rows]
-        self.table.show(table)
-        self.pane.show(self.pane_lines(width, max(height - 2 - len(table), 0)))
-        self.foot.show([hint_spans(DRILL, width)])
-
-    def pane_lines(self, width: int, height: int) -> list[list[tuple[str, str]]]:
+    def pane_lines(self, width: int, height: int) -> Lines_:
         """What is known about the chosen stage, as much as there is room for; enter shows all."""
         place = self.place
         own = finding_lines(self.view, place[0], place[1], width)[:2]
@@ -98,72 +57,23 @@ class DrillScreen(Screen[None]):
         weights = weight_lines(self.weights(place), side)
         channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
         parts = [part for part in (why, weights, channels) if part]
-        gap: list[list[tuple[str, str]]] = [[]] if height > 24 else []
+        gap: Lines_ = [[]] if height > 24 else []
         right = [line for part in parts for line in [*part, *gap]]
         lines = beside(token_lines(self.view, place, left - 1, room), right, left, room)
         return [rule(self._heading(place), width), *lines, *findings]
 
-    def weights(self, place: Place) -> Sequence[tuple[str, str, tuple[int, ...]]]:
-        """The weights behind a stage; none where a bundle is shown."""
+    def model(self) -> ModelFile | None:
+        """The traced model, or the one being traced."""
         traced = self.under.traced
-        model = traced.model if traced else self.under.known.get("model")
-        if model is None:
-            return ()
-        try:
-            return self.under.console.door_source().weights_behind(model, *place)
-        except AprError:
-            return ()
+        return traced.model if traced else self.under.known.get("model")
 
-    def action_move(self, rows: int, columns: int) -> None:
-        """Another stage, or another layer."""
-        if columns:
-            self.at_layer = min(max(self.at_layer + columns, 0), self.view.n_row - 1)
-        names = [name for _, name in self.places]
-        at = names.index(self.place[1]) + rows
-        self.stage = names[min(max(at, 0), len(names) - 1)]
-        self._moved()
+    def open_title(self) -> str:
+        """Title of the page of one stage."""
+        return f"{foreign(self.under.model_name)}  {place_text(self.place)}"
 
-    def action_page(self, direction: int) -> None:
-        """First or last stage."""
-        self.action_move(direction * len(self.places), 0)
-
-    def action_end(self, direction: int) -> None:
-        """First or last layer."""
-        self.at_layer = 0 if direction < 0 else self.view.n_row - 1
-        self._moved()
-
-    def action_detail(self) -> None:
-        """Show or hide the detail stages."""
-        self.has_detail = not self.has_detail
-        self.show_all()
-
-    def action_scope(self) -> None:
-        """Next scope, for the grid too."""
-        self.under.set_scope(self.view.next_scope(self.place))
-        self.show_all()
-
-    def action_open(self) -> None:
-        """Everything about the stage."""
-        place = self.place
-        title = f"{foreign(self.under.model_name)}  {place_text(place)}"
-        self.app.push_screen(PageScreen(title, lambda width: everything(self.view, place, self.weights, width)))
-
-    def action_back(self) -> None:
-        """Back to the grid."""
-        self.dismiss()
-
-    def action_help(self) -> None:
-        """The help page."""
-        self.app.push_screen(PageScreen("Help", help_build))
-
-    def action_quit(self) -> None:
-        """Leave the console."""
-        self.under.console.leave(0)
-
-    def _moved(self) -> None:
-        column = GRID.index(self.stage) if self.stage in GRID else None
-        self.under.grid.go(self.at_layer, column)
-        self.show_all()
+    def open_lines(self, place: Place, width: int) -> Lines_:
+        """Everything about a stage."""
+        return everything(self.view, place, self.weights, width)
 
     def _heading(self, place: Place) -> str:
         cell = self.view.cells.get(place)

@@ -38,7 +38,7 @@ class GridScreen(Screen[None]):
     job = ""   # the kind of job whose frames hold its numbers
     console: Console
 
-    def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (TraceView or PairView)
+    def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (TraceView, PairView or CheckView)
         super().__init__()
         self.console, self.view = console, view
         self.note: tuple[str, str] | None = None  # text and style; None: the child's own
@@ -223,20 +223,27 @@ class GridScreen(Screen[None]):
 
     def jump(self, text: str) -> None:
         """Go to a place or a scope."""
+        self.note = None
         try:
             layer, stage, scope = read_jump(text.strip())
+            if scope:
+                self.set_scope(scope)
+                return
+            row = self.grid.row if layer is None else layer
+            self.grid.go(row, self.column_of(stage) if stage else None)
         except UsageError as error:
             self.say(str(error), "watch")
             return
-        self.note = None
-        if scope:
-            self.set_scope(scope)
-        else:
-            row = self.grid.row if layer is None else layer
-            self.grid.go(row, GRID.index(stage) if stage else None)
-            if row >= self.view.n_row:
-                self.say(f"there is no layer {row}: the last is {self.view.n_row - 1}.", "watch")
+        if row >= self.view.n_row:
+            self.say(f"there is no layer {row}: the last is {self.view.n_row - 1}.", "watch")
         self.show_lines()
+
+    def column_of(self, stage: str) -> int:
+        """The column of a stage; UsageError where it has none."""
+        if stage in self.grid.columns:
+            return self.grid.columns.index(stage)
+        columns = ", ".join(self.grid.columns)
+        raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {columns}.")
 
     def action_help(self) -> None:
         """The help page."""
@@ -267,16 +274,8 @@ def read_jump(text: str) -> tuple[int | None, str | None, str | None]:
         return int(text), None, None
     layer, dot, stage = text.partition(".")
     if dot and layer.isdigit():
-        return int(layer), _grid_stage(stage), None
+        return int(layer), stage_named(stage).name, None
     try:
         return None, None, parse_scope(text)
     except UsageError:
-        return None, _grid_stage(text), None
-
-
-def _grid_stage(name: str) -> str:
-    stage = stage_named(name).name
-    if stage not in GRID:
-        columns = ", ".join(GRID)
-        raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {columns}.")
-    return stage
+        return None, stage_named(text).name, None

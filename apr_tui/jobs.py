@@ -1,4 +1,4 @@
-"""The jobs that the console gives its worker: trace, compare, export. Each calls the door; none touches a widget."""
+"""The jobs that the console gives its worker: trace, check, compare, bisect, export. None touches a widget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from core.finding import Finding
     from core.model_file import ModelFile
     from core.trace import Trace
-    from core.verdict import Comparison
+    from core.verdict import Bisection, Check, Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,44 @@ def pair_job(request: Request, a: Path, b: Path, door_source: DoorSource) -> Cal
     return job
 
 
+def bisect_job(request: Request, a: Path, b: Path, door_source: DoorSource) -> Callable[[Feed], Bisection]:
+    """Judge b against a and prove the cause by grafts; the planted bug, if any, is A's."""
+
+    def job(feed: Feed) -> Bisection:
+        feed.say(f"bisecting {a.name} and {b.name}")
+        return door_source().bisect(
+            request.source(a, request.plant), request.source(b), request.prompt_record(), scope=request.scope,
+            threshold=request.threshold, emit=feed.emit, cancelled=feed.cancelled,
+        )
+
+    return job
+
+
+def check_job(request: Request, path: Path, door_source: DoorSource) -> Callable[[Feed], Check]:
+    """Check every stage of a model file against float64."""
+
+    def job(feed: Feed) -> Check:
+        feed.say(f"checking {path.name} against float64")
+        return door_source().check(
+            request.source(path, request.plant), request.prompt_record(), generate=request.generate, emit=feed.emit,
+            cancelled=feed.cancelled,
+        )
+
+    return job
+
+
 def export_job(
     shown: Any, out: Path, force: bool, request: Request, command: str, door_source: DoorSource,  # noqa: ANN401
 ) -> Callable[[Feed], Path]:
-    """Write a trace or a comparison to a folder."""
+    """Write a trace, a check, a comparison or a bisection to a folder."""
 
     def job(feed: Feed) -> Path:
         feed.say(f"writing {out}")
         door = door_source()
+        if hasattr(shown, "ladder"):
+            return door.export_bisection(shown, out, threshold=request.threshold, force=force, command=command)
+        if hasattr(shown, "errors"):
+            return door.export_check(shown, out, force=force, command=command)
         if hasattr(shown, "verdict"):
             return door.export_comparison(shown, out, threshold=request.threshold, force=force, command=command)
         return door.export_trace(

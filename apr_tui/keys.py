@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from textual.binding import Binding, BindingType
 
-GRID, DRILL, PAIR, PAGE = "grid", "layer", "comparison", "page"
+GRID, DRILL, PAIR, CHECK, CHECKED = "grid", "layer", "comparison", "check", "checked layer"
+LADDER, PAGE = "ladder", "page"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,36 +22,39 @@ class Key:
     shown: str = ""  # how the keys are written for a person; keys itself where empty
 
 
-ALL = (GRID, DRILL, PAIR, PAGE)
-MAPS = (GRID, PAIR)
+ALL = (GRID, DRILL, PAIR, CHECK, CHECKED, LADDER, PAGE)
+MAPS = (GRID, PAIR, CHECK)
+LAYERS = (DRILL, CHECKED)
 KEYS = (
     Key("up,k", "move(-1, 0)", "", "one row up", ALL, "up k"),
     Key("down,j", "move(1, 0)", "", "one row down", ALL, "down j"),
-    Key("left,h", "move(0, -1)", "", "one stage left; in a layer: the layer before", (GRID, PAIR, DRILL), "left h"),
-    Key("right,l", "move(0, 1)", "", "one stage right; in a layer: the layer after", (GRID, PAIR, DRILL), "right l"),
+    Key("left,h", "move(0, -1)", "", "one stage left; in a layer: the layer before", (*MAPS, *LAYERS), "left h"),
+    Key("right,l", "move(0, 1)", "", "one stage right; in a layer: the layer after", (*MAPS, *LAYERS), "right l"),
     Key("pageup", "page(-1)", "", "one page up", ALL, "pgup"),
     Key("pagedown,space", "page(1)", "", "one page down", ALL, "pgdn space"),
     Key("home", "end(-1)", "", "to the first layer", ALL),
     Key("end", "end(1)", "", "to the last layer", ALL),
-    Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (GRID, PAIR, DRILL)),
-    Key("escape", "back", "back", "go back", (DRILL, PAIR, PAGE), "esc"),
+    Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (*MAPS, *LAYERS)),
+    Key("escape", "back", "back", "go back; first cancel what runs", ALL[1:], "esc"),
     Key("escape", "back", "", "cancel the run", (GRID,), "esc"),
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID,)),
+    Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID,)),
+    Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR,)),
+    Key("v", "card", "verdict", "the verdict's card: measured, floor, reasons, what would change it", (PAIR, CHECK)),
     Key("s", "scope", "scope", "next scope: all, last, first, rest, the token of the peak", (GRID, PAIR, DRILL)),
     Key("m", "metric", "metric", "next metric", MAPS),
-    Key("n", "finding(1)", "next", "next finding; in a comparison: next cell that differs", MAPS),
-    Key("p", "finding(-1)", "", "previous finding, or cell that differs", MAPS),
+    Key("n", "finding(1)", "next", "next finding; in a comparison: cell that differs; in a check: bad cell", MAPS),
+    Key("p", "finding(-1)", "", "the one before", MAPS),
     Key("i", "prompt", "prompt", "another prompt, and run", (GRID,)),
-    Key("e", "export", "export", "write the evidence to a folder", MAPS),
+    Key("e", "export", "export", "write the evidence to a folder", (*MAPS, LADDER)),
     Key("f", "file", "file", "open another file or bundle", (GRID,)),
     Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
     Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
     Key("r", "run", "run", "run again", MAPS),
-    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", MAPS),
-    Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (DRILL,)),
-    Key("v", "reasons", "reasons", "all reasons of the verdict", (PAIR,)),
+    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER)),
+    Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (*LAYERS, PAIR, CHECK)),
     Key("t", "train", "", "the training stepper", (GRID,)),
-    Key("question_mark,f1", "help", "help", "this page", (GRID, DRILL, PAIR), "? F1"),
+    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS), "? F1"),
     Key("q", "quit", "quit", "quit", ALL),
 )
 
@@ -93,7 +97,8 @@ def help_lines() -> list[tuple[str, str]]:
 
 def markdown() -> str:
     """The key table for README."""
-    rows = [f"| {shown(key)} | {key.help} | {', '.join(key.screens)} |" for key in KEYS]
+    where = {ALL: "everywhere", ALL[1:]: f"everywhere but the {GRID}"}
+    rows = [f"| {shown(key)} | {key.help} | {where.get(key.screens, ', '.join(key.screens))} |" for key in KEYS]
     return "\n".join(["| key | what it does | where |", "|---|---|---|", *rows])
 
 

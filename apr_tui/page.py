@@ -22,6 +22,12 @@ PAIR_MEANINGS = {
     "cosine": "cosine of the worst token",
     "max_abs": "largest |b - a|",
 }
+CHECK_MEANINGS = {
+    "nmse": "|stage - float64|^2 / |float64|^2 of its worst token",
+    "sqnr_db": "-10 log10 of that: signal to quantisation noise",
+    "floor": "the NMSE that the compute itself costs",
+    "multiple": "NMSE over the floor: bad above 100",
+}
 Build = Callable[[int], Sequence[Sequence[Span]]]  # width -> lines
 
 
@@ -55,6 +61,7 @@ class PageScreen(Screen[None]):
     """A title over a page."""
 
     BINDINGS = bindings(PAGE)
+    kind = PAGE
 
     def __init__(self, title: str, build: Build) -> None:
         super().__init__()
@@ -68,7 +75,7 @@ class PageScreen(Screen[None]):
     def on_resize(self) -> None:
         """Show the title and the hints."""
         self.head.show([[(f" {self.heading}", "title")]])
-        self.foot.show([hint_spans(PAGE, self.app.size.width)])
+        self.foot.show([hint_spans(self.kind, self.app.size.width)])
 
     def action_move(self, rows: int, columns: int) -> None:
         """Scroll a line."""
@@ -101,22 +108,26 @@ def help_build(width: int) -> list[list[Span]]:
     meanings = {
         ".": "nothing odd (drawn as a blank before its number)",
         "!": "3 to 10 times the layer before, or below a tenth of it; in a comparison: near the noise floor",
-        "X": "above 10 times the layer before, NaN or Inf; in a comparison: differs",
+        "X": "above 10 times the layer before, NaN or Inf; in a comparison: differs; in a check: bad",
         "-": "the model or the source has no such number",
         "?": "not measured, or not yet",
     }
     for mark, (word, name) in STATES.items():
         for i, part in enumerate(wrap(meanings[mark], max(width - 20, 20))):
             lines.append([(f"  {mark} {word:<13} " if i == 0 else " " * 18, name), (part, "text")])
-    lines += [[], [(" Metrics of a comparison", "title")]]
-    for metric, meaning in PAIR_MEANINGS.items():
-        lines.append([(f"  {metric:<12}", "key"), (meaning, "text")])
+    for what, meant in (("comparison", PAIR_MEANINGS), ("check", CHECK_MEANINGS)):
+        lines += [[], [(f" Metrics of a {what}", "title")]]
+        lines += [[(f"  {metric:<12}", "key"), (meaning, "text")] for metric, meaning in meant.items()]
     lines += [[], [(" Reading it", "title")]]
     for text in (
         "A spike inside one run is a hint: it says where to look. A difference that survives a check is a proof.",
         "Look at scope rest: if the spike is gone there, the first token carries it, and it looks like the model.",
+        "Press x: every stage is recomputed in float64 from its own inputs. What is bad there is a bug of that stage, "
+        "and no second model was needed.",
         "Then press g: the same model from the other format either agrees (H1: the model) or names the first place "
         "that differs (H2: a bug) or a declared numeric choice (H3).",
+        "In a comparison, b proves the cause: B's values are put into A, and the logits come back from the place on "
+        "where they part.",
         "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
     ):
         lines += [[(f"  {part}", "text")] for part in wrap(plain(text), max(width - 4, 20))]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from apr_tui.paint import STATES, Span, foreign, wrap
+from apr_tui.paint import OK, STATES, Span, foreign
 from apr_tui.stage_lines import fit_text
 from core.stages import Place, place_text
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
 GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
 FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
-SAME = 3.0  # floors
+SAME, CLEAR = 3.0, 10.0  # floors, as core.pair has them, which would bring torch
+COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
 
@@ -48,23 +49,36 @@ def is_downstream(difference: Difference) -> bool:
     return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
 
 
-def reason_lines(found: Comparison, width: int) -> list[list[Span]]:
-    """The page of the verdict."""
-    from core.verdict import VERDICTS
+def cause(found: Comparison | None, place: Place) -> str:
+    """What is said of a cell in a few words: same, unclear, differs, downstream, or first and on which side."""
+    difference = found.cells.get(place) if found else None
+    if found is None or difference is None:
+        return "not compared"
+    if place == found.first:
+        return f"first; side {found.side or 'not decided'}"
+    return "downstream" if is_downstream(difference) else difference.state
 
-    lines: list[list[Span]] = [[], verdict_spans(found)]
-    if found.first is not None:
-        lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
-    lines += [[], [(" Reasons", "title")]]
-    for reason in found.reasons:
-        parts = wrap(foreign(reason), width - 6)
-        lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
-    for side, trace, name in (("A", found.a, "a"), ("B", found.b, "b")):
-        facts = trace.facts
-        known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
-        lines += [[], [(f" {side} ", name), (foreign(trace.name), "title")]]
-        lines.append([(f"    {known}, {len(trace.tokens)} tokens", "text")])
-    return lines
+
+def layer_header(width: int) -> list[Span]:
+    """Column names over layer_row."""
+    numbers = "".join(f"{name:>{size}}" for name, size in COLUMNS)
+    return [(f" {'stage':<13}{numbers}  ", "quiet"), ("cause", "quiet")]
+
+
+def layer_row(view: PairView, place: Place, is_here: bool, width: int) -> list[Span]:
+    """The distances of a stage in one line: in all, what came in, what happened here, the floor."""
+    from core.grid import short
+
+    mark = view.mark(place)
+    name = STATES[mark][1]
+    difference = view.comparison.cells.get(place) if view.comparison else None
+    label = "text+cursor" if is_here else "text"
+    spans: list[Span] = [(f" {place[1]:<11}", label), (f"{' ' if mark == OK else mark} ", name)]
+    for field, size in COLUMNS:
+        number = getattr(difference, field) if difference else None
+        spans.append((f"{short(number) if difference else mark:>{size}}", name if field == "rel_l2" else "text"))
+    is_first = view.comparison is not None and place == view.comparison.first
+    return [*spans, (f"  {cause(view.comparison, place)}", "bad" if is_first else "quiet")]
 
 
 def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:

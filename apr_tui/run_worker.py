@@ -26,7 +26,10 @@ USUAL_JOIN_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a job has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model."""
+    """What a job has told so far. cells: by side ("" for one trace, A and B for a pair). known: of the opened model.
+
+    latest: the place measured last; None where a phase has begun since.
+    """
 
     serial: int  # of the job
     number: int  # within the job: a tick may overtake a message
@@ -36,6 +39,7 @@ class Frame:
     tokens: tuple[Any, ...] = ()
     generated: str = ""
     cells: Mapping[str, Mapping[Place, Any]] = field(default_factory=dict, repr=False)
+    errors: Mapping[Place, Any] = field(default_factory=dict, repr=False)
     latest: Place | None = None
     side: str = ""
     known: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -78,6 +82,7 @@ class Feed:
         self._lock = threading.Lock()
         self._fields: dict[str, Any] = {}
         self._cells: dict[str, dict[Place, Any]] = {}
+        self._errors: dict[Place, Any] = {}
         self._known: dict[str, Any] = {}
         self._posted = 0.0
         self._number = 0
@@ -95,12 +100,16 @@ class Feed:
         """Take one event of the door."""
         with self._lock:
             if event.kind == "phase":
-                self._fields["phase"] = event.text
+                self._fields |= {"phase": event.text, "latest": None}
             elif event.kind == "token":
                 self._fields["generated"] = self._fields.get("generated", "") + event.text
             elif event.kind == "cell" and event.cell is not None:
                 self._cells.setdefault(event.side, {})[event.place] = event.cell
-                self._fields |= {"latest": event.place, "side": event.side}
+                if not self._errors:  # a check judges a cell a little after it was measured
+                    self._fields |= {"latest": event.place, "side": event.side}
+            elif event.kind == "error":
+                self._errors[event.place] = event.error
+                self._fields["latest"] = event.place
             if event.n_layer is not None:
                 self._fields["n_layer"] = event.n_layer
             if event.tokens:
@@ -111,7 +120,7 @@ class Feed:
     def say(self, phase: str, **known: Any) -> None:  # noqa: ANN401
         """Say what is being done, and any fact that the title shows."""
         with self._lock:
-            self._fields["phase"] = phase
+            self._fields |= {"phase": phase, "latest": None}
             self._known |= known
             self._is_new = True
         self._post()
@@ -134,7 +143,8 @@ class Feed:
             self._is_new = False
             self._number += 1
             cells = {side: dict(found) for side, found in self._cells.items()}
-            return Frame(self.serial, self._number, self.kind, cells=cells, known=dict(self._known), **self._fields)
+            errors, known = dict(self._errors), dict(self._known)
+            return Frame(self.serial, self._number, self.kind, cells=cells, errors=errors, known=known, **self._fields)
 
     def _post(self) -> None:
         now = time.monotonic()
@@ -160,6 +170,11 @@ class RunWorker:
     def serial(self) -> int:
         """Number of the newest job; messages of older ones are to be ignored."""
         return self._serial
+
+    @property
+    def kind(self) -> str:
+        """What the newest job does."""
+        return self._kind
 
     @property
     def feed(self) -> Feed | None:

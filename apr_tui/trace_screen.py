@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,12 @@ from apr_tui.door import Request, read_prompt, write_prompt
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
-from apr_tui.paint import OK, STATES, Span, crop, fit, foreign, plain, wrap
+from apr_tui.paint import Span, crop, fit, foreign, plain
 from apr_tui.run_worker import Frame
-from apr_tui.stage_lines import sentence
 from apr_tui.status import error_note, seconds_text
+from apr_tui.trace_lines import cell_spans, note_lines
 from apr_tui.view import TraceView
 from core.errors import Cancelled
-from core.stages import place_text
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -122,47 +122,11 @@ class TraceScreen(GridScreen):
 
     def note_lines(self, width: int) -> list[list[Span]]:
         """The finding's sentence, or what stands in for it while there is none."""
-        findings = self.view.findings
-        if findings:
-            finding = findings[self.view.finding]
-            mark = self.view.mark(finding.place)
-            name = STATES[mark][1] if mark != OK else "watch"
-            count = f"{finding.strength} {self.view.finding + 1} of {len(findings)}"
-            text = f"{mark} {sentence(finding)} ({count}, {finding.kind})"
-            return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
-        if self.traced is not None:
-            text = f" no finding at scope {self.view.scope}: no NaN, no ratio above {self.view.threshold:g} x"
-            return [[(text, "quiet")]]
-        place = self.view.first_bad()
-        if place is not None:
-            ratio = self.view.number(place, "ratio")
-            is_ratio = ratio is not None and ratio > self.view.threshold
-            what = f"{ratio:.1f} x layer {(place[0] or 0) - 1}" if is_ratio else "NaN or Inf"
-            return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
-        return []
+        return note_lines(self.view, width)
 
     def cell_spans(self, width: int) -> list[Span]:
         """Place, its number, ratio, and who carries it."""
-        place = self.grid.place
-        mark = self.view.mark(place)
-        word, name = STATES[mark]
-        spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
-        cell = self.view.cells.get(place)
-        stats = cell.at(self.view.scope) if cell is not None else None
-        if stats is None:
-            return spans
-        from core.grid import short
-
-        ratio = self.view.number(place, "ratio")
-        facts = [f"std {short(stats.std)}"] + ([f"{short(ratio)} x layer {place[0] - 1}"] if ratio is not None else [])
-        if stats.absmax is not None:
-            where = f" at token {stats.peak_token} ch {stats.peak_channel}" if stats.peak_token is not None else ""
-            facts.append(f"|x| {short(stats.absmax)}{where}")
-        if (stats.nan or 0) + (stats.inf or 0):
-            facts.insert(0, f"{stats.nan} NaN {stats.inf} Inf")
-        if self.view.metric not in ("std", "ratio", "absmax"):
-            facts.insert(0, f"{self.view.metric} {short(self.view.number(place))}")
-        return [*spans, ("  ".join(facts), "text")]
+        return cell_spans(self.view, self.grid.place)
 
     def status_spans(self, width: int) -> list[Span]:
         """The prompt and what the model says next; or how the run ended without."""
@@ -259,6 +223,17 @@ class TraceScreen(GridScreen):
             f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
             lambda text: self.console.show_pair(self.request, a, Path(text).expanduser()), is_path=True,
         )
+
+    def action_check(self) -> None:
+        """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
+        bundle = self.traced.bundle if self.traced else self.request.bundle
+        if bundle is not None:
+            command = shlex.join(["apr-tui", "check", str(bundle), "--model"])
+            self.say(f"A bundle is checked against its model's weights: {foreign(command)} FILE", "watch")
+        elif self.request.path is None:
+            self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
+        else:
+            self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
 
     def action_export(self) -> None:
         """Write the evidence."""

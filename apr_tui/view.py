@@ -208,10 +208,10 @@ class PairView:
         """Text and mark of a cell; a number that is there is shown even before the verdict."""
         return shorten(self.number((row, column)), self.mark((row, column)))
 
-    def differing(self) -> list[Place]:
-        """Cells that differ or are unclear, in order of computation: what n and p walk."""
+    def odd(self, columns: Sequence[str] = GRID) -> list[Place]:
+        """Cells of these stages that differ or are unclear, in order of computation: what n and p walk."""
         cells = self.comparison.cells if self.comparison else {}
-        odd = (p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in GRID)
+        odd = (p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in columns)
         return sorted(odd, key=place_order)
 
     def next_metric(self) -> str:

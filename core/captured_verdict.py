@@ -29,7 +29,7 @@ Errors = Mapping[Place, LocalError]
 
 @dataclass(frozen=True, slots=True)
 class _Reproduced:
-    """How far our forward at a capture's declared compute is from it: at the first place, and the first not reproduced."""
+    """How far our forward at a capture's declared compute is from it. left: the first place that is not its own."""
 
     compute: str
     at_first: float | None
@@ -61,7 +61,14 @@ def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Ques
     differing = [p for p in sorted(pair.cells, key=place_order) if pair.cells[p].state == "differs"]
     if not pair.cells:
         return replace(done, verdict="NOT_COMPARABLE", reasons=("no stage is there on both sides",))
-    return agreement(done, ask) if not differing else _explain(a, b, done, differing[0], ask)
+    if differing:
+        return _explain(a, b, done, differing[0], ask)
+    partial = [n for n, p in (("A", a), ("B", b))
+               if isinstance(p, Capture) and not is_whole(p.values, p.side.model.arch.n_layer)]
+    if partial:
+        return replace(done, verdict="INCONCLUSIVE", reasons=(
+            f"no cell differs of those that {' and '.join(partial)} shows, but not every layer's output is there",))
+    return agreement(done, ask)
 
 
 def side_of(party: Party) -> Side:

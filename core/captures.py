@@ -99,6 +99,9 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
         if best.first is None:
             break
     assert best is not None
+    if best.first is None and (None, "logits") not in values:
+        raise NotComparableError(f"{traced.name} lacks the logits: each of the {len(best.errors)} stages that it shows "
+                                 "is right, but what follows them is not shown. Take the values of every stage.")
     return best
 
 
@@ -120,7 +123,7 @@ def compare_sources(
     if file is None:
         if any(saved):
             return None
-        raise UsageError("a folder has no weights that are read here: give a model file as one side, FILE or llama.cpp:FILE.")
+        raise UsageError("the weights of a folder are not read here: one side must be a file, FILE or llama.cpp:FILE.")
     for trace in filter(None, saved):
         if trace.values is None or trace.origin.get("header_sha256") != file.header_sha256 or not trace.tokens:
             return None
@@ -153,8 +156,8 @@ def refuse_other_rows(traced: Trace) -> None:
         raise NotComparableError(f"{traced.name} does not say its tokens: nothing can be recomputed. "
                                  "Import it with --tokens 1,2,3.")
     if traced.facts.scopes and "all" not in traced.facts.scopes and traced.facts.scopes != ("last",):
-        raise NotComparableError(f"{traced.name} has values at scope {', '.join(traced.facts.scopes)} only; those of every "
-                                 "token or of the last one are needed.")
+        raise NotComparableError(f"{traced.name} has values at scope {', '.join(traced.facts.scopes)} only; "
+                                 "those of every token or of the last one are needed.")
 
 
 def _file(source: Source) -> ModelFile | None:

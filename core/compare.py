@@ -155,7 +155,7 @@ def proven_bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) 
     return replace(
         done, verdict="H2", first=place, side=None if both else side, error=error, token=error.token, channel=error.channel,
         measured=cell.rel_l2 if cell else None, floor=cell.floor if cell else None,
-        reasons=(reason, *((f"looks like this: {error.guess}",) if error.guess else ()),
+        reasons=(reason, *((error.span_text,) if error.span else ()), *((f"looks like this: {error.guess}",) if error.guess else ()),
                  *((f"{len(later)} later cells differ: downstream",) if later else ())))
 
 

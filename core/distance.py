@@ -23,7 +23,10 @@ def relative_l2(a_TW: Tensor, b_TW: Tensor) -> tuple[float, int]:
 
 
 def difference(a_TW: Tensor, b_TW: Tensor, first: int) -> Difference:
-    """Measure b against a at the worst token; its channel is the one furthest off, the lowest on a tie. first: position of row 0."""
+    """Measure b against a at the worst token, and name its channel furthest off, the lowest on a tie.
+
+    first: position of row 0.
+    """
     rel, row = relative_l2(a_TW, b_TW)
     a, b = a_TW[row].double(), b_TW[row].double()
     far = (b - a).abs()
@@ -59,8 +62,10 @@ def _unlike(a: Tensor, b: Tensor) -> Tensor:
 def _gaps(a_TW: Tensor, b_TW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each token: whether both have the same NaN and Inf, |b - a| and |a| over the finite places."""
     a, b = a_TW.double(), b_TW.double()
+    gap, size = (b - a).norm(dim=1), a.norm(dim=1)
+    if bool(torch.isfinite(gap + size).all()):  # nearly always; what is not finite on either side makes gap so
+        return torch.ones_like(gap, dtype=torch.bool), gap, size
     good = torch.isfinite(a) & torch.isfinite(b)
     same_bad = ~_unlike(a, b).any(1)
-    if not bool(good.all()):
-        a, b = torch.where(good, a, 0.0), torch.where(good, b, 0.0)
+    a, b = torch.where(good, a, 0.0), torch.where(good, b, 0.0)
     return same_bad, (b - a).norm(dim=1), a.norm(dim=1)

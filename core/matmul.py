@@ -69,7 +69,7 @@ def kernel_path(compute: str, device: torch.device) -> str:
     kernels = library()
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
-    return f"fused {kernels.level.name} float32 for {' '.join(FUSED)} ({kernels.reason}); other types {steps}"
+    return f"fused {kernels.level.name} for {' '.join(FUSED)} ({kernels.reason}); other types {steps}"
 
 
 def multiply(
@@ -84,7 +84,8 @@ def multiply(
     kernels = library() if fused else None
     if kernels is None or isinstance(kernels, Absent):
         return _decode_multiply(weight, inputs, [x.dtype for x, _ in asks], cancelled)
-    products = multiply_fused(kernels, weight, torch.cat([inputs[i] for i in fused]), cancelled)
+    x = inputs[fused[0]] if len(fused) == 1 else torch.cat([inputs[i] for i in fused])
+    products = multiply_fused(kernels, weight, x, cancelled)
     ends = list(accumulate(len(inputs[i]) for i in fused))
     parts = {i: products[end - len(inputs[i]):end] for i, end in zip(fused, ends, strict=True)}
     rest = [i for i in range(len(inputs)) if i not in parts]

@@ -2,7 +2,7 @@
 
 It needs no second model. Three forwards walk side by side: the source's (or, of a capture, its values); the same
 compute, clean, fed with the source's values at every stage (what the compute itself costs: the floor); and float64, fed
-likewise (the truth). Where a capture lacks a stage both go on with their own value, and the span is judged in one piece.
+likewise (the truth). Where a capture lacks a stage both go on with their own value: the span is judged in one piece.
 """
 
 from __future__ import annotations

@@ -280,7 +280,9 @@ def check(
         cells[place] = stats
         emit(Event("cell", place=place, cell=stats))
 
-    errors, logits = replay(side, [t.id for t in tokens], watch=record(seen, len(tokens)), witness=True, cancelled=cancelled)
+    errors, logits = replay(
+        side, [t.id for t in tokens], watch=record(seen, len(tokens)), witness=True, cancelled=cancelled,
+        seen=lambda place, error: emit(Event("error", place=place, error=error)))
     traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, logits[0]),
                      observed_equals_unobserved=run.same_bits(*logits))
     if not generate:

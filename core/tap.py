@@ -5,6 +5,7 @@ A tap never changes the value it records; what it returns is what the forward go
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,13 +15,12 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import is_measured, measure_fused
+from core.kernels.fused import TOP_CHANNELS, is_measured, measure_fused
 from core.kernels.library import Library, library
 from core.stages import Place
 from core.stats import Factors, Massive, TokenStats
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
-TOP_CHANNELS = 8
 BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
 
 Values = np.ndarray[Any, Any]
@@ -90,8 +90,8 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    columns, peak_W = _columns(x_TW)
-    top = _top_channels(x_TW, peak_W, first)
+    columns, places = _columns(x_TW)
+    top = tuple((c, first + row, float(x_TW[row, c])) for c, row in places)
     stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
     absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
     absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
@@ -103,16 +103,14 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
     return stats
 
 
-def _columns(x_TW: Tensor) -> tuple[dict[str, Values], Values]:
-    """Return the per-token columns of TokenStats, and each channel's largest finite |x| [W] (-1: it has none)."""
+def _columns(x_TW: Tensor) -> tuple[dict[str, Values], list[tuple[int, int]]]:
+    """Return the per-token columns of TokenStats, and (channel, row) of the largest |x| of the 8 largest channels."""
     kernels = library() if is_measured(x_TW) else None
     if isinstance(kernels, Library):
         return measure_fused(kernels, x_TW)
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
     blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    size = _sizes(x_TW)
-    peak_W = size.amax(0) if len(x_TW) else size.new_full((x_TW.shape[1],), -1.0)
-    return {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}, peak_W.float().cpu().numpy()
+    return {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}, _top_channels(x_TW)
 
 
 def _moments(x_TW: Tensor) -> dict[str, Values]:
@@ -135,18 +133,15 @@ def _moments(x_TW: Tensor) -> dict[str, Values]:
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def _top_channels(x_TW: Tensor, peak_W: Values, first: int) -> tuple[tuple[int, int, float], ...]:
-    """The channels of the largest peaks; a tie goes to the lowest channel and token, which topk and max leave open."""
-    least = np.partition(peak_W, -TOP_CHANNELS)[-TOP_CHANNELS] if len(peak_W) > TOP_CHANNELS else -1.0
-    near = np.flatnonzero(peak_W >= max(float(least), 0.0))
-    channels = near[np.argsort(-peak_W[near], kind="stable")][:TOP_CHANNELS].tolist()
-    places = ((c, int(_sizes(x_TW[:, c]).argmax())) for c in channels)
-    return tuple((c, first + t, float(x_TW[t, c])) for c, t in places)
-
-
-def _sizes(x: Tensor) -> Tensor:
-    """|x|, and -1 where x is not finite."""
-    return torch.nan_to_num(x.abs(), nan=-1.0, posinf=-1.0)
+def _top_channels(x_TW: Tensor) -> list[tuple[int, int]]:
+    """Channel and row of the largest peaks; a tie goes to the lowest of both, which topk and max leave open."""
+    if not len(x_TW):
+        return []
+    size = torch.nan_to_num(x_TW.abs(), nan=-1.0, posinf=-1.0)
+    row_W = size.argmax(0)
+    peaks, order = torch.sort(size.amax(0), descending=True, stable=True)
+    best = zip(order[:TOP_CHANNELS].tolist(), peaks[:TOP_CHANNELS].tolist(), strict=True)
+    return [(int(c), int(row_W[c])) for c, peak in best if peak >= 0]
 
 
 def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
@@ -166,9 +161,9 @@ def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
 
 def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Factors:
     channel = int(stats.peak_channel[row])
-    left, right = product["ffn_silu"][row].double(), product["ffn_up"][row].double()
-    good = torch.isfinite(left) & torch.isfinite(right)
+    left, right = (product[stage][row].double().cpu().numpy() for stage in ("ffn_silu", "ffn_up"))
+    good = np.isfinite(left) & np.isfinite(right)
     a, b = (side[good] - side[good].mean() for side in (left, right))
-    norm = float(a.norm() * b.norm())
+    norm = math.sqrt(float(a @ a) * float(b @ b))
     correlation = float(a @ b) / norm if norm else None
     return Factors(stats.first + row, channel, float(left[channel]), float(right[channel]), correlation)

@@ -89,12 +89,13 @@ class GpuSampler:
         self.first_own: GpuSample | None = None  # the first one that saw this process hold memory
         self.why_not = ""
         self._index, self._uuid, self._period_s = index, uuid, period_s
-        self._end = threading.Event()
+        self._end, self._began = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
 
     def start(self) -> None:
-        """Begin; where NVML cannot be used, latest stays None and why_not says so."""
+        """Begin, and wait for the first sample; where NVML cannot be used, latest stays None and why_not says so."""
         self._thread.start()
+        self._began.wait(2.0)
 
     def stop(self) -> None:
         """End the thread and wait for it."""
@@ -103,6 +104,12 @@ class GpuSampler:
             self._thread.join(2.0)
 
     def _run(self) -> None:
+        try:
+            self._sample()
+        finally:
+            self._began.set()
+
+    def _sample(self) -> None:
         try:
             import pynvml
         except ImportError:
@@ -119,6 +126,7 @@ class GpuSampler:
             self.latest = sample = sample_gpu(pynvml, handle)
             if self.first_own is None and sample.own_mib:
                 self.first_own = sample
+            self._began.set()
             self._end.wait(self._period_s)
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.stages import Place
 from core.stats import Cell
+
+if TYPE_CHECKING:
+    from core.verdict import LocalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Event:
     """One thing that a run tells while it runs.
 
     kind: "phase" (text says what is being done), "start" (n_layer, tokens known), "cell" (a stage was measured),
-    "token" (one generated token, in text). side: A or B in a comparison, else "".
+    "token" (one generated token, in text), "error" (a check has judged a stage). side: A or B in a comparison, else "".
     """
 
     kind: str
@@ -63,6 +66,7 @@ class Event:
     side: str = ""
     n_layer: int | None = None
     tokens: tuple[Token, ...] = ()
+    error: LocalError | None = None
 
 
 Emit = Callable[[Event], None]

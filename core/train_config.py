@@ -194,7 +194,7 @@ def hold_plan(plan: Plan) -> None:
     """Refuse sizes that no run can have; UsageError says which."""
     a = plan.arch
     rules = (
-        (a.d_model == a.n_head * a.head_dim,
+        (plan.init is not None or a.d_model == a.n_head * a.head_dim,
          f"d_model {a.d_model} does not divide into {a.n_head} heads: head_dim would "
          f"be {a.d_model / a.n_head:g}. Change n_head or d_model"),
         (a.head_dim % 2 == 0, f"head_dim {a.head_dim} is odd; RoPE turns channels in pairs. Change n_head or d_model"),

@@ -73,6 +73,8 @@ def open_corpus(
     root = Path(sysconfig.get_paths()["stdlib"]) if folder is None else folder
     if not root.exists():
         raise FileError(f"--corpus {root} does not exist. Give a folder of text files, or of *.bin token shards.")
+    if given is not None:
+        padded(given, n_vocab)  # refused before the work where it does not fit
     if root.is_file() or any(root.glob("*.bin")):
         return _published(root, given, n_vocab)
     documents, skipped = find_documents(root)

@@ -25,11 +25,13 @@ from core.train_grads import census
 from core.train_invariants import Memory, Seen, broken, not_finite, remember
 from core.train_log import GPU, GRADS, TRAIN, VAL, Lines
 from core.train_model import load_values
-from core.train_records import ABORTED, DONE, INTERRUPTED, Step, TrainEmit, TrainEvent, Validation
+from core.train_records import ABORTED, DONE, INTERRUPTED, Step, TrainEmit, TrainEvent, Validation, Wishes
 from core.train_shards import Order, Tokens, batch_hash
 from core.train_step import Measured, Stepper
 from core.train_tokenizer import Vocabulary
 from core.train_world import World, gathered
+
+PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class Trainer:
     sampler: GpuSampler | None
     emit: TrainEmit
     cancelled: Callable[[], bool]
+    wishes: Wishes = field(default_factory=Wishes)
     steps_done: int = 0
     tokens_seen: int = 0
     memory: Memory = field(default_factory=Memory)
@@ -63,12 +66,14 @@ class Trainer:
         self.began, self._mark = time.monotonic(), time.perf_counter()
         try:
             while self.steps_done < self.plan.steps:
+                self._pause()
                 wants_stop = self._step()
                 ends_epoch = self.steps_done % self.plan.steps_per_epoch == 0 or self.steps_done == self.plan.steps
                 if self.broken is None and ends_epoch:
                     self._validate()
                 due = self.steps_done % self.plan.checkpoint_every == 0 or self.steps_done == self.plan.steps
-                if due or wants_stop or self.broken is not None:
+                if due or wants_stop or self.broken is not None or self.wishes.save.is_set():
+                    self.wishes.save.clear()
                     self._save()
                 if self.broken is not None:
                     return ABORTED, f"{self.broken[0]}: {self.broken[1]}"
@@ -93,15 +98,28 @@ class Trainer:
 
     def rows(self, tokens: Tokens) -> Tensor:
         """This process's rows of a batch, on the device."""
-        mine = tokens[self.world.rank :: self.world.size]
-        return torch.from_numpy(mine.astype(np.int64)).to(self.stepper.device, non_blocking=True)
+        return self._placed(tokens[self.world.rank :: self.world.size])
+
+    def _placed(self, tokens: Tokens) -> Tensor:
+        return torch.from_numpy(tokens.astype(np.int64)).to(self.stepper.device, non_blocking=True)
+
+    def _wants_stop(self) -> bool:
+        return self.cancelled() or self.wishes.stop.is_set()
+
+    def _pause(self) -> None:
+        """Wait while a person wants it; only a run of one process can."""
+        if self.world.size == 1 and self.wishes.pause.is_set():
+            self.emit(TrainEvent("phase", "paused"))
+            while self.wishes.pause.is_set() and not self._wants_stop():
+                time.sleep(PAUSE_S)
+            self._rest()
 
     def _step(self) -> bool:
         """Take one step, hold it against the rules, log it; returns whether somebody wants to stop."""
         step, cursor = self.steps_done, self.memory.cursor
         tokens, with_table = self.order.batch(cursor, self.plan.batch), step % self.plan.grads_every == 0
         measured = self.stepper.take_step(
-            step, self.rows(tokens), learning_rate(self.plan, step), with_table, self.cancelled())
+            step, self.rows(tokens), learning_rate(self.plan, step), with_table, self._wants_stop())
         seen = Seen(self.plan, step, measured, batch_hash(tokens), cursor, cursor // len(self.order.windows), step == 0)
         self.broken = broken(seen, self.memory)
         if measured.is_finite:
@@ -130,8 +148,8 @@ class Trainer:
         self.emit(TrainEvent("step", step=record, grads=measured.grads))
 
     def _validate(self) -> None:
-        loss = self.stepper.validate(self.rows(self.windows), self.plan.batch)
-        if self.world.size > 1:
+        loss = self.stepper.validate(self._placed(self.windows), self.plan.batch)  # all of them in each process
+        if self.world.size > 1:  # the same number for all, so that all decide alike
             loss = float(self.world.sum_up(torch.tensor(loss, device=self.stepper.device))) / self.world.size
         since = self.validations[-1].steps_done if self.validations else 0
         losses = [s.train_loss for s in self.steps if s.step >= since]

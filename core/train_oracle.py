@@ -15,7 +15,7 @@ from torch import Tensor
 from core.train_log import write_document
 from core.train_loop import Trainer
 from core.train_model import Decoder, layer_of
-from core.train_records import TrainEvent
+from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, TrainEvent
 
 ORACLE = "oracle.json"
 STEP_H = 1e-4          # relative to the weight's norm: the error of a central difference is h^2
@@ -37,13 +37,16 @@ class OracleCell:
 
 
 def write_oracle(trainer: Trainer) -> list[OracleCell]:
-    """Write oracle.json and tell the worst place."""
+    """Write oracle.json and tell what it shows; empty where FSDP2 spreads the weights, for a copy needs them whole."""
+    if any(hasattr(weight, "device_mesh") for _, weight in trainer.stepper.named):
+        trainer.emit(TrainEvent("note", "oracle: not measured, for the weights are spread over processes"))
+        return []
     trainer.emit(TrainEvent("phase", "comparing the first step's gradients with float64"))
     model = trainer.stepper.model
     assert isinstance(model, Decoder)
     batch = trainer.rows(trainer.order.batch(trainer.memory.cursor, trainer.plan.batch))
     with trainer.stepper.autocast():
-        loss = trainer.stepper.run(batch[:, :-1], batch[:, 1:])
+        loss = model(batch[:, :-1], batch[:, 1:])
     torch.autograd.backward(loss)
     found = {name: weight.grad.detach().clone() for name, weight in model.named_parameters() if weight.grad is not None}
     trainer.stepper.optimizer.zero_grad(set_to_none=True)
@@ -52,8 +55,8 @@ def write_oracle(trainer: Trainer) -> list[OracleCell]:
     if trainer.world.is_first:
         write_document(trainer.out / ORACLE, {"compute": kind, "tolerance": TOLERANCES[kind],
                                               "slope_tolerance": SLOPE_TOLERANCE, "cells": cells})
-    worst = max(cells, key=lambda cell: (not cell.holds, cell.error))
-    trainer.emit(TrainEvent("note", oracle_sentence(cells, worst)))
+    trainer.emit(TrainEvent("note", oracle_table(cells)))
+    trainer.emit(TrainEvent("note", f"oracle: {oracle_sentence(cells)}"))
     return cells
 
 
@@ -66,13 +69,34 @@ def oracle_cells(model: Decoder, batch: Tensor, found: dict[str, Tensor], tolera
     return [_cell(exact, batch, name, weight, found.get(name), tolerance) for name, weight in exact.named_parameters()]
 
 
-def oracle_sentence(cells: list[OracleCell], worst: OracleCell) -> str:
+def oracle_sentence(cells: list[OracleCell]) -> str:
     """Say in a sentence what the oracle found."""
     bad = [cell for cell in cells if not cell.holds]
     if not bad:
-        return f"oracle: all {len(cells)} gradients hold; the largest error is {worst.error:.2g}, of {worst.name}"
-    return (f"oracle: {len(bad)} of {len(cells)} gradients differ, first {bad[0].name}: error {bad[0].error:.2g} "
-            f"against float64, {bad[0].slope_error:.2g} against finite differences")
+        worst = max(cells, key=lambda cell: cell.error)
+        return f"all {len(cells)} gradients hold; the largest error is {worst.error:.2g}, of {worst.name}"
+    return (f"{len(bad)} of {len(cells)} gradients differ, first {bad[0].name}: error {bad[0].error:.2g} against "
+            f"float64, {bad[0].slope_error:.2g} against finite differences")
+
+
+def oracle_gate(cells: list[OracleCell]) -> Gate:
+    """The oracle as a gate."""
+    rule = "the first step's gradients are those of float64"
+    if not cells:
+        return Gate("ORACLE", rule, "not looked at", NOT_MEASURED, ORACLE)
+    return Gate("ORACLE", rule, oracle_sentence(cells), PASS if all(cell.holds for cell in cells) else FAIL, ORACLE)
+
+
+def oracle_table(cells: list[OracleCell]) -> str:
+    """Layers down, parameters across: the error of each gradient against float64, X where it does not hold."""
+    found = {(cell.layer, cell.name.removesuffix(".weight").split(".")[-1]): cell for cell in cells}
+    names = list(dict.fromkeys(name for layer, name in found if layer is not None))
+    lines = ["layer " + "".join(f"{name.removeprefix('attn_').removeprefix('ffn_'):>9}" for name in names)]
+    for layer in sorted({layer for layer, _ in found if layer is not None}):
+        row = [found[layer, name] for name in names]
+        lines.append(f"{layer:>5} " + "".join(f"{cell.error:>8.1e}{' ' if cell.holds else 'X'}" for cell in row))
+    rest = [cell for cell in cells if cell.layer is None]
+    return "\n".join([*lines, *(f"{c.name} {c.error:.1e}{'' if c.holds else ' X'}" for c in rest)])
 
 
 def _cell(

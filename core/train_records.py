@@ -5,6 +5,7 @@ A figure that nobody measured is None: gpu figures on a CPU, a verdict without d
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,15 @@ class TrainEvent:
     grads: Grads | None = None
     gates: tuple[Gate, ...] = ()
     path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person asks of a run under way, from another thread: stop after this step, wait, save a checkpoint."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    pause: threading.Event = field(default_factory=threading.Event)
+    save: threading.Event = field(default_factory=threading.Event)
 
 
 TrainEmit = Callable[[TrainEvent], None]

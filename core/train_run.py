@@ -29,6 +29,7 @@ from core.train_records import (
     TrainEmit,
     TrainEvent,
     TrainResult,
+    Wishes,
     no_train_emit,
 )
 from core.train_tokenizer import Vocabulary, file_vocabulary, read_vocabulary
@@ -97,7 +98,10 @@ def hold_folder(out: Path) -> None:
         raise OutputError(f"{out} cannot be made: {above} is not a folder that can be written. Give another --out.")
 
 
-def train(options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: Callable[[], bool] = never) -> TrainResult:
+def train(
+    options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: Callable[[], bool] = never,
+    wishes: Wishes | None = None,
+) -> TrainResult:
     """Train; cancelled() ends the run after the step in flight, with a checkpoint. Errors as prepare, and Cancelled."""
     ready = prepare(options)
     tell = emit if is_first() else no_train_emit
@@ -110,7 +114,7 @@ def train(options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: Cal
     from core.train_session import run_training
 
     try:
-        return run_training(ready, corpus, tell, cancelled)
+        return run_training(ready, corpus, tell, cancelled, wishes or Wishes())
     except AprError as error:
         note_failure(options.out, error)
         raise

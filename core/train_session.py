@@ -21,6 +21,7 @@ from core.train_invariants import RULES, schedule_notes
 from core.train_log import GATES, RUN, TRAIN, VAL, read_lines, read_record, write_document
 from core.train_loop import Trainer, facts_of_residency
 from core.train_model import Decoder, load_decoder, make_decoder
+from core.train_oracle import oracle_gate, write_oracle
 from core.train_probes import GOLDEN_TOLERANCE, PROBES, golden_difference
 from core.train_records import (
     ABORTED,
@@ -33,6 +34,7 @@ from core.train_records import (
     TrainEvent,
     TrainResult,
     Validation,
+    Wishes,
 )
 from core.train_run import Ready, first_document, next_document, read_corpus
 from core.train_shards import held_out, make_order
@@ -40,7 +42,9 @@ from core.train_step import Stepper, make_optimizer
 from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
 
 
-def run_training(ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled: Callable[[], bool]) -> TrainResult:
+def run_training(
+    ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled: Callable[[], bool], wishes: Wishes,
+) -> TrainResult:
     """Train what is ready; corpus None: the first process opens it, the others after it."""
     if ready.options.threads is not None:
         torch.set_num_threads(ready.options.threads)
@@ -50,7 +54,15 @@ def run_training(ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled
             corpus = read_corpus(ready, emit, cancelled) if world.is_first else None
             world.wait()
             corpus = corpus or read_corpus(ready, emit, cancelled)
-        return _train(ready, corpus, world, emit, cancelled)
+        trainer, facts, probes = _build(ready, corpus, world, emit, cancelled, wishes)
+        document = _open_run(ready, corpus, facts, trainer) if world.is_first else {}
+        world.wait()
+        if ready.run is not None:
+            trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
+            trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
+        if cancelled() and world.size == 1 and not trainer.steps_done:
+            raise Cancelled("stopped before step 0; nothing was trained")
+        return _finish(ready, trainer, document, probes)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"{world.device} ran out of memory with {ready.plan.batch} x {ready.plan.seq} tokens a step "
                           f"on {world.size} process(es). Give a smaller --batch or --seq.") from error
@@ -58,14 +70,18 @@ def run_training(ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled
         leave(world)
 
 
-def _train(ready: Ready, corpus: Corpus, world: World, emit: TrainEmit, cancelled: Callable[[], bool]) -> TrainResult:
+def _build(
+    ready: Ready, corpus: Corpus, world: World, emit: TrainEmit, cancelled: Callable[[], bool], wishes: Wishes,
+) -> tuple[Trainer, dict[str, Any], dict[str, str | None]]:
+    """Make the trainer, say how it will run, and probe the fresh model."""
     plan = ready.plan
     order, windows = make_order(corpus.shards, plan.seq, plan.seed), held_out(corpus.shards, plan.seq, VAL_WINDOWS)
-    windows = windows[: len(windows) // world.size * world.size]  # each process the same number
     emit(TrainEvent("phase", "building the model"))
     model = _model(plan).to(world.device)
     parallel, parallel_reason = choose_parallel(ready.options.parallel, plan, world)
     is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
+    if is_compiled and len(windows) > plan.batch:  # whole batches: another shape would be compiled anew
+        windows = windows[: len(windows) // plan.batch * plan.batch]
     facts = {
         "device_name": _device_name(world), "processes": world.size, "parallel": f"{parallel}: {parallel_reason}",
         "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
@@ -76,24 +92,16 @@ def _train(ready: Ready, corpus: Corpus, world: World, emit: TrainEmit, cancelle
     stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
                       world.sum_up if world.size > 1 else None, world.size)
     trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
-                      cancelled)
+                      cancelled, wishes)
     if saved is not None:
         trainer.restore(saved)
-    document: dict[str, Any] = {}
-    if world.is_first:
-        document = _open_run(ready, corpus, facts, trainer)
-    world.wait()
-    if ready.run is not None:
-        trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
-        trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
-    if cancelled() and world.size == 1 and not trainer.steps_done:
-        raise Cancelled("stopped before step 0; nothing was trained")
-    return _finish(ready, trainer, document, probes)
+    return trainer, facts, probes
 
 
 def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> TrainResult:
     """Train unless a probe failed; judge; write gates.json and run.json."""
     failed = next(((id, sentence) for id, sentence in probes.items() if sentence), None)
+    oracle: tuple[Gate, ...] = ()
     if trainer.sampler is not None:
         trainer.sampler.start()
     try:
@@ -102,15 +110,13 @@ def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: di
             status, sentence = ABORTED, f"{failed[0]}: {failed[1]}"
         else:
             if ready.options.oracle and not trainer.steps_done:
-                from core.train_oracle import write_oracle
-
-                write_oracle(trainer)
+                oracle = (oracle_gate(write_oracle(trainer)),)
             trainer.emit(TrainEvent("phase", "training"))
             status, sentence = trainer.run()
     finally:
         if trainer.sampler is not None:
             trainer.sampler.stop()
-    gates = _judge(ready, trainer, document, probes) if trainer.world.is_first else ()
+    gates = (*_judge(ready, trainer, document, probes), *oracle) if trainer.world.is_first else ()
     if trainer.world.is_first:
         write_document(trainer.out / GATES, {"gates": gates})
         write_document(trainer.out / RUN, document | {"status": status, "sentence": sentence})

@@ -63,7 +63,6 @@ def join(device: str, plan: Plan) -> World:
                               "cannot start it. Install a CUDA build of torch, or use --device cpu.")
         device = f"cuda:{local}" if size > 1 else device
         torch.cuda.set_device(torch.device(device))
-        torch.backends.cuda.matmul.allow_tf32 = True
     if size > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return World(rank, size, torch.device(device))

@@ -65,6 +65,11 @@ class LocalError:
         return math.inf if self.nmse == 0 else -10 * math.log10(self.nmse)
 
     @property
+    def span_text(self) -> str:
+        """Say which stages were judged with this one in one piece."""
+        return f"judged in one piece with {', '.join(self.span)}, which the source lacks"
+
+    @property
     def limit(self) -> float:
         """The floor that counts, never under LEAST_FLOOR."""
         return max(self.floor, LEAST_FLOOR)
@@ -146,6 +151,7 @@ class Check:
         later = sum(e.is_bad for e in self.errors.values()) - 1
         return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {worst.nmse:.2g}, "
                 f"floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
+                *((worst.span_text,) if worst.span else ()),
                 *((f"looks like this: {worst.guess}",) if worst.guess else ()),
                 *((f"{later} more stages are bad by themselves",) if later else ()))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from traces import FACTS, cells_of, values
 
-from apr_tui import compare_view, paint, trace_screen
+from apr_tui import check_screen, compare_view, paint, trace_screen
 from apr_tui.app import Console
 from apr_tui.door import Request
 from core.errors import Cancelled, FileError
@@ -180,7 +180,7 @@ async def console(
         monkeypatch.setenv("NO_COLOR", "1")
     for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
         cached.cache_clear()
-    for module in (trace_screen, compare_view):
+    for module in (trace_screen, compare_view, check_screen):
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
     app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)

@@ -107,8 +107,8 @@ def test_a_nan_in_the_weights_of_both_sides_is_no_difference(tmp_path):
 # --- H3: a declared choice ---
 
 
-@pytest.mark.parametrize(("a", "b"), list(itertools.combinations(
-    ["F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K", "Q4_0", "Q5_0"], 2)))
+@pytest.mark.parametrize(("a", "b"), [
+    *((a, b) for a in ("F16", "Q4_K") for b in ("F32", "BF16", "Q8_0", "Q6_K", "Q4_0", "Q5_0")), ("Q4_K", "F16")])
 def test_one_model_in_two_quant_types_is_h3(a, b, files):
     result = compared(source(files / f"{a}.gguf"), source(files / f"{b}.gguf"))
     held(result, "H3", first=False, says=f"{a} in A, {b} in B")
@@ -141,11 +141,14 @@ def test_another_context_length_is_no_hyper_parameter_of_the_forward(files, tmp_
     "scale@embedding", "negate@0.attn_norm", "shift@1.qkv", "swap@2.q_rope", "negate@0.k_rope", "nan@1.attn_mix",
     "scale@2.attn_out", "shift@0.attn_resid", "scale@1.ffn_norm", "swap@2.ffn_gate", "nan@0.ffn_up",
     "negate@1.ffn_silu", "shift@2.ffn_swigl", "scale@1.ffn_out", "scale@2.output", "swap@final_norm", "negate@logits"])
-def test_a_planted_bug_is_h2_at_its_place_and_side_a(plant, small):
+def test_a_planted_bug_is_h2_at_its_place_and_its_side_is_named(plant, small):
     layer, _, stage = plant.partition("@")[2].rpartition(".")
     place = (int(layer) if layer else None, stage)
-    held(compared(source(small, plant=plant), source(small)), "H2", first=place, side="A")
-    held(compared(source(small), source(small, plant=plant, threads=1)), "H2", first=place, side="B")
+    wrong, right = source(small, plant=plant), source(small, threads=1)
+    if len(stage) % 2:
+        held(compared(wrong, right), "H2", first=place, side="A")
+    else:
+        held(compared(right, wrong), "H2", first=place, side="B")
 
 
 @pytest.mark.parametrize("plant", [
@@ -218,9 +221,14 @@ def wrong_row(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def too_large(x: np.ndarray) -> np.ndarray:
+    return x * np.float32(1.2)
+
+
 BUGS = {
     "blk.0.attn_q.bias": zero_bias, "blk.1.attn_output.weight": transposed, "blk.1.attn_q.weight": heads_exchanged,
     "blk.0.ffn_down.weight": scaled_block, "blk.1.ffn_gate.weight": two_rows, "blk.0.ffn_up.weight": wrong_row,
+    "blk.1.attn_k.weight": too_large,
 }
 
 
@@ -394,7 +402,7 @@ def test_bundles_of_two_computes_are_inconclusive_even_where_one_is_planted(bund
 
 
 def test_a_bundle_of_some_layers_is_no_pass_of_the_others(bundles, small):
-    held(compared(bundles("part", layers=(0, 2)), source(small), None), "INCONCLUSIVE", says="2.")
+    held(compared(bundles("part", layers=(0, 2)), source(small), None), "INCONCLUSIVE", says="not every layer")
 
 
 def test_bundles_of_other_tokens_are_not_comparable(bundles, small):
@@ -432,7 +440,7 @@ def test_nothing_in_common_is_no_pass():
 # --- clean pairs ---
 
 
-CLEAN = list(itertools.product(range(3), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"]))
+CLEAN = list(itertools.product(range(2), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"]))  # with 5 partners each
 
 
 @pytest.mark.parametrize(("seed", "ids", "arch"), CLEAN)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, until
 
-from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
+from apr_tui.keys import ALL, CHECK, CHECKED, DRILL, GRID, KEYS, LADDER, PAIR, bindings, help_lines, keys_of, markdown, shown
 from core.stages import STAGES
 from core.stats import ScopeStats, Stats
 
@@ -99,12 +99,15 @@ async def test_help_lists_every_key_of_the_table(monkeypatch):
 
 
 def test_every_key_has_an_action_and_a_row_in_readmes_table():
+    from apr_tui.check_screen import CheckedLayer, CheckScreen
     from apr_tui.compare_view import CompareScreen
     from apr_tui.drill import DrillScreen
+    from apr_tui.ladder_page import LadderScreen
     from apr_tui.page import PageScreen
     from apr_tui.trace_screen import TraceScreen
 
-    classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, "page": PageScreen}
+    classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, "page": PageScreen, CHECK: CheckScreen,
+               CHECKED: CheckedLayer, LADDER: LadderScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from core.errors import FileError, UsageError
-from core.train_config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
 from core.jsontext import plain
+from core.train_config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
 from tests.training import write_config
 
 
@@ -63,7 +63,7 @@ def test_a_config_that_cannot_be_is_refused_with_the_key(tmp_path, changes, says
 
 def test_a_config_that_is_no_toml_or_unknown_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("n_layer = = 2")
-    with pytest.raises(FileError, match="bad.toml"):
+    with pytest.raises(FileError, match=r"bad\.toml"):
         settle(TrainOptions(tmp_path, config=str(tmp_path / "bad.toml")))
     with pytest.raises(UsageError, match=r"370m, tiny or a \.toml file"):
         settle(TrainOptions(tmp_path, config="7b"))

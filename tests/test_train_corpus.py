@@ -46,7 +46,7 @@ def shards_of(folder, *parts, manifest=None):
 def test_every_document_is_in_one_part_and_ends_with_the_end_token(tmp_path):
     corpus = opened(write_corpus(tmp_path / "text"), tmp_path)
     end = corpus.vocabulary.end
-    parts = {name: np.concatenate(shards) for name, shards in (("train", corpus.shards.train), ("val", corpus.shards.val))}
+    parts = {"train": np.concatenate(corpus.shards.train), "val": np.concatenate(corpus.shards.val)}
     texts = {name: set("".join(_text(corpus.vocabulary, ids[:-1])).split("\0")) for name, ids in parts.items()}
     files = {p.read_text() for p in (tmp_path / "text").iterdir()}
     assert texts["train"] | texts["val"] == files and not texts["train"] & texts["val"] and texts["val"]
@@ -134,7 +134,8 @@ def test_a_tokenizer_folder_that_is_damaged_is_refused(tmp_path, vocab, merges, 
 
 def test_a_vocabulary_larger_than_the_model_s_is_refused_and_a_smaller_one_filled(tmp_path):
     made = train_vocabulary(["the stream " * 9], 270)
-    with pytest.raises(UsageError, match=rf"the tokenizer has {len(made.tokens)} tokens, the model a vocabulary of 200"):
+    n_token = len(made.tokens)
+    with pytest.raises(UsageError, match=rf"the tokenizer has {n_token} tokens, the model a vocabulary of 200"):
         padded(made, 200)
     assert len(padded(made, 400).tokens) == 400 and len(set(padded(made, 400).tokens)) == 400
 
@@ -177,7 +178,8 @@ def test_no_window_is_in_both_parts_or_crosses_a_shard(tmp_path):
     assert cut(shards.train, 9).tolist() == [[0, s] for s in range(0, 100, 10)] + [[1, s] for s in range(0, 100, 10)]
     val = held_out(open_shards(shards_of(tmp_path / "t", range(3000)), 3000), 9, 2)
     train = make_order(open_shards(tmp_path / "t", 3000), 9, 0)
-    assert val.shape == (2, 10) and not set(val.ravel().tolist()) & set(train.batch(0, len(train.windows)).ravel().tolist())
+    trained = train.batch(0, len(train.windows))
+    assert val.shape == (2, 10) and not set(val.ravel().tolist()) & set(trained.ravel().tolist())
 
 
 def test_text_too_short_for_a_window_is_refused(tmp_path):

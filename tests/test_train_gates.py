@@ -15,8 +15,8 @@ from core.train_records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, Train
 
 
 def step(i, **changes):
-    usual = dict(step=i, train_loss=5.0, grad_norm=1.0, lr=1e-4, tokens_per_sec=1000.0, wall_ms=40.0 + i % 3, gpu_util_pct=None,
-                 gpu_mem_mib=None, tokens_seen=i, clipped_norm=1.0, cursor=i, batch_hash=str(i))
+    usual = dict(step=i, train_loss=5.0, grad_norm=1.0, lr=1e-4, tokens_per_sec=1000.0, wall_ms=40.0 + i % 3,
+                 gpu_util_pct=None, gpu_mem_mib=None, tokens_seen=i, clipped_norm=1.0, cursor=i, batch_hash=str(i))
     return Step(**(usual | changes))
 
 
@@ -61,7 +61,7 @@ PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
     ("GATE-GPUTRAIN-002", {"device": "cpu"}, "asked cuda, ran on cpu"),
     ("GATE-GPUTRAIN-003", {"residency": PROOF | {"seconds": 6.0}}, "6.0 s after step 0"),
     ("GATE-GPUTRAIN-003", {"residency": PROOF | {"used_memory_mib": 0.0}}, "0 MiB"),
-    ("GATE-GPUTRAIN-003", {"steps": [step(i, gpu_util_pct=0.0, gpu_mem_mib=1.0) for i in range(60)]}, "busy in 0 of 50"),
+    ("GATE-GPUTRAIN-003", {"steps": [step(i, gpu_util_pct=0.0) for i in range(60)]}, "busy in 0 of 50"),
     ("GATE-GPUTRAIN-004", {"steps": [step(i, wall_ms=47.5) for i in range(60)]}, "median 47.50"),
     ("GATE-GPUTRAIN-005", {"golden_difference": 1e-3}, "0.001 nats"),
     ("GATE-TRAIN-001", {"steps": [step(i) for i in range(60)]}, "first gpu_util_pct of step 0"),
@@ -122,12 +122,14 @@ def fake_nvml(**changes):
         nvmlDeviceGetClockInfo=lambda h, kind: {1: 1980, 2: 3201}[kind], nvmlDeviceGetTemperature=lambda h, k: 61,
         nvmlDeviceGetComputeRunningProcesses=lambda h: [SimpleNamespace(pid=1, usedGpuMemory=1 << 20),
                                                         SimpleNamespace(pid=os.getpid(), usedGpuMemory=5492 << 20)])
-    return SimpleNamespace(**(usual | {name: refuse if change is None else change for name, change in changes.items()}))
+    changed = {name: refuse if change is None else change for name, change in changes.items()}
+    return SimpleNamespace(**(usual | changed))
 
 
 def test_a_sample_holds_what_nvml_said_and_this_process_s_own_memory():
     sample = telemetry.sample_gpu(fake_nvml(), None)
-    assert (sample.util_pct, sample.memory_mib, sample.power_w, sample.sm_mhz, sample.memory_mhz) == (97, 6400, 650, 1980, 3201)
+    assert (sample.util_pct, sample.memory_mib, sample.power_w) == (97, 6400, 650)
+    assert (sample.sm_mhz, sample.memory_mhz) == (1980, 3201)
     assert (sample.temperature_c, sample.own_mib, sample.n_listed) == (61, 5492, 2)
 
 
@@ -135,7 +137,8 @@ def test_what_nvml_refuses_is_none_and_not_zero():
     names = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetComputeRunningProcesses",
              "nvmlDeviceGetClockInfo", "nvmlDeviceGetTemperature", "nvmlDeviceGetMemoryInfo")
     sample = telemetry.sample_gpu(fake_nvml(**dict.fromkeys(names)), None)
-    assert {sample.util_pct, sample.power_w, sample.own_mib, sample.n_listed, sample.sm_mhz, sample.memory_mib} == {None}
+    assert {sample.util_pct, sample.power_w, sample.own_mib, sample.n_listed, sample.sm_mhz} == {None}
+    assert sample.memory_mib is None and sample.temperature_c is None
     hidden = fake_nvml(nvmlDeviceGetComputeRunningProcesses=lambda h: [])
     assert telemetry.sample_gpu(hidden, None).own_mib is None
 

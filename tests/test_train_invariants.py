@@ -175,8 +175,8 @@ def test_an_attention_that_leaks_one_token_does_not_start(tmp_path, monkeypatch)
 
 def seen(tmp_path, **changes):
     plan = settle(TrainOptions(tmp_path, steps=100))
-    usual = dict(plan=plan, step=5, measured=Measured(5.0, 2.0, 1.0, 0.0, False), batch_hash="a", cursor=40, data_epoch=0,
-                 is_first=False)
+    usual = dict(plan=plan, step=5, measured=Measured(5.0, 2.0, 1.0, 0.0, False), batch_hash="a", cursor=40,
+                 data_epoch=0, is_first=False)
     return Seen(**(usual | changes))
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from core.errors import Cancelled, DeviceError, FileError, OutputError, UsageErr
 from core.source import Prompt, Source
 from core.train_checkpoint import checkpoints
 from core.train_log import Lines
-from core.train_records import DONE, INTERRUPTED, RUNNING
+from core.train_records import DONE, INTERRUPTED, RUNNING, Wishes
 from core.train_run import open_run, train
 from core.train_view import RunReader
 from tests.training import events, options, run, stop_after, without_times, write_corpus
@@ -105,11 +106,13 @@ def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
 
 
 def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
-    told = [event.text for event in events(tmp_path, steps=60) if event.kind == "note"]
-    assert any("training tokens, 3840 planned" in text and "epochs of the data" in text or "3840 planned" in text for text in told)
-    write_corpus(tmp_path / "few", 2)
-    told = [e.text for e in events(tmp_path, out=tmp_path / "r2", corpus=tmp_path / "few", steps=60) if e.kind == "note"]
-    assert any("epochs of the data" in text for text in told)
+    def note(**changes):
+        return next(e.text for e in events(tmp_path, **changes) if e.kind == "note" and "planned" in e.text)
+
+    assert note(steps=6).endswith("training tokens, 384 planned")
+    few = write_corpus(tmp_path / "few", 2)
+    text = note(out=tmp_path / "r2", corpus=few, steps=60)
+    assert "3840 planned: " in text and "epochs of the data" in text
 
 
 def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch):
@@ -160,11 +163,10 @@ def test_a_run_that_was_killed_keeps_every_finished_step_and_trains_them_again_t
     assert [s.step for s in view.steps] == [0, 1, 2, 3, 4] and view.status == RUNNING and view.alive is False
     with (tmp_path / "run" / "train.jsonl").open("a") as log:
         log.write('{"step": 5, "train_')  # as a kill in mid-write leaves it
-    told: list = []
-    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None), told.append)
+    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
     assert steps_of(rest.out) == steps_of(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
     again = lines(rest.out / "train.superseded.jsonl")
-    assert [(s["step"], s["train_loss"]) for s in again] == [(s["step"], s["train_loss"]) for s in steps_of(whole.out)[3:5]]
+    assert [s["train_loss"] for s in again] == [s["train_loss"] for s in steps_of(whole.out)[3:5]]
     assert json.loads((rest.out / "run.json").read_text())["resumes"][0]["trained_again"] == 2
 
 
@@ -176,6 +178,25 @@ def test_a_resume_on_other_text_is_refused_and_harms_nothing(tmp_path):
     with pytest.raises(UsageError, match="the corpus is not the one"):
         train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
     assert (tmp_path / "run" / "train.jsonl").read_bytes() == before
+
+
+def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
+    wishes, told = Wishes(), []
+
+    def emit(event):
+        told.append((event.kind, event.text))
+        if event.kind == "step" and event.step.step == 1:
+            wishes.pause.set()
+            threading.Timer(0.4, wishes.pause.clear).start()
+        if event.kind == "step" and event.step.step == 3:
+            wishes.save.set()
+        if event.kind == "checkpoint" and event.path.name == "step-000004":
+            wishes.stop.set()
+
+    result = train(options(tmp_path, steps=40, steps_per_epoch=20), emit, wishes=wishes)
+    assert ("phase", "paused") in told and result.status == INTERRUPTED and result.steps_done == 5
+    assert [steps for steps, _ in checkpoints(result.out)] == [4, 5]
+    assert all(step.wall_ms < 400 for step in open_run(result.out).steps[2:3])  # a pause is no part of a step
 
 
 def test_a_stop_before_the_first_step_leaves_no_run(tmp_path):
@@ -196,7 +217,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_loses_nothing(tmp_path, monkeypatch
         real(*args)
 
     monkeypatch.setattr(core.train_checkpoint, "save_file", full)
-    with pytest.raises(OutputError, match="after 6 steps could not be written: No space left.*--resume"):
+    with pytest.raises(OutputError, match=r"after 6 steps could not be written: No space left.*--resume"):
         run(tmp_path, steps=9)
     out = tmp_path / "run"
     assert [path.name for path in (out / "ckpt").iterdir()] == ["step-000003"]

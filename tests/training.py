@@ -16,7 +16,8 @@ SIZES = dict(n_layer=2, d_model=32, n_head=4, n_kv_head=2, d_ff=48, n_vocab=300,
 def write_corpus(folder: Path, n_file: int = 24) -> Path:
     """Write text files whose next word can be learned, each one different."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = "the residual stream carries a value from layer to layer and the norm divides it by its root".split()
+    words = ["the", "residual", "stream", "carries", "a", "value", "from", "layer", "to", "layer", "and", "the", "norm",
+             "divides", "it", "by", "its", "root"]
     for i in range(n_file):
         lines = [" ".join(words[(i + j * 5 + k) % len(words)] for k in range(12)) + f" {i * 7 + j}." for j in range(12)]
         (folder / f"text{i:02d}.txt").write_text("\n".join(lines) + "\n")

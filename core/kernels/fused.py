@@ -13,8 +13,9 @@ from core.kernels.library import FUSED, Library
 from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
 
-COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")  # Row's order
-COUNTS = COLUMNS[5:]
+MOMENTS = ("mean", "m2", "min", "max", "sumsq")  # in the order of statistics.cpp
+COUNTS = ("nan", "inf", "zero", "peak_channel", "nan_channel")
+TOP_CHANNELS = 8
 CALL_MACS = 1 << 31  # multiplications in one call, about 20 ms: how often a run can be cancelled
 
 
@@ -45,13 +46,15 @@ def is_measured(x_TW: Tensor) -> bool:
     return x_TW.dtype == torch.float32 and x_TW.device.type == "cpu" and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Return the per-token columns of TokenStats, and each channel's largest finite |x| [W] (-1: it has none)."""
+def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[Any, Any]], list[tuple[int, int]]]:
+    """Return the per-token columns of TokenStats, and (channel, row) of the largest |x| of the 8 largest channels."""
     x_TW = x_TW.contiguous()
     n_token, width = x_TW.shape
-    rows, peak_W = np.empty((len(COLUMNS), n_token)), np.empty(width, np.float32)
-    pointers = (rows.ctypes.data, peak_W.ctypes.data)
-    if kernels.measure(x_TW.data_ptr(), n_token, width, width, *pointers, torch.get_num_threads()):
+    moments, counts = np.empty((len(MOMENTS), n_token)), np.empty((len(COUNTS), n_token), np.int64)
+    top = np.empty((2, TOP_CHANNELS), np.int64)
+    pointers = (moments.ctypes.data, counts.ctypes.data, top.ctypes.data)
+    n_top = kernels.measure(x_TW.data_ptr(), n_token, width, width, *pointers, torch.get_num_threads())
+    if n_top < 0:
         raise MemoryError(f"no memory to measure {n_token} x {width} values")
-    columns = {name: row.astype(np.int64) if name in COUNTS else row for name, row in zip(COLUMNS, rows, strict=True)}
-    return columns, peak_W
+    columns = dict(zip(MOMENTS, moments, strict=True)) | dict(zip(COUNTS, counts, strict=True))
+    return columns, list(zip(*top[:, :n_top].tolist(), strict=True))

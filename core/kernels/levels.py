@@ -14,6 +14,7 @@ from pathlib import Path
 
 X86 = frozenset({"x86_64", "amd64"})
 V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
+AMX = {"amx_tile", "amx_int8", "avx512_vnni"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
@@ -28,6 +29,7 @@ class Level:
 
 
 LEVELS = (  # the first that this machine has is taken
+    Level("amx", X86, V4 | AMX, ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8")),
     Level("avx512", X86, V4, ("-march=x86-64-v4",)),
     Level("avx2", X86, V3, ("-march=x86-64-v3",)),
     Level("plain", frozenset(), frozenset(), ()),  # SSE2 on x86-64, NEON on arm64

@@ -22,7 +22,8 @@ from core.kernels.levels import Level, usable_levels
 
 FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
+SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
 COMPILE_SECONDS = 15
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
@@ -61,10 +62,13 @@ def library() -> Library | Absent:
         levels = tuple(v for v in levels if v.name == override)
         if not levels:
             return Absent(f"{OVERRIDE}={override}: this machine has {names} or decode")
-    try:
-        return load(levels[0], f"{OVERRIDE}={override}" if override else "the best level for this processor")
-    except _NoKernel as error:
-        return Absent(str(error))
+    reason, failures = f"{OVERRIDE}={override}" if override else "the best for this processor", list[str]()
+    for level in levels:
+        try:
+            return load(level, "; ".join((reason, *failures)))
+        except _NoKernel as error:
+            failures.append(f"not {level.name}: {error}")
+    return Absent("; ".join(failures))
 
 
 def must_compile() -> bool:
@@ -79,12 +83,14 @@ def load(level: Level, reason: str) -> Library:
         path = _compile(level, path)
     try:
         shared = ctypes.CDLL(str(path))
-        multiply, measure = shared.multiply, shared.measure
+        multiply, measure, ready = shared.multiply, shared.measure, shared.ready
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
+    if not ready():
+        raise _NoKernel("the operating system does not let programs use it")
     size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     multiply.argtypes = (count, pointer, size, size, pointer, size, size, pointer, size, count)
-    measure.argtypes = (pointer, size, size, size, pointer, pointer, count)
+    measure.argtypes = (pointer, size, size, size, pointer, pointer, pointer, count)
     return Library(level, reason, multiply, measure)
 
 
@@ -100,7 +106,7 @@ def _compile(level: Level, target: Path) -> Path:
         raise _NoKernel(f"the cache {target.parent} cannot be written: {error.strerror}") from error
     try:
         made = Path(folder) / target.name
-        command = [compiler, *FLAGS, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
+        command = [compiler, *FLAGS, *SHARED, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, errors="replace")
         if done.returncode:
             raise _NoKernel(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
@@ -121,7 +127,7 @@ def _compiler() -> str | None:
 
 def _object_file(level: Level) -> Path:
     """Where a level's build is kept: under a digest of the sources and the flags."""
-    digest = hashlib.sha256(repr((FLAGS, level.flags)).encode())
+    digest = hashlib.sha256(repr((FLAGS, SHARED, level.flags)).encode())
     for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.glob("*.h")):
         digest.update(source.read_bytes())
     cache = os.environ.get("XDG_CACHE_HOME", "")

@@ -11,11 +11,13 @@
 #include "vectors.h"
 
 constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
-constexpr long TOKENS_A_TASK = 8;
+constexpr long TOKENS_A_TASK = 8, ALONE_VALUES = 1 << 17;  // fewer values than that are not worth waking a thread for
+
+constexpr int TOP = 8;
 
 struct Row {
     double mean, m2, least, most, sumsq;
-    double nan, inf, zero, peak_channel, nan_channel;  // counts and indices, exact in a double
+    int64_t nan, inf, zero, peak_channel, nan_channel;
 };
 
 static int32_t bits_of(float f) {
@@ -27,106 +29,131 @@ static int32_t bits_of(float f) {
 // The order of the sums is that of the fast path: lane i takes values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n, float* peak) {
     Row row{0, 0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0, 0, 0, 0, -1, -1};
-    double sum[LANES] = {}, square[LANES] = {}, spread[LANES] = {};
+    double sum[LANES] = {}, spread[LANES] = {};
     float largest = -1;
     long finite = 0;
     for (long i = 0; i < n; i++) {
         const double d = x[i];
         const float size = std::fabs(x[i]);
         if (std::isnan(d)) {
-            if (row.nan++ == 0) row.nan_channel = static_cast<double>(i);
+            if (row.nan++ == 0) row.nan_channel = i;
         } else if (std::isinf(d)) {
             row.inf++;
         } else {
             finite++, row.zero += d == 0, row.least = std::min(row.least, d), row.most = std::max(row.most, d);
-            sum[i % LANES] += d, square[i % LANES] += d * d;
-            if (size > largest) largest = size, row.peak_channel = static_cast<double>(i);
+            sum[i % LANES] += d;
+            if (size > largest) largest = size, row.peak_channel = i;
             peak[i] = std::max(peak[i], size);
         }
     }
     row.mean = add_lanes<double>(sum) / static_cast<double>(std::max(1L, finite));
     for (long i = 0; i < n; i++)
         if (std::isfinite(x[i])) spread[i % LANES] += (x[i] - row.mean) * (x[i] - row.mean);
-    row.m2 = add_lanes<double>(spread), row.sumsq = add_lanes<double>(square);
+    row.m2 = add_lanes<double>(spread), row.sumsq = row.m2 + static_cast<double>(finite) * row.mean * row.mean;
     return row;
 }
 
+#if defined(__AVX512F__)
+static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+static inline Ints count_zeros(Ints n, Ints v) { return (Ints)_mm512_mask_add_epi32((__m512i)n, _mm512_testn_epi32_mask((__m512i)v, (__m512i)v), (__m512i)n, _mm512_set1_epi32(1)); }
+#elif defined(__AVX2__)
+static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
+#else
+static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
+#endif
+
 static Row take(const float* x, long n, float* peak) {
-    constexpr int STEP = VL / 2;
+    constexpr int STEP = VL / 2, HALVES = LANES / STEP;
     Vec least = Vec{} + x[0], most = least;
     Ints size_most = {}, zeros = {};
-    Double sum[LANES / STEP] = {}, square[LANES / STEP] = {}, spread[LANES / STEP] = {};
+    Double sum[HALVES] = {}, spread[HALVES] = {};
     const long whole = n / LANES * LANES;
     for (long k = 0; k < whole; k += LANES) {
         for (int p = 0; p < PARTS; p++) {
             const Vec v = load<Vec>(x + k + p * VL);
-            const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;
-            least = v < least ? v : least, most = v > most ? v : most;
-            size_most = size > size_most ? size : size_most, zeros -= size == 0;
+            const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes in whole numbers: their order is the floats'
+            least = smaller(least, v), most = larger(most, v);
+            size_most = larger(size_most, size), zeros = count_zeros(zeros, size);
         }
-        for (int p = 0; p < LANES / STEP; p++) {
-            const Double d = __builtin_convertvector(load<Half>(x + k + p * STEP), Double);
-            sum[p] += d, square[p] += d * d;
-        }
+        for (int p = 0; p < HALVES; p++) sum[p] += __builtin_convertvector(load<Half>(x + k + p * STEP), Double);
     }
-    double tail_sum[LANES] = {}, tail_square[LANES] = {}, tail_spread[LANES] = {};
-    memcpy(tail_sum, sum, sizeof sum), memcpy(tail_square, square, sizeof square);
+    double sums[LANES], spreads[LANES];
+    memcpy(sums, sum, sizeof sum);
     int32_t largest = 0, zero = 0;
     float low = x[0], high = x[0];
     for (int i = 0; i < VL; i++)
         largest = std::max(largest, size_most[i]), zero += zeros[i], low = std::min(low, least[i]), high = std::max(high, most[i]);
     for (long k = whole; k < n; k++) {
-        const double d = x[k];
-        tail_sum[k - whole] += d, tail_square[k - whole] += d * d, low = std::min(low, x[k]), high = std::max(high, x[k]);
+        sums[k - whole] += x[k], low = std::min(low, x[k]), high = std::max(high, x[k]);
         largest = std::max(largest, bits_of(x[k]) & NO_SIGN), zero += x[k] == 0;
     }
     if (largest >= NOT_FINITE) return take_odd(x, n, peak);
 
-    Row row{0, 0, low, high, add_lanes<double>(tail_square), 0, 0, static_cast<double>(zero), 0, -1};
-    row.mean = add_lanes<double>(tail_sum) / static_cast<double>(n);
+    const double mean = add_lanes<double>(sums) / static_cast<double>(n);
     for (long k = 0; k < whole; k += LANES) {
-        for (int p = 0; p < LANES / STEP; p++) {
-            const Double d = __builtin_convertvector(load<Half>(x + k + p * STEP), Double) - row.mean;
+        for (int p = 0; p < HALVES; p++) {
+            const Double d = __builtin_convertvector(load<Half>(x + k + p * STEP), Double) - mean;
             spread[p] += d * d;
         }
-        for (int p = 0; p < PARTS; p++) {  // sizes are compared as whole numbers: the order is that of the floats
-            const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN, had = load<Ints>(peak + k + p * VL);
-            const Ints most_yet = size > had ? size : had;
+        for (int p = 0; p < PARTS; p++) {
+            const Ints most_yet = larger(load<Ints>(peak + k + p * VL), load<Ints>(x + k + p * VL) & NO_SIGN);
             memcpy(peak + k + p * VL, &most_yet, sizeof most_yet);
         }
     }
-    memcpy(tail_spread, spread, sizeof spread);
+    memcpy(spreads, spread, sizeof spread);
     for (long k = whole; k < n; k++) {
-        tail_spread[k - whole] += (x[k] - row.mean) * (x[k] - row.mean);
+        spreads[k - whole] += (x[k] - mean) * (x[k] - mean);
         peak[k] = std::max(peak[k], std::fabs(x[k]));
     }
-    row.m2 = add_lanes<double>(tail_spread);
-    long at = 0;
+    const double m2 = add_lanes<double>(spreads);
+    int64_t at = 0;
     while ((bits_of(x[at]) & NO_SIGN) != largest) at++;
-    row.peak_channel = static_cast<double>(at);
-    return row;
+    return {mean, m2, low, high, m2 + static_cast<double>(n) * mean * mean, 0, 0, zero, at, -1};
 }
 
-// rows: [10][tokens], in the order of Row. peak: [width], the largest finite size of each channel, below 0 where none is.
-extern "C" __attribute__((visibility("default"))) int measure(const float* x, long tokens, long width, long x_step, double* rows, float* peak, int threads) {
+// The channels of the largest peaks, the lowest first on a tie, and for each the first token that has it. Returns how many.
+static int find_top(const float* x, long tokens, long width, long x_step, const float* peak, int64_t* channels, int64_t* at) {
+    const auto before = [&](int64_t a, int64_t b) { return peak[a] > peak[b] || (peak[a] == peak[b] && a < b); };
+    int n = 0;
+    for (long c = 0; c < width; c++) {
+        if (!(peak[c] >= 0) || (n == TOP && !before(c, channels[TOP - 1]))) continue;
+        int i = n < TOP ? n++ : TOP - 1;
+        for (; i > 0 && before(c, channels[i - 1]); i--) channels[i] = channels[i - 1];
+        channels[i] = c;
+    }
+    for (int i = 0; i < n; i++)
+        for (at[i] = 0; at[i] < tokens && std::fabs(x[at[i] * x_step + channels[i]]) != peak[channels[i]];) at[i]++;
+    return n;
+}
+
+// moments: [5][tokens] mean, m2, min, max, sum of squares; counts: [5][tokens] nan, inf, zero, peak and first NaN channel;
+// top: [2][8] channels, tokens. Returns how many channels there are, -1 where memory is lacking.
+extern "C" __attribute__((visibility("default"))) int measure(
+    const float* x, long tokens, long width, long x_step, double* moments, int64_t* counts, int64_t* top, int threads) {
     const long tasks = (tokens + TOKENS_A_TASK - 1) / TOKENS_A_TASK;
-    const int crew = static_cast<int>(std::min<long>(tokens * width < 1 << 16 ? 1 : threads, tasks));
+    const int crew = static_cast<int>(std::min<long>(tokens * width < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> peaks(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
-    if (!peaks) return 1;
+    if (!peaks) return -1;
     std::fill_n(peaks.get(), crew * width, -1.0f);
     pool().run(crew, crew, [&](long worker) {
         float* mine = peaks.get() + worker * width;
         for (long task = worker; task < tasks; task += crew)
             for (long t = task * TOKENS_A_TASK; t < std::min(tokens, (task + 1) * TOKENS_A_TASK); t++) {
                 const Row row = take(x + t * x_step, width, mine);
-                const double values[] = {row.mean, row.m2, row.least, row.most, row.sumsq, row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};
-                for (int i = 0; i < 10; i++) rows[i * tokens + t] = values[i];
+                const double reals[] = {row.mean, row.m2, row.least, row.most, row.sumsq};
+                const int64_t whole[] = {row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};
+                for (int i = 0; i < 5; i++) moments[i * tokens + t] = reals[i], counts[i * tokens + t] = whole[i];
             }
     });
-    for (long c = 0; c < width; c++) {
-        float most = peaks[c];
-        for (int worker = 1; worker < crew; worker++) most = std::max(most, peaks[worker * width + c]);
-        peak[c] = most;
-    }
-    return 0;
+    for (int worker = 1; worker < crew; worker++)
+        for (long c = 0; c < width; c++) peaks[c] = std::max(peaks[c], peaks[worker * width + c]);
+    return find_top(x, tokens, width, x_step, peaks.get(), top, top + TOP);
 }

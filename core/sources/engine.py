@@ -47,7 +47,8 @@ class Engine:
 
 
 ENGINES = {
-    "llama.cpp": Engine(("llama_cpp",), "llama"), "transformers": Engine(("transformers", "accelerate"), "transformers"),
+    "llama.cpp": Engine(("llama_cpp",), "llama"),
+    "transformers": Engine(("transformers", "accelerate"), "transformers"),  # accelerate: it loads no GGUF without
 }
 
 

@@ -6,6 +6,7 @@ Not for people: a failure here leaves its last line in the log and an exit code.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from core.errors import AprError
-from core.sources.engine import read_ask, write_answer
+from core.sources.engine import ASK, read_ask, write_answer
 
 MODULES = {"llama.cpp": "core.sources.llama_cpp", "transformers": "core.sources.hf_transformers"}
 FAILED = 3
@@ -22,7 +23,7 @@ FAILED = 3
 
 def main(scheme: str, folder: Path) -> int:
     """Run the engine on what is asked in the folder; returns the exit code."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(os.getppid(), folder), daemon=True).start()
     try:
         answer, values = import_module(MODULES[scheme]).capture(read_ask(folder), folder)
         write_answer(folder, answer, values)
@@ -36,10 +37,12 @@ def main(scheme: str, folder: Path) -> int:
     return 0
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has died, so that none is left behind."""
+def _end_with(parent: int, folder: Path) -> None:
+    """End this process when its parent has died, and remove the folder that nobody will read."""
     while os.getppid() == parent:
         time.sleep(1)
+    if (folder / ASK).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(FAILED)
 
 

@@ -58,7 +58,7 @@ def check_path(source: Source) -> None:
         raise FileError(f"{source.scheme}:{path}: there is no such file. Give SCHEME:FILE.")
     folder = source.scheme == "transformers" and path.is_dir()
     if folder and not (path / "config.json").is_file():
-        raise FileError(f"{source.scheme}:{path}: the folder has no config.json; that and safetensors files are needed.")
+        raise FileError(f"{source.scheme}:{path}: the folder has no config.json; it needs that and safetensors files.")
     if path.is_dir() and not folder:
         raise FileError(f"{source.scheme}:{path} is a folder; {source.scheme} reads a .gguf file.")
     if path.is_file() and path.suffix.lower() != ".gguf":
@@ -102,14 +102,16 @@ def _device(source: Source) -> str:
     if source.device in ("auto", "cpu"):
         return "cpu"
     if source.scheme == "llama.cpp":
-        raise UsageError("llama.cpp runs on the CPU here. Leave --device out, or give the other side's: FILE@device=cuda.")
+        raise UsageError("llama.cpp runs on the CPU here. Leave --device out; the other side may say FILE@device=cuda.")
     return source.device
 
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
     left, right = values.get((layer, "ffn_silu")), values.get((layer, "ffn_up"))
-    factors = (left, right) if stage == "ffn_swigl" and left is not None and right is not None else None
+    factors = None
+    if stage == "ffn_swigl" and left is not None and right is not None:
+        factors = (left, right) if left.shape == right.shape == values[place].shape else None
     return measure_array(values[place], n_token - len(values[place]), factors)
 
 

@@ -1,15 +1,16 @@
-// Multiply float32 activations by stored quantised weights in float32: decode a few rows into cache, then dot products.
+// Multiply float32 activations by stored weights in float32: decode a few rows into cache, then dot products.
 //
 // Each output is a sum over chunks of K of 16 lanes, lane i taking values i, i + 16 ...; a lane is a chain of fused
 // multiply-adds, the lanes are added as a tree, the chunks one after the other. The order depends on K alone: not on the
 // number of tokens, rows or threads, nor on the instruction set (where it has FMA), so neither do the bits.
-// Not here: the choice of the kernel (load.py), how it is compiled (build.py).
+// Not here: the K-quants where the processor has AMX (tiles.h).
+#pragma once
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 
 #include "blocks.h"
-#include "pool.h"
 #include "vectors.h"
 
 // ROWS x TOKENS sums fill the registers; ALONE: rows at a time where there is one token.
@@ -41,20 +42,17 @@ static void dots(const float* w, long w_step, const float* x, long x_step, long 
 
 using Dots = void (*)(const float*, long, const float*, long, long, float*, long, bool);
 
-template <int R>
-static Dots dots_of(long tokens) {
-    static const Dots table[] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>, dots<R, 5>, dots<R, 6>};
+template <int R, int... T>
+static Dots dots_of(long tokens, std::integer_sequence<int, T...>) {
+    static const Dots table[] = {dots<R, T + 1>...};
     return table[tokens - 1];
 }
 
+// rows: ALONE (of one token), ROWS or 1.
 static Dots dots_of(long rows, long tokens) {
-    switch (rows) {
-        case 1: return dots_of<1>(tokens);
-        case 2: return dots_of<2>(tokens);
-        case 3: return dots_of<3>(tokens);
-        case 4: return dots_of<4>(tokens);
-        default: return dots_of<8>(tokens);
-    }
+    if (tokens == 1 && rows == ALONE) return dots<ALONE, 1>;
+    const std::make_integer_sequence<int, TOKENS> widths;
+    return rows == ROWS ? dots_of<ROWS>(tokens, widths) : dots_of<1>(tokens, widths);
 }
 
 struct Job {
@@ -75,9 +73,8 @@ static float* tile() {
 
 // One panel of tokens, t to t + tokens - 1, times rows first .. last - 1 of the tile w.
 static void multiply_panel(const Job& job, const float* w, long w_step, long first, long last, long t, long tokens, long k, long n) {
-    const long widest = tokens == 1 ? ALONE : ROWS;
     for (long r = first, rows; r < last; r += rows, w += rows * w_step) {
-        rows = last - r >= widest ? widest : std::min<long>(ROWS, last - r);
+        rows = tokens == 1 && last - r >= ALONE ? ALONE : last - r >= ROWS ? ROWS : 1;
         dots_of(rows, tokens)(w, w_step, job.x + t * job.x_step + k, job.x_step, n, job.out + t * job.out_step + r, job.out_step, k == 0);
     }
 }
@@ -101,26 +98,4 @@ static void multiply_rows(const Job& job, long first, long last) {
                 multiply_panel(job, w, step, from, to, t, std::min<long>(TOKENS, job.tokens - t), k, padded);
         }
     }
-}
-
-// out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
-extern "C" __attribute__((visibility("default"))) int multiply(int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) {
-    const Layout& layout = LAYOUTS[quant];
-    const long padded = (cols + LANES - 1) / LANES * LANES;
-    std::unique_ptr<float, void (*)(void*)> copy(nullptr, std::free);
-    if (padded != cols) {
-        copy.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(padded * tokens) * 4)));
-        if (!copy) return 1;
-        for (long t = 0; t < tokens; t++) {
-            std::copy_n(x + t * x_step, cols, copy.get() + t * padded);
-            std::fill_n(copy.get() + t * padded + cols, padded - cols, 0.0f);
-        }
-        x = copy.get(), x_step = padded;
-    }
-    const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
-    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
-    const long n_tile = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    if (rows * cols * tokens <= ALONE_MACS) threads = 1;
-    pool().run(n_tile, threads, [&](long i) { multiply_rows(job, i * TILE_ROWS, std::min(rows, (i + 1) * TILE_ROWS)); });
-    return 0;
 }

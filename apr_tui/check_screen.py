@@ -1,0 +1,186 @@
+"""The check's screen: every stage against float64 on the run's own inputs, over the same grid; and its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from apr_tui.card import WITNESS, check_card
+from apr_tui.check_lines import cell_spans, layer_header, layer_row, note_lines, stage_lines
+from apr_tui.check_view import CheckView
+from apr_tui.door import Request
+from apr_tui.jobs import check_job
+from apr_tui.keys import CHECK, CHECKED, bindings
+from apr_tui.layer_screen import LayerScreen
+from apr_tui.page import CHECK_MEANINGS, PageScreen
+from apr_tui.paint import Span, fit, foreign
+from apr_tui.run_worker import Frame
+from apr_tui.stage_lines import rule
+from apr_tui.status import error_note, seconds_text
+from apr_tui.verdict_screen import VerdictScreen
+from core.errors import Cancelled
+from core.stages import Place, place_text, stage_named
+
+if TYPE_CHECKING:
+    from apr_tui.app import Console
+    from core.model_file import ModelFile
+
+HAS_NO_SCOPE = "a local error is of its stage's worst token: it has no scope"
+
+
+class CheckScreen(VerdictScreen):
+    """One check, from the first stage to the verdict."""
+
+    BINDINGS = bindings(CHECK)
+    kind = CHECK
+    job = "check"
+    view: CheckView
+
+    def __init__(self, console: Console, request: Request, path: Path, model: ModelFile | None) -> None:
+        super().__init__(console, CheckView())
+        self.request, self.path, self.model = request, path, model
+        self.at = 0  # of the bad stages: whose sentence stands below
+
+    # what the frame asks
+
+    def grow(self, frame: Frame) -> set[int]:
+        """Take the errors so far."""
+        return self.view.grow(frame.errors, frame.n_layer)
+
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the verdict, or why there is none, or the end of an export."""
+        if kind == "export":
+            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+        elif error is not None:
+            self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
+            self.note = None if isinstance(error, Cancelled) else error_note(error)
+        else:
+            self.seconds, self.note = self.console.run_seconds, None
+            self.view.finish(result)
+            if any(stage_named(stage).detail for _, stage in self.view.bad()) and not self.has_detail:
+                self.action_detail()  # else what is bad would not be in view
+            if self.grid.is_following and result.first is not None:
+                self.go_to(result.first)
+        self.show_all()
+
+    def title_spans(self, width: int) -> list[Span]:
+        """Model, device, compute, metric, elapsed."""
+        check = self.view.check
+        is_running = self.console.owner is self and check is None
+        planted = (check.trace.planted if check else None) or self.request.plant
+        right = f"{seconds_text(self.console.busy_seconds() if is_running else self.seconds, is_running)} "
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        device = (check.trace.facts.device if check else None) or self.request.device
+        middle: list[Span] = [
+            (f"  {foreign(device)}  {self.request.compute}  ", "text"), ("against float64  ", "quiet"),
+            (self.view.metric, "title"),
+        ]
+        name = foreign(self.path.name)
+        room = width - sum(cell_len(text) for text, _ in [*front, *middle]) - cell_len(right) - len(" check ") - 1
+        name = fit(name, max(min(cell_len(name), room), 6))
+        spans: list[Span] = [*front, (" check ", "quiet"), (name, "title"), *middle]
+        gap = width - sum(cell_len(text) for text, _ in spans) - cell_len(right)
+        return [*spans, (" " * max(gap, 0) + right, "quiet")]
+
+    def note_lines(self, width: int) -> list[list[Span]]:
+        """The sentence and the guess of a bad stage, or that there is none."""
+        return [[(f" {self.end}", "watch")]] if self.end else note_lines(self.view, self.at, width)
+
+    def cell_spans(self, width: int) -> list[Span]:
+        """The cell's own numbers."""
+        return cell_spans(self.view, self.grid.place)
+
+    def status_spans(self, width: int) -> list[Span]:
+        """What the metric is, and the witness."""
+        check = self.view.check
+        spans: list[Span] = [(f" {self.view.metric}: {CHECK_MEANINGS[self.view.metric]}", "quiet")]
+        witness = f"  {WITNESS[check.trace.observed_equals_unobserved]} " if check else ""
+        fits = sum(cell_len(text) for text, _ in spans) + len(witness) <= width
+        return [*spans, (witness, "bad" if "X" in witness else "quiet")] if fits else spans
+
+    def set_scope(self, scope: str) -> None:
+        """There is none."""
+        self.say(HAS_NO_SCOPE, "quiet")
+
+    def command(self) -> str:
+        """The command that gives this verdict without a screen."""
+        return self.request.command("check", self.path, scope="all")
+
+    # actions
+
+    def action_run(self) -> None:
+        """Check, again or for the first time."""
+        self.note, self.progress, self.seconds, self.end, self.at = None, None, None, "", 0
+        self.view.clear()
+        self.grid.is_following = True
+        self.console.run_job(self, self.job, check_job(self.request, self.path, self.console.door_source))
+        self.show_all()
+
+    def action_open(self) -> None:
+        """The layer's stages."""
+        if self.view.n_row:
+            self.app.push_screen(CheckedLayer(self, self.has_detail))
+
+    def action_finding(self, step: int) -> None:
+        """Walk the bad stages."""
+        bad = self.view.bad()
+        if not bad:
+            self.say("no stage is bad" if self.view.check else "no stage is bad so far", "quiet")
+            return
+        self.note = None
+        self.at = (self.at + step) % len(bad) if self.view.check else 0
+        self.go_to(bad[self.at])
+        self.show_lines()
+
+    def action_card(self) -> None:
+        """The verdict's card."""
+        check = self.view.check
+        if check is None:
+            self.say("There is no verdict yet: the check has to end first.", "watch")
+            return
+        self.app.push_screen(PageScreen("Verdict of the check", lambda width: check_card(check, width)))
+
+    def action_export(self) -> None:
+        """Write local.csv and verdict.json."""
+        check = self.view.check
+        if check is None:
+            self.say("There is nothing to export yet: the check has to end first.", "watch")
+            return
+        out = self.console.door_source().default_out(check.trace)
+        self.console.ask_export(self, check, out.with_name(f"{out.name}-check"))
+
+
+class CheckedLayer(LayerScreen):
+    """The local errors of one layer, and under them all that is known of the chosen stage."""
+
+    BINDINGS = bindings(CHECKED)
+    kind = CHECKED
+    under: CheckScreen
+    view: CheckView
+
+    def table_header(self, width: int) -> list[Span]:
+        """Names of the columns."""
+        return layer_header(width)
+
+    def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
+        """One stage."""
+        return layer_row(self.view, place, is_here, width)
+
+    def pane_lines(self, width: int, height: int) -> list[list[Span]]:
+        """All that the check knows of the chosen stage."""
+        lines = stage_lines(self.view, self.place, self.weights(self.place), width)
+        return [rule(place_text(self.place), width), *lines[1:]][:height]
+
+    def open_title(self) -> str:
+        """Title of the page of one stage."""
+        return f"{foreign(self.under.path.name)}  {place_text(self.place)}"
+
+    def open_lines(self, place: Place, width: int) -> list[list[Span]]:
+        """The page of one stage."""
+        return [[], *stage_lines(self.view, place, self.weights(place), width)]
+
+    def model(self) -> ModelFile | None:
+        """The checked model."""
+        return self.under.model

@@ -1,0 +1,79 @@
+"""Hold what a screen shows of a check: the local error of each stage as switchable metrics. core computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from apr_tui.paint import ABSENT, BAD, OK, UNKNOWN
+from apr_tui.view import shorten
+from core.stages import Place, place_order
+
+if TYPE_CHECKING:
+    from core.verdict import Check, LocalError
+
+CHECK_METRICS = ("nmse", "sqnr_db", "floor", "multiple")
+
+
+class CheckView:
+    """One check, growing or judged, at a metric. It has no scope: each number is the worst token's."""
+
+    def __init__(self) -> None:
+        self.metric = CHECK_METRICS[0]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the numbers: another check begins."""
+        self.errors: Mapping[Place, LocalError] = {}
+        self.check: Check | None = None
+        self._n_layer = 0
+
+    @property
+    def n_row(self) -> int:
+        """Layers of the model, as far as known."""
+        return self._n_layer
+
+    def grow(self, errors: Mapping[Place, LocalError], n_layer: int | None) -> set[int]:
+        """Take a newer snapshot; returns the rows that changed."""
+        rows = {layer for layer, _ in errors.keys() - self.errors.keys() if layer is not None}
+        self.errors = errors
+        if (n_layer or 0) > self._n_layer:
+            self._n_layer = n_layer or 0
+            return set(range(self._n_layer))
+        return rows
+
+    def finish(self, check: Check) -> None:
+        """Take the judged check."""
+        self.check, self.errors = check, check.errors
+        self._n_layer = max(check.trace.facts.n_layer or 0, check.trace.n_layer)
+
+    def look(self, metric: str) -> None:
+        """Show another metric."""
+        self.metric = metric
+
+    def number(self, place: Place, metric: str | None = None) -> float | None:
+        """One number of a stage; floor is the one that counts, multiple is NMSE over it."""
+        error = self.errors.get(place)
+        if error is None:
+            return None
+        return {"nmse": error.nmse, "sqnr_db": error.sqnr_db, "floor": error.limit,
+                "multiple": error.nmse / error.limit}[metric or self.metric]
+
+    def mark(self, place: Place) -> str:
+        """Bad by core's own rule; absent where the check is over and has no such stage."""
+        error = self.errors.get(place)
+        if error is None:
+            return UNKNOWN if self.check is None else ABSENT
+        return BAD if error.is_bad else OK
+
+    def cell(self, row: int, column: str) -> tuple[str, str]:
+        """Text and mark of a cell of the grid."""
+        return shorten(self.number((row, column)), self.mark((row, column)))
+
+    def bad(self) -> list[Place]:
+        """The bad places in order of computation, the whole model's among them: what n and p walk."""
+        return sorted((place for place, error in self.errors.items() if error.is_bad), key=place_order)
+
+    def next_metric(self) -> str:
+        """The metric after the present one."""
+        return CHECK_METRICS[(CHECK_METRICS.index(self.metric) + 1) % len(CHECK_METRICS)]

@@ -1,0 +1,106 @@
+// The entry of the products: shares the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
+//
+// A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (library.py).
+#include "dots.h"
+#include "pool.h"
+
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+
+#include "lines.h"
+
+// Ask the kernel once for the tile registers.
+static bool has_tiles() {
+    constexpr int ASK = 0x1023, TILE_DATA = 18;
+    static const bool granted = syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+    return granted;
+}
+#endif
+
+// Rows are shared out by tiles of TILE_ROWS; few products are not worth waking a second thread for.
+static void multiply_dots(const Job& job, int threads) {
+    const long tasks = (job.rows + TILE_ROWS - 1) / TILE_ROWS;
+    if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
+    pool().run(tasks, threads, [&](long i) { multiply_rows(job, i * TILE_ROWS, std::min(job.rows, (i + 1) * TILE_ROWS)); });
+}
+
+#if defined(__AMX_INT8__)
+// Tokens that cannot be scaled: gathered, multiplied in float32, and put back in their places.
+static void multiply_odd_tokens(const Job& job, const std::vector<long>& odd, int threads) {
+    std::vector<float> x(odd.size() * static_cast<size_t>(job.x_step)), out(odd.size() * static_cast<size_t>(job.rows));
+    for (size_t i = 0; i < odd.size(); i++) std::copy_n(job.x + odd[i] * job.x_step, job.x_step, x.data() + i * job.x_step);
+    const Job some{job.layout, job.w, job.rows, job.cols, job.row_bytes, x.data(), static_cast<long>(odd.size()), job.x_step, out.data(), job.rows};
+    multiply_dots(some, threads);
+    for (size_t i = 0; i < odd.size(); i++) std::copy_n(out.data() + i * job.rows, job.rows, job.out + odd[i] * job.out_step);
+}
+
+using Digitise = bool (*)(const uint8_t*, Digits&, int);
+using OneLine = void (*)(const TileJob&, const Line*, long, long, std::vector<long>&);
+
+static void multiply_digits(const Job& job, Digitise digits, OneLine line, bool has_mins, int threads) {
+    const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
+    static thread_local std::vector<Inputs> kept;
+    if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
+    Inputs* inputs = kept.data();
+    std::vector<char> unfit(static_cast<size_t>(blocks * job.tokens));
+    const bool few = job.rows * job.cols * job.tokens <= ALONE_MACS;
+    pool().run(blocks * groups, few || job.tokens == 1 ? 1 : threads, [&](long i) {
+        const long j = i / groups, first = i % groups * TILE;
+        for (long t = first; t < std::min(first + TILE, job.tokens); t++)
+            unfit[j * job.tokens + t] = !split(job.x + t * job.x_step + j * SUPER, std::min<long>(SUPER, job.cols - j * SUPER), inputs[i], static_cast<int>(t - first));
+    });
+    const TileJob tiles{digits, has_mins, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out, job.out_step};
+    std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
+    for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
+    std::mutex lock;
+    std::vector<long> odd_rows, odd_tokens;
+    pool().run((job.rows + GROUP - 1) / GROUP, few ? 1 : threads, [&](long i) {
+        std::vector<long> odd;
+        const long last = std::min(job.rows, (i + 1) * GROUP);
+        alone.empty() ? multiply_tiles(tiles, i * GROUP, last, odd) : line(tiles, alone.data(), i * GROUP, last, odd);
+        std::lock_guard<std::mutex> hold(lock);
+        odd_rows.insert(odd_rows.end(), odd.begin(), odd.end());
+    });
+    pool().run(static_cast<long>(odd_rows.size()), threads, [&](long i) { multiply_rows(job, odd_rows[i], odd_rows[i] + 1); });
+    for (long t = 0; t < job.tokens; t++)
+        for (long j = 0; j < blocks; j++)
+            if (unfit[j * job.tokens + t]) {
+                odd_tokens.push_back(t);
+                break;
+            }
+    if (!odd_tokens.empty()) multiply_odd_tokens(job, odd_tokens, threads);
+}
+#endif
+
+// out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
+extern "C" __attribute__((visibility("default"))) int multiply(
+    int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) try {
+    const Layout& layout = LAYOUTS[quant];
+    const long padded = (cols + LANES - 1) / LANES * LANES;
+    std::vector<float> copy;
+    if (padded != cols) {
+        copy.resize(static_cast<size_t>(padded * tokens));
+        for (long t = 0; t < tokens; t++) std::copy_n(x + t * x_step, cols, copy.data() + t * padded);
+        x = copy.data(), x_step = padded;
+    }
+    const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
+    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
+#if defined(__AMX_INT8__)
+    if (layout.decode == q4_k) return multiply_digits(job, digits_q4_k, multiply_line<values_q4_k, true>, true, threads), 0;
+    if (layout.decode == q5_k) return multiply_digits(job, digits_q5_k, multiply_line<values_q5_k, true>, true, threads), 0;
+    if (layout.decode == q6_k) return multiply_digits(job, digits_q6_k, multiply_line<values_q6_k, false>, false, threads), 0;
+#endif
+    multiply_dots(job, threads);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
+
+// Say whether the operating system lets this build run here.
+extern "C" __attribute__((visibility("default"))) int ready() {
+#if defined(__AMX_INT8__)
+    return has_tiles();
+#else
+    return 1;
+#endif
+}
