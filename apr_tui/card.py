@@ -24,8 +24,6 @@ LONGER = "other values: a longer prompt, or several (--prompts FILE)"
 def check_card(check: Check, width: int) -> Lines_:
     """The card of a check; where it passed, the numbers are those of the stage nearest to its limit."""
     lines: Lines_ = [[], check_spans(check)]
-    if check.trace.planted:
-        lines.append([(f" PLANTED {foreign(check.trace.planted)} ", "planted")])
     place = check.first or nearest(check)
     error = check.errors.get(place) if place else None
     if place is not None and error is not None:
@@ -44,7 +42,7 @@ def pair_card(found: Comparison, width: int) -> Lines_:
         lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
     rows = (
         ("measured", found.measured, "|b - a| / |a| of the worst token"),
-        ("floor", found.floor, "the same distance between A and A with rounding-size noise"),
+        ("floor", found.floor, "of A against A with rounding-size noise"),
         ("multiple", found.multiple, f"x the floor; the same up to {SAME:g}, differs above {CLEAR:g}"),
     )
     if found.measured is not None:
@@ -73,12 +71,12 @@ def error_rows(place: Place, error: LocalError) -> Lines_:
     from core.verdict import BAD_FACTOR, LEAST_FLOOR
 
     is_least = error.floor < LEAST_FLOOR
-    least = f" (measured {short(error.floor)}; the least that counts is {LEAST_FLOOR:g})" if is_least else ""
+    least = f" (measured {short(error.floor)}; {LEAST_FLOOR:g} at least)" if is_least else ""
     where = f"NMSE of token {error.token}, channel {error.channel}; SQNR {short(error.sqnr_db)} dB"
     lines = [
         [(f" {place_text(place)} against float64", "title")],
         _row("measured", short(error.nmse), where),
-        _row("floor", short(error.limit), f"what the compute itself costs{least}"),
+        _row("floor", short(error.limit), f"what the compute costs{least}"),
         _row("multiple", short(error.nmse / error.limit), f"x the floor; bad above {BAD_FACTOR:g}"),
     ]
     if error.declared is not None:

@@ -30,13 +30,14 @@ def note_lines(view: CheckView, at: int, width: int) -> Lines_:
     if not bad:
         word, name = (". PASS", "a") if view.check.first is None else ("X FAIL", "bad")
         first, *rest = view.check.reasons
-        return _said(word, first, name, width) + [line for text in rest for line in _said(" ", text, name, width)]
+        indent = " " * len(word)
+        return _said(word, first, name, width) + [line for text in rest for line in _said(indent, text, name, width)]
     at %= len(bad)
     one = replace(view.check, errors={bad[at]: view.errors[bad[at]]}, decoded={})  # core words the first place only
     sentence, *more = one.reasons
     count = f" (bad stage {at + 1} of {len(bad)})" if len(bad) > 1 else ""
     lines = _said("X FAIL", sentence + count, "bad", width)
-    return lines + [line for text in more for line in _said("  ", text, "watch", width)]
+    return lines + [line for text in more for line in _said(" " * len("X FAIL"), text, "watch", width)]
 
 
 def cell_spans(view: CheckView, place: Place) -> list[Span]:
@@ -49,9 +50,8 @@ def cell_spans(view: CheckView, place: Place) -> list[Span]:
     error = view.errors.get(place)
     if error is None:
         return spans
-    for label, number in (("NMSE", error.nmse), ("SQNR", error.sqnr_db), ("floor", error.limit)):
-        spans += [(f" {label} ", "quiet"), (short(number), "text")]
-    return [*spans, (f"  {short(error.nmse / error.limit)} x floor  token {error.token} ch {error.channel}", "text")]
+    return [*spans, (" NMSE ", "quiet"), (f"{short(error.nmse)} = {short(error.nmse / error.limit)} x floor ", "text"),
+            (f"{short(error.limit)}  token {error.token} ch {error.channel}", "text")]
 
 
 def layer_header(width: int) -> list[Span]:

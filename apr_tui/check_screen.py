@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.card import WITNESS, check_card
+from apr_tui.card import check_card, nearest
 from apr_tui.check_lines import cell_spans, layer_header, layer_row, note_lines, stage_lines
 from apr_tui.check_view import CheckView
 from apr_tui.door import Request
@@ -15,7 +15,7 @@ from apr_tui.jobs import check_job
 from apr_tui.keys import CHECK, CHECKED, bindings
 from apr_tui.layer_screen import LayerScreen
 from apr_tui.page import CHECK_MEANINGS, PageScreen
-from apr_tui.paint import Span, fit, foreign
+from apr_tui.paint import Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import rule
 from apr_tui.status import error_note, seconds_text
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from apr_tui.app import Console
     from core.model_file import ModelFile
 
+AGAINST = "against float64  "
+WITNESS = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}
 HAS_NO_SCOPE = "a local error is of its stage's worst token: it has no scope"
 
 
@@ -61,24 +63,29 @@ class CheckScreen(VerdictScreen):
             self.view.finish(result)
             if any(stage_named(stage).detail for _, stage in self.view.bad()) and not self.has_detail:
                 self.action_detail()  # else what is bad would not be in view
-            if self.grid.is_following and result.first is not None:
-                self.go_to(result.first)
+            place = result.first or nearest(result)
+            if self.grid.is_following and place is not None:
+                self.go_to(place)
         self.show_all()
+
+    @property
+    def planted(self) -> str | None:
+        """The bug of the checked run."""
+        return (self.view.check.trace.planted if self.view.check else None) or self.request.plant
 
     def title_spans(self, width: int) -> list[Span]:
         """Model, device, compute, metric, elapsed."""
         check = self.view.check
         is_running = self.console.owner is self and check is None
-        planted = (check.trace.planted if check else None) or self.request.plant
+        planted = self.planted
         right = f"{seconds_text(self.console.busy_seconds() if is_running else self.seconds, is_running)} "
         front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
         device = (check.trace.facts.device if check else None) or self.request.device
-        middle: list[Span] = [
-            (f"  {foreign(device)}  {self.request.compute}  ", "text"), ("against float64  ", "quiet"),
-            (self.view.metric, "title"),
-        ]
+        middle: list[Span] = [(f"  {foreign(device)}  {self.request.compute}  ", "text"), (self.view.metric, "title")]
         name = foreign(self.path.name)
         room = width - sum(cell_len(text) for text, _ in [*front, *middle]) - cell_len(right) - len(" check ") - 1
+        if room > cell_len(name) + len(AGAINST):
+            middle.insert(1, (AGAINST, "quiet"))
         name = fit(name, max(min(cell_len(name), room), 6))
         spans: list[Span] = [*front, (" check ", "quiet"), (name, "title"), *middle]
         gap = width - sum(cell_len(text) for text, _ in spans) - cell_len(right)
@@ -96,9 +103,8 @@ class CheckScreen(VerdictScreen):
         """What the metric is, and the witness."""
         check = self.view.check
         spans: list[Span] = [(f" {self.view.metric}: {CHECK_MEANINGS[self.view.metric]}", "quiet")]
-        witness = f"  {WITNESS[check.trace.observed_equals_unobserved]} " if check else ""
-        fits = sum(cell_len(text) for text, _ in spans) + len(witness) <= width
-        return [*spans, (witness, "bad" if "X" in witness else "quiet")] if fits else spans
+        witness = WITNESS[check.trace.observed_equals_unobserved] if check else ""
+        return [*crop(spans, width - len(witness)), (witness, "bad" if "X" in witness else "quiet")]
 
     def set_scope(self, scope: str) -> None:
         """There is none."""
@@ -140,7 +146,7 @@ class CheckScreen(VerdictScreen):
         if check is None:
             self.say("There is no verdict yet: the check has to end first.", "watch")
             return
-        self.app.push_screen(PageScreen("Verdict of the check", lambda width: check_card(check, width)))
+        self.app.push_screen(PageScreen("Verdict of the check", lambda width: check_card(check, width), self.planted))
 
     def action_export(self) -> None:
         """Write local.csv and verdict.json."""

@@ -52,11 +52,11 @@ class CheckView:
         self.metric = metric
 
     def number(self, place: Place, metric: str | None = None) -> float | None:
-        """One number of a stage; floor is the one that counts, multiple is NMSE over it."""
+        """One number of a stage; floor as measured, multiple of the floor that counts."""
         error = self.errors.get(place)
         if error is None:
             return None
-        return {"nmse": error.nmse, "sqnr_db": error.sqnr_db, "floor": error.limit,
+        return {"nmse": error.nmse, "sqnr_db": error.sqnr_db, "floor": error.floor,
                 "multiple": error.nmse / error.limit}[metric or self.metric]
 
     def mark(self, place: Place) -> str:

@@ -69,12 +69,17 @@ class CompareScreen(VerdictScreen):
                 self.go_to(found.first)
         self.show_all()
 
+    @property
+    def planted(self) -> str | None:
+        """The bugs of both sides."""
+        sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
+        return ", ".join(trace.planted for trace in sides if trace.planted) or self.request.plant
+
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
         is_running = self.console.owner is self and self.comparison is None
         seconds = self.console.busy_seconds() if is_running else self.seconds
-        sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
-        planted = ", ".join(trace.planted for trace in sides if trace.planted)
+        planted = self.planted
         front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
         right = f"{seconds_text(seconds, is_running)} "
         middle: list[Span] = [
@@ -196,7 +201,7 @@ class CompareScreen(VerdictScreen):
         if found is None:
             self.say("There is no verdict yet: the comparison has to end first.", "watch")
         else:
-            self.app.push_screen(PageScreen("Verdict", lambda width: pair_card(found, width)))
+            self.app.push_screen(PageScreen("Verdict", lambda width: pair_card(found, width), self.planted))
 
     def action_export(self) -> None:
         """Write both bundles, cells.csv and verdict.json; after a bisection the ladder and the reproducer too."""

@@ -143,6 +143,11 @@ class GridScreen(Screen[None]):
 
     # what a child says
 
+    @property
+    def planted(self) -> str | None:
+        """The bug that was planted on purpose; not yet safe to show."""
+        raise NotImplementedError
+
     def grow(self, frame: Frame) -> set[int]:
         """Take the frame's numbers; returns the rows that changed."""
         raise NotImplementedError

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.keys import LADDER, bindings, hint_spans
+from apr_tui.keys import LADDER, bindings
 from apr_tui.page import PageScreen
 from apr_tui.paint import Span, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
+from apr_tui.stage_lines import beside
 from apr_tui.status import error_note
 from core.stages import place_order, place_text
 
@@ -16,9 +19,10 @@ if TYPE_CHECKING:
     from core.verdict import Bisection, Ladder, Rung
 
 Lines_ = list[list[Span]]
-BAR = 24
+BAR = 10
+COLUMN = 40  # of a list of rungs
+LEAST = -9.99  # a graft may also take the logits further away; beyond this only that is said
 RECOVERED = 0.9  # as core.bisection has it, which would bring torch
-HEADING = f"   {'B put in at':<16}{'brings back':>12}  {'':<{BAR}}  KL left"
 
 
 class LadderScreen(PageScreen):
@@ -29,22 +33,17 @@ class LadderScreen(PageScreen):
 
     def __init__(self, under: CompareScreen, found: Bisection) -> None:
         title = f"A {foreign(under.a.name)}  B {foreign(under.b.name)}  grafts of B into A"
-        super().__init__(title, lambda width: ladder_lines(found, width))
+        super().__init__(title, lambda width: ladder_lines(found, width), under.planted)
         self.under, self.found = under, found
         self.note: tuple[str, str] | None = None
 
-    def on_resize(self) -> None:
-        """Show the title and the hints."""
-        super().on_resize()
-        self.show_lines()
-
     def show_lines(self) -> None:
         """Draw the message, or what runs, over the hints."""
-        width = self.app.size.width
+        super().show_lines()
         is_busy = self.under.console.owner is self
         text, name = ("writing ...", "a") if is_busy else self.note or ("", "text")
-        notes: Lines_ = [[(f" {part}", name)] for part in wrap(text, width - 2)] if text else []
-        self.foot.show([*notes, hint_spans(LADDER, width)])
+        notes: Lines_ = [[(f" {part}", name)] for part in wrap(text, self.app.size.width - 2)] if text else []
+        self.foot.show([*notes, *self.foot.lines[-1:]])
 
     # what the console asks of a screen that runs a job
 
@@ -86,45 +85,46 @@ class LadderScreen(PageScreen):
 
 def ladder_lines(found: Bisection, width: int) -> Lines_:
     """The sentence, then the rungs: layers, then the stages of the layer where the cause lies."""
-    from core.grid import short
-
-    lines: Lines_ = [[], *([(f" {part}", "text")] for part in wrap(plain(foreign(found.sentence)), width - 2))]
+    lines: Lines_ = [*([(f" {part}", "text")] for part in wrap(plain(foreign(found.sentence)), width - 2))]
     ladder = found.ladder
     if ladder is None:
         return [*lines, [], [(" no graft was tried: no cell differs", "quiet")]]
-    says = " KL divergence of B's next token from A's, without a graft: "
-    lines += [[], [(says, "quiet"), (f"{short(ladder.kl)} nats", "title")]]
-    whole = [r for r in ladder.rungs if r.place[0] is None]
-    layers = [r for r in ladder.rungs if r.place[1] == "output"]
-    inside = [r for r in ladder.rungs if ladder.entry is not None and r.place[0] == ladder.entry]
-    for title, rungs in (
-        ("Layers, by halving", layers), ("The whole model's stages", whole),
-        (f"Stages of layer {ladder.entry}", inside),
-    ):
-        if rungs:
-            lines += [[], [(f" {title}", "title")], [(HEADING, "quiet")]]
-            lines += [_rung(rung, ladder) for rung in sorted(rungs, key=lambda r: place_order(r.place))]
-    return [*lines, [], *([(f" {part}", "quiet")] for part in wrap(_says(ladder), width - 2))]
+    lines += [[], *([(f" {part}", "quiet")] for part in wrap(_says(ladder), width - 2))]
+    groups = (
+        ("halving", [r for r in ladder.rungs if r.place[1] == "output"]),
+        ("whole model", [r for r in ladder.rungs if r.place[0] is None]),
+        (f"in layer {ladder.entry}", [r for r in ladder.rungs if r.place[0] == ladder.entry is not None]),
+    )
+    lists = [_rungs(title, rungs, ladder) for title, rungs in groups if rungs]
+    if len(lists) == 2 and width >= 2 * COLUMN:
+        return [*lines, [], *beside(lists[0], lists[1], COLUMN, max(map(len, lists)))]
+    return lines + [line for one in lists for line in [[], *one]]
 
 
-def _rung(rung: Rung, ladder: Ladder) -> list[Span]:
+def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Lines_:
     from core.grid import short
 
     best = ladder.best()
-    is_cause = best is not None and rung.place == best.place and rung.recovered >= RECOVERED
-    share = rung.recovered if rung.recovered == rung.recovered else 0.0
-    name = "title" if is_cause else "text"
-    return [
-        (f"   {place_text(rung.place):<16}", name), (f"{rung.recovered:>12.1%}  ", name),
-        (bar(share, BAR), "b" if share >= RECOVERED else "bar"), (f"  {short(rung.kl)}", "text"),
-        ("  brings back most" if is_cause else "", "b"),
-    ]
+    lines: Lines_ = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]
+    for rung in sorted(rungs, key=lambda r: place_order(r.place)):
+        is_cause = best is not None and rung.place == best.place and rung.recovered >= RECOVERED
+        name = "b" if is_cause else "text"
+        finite = math.isfinite(rung.recovered)
+        share = "-" if not finite else f"{rung.recovered:.0%}" if rung.recovered > LEAST else f"<{LEAST:.0%}"
+        lines.append([
+            (f" {place_text(rung.place):<13}{share:>6} ", name),
+            (bar(rung.recovered if finite else 0.0, BAR), "b" if is_cause else "bar"),
+            (f" {short(rung.kl, 6)}", "text"), (" <" if is_cause else "", "b"),
+        ])
+    return lines
 
 
 def _says(ladder: Ladder) -> str:
+    from core.grid import short
+
+    says = f"Without a graft, B's next token is {short(ladder.kl)} nats (KL) from A's."
     if ladder.kl == 0:
         return "A and B give the same next token's distribution: what differs does not reach it on this prompt."
     if ladder.entry is None:
-        return "No layer's output brings the logits back: the cause stands before the first layer or behind the last."
-    return (f"The cause lies in layer {ladder.entry}: B's values from there on bring the logits back, "
-            "from the layers before it they do not.")
+        return f"{says} No layer's output from B brings it back: the cause is before the layers or after them."
+    return f"{says} B's values put into A bring it back from layer {ladder.entry} on, not before it."

@@ -142,7 +142,8 @@ class LayerScreen(Screen[None]):
     def action_open(self) -> None:
         """Everything about the stage."""
         place = self.place
-        self.app.push_screen(PageScreen(self.open_title(), lambda width: self.open_lines(place, width)))
+        title, planted = self.open_title(), self.under.planted
+        self.app.push_screen(PageScreen(title, lambda width: self.open_lines(place, width), planted))
 
     def action_back(self) -> None:
         """Back to the grid."""

@@ -10,7 +10,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.keys import PAGE, bindings, help_lines, hint_spans
-from apr_tui.paint import STATES, Lines, Span, plain, strip, wrap
+from apr_tui.paint import STATES, Lines, Span, foreign, plain, strip, wrap
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",
@@ -25,8 +25,8 @@ PAIR_MEANINGS = {
 CHECK_MEANINGS = {
     "nmse": "|stage - float64|^2 / |float64|^2 of its worst token",
     "sqnr_db": "-10 log10 of that: signal to quantisation noise",
-    "floor": "the NMSE that the compute itself costs",
-    "multiple": "NMSE over the floor: bad above 100",
+    "floor": "the NMSE that the compute itself costs, measured",
+    "multiple": "NMSE over the floor, of 1e-13 at least: bad above 100",
 }
 Build = Callable[[int], Sequence[Sequence[Span]]]  # width -> lines
 
@@ -63,9 +63,10 @@ class PageScreen(Screen[None]):
     BINDINGS = bindings(PAGE)
     kind = PAGE
 
-    def __init__(self, title: str, build: Build) -> None:
+    def __init__(self, title: str, build: Build, planted: str | None = None) -> None:
         super().__init__()
-        self.heading = title
+        self.heading: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        self.heading.append((f" {title}", "title"))
         self.head, self.page, self.foot = Lines("title", 1), Page(build), Lines("foot", 1)
 
     def compose(self) -> ComposeResult:
@@ -74,20 +75,31 @@ class PageScreen(Screen[None]):
 
     def on_resize(self) -> None:
         """Show the title and the hints."""
-        self.head.show([[(f" {self.heading}", "title")]])
-        self.foot.show([hint_spans(self.kind, self.app.size.width)])
+        self.head.show([self.heading])
+        self.call_after_refresh(self.show_lines)
+
+    def show_lines(self) -> None:
+        """Show the keys, and how much stands below."""
+        hints = hint_spans(self.kind, self.app.size.width)
+        below = len(self.page.lines) - self.page.top - self.page.size.height
+        self.foot.show([[*hints, (f"  down: {below} more line{'s' * (below > 1)}" if below > 0 else "", "quiet")]])
+
+    def scroll_by(self, rows: int) -> None:
+        """Scroll, as far as there are lines."""
+        self.page.scroll_by(rows)
+        self.show_lines()
 
     def action_move(self, rows: int, columns: int) -> None:
         """Scroll a line."""
-        self.page.scroll_by(rows)
+        self.scroll_by(rows)
 
     def action_page(self, direction: int) -> None:
         """Scroll a page."""
-        self.page.scroll_by(direction * max(self.page.size.height - 1, 1))
+        self.scroll_by(direction * max(self.page.size.height - 1, 1))
 
     def action_end(self, direction: int) -> None:
         """To the first or the last line."""
-        self.page.scroll_by(direction * 1_000_000)
+        self.scroll_by(direction * 1_000_000)
 
     def action_back(self) -> None:
         """Leave."""

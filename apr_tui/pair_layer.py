@@ -8,7 +8,7 @@ from apr_tui.card import error_rows
 from apr_tui.keys import DRILL, bindings
 from apr_tui.layer_screen import LayerScreen, Lines_
 from apr_tui.paint import Span, foreign, plain, wrap
-from apr_tui.pair_lines import cell_lines, layer_header, layer_row
+from apr_tui.pair_lines import cell_lines, distance_spans, layer_header, layer_row, side_lines
 from apr_tui.stage_lines import rule
 from core.stages import Place, place_text
 
@@ -36,7 +36,7 @@ class PairLayer(LayerScreen):
     def pane_lines(self, width: int, height: int) -> Lines_:
         """What is said of the chosen stage, then both sides' statistics as far as there is room."""
         said = self.said(self.place, width)
-        numbers = cell_lines(self.view, self.place, width)[2:]
+        numbers = [distance_spans(self.view, self.place), *side_lines(self.view, self.place, width)]
         return [rule(place_text(self.place), width), *said, *numbers][:height]
 
     def said(self, place: Place, width: int) -> Lines_:

@@ -55,7 +55,7 @@ def cause(found: Comparison | None, place: Place) -> str:
     if found is None or difference is None:
         return "not compared"
     if place == found.first:
-        return f"first; side {found.side or 'not decided'}"
+        return f"first; {found.side} is wrong" if found.side else "first; side not decided"
     return "downstream" if is_downstream(difference) else difference.state
 
 
@@ -83,7 +83,7 @@ def layer_row(view: PairView, place: Place, is_here: bool, width: int) -> list[S
 
 def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
     """The page of one cell: the distances, the statistics of both sides, the tokens of both sides."""
-    from core.grid import divided, short
+    from core.grid import short
 
     difference = view.comparison.cells.get(place) if view.comparison else None
     word, name = STATES[view.mark(place)]
@@ -94,9 +94,28 @@ def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
         if difference.token is not None:
             where = f"token {difference.token} channel {difference.channel}"
             lines.append([("   worst at  ", "quiet"), (where, "text")])
+    return [*lines, [], *side_lines(view, place, width)]
+
+
+def distance_spans(view: PairView, place: Place) -> list[Span]:
+    """What layer_row leaves out, in one line."""
+    from core.grid import short
+
+    difference = view.comparison.cells.get(place) if view.comparison else None
+    if difference is None:
+        return []
+    where = f"  at token {difference.token} channel {difference.channel}" if difference.token is not None else ""
+    return [("   cosine ", "quiet"), (short(difference.cosine), "text"), ("  max_abs ", "quiet"),
+            (short(difference.max_abs), "text"), (where, "quiet")]
+
+
+def side_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+    """The statistics of both sides, and each token's std."""
+    from core.grid import divided, short
+
     cells = [view.sides[side].get(place) for side in ("A", "B")]
     a, b = (cell.at(view.scope) if cell is not None else None for cell in cells)
-    lines += [[], _heading(f"scope {view.scope}")]
+    lines = [_heading(f"scope {view.scope}")]
     for field in FIELDS:
         left, right = (getattr(stats, field) if stats is not None else None for stats in (a, b))
         both = short(divided(right, left)) if field in ("std", "absmax", "l2") else ""

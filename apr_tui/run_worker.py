@@ -209,6 +209,8 @@ class RunWorker:
 
     def _run(self, kind: str, job: Callable[[Feed], Any], feed: Feed, before: threading.Thread | None) -> None:
         if before is not None:
+            if before.is_alive():
+                feed.say("waiting for the run before to end")
             before.join()  # one forward at a time: two would share the cores and the memory map
         result: Any = None
         error: Exception | None = None

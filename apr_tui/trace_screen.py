@@ -95,6 +95,11 @@ class TraceScreen(GridScreen):
                 self._go_to_finding()
         self.show_all()
 
+    @property
+    def planted(self) -> str | None:
+        """The bug of the traced run."""
+        return (self.traced.trace.planted if self.traced else None) or self.request.plant
+
     def title_spans(self, width: int) -> list[Span]:
         """Model, arch, device, compute, scope, metric, elapsed, memory."""
         trace = self.traced.trace if self.traced else None
@@ -104,7 +109,7 @@ class TraceScreen(GridScreen):
         compute = (facts.compute if facts else None) or ("?" if facts else self.request.compute)
         is_running = self.console.owner is self and self.traced is None
         seconds = self.console.busy_seconds() if is_running else self.seconds
-        planted = (trace.planted if trace else None) or self.request.plant
+        planted = self.planted
         right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
             (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),

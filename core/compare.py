@@ -51,9 +51,12 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
             (trace_a, trace_b), (pair.a, pair.b), (a, b), pair.logits, pair.witnesses, strict=True)))
     differing = [p for p in sorted(pair.cells, key=place_order) if pair.cells[p].state == "differs"]
     done = Comparison("", (), trace_a, trace_b, ask.scope, cells=pair.cells)
-    if not differing:
+    unclear = [p for p in sorted(pair.cells, key=place_order) if pair.cells[p].state == "unclear"]
+    if not differing and not unclear:
         return agreement(done, ask)
-    return _explain(a, b, done, differing[0], ids, ask)
+    explained = _explain(a, b, done, (differing or unclear)[0], ids, ask)
+    proven = explained.verdict == "H3" or explained.error is not None  # by a choice, or by float64
+    return explained if differing or proven else agreement(done, ask)
 
 
 def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:

@@ -66,12 +66,10 @@ def replay(
 
     def judge(place: Place, value: Tensor, by_compute: Tensor, source: Tensor) -> None:
         floor, (size, row, channel) = nmse(value, by_compute)[0], nmse(value, source)
-        span: tuple[str, ...] = ()
-        declared = None
-        if values is not None:
-            span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
-            if {place[1], *span} & set(TURNED):
-                floor = max(floor, (len(tokens) * F32_ANGLE) ** 2)
+        span = missing_before(values, place) if values is not None else ()
+        declared = relative_l2(by_compute, source)[0] if values is not None else None
+        if values is not None and {place[1], *span} & set(TURNED):
+            floor = max(floor, (len(tokens) * F32_ANGLE) ** 2)
         error = LocalError(size, floor, len(tokens) - len(source) + row, channel, span=span, declared=declared)
         if error.is_bad and sum(e.is_bad for e in errors.values()) < GUESSES:
             error = replace(error, guess=guess(Scene(exact, *place, value, inputs), source.to(value), error.limit))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import TOP_CHANNELS, is_measured, measure_fused
+from core.kernels.fused import TOP_CHANNELS, Peak, is_measured, measure_fused
 from core.kernels.library import Library, library
 from core.stages import Place
 from core.stats import Factors, Massive, TokenStats
@@ -90,8 +90,8 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    columns, places = _columns(x_TW)
-    top = tuple((c, first + row, float(x_TW[row, c])) for c, row in places)
+    columns, peaks = _columns(x_TW)
+    top = tuple((channel, first + row, value) for channel, row, value in peaks)
     stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
     absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
     absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
@@ -103,8 +103,8 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
     return stats
 
 
-def _columns(x_TW: Tensor) -> tuple[dict[str, Values], list[tuple[int, int]]]:
-    """Return the per-token columns of TokenStats, and (channel, row) of the largest |x| of the 8 largest channels."""
+def _columns(x_TW: Tensor) -> tuple[dict[str, Values], list[Peak]]:
+    """Return the per-token columns of TokenStats, and the peaks of the 8 channels that have the largest."""
     kernels = library() if is_measured(x_TW) else None
     if isinstance(kernels, Library):
         return measure_fused(kernels, x_TW)
@@ -133,15 +133,15 @@ def _moments(x_TW: Tensor) -> dict[str, Values]:
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def _top_channels(x_TW: Tensor) -> list[tuple[int, int]]:
-    """Channel and row of the largest peaks; a tie goes to the lowest of both, which topk and max leave open."""
+def _top_channels(x_TW: Tensor) -> list[Peak]:
+    """The largest peaks of channels; a tie goes to the lowest channel and row, which topk and max leave open."""
     if not len(x_TW):
         return []
     size = torch.nan_to_num(x_TW.abs(), nan=-1.0, posinf=-1.0)
     row_W = size.argmax(0)
     peaks, order = torch.sort(size.amax(0), descending=True, stable=True)
     best = zip(order[:TOP_CHANNELS].tolist(), peaks[:TOP_CHANNELS].tolist(), strict=True)
-    return [(int(c), int(row_W[c])) for c, peak in best if peak >= 0]
+    return [(int(c), int(row_W[c]), float(x_TW[row_W[c], c])) for c, peak in best if peak >= 0]
 
 
 def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:

@@ -21,6 +21,11 @@ QUANT_ERRORS = {
     "Q5_0": 4.3e-2, "Q5_K": 3.8e-2, "Q4_1": 7.8e-2, "Q4_0": 8.6e-2, "Q4_K": 7.8e-2, "Q3_K": 0.2, "Q2_K": 0.33,
     "MXFP4": 0.11, "APR_Q8": 6.7e-2, "APR_Q4": 9.7e-2,
 }
+# type -> how many times its float16 scale a value can be: what a scale too small for float16 costs, in units of 2^-25
+HALF_STEPS = {
+    "F16": 1, "Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31, "Q8_0": 127, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945,
+    "Q5_K": 1953, "Q6_K": 4096, "APR_Q4": 8,
+}
 ROOM = 2.0  # over the measured row: heavier tails than normal cost up to 1.5 times (student-5, laplace, channels)
 ROW_ROOM = 3.0  # of the worst row of a matrix: up to 1.65 times there
 FAINT = 0.1  # of the root mean square row: a row fainter than that is measured against it, not against itself
@@ -84,8 +89,8 @@ def weight_diffs(a: ModelFile, b: ModelFile, cancelled: IsCancelled) -> list[Wei
     for name in dict.fromkeys([*a.weights, *b.weights]):
         left, right = _tensor(a, name), _tensor(b, name)
         if left is None or right is None:
-            quants = [w.quant if w else "absent" for w in (left, right)]
-            found.append(WeightDiff(name, *quants, math.inf, None, 0))
+            quant_a, quant_b = (w.quant if w else "absent" for w in (left, right))
+            found.append(WeightDiff(name, quant_a, quant_b, math.inf, None, 0))
         elif left.quant != right.quant or not np.array_equal(left.data, right.data):
             diff = _decoded_diff(name, left, right, cancelled)
             found += [diff] if diff.relative else []
@@ -100,6 +105,7 @@ def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> We
     """Compare two tensors row by row, decoded; a value that is not finite on one side only is infinitely far."""
     n_row = a.shape[0]
     step = max(1, CHUNK_WEIGHTS // (a.shape[-1] if len(a.shape) > 1 else 1))
+    lost = 0.0 if a.quant == b.quant else sum((HALF_STEPS.get(w.quant, 0) * 2.0**-25) ** 2 for w in (a, b))
     gap_sum = size_sum = 0.0
     worst, row = -1.0, 0
     for start in range(0, n_row, step):
@@ -109,6 +115,7 @@ def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> We
                 else decode_rows(w, start, min(start + step, n_row)).double()[:, None] for w in (a, b))
         same_bad = (torch.isnan(x) & torch.isnan(y)) | (x == y)
         gap_R = torch.where(same_bad, 0.0, x - y).square().nan_to_num(nan=math.inf, posinf=math.inf).sum(1)
+        gap_R = (gap_R - lost * x.shape[1]).clamp(min=0.0)
         size_R = x.nan_to_num(0, 0, 0).square().sum(1)
         gap_sum, size_sum = gap_sum + float(gap_R.sum()), size_sum + float(size_R.sum())
         off_R = gap_R / size_R.clamp(min=max(FAINT**2 * float(size_R.mean()), 1e-300))

@@ -134,6 +134,18 @@ def test_another_context_length_is_no_hyper_parameter_of_the_forward(files, tmp_
     held(compared(source(files / "F16.gguf"), source(longer)), "H3", first=False)
 
 
+def test_weights_too_faint_for_a_types_scales_are_explained_by_them(tmp_path):
+    faint = {"blk.1.attn_output.weight": lambda x: x * np.float32(1e-8)}
+    a, *others = (write_model(tmp_path / f"{q}.gguf", q, **WIDE, changes=faint) for q in ("F32", "F16", "Q8_0", "Q4_K"))
+    for b in others:
+        held(compared(source(a), source(b)), "H3", first=False)
+
+
+def test_a_choice_is_named_though_a_coarse_compute_hides_half_of_it(files):
+    a, b = (source(files / f"{q}.gguf", compute="bf16") for q in ("F16", "Q6_K"))
+    held(compared(a, b), "H3", first=False, says="Q6_K in B")
+
+
 # --- H2: a bug in the values, the side found by float64 ---
 
 

@@ -167,15 +167,18 @@ def test_without_a_compiler_the_reason_is_said_and_weights_are_decoded(monkeypat
     assert torch.equal(matmul.multiply(weight, [(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
 
 
-def test_a_compiler_that_fails_is_named_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    fake = tmp_path / "bad-c++"
-    fake.write_text("#!/bin/sh\necho 'out of luck' >&2\nexit 1\n")
+def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    fake, calls = tmp_path / "bad-c++", tmp_path / "calls"
+    fake.write_text(f"#!/bin/sh\necho call >> {calls}\necho 'error: out of luck' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", str(fake))
-    said = library.__wrapped__()
-    assert isinstance(said, Absent) and "out of luck" in said.reason
-    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+    for _ in range(2):
+        said = library.__wrapped__()
+        assert isinstance(said, Absent) and "out of luck" in said.reason
+    assert len(calls.read_text().splitlines()) == len(LEVELS)
+    assert {p.suffix for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {".failed"}
+    assert not kernel_library.must_compile()
 
 
 def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:

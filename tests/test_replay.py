@@ -31,7 +31,7 @@ HIDDEN = {
     "no-bias": (("qkv", "attn_out"), COMPUTES, ("K", "8")),          # neither has a bias of attn_out; 8 has none of qkv
     "nibbles": (PLANTS["nibbles"].stages, COMPUTES, ("8",)),         # Q8_0 has no nibbles
     "scale-min": (PLANTS["scale-min"].stages, COMPUTES, ("8",)),     # nor a min
-    "zero-channel": (LINEAR, ("q8", "bf16"), ("K", "8")),            # one channel is a 256th or a 64th of the value
+    "zero-channel": ((*LINEAR, "logits"), ("q8", "bf16"), ("K", "8")),  # one channel is a 256th or a 64th of the value
     "bf16-sum": (LINEAR, ("q8", "bf16"), ("K", "8")),                # as coarse as the compute
 }
 FACTS = Facts(None, None, None, None, None, None)

@@ -24,7 +24,7 @@ FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
-COMPILE_SECONDS = 15
+COMPILE_SECONDS = 60  # 4 on an idle machine
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
 
@@ -73,7 +73,9 @@ def library() -> Library | Absent:
 
 def must_compile() -> bool:
     """Say whether library() will compile first, so that a caller can show that it does."""
-    return os.environ.get(OVERRIDE) != "decode" and not _object_file(usable_levels()[0]).is_file() and bool(_compiler())
+    target = _object_file(usable_levels()[0])
+    known = target.is_file() or _note_of(target).is_file()
+    return os.environ.get(OVERRIDE) != "decode" and not known and _compiler() is not None
 
 
 def load(level: Level, reason: str) -> Library:
@@ -90,13 +92,16 @@ def load(level: Level, reason: str) -> Library:
         raise _NoKernel("the operating system does not let programs use it")
     size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     multiply.argtypes = (count, pointer, size, size, pointer, size, size, pointer, size, count)
-    measure.argtypes = (pointer, size, size, size, pointer, pointer, pointer, count)
+    measure.argtypes = (pointer, size, size, pointer, pointer, pointer, pointer, count)
     return Library(level, reason, multiply, measure)
 
 
 def _compile(level: Level, target: Path) -> Path:
     """Compile into target, whole or not at all; into a temporary folder where the cache cannot be written."""
     compiler = _compiler()
+    if _note_of(target).is_file():
+        said = _note_of(target).read_text()
+        raise _NoKernel(f"{compiler} failed before: {said} (to try again, delete {target.parent})")
     if compiler is None:
         raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
     try:
@@ -109,13 +114,26 @@ def _compile(level: Level, target: Path) -> Path:
         command = [compiler, *FLAGS, *SHARED, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, errors="replace")
         if done.returncode:
-            raise _NoKernel(f"{compiler} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+            if "error" in done.stderr:  # not where a signal ended it
+                made.write_text(_first_error(done.stderr))
+                made.replace(_note_of(target))
+            raise _NoKernel(f"{compiler} failed: {_first_error(done.stderr)}")
         made.replace(target)
     except (OSError, subprocess.SubprocessError) as error:
         raise _NoKernel(f"{compiler} failed: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+def _note_of(target: Path) -> Path:
+    """Where a failed build leaves its reason, so that it is not tried at every start."""
+    return target.with_suffix(".failed")
+
+
+def _first_error(said: str) -> str:
+    lines = said.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
 
 
 def _compiler() -> str | None:

@@ -11,7 +11,8 @@
 
 class Pool {
   public:
-    // Run task(0 .. n-1) on this thread and up to threads - 1 others; returns when all are done.
+    // Run task(0 .. n-1) on this thread and up to threads - 1 others; returns when all are done. Nobody waits for a
+    // thread that has not woken up yet: on a busy machine that takes longer than the work.
     void run(long n, int threads, const std::function<void(long)>& task) {
         std::lock_guard<std::mutex> one_job(job_);
         if (threads <= 1 || n <= 1) {
@@ -22,18 +23,22 @@ class Pool {
         while (static_cast<int>(crew_.size()) < threads - 1) hire();
         {
             std::lock_guard<std::mutex> hold(lock_);
-            task_ = &task, total_ = n, next_ = 0, busy_ = threads - 1, wanted_ = threads - 1;
+            task_ = &task, total_ = n, next_ = 0, wanted_ = threads - 1;
             round_++;
         }
         wake_.notify_all();
         work(task, n);
-        for (int spin = 0; busy_.load() && spin < SPINS; spin++) pause();
         std::unique_lock<std::mutex> hold(lock_);
-        done_.wait(hold, [&] { return busy_.load() == 0; });
+        task_ = nullptr;  // who comes now is late
+        if (at_work_.load() == 0) return;
+        hold.unlock();
+        for (int spin = 0; at_work_.load() && spin < SPINS; spin++) pause();
+        hold.lock();
+        done_.wait(hold, [&] { return at_work_.load() == 0; });
     }
 
   private:
-    static constexpr int SPINS = 4000;  // about 0.1 ms: the gap between two products; then sleep, so that others may work
+    static constexpr int SPINS = 2000;  // some 0.1 ms, the gap between two products; then sleep, for others to work
 
     static void pause() {
 #if defined(__x86_64__)
@@ -52,19 +57,17 @@ class Pool {
     void serve(int id, long seen) {
         for (;;) {
             for (int spin = 0; round_.load() == seen && spin < SPINS; spin++) pause();
-            const std::function<void(long)>* task;
-            long n;
-            {
-                std::unique_lock<std::mutex> hold(lock_);
-                wake_.wait(hold, [&] { return round_.load() != seen; });
-                seen = round_.load(), task = task_, n = total_;
-                if (id >= wanted_) continue;
-            }
-            work(*task, n);
-            if (busy_.fetch_sub(1) == 1) {
-                std::lock_guard<std::mutex> hold(lock_);
-                done_.notify_one();
-            }
+            std::unique_lock<std::mutex> hold(lock_);
+            wake_.wait(hold, [&] { return round_.load() != seen; });
+            seen = round_.load();
+            if (task_ == nullptr || id >= wanted_) continue;
+            const std::function<void(long)>& task = *task_;
+            const long n = total_;
+            at_work_++;
+            hold.unlock();
+            work(task, n);
+            hold.lock();
+            if (--at_work_ == 0) done_.notify_one();
         }
     }
     void forget() {
@@ -72,17 +75,17 @@ class Pool {
         new (&lock_) std::mutex();
         new (&wake_) std::condition_variable();
         new (&done_) std::condition_variable();
-        owner_ = getpid();
+        at_work_ = 0, owner_ = getpid();
     }
 
     std::mutex job_, lock_;
     std::condition_variable wake_, done_;
     std::vector<std::thread> crew_;
-    const std::function<void(long)>* task_ = nullptr;
+    const std::function<void(long)>* task_ = nullptr;  // while there is work to take
     long total_ = 0;
     int wanted_ = 0;
     std::atomic<long> next_{0}, round_{0};
-    std::atomic<int> busy_{0};
+    std::atomic<int> at_work_{0};
     pid_t owner_ = getpid();
 };
 

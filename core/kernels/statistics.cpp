@@ -58,12 +58,19 @@ static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 static inline Ints count_zeros(Ints n, Ints v) { return (Ints)_mm512_mask_add_epi32((__m512i)n, _mm512_testn_epi32_mask((__m512i)v, (__m512i)v), (__m512i)n, _mm512_set1_epi32(1)); }
+static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)
+static inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #else
+static inline bool any(Ints mask) {
+    int found = 0;
+    for (int i = 0; i < VL; i++) found |= mask[i];
+    return found;
+}
 static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
@@ -115,18 +122,19 @@ static Row take(const float* x, long n, float* peak) {
     }
     const double m2 = add_lanes<double>(spreads);
     int64_t at = 0;
+    while (at < whole && !any((load<Ints>(x + at) & NO_SIGN) == largest)) at += VL;
     while ((bits_of(x[at]) & NO_SIGN) != largest) at++;
     return {mean, m2, low, high, m2 + static_cast<double>(n) * mean * mean, 0, 0, zero, at, -1};
 }
 
 // The channels of the largest peaks, the lowest first on a tie, and for each the first token that has it. Returns how many.
 static int find_top(const float* x, long tokens, long width, long x_step, const float* peak, int64_t* channels, int64_t* at) {
-    const auto before = [&](int64_t a, int64_t b) { return peak[a] > peak[b] || (peak[a] == peak[b] && a < b); };
     int n = 0;
     for (long c = 0; c < width; c++) {
-        if (!(peak[c] >= 0) || (n == TOP && !before(c, channels[TOP - 1]))) continue;
+        while (n == TOP && c + VL <= width && !any(load<Ints>(peak + c) > bits_of(peak[channels[TOP - 1]]))) c += VL;
+        if (c >= width || !(peak[c] >= 0) || (n == TOP && !(peak[c] > peak[channels[TOP - 1]]))) continue;
         int i = n < TOP ? n++ : TOP - 1;
-        for (; i > 0 && before(c, channels[i - 1]); i--) channels[i] = channels[i - 1];
+        for (; i > 0 && peak[c] > peak[channels[i - 1]]; i--) channels[i] = channels[i - 1];
         channels[i] = c;
     }
     for (int i = 0; i < n; i++)
@@ -135,25 +143,28 @@ static int find_top(const float* x, long tokens, long width, long x_step, const 
 }
 
 // moments: [5][tokens] mean, m2, min, max, sum of squares; counts: [5][tokens] nan, inf, zero, peak and first NaN channel;
-// top: [2][8] channels, tokens. Returns how many channels there are, -1 where memory is lacking.
+// top: [2][8] channels, tokens; peaks: [8] their values. Returns how many there are, -1 where memory is lacking.
 extern "C" __attribute__((visibility("default"))) int measure(
-    const float* x, long tokens, long width, long x_step, double* moments, int64_t* counts, int64_t* top, int threads) {
+    const float* x, long tokens, long width, double* moments, int64_t* counts, int64_t* top, double* peaks, int threads) {
     const long tasks = (tokens + TOKENS_A_TASK - 1) / TOKENS_A_TASK;
     const int crew = static_cast<int>(std::min<long>(tokens * width < ALONE_VALUES ? 1 : threads, tasks));
-    std::unique_ptr<float[]> peaks(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
-    if (!peaks) return -1;
-    std::fill_n(peaks.get(), crew * width, -1.0f);
+    std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
+    if (!most) return -1;
+    std::fill_n(most.get(), crew * width, -1.0f);
+    std::atomic<long> next{0};
     pool().run(crew, crew, [&](long worker) {
-        float* mine = peaks.get() + worker * width;
-        for (long task = worker; task < tasks; task += crew)
+        float* mine = most.get() + worker * width;
+        for (long task; (task = next.fetch_add(1)) < tasks;)
             for (long t = task * TOKENS_A_TASK; t < std::min(tokens, (task + 1) * TOKENS_A_TASK); t++) {
-                const Row row = take(x + t * x_step, width, mine);
+                const Row row = take(x + t * width, width, mine);
                 const double reals[] = {row.mean, row.m2, row.least, row.most, row.sumsq};
                 const int64_t whole[] = {row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};
                 for (int i = 0; i < 5; i++) moments[i * tokens + t] = reals[i], counts[i * tokens + t] = whole[i];
             }
     });
     for (int worker = 1; worker < crew; worker++)
-        for (long c = 0; c < width; c++) peaks[c] = std::max(peaks[c], peaks[worker * width + c]);
-    return find_top(x, tokens, width, x_step, peaks.get(), top, top + TOP);
+        for (long c = 0; c < width; c++) most[c] = std::max(most[c], most[worker * width + c]);
+    const int n = find_top(x, tokens, width, width, most.get(), top, top + TOP);
+    for (int i = 0; i < n; i++) peaks[i] = x[top[TOP + i] * width + top[i]];
+    return n;
 }

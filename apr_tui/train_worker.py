@@ -1,0 +1,156 @@
+"""A training run at the console: trained in a thread of this process, or only watched. It draws nothing.
+
+The screen reads both from the run's folder, so what a person sees is what is on the disk. A watched run is never stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual.message import Message
+
+from apr_tui.run_worker import SWITCH_S, Posts
+from core.errors import AprError, FileError
+from core.train_records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
+from core.train_view import RunReader
+
+if TYPE_CHECKING:
+    from core.train_config import TrainOptions
+
+POLL_S = 1.0
+PATIENCE_S = 60.0  # closing waits so long for the step in flight and its checkpoint
+MAX_NOTES = 12
+
+
+class TrainNews(Message):
+    """There is something new to show."""
+
+    def can_replace(self, message: Message) -> bool:
+        """The newer one shows all."""
+        return isinstance(message, TrainNews)
+
+
+class Training:
+    """One run. options None: it is watched. train: core.train_run.train; a test may give its own."""
+
+    def __init__(self, folder: Path, options: TrainOptions | None = None, train: Callable[..., TrainResult] | None = None,
+                 line: str = "") -> None:
+        self.folder, self.options, self.line = folder, options, line
+        self.wishes = Wishes()
+        self.phase, self.notes = "starting", list[str]()
+        self.view: RunView | None = None
+        self.read_error: AprError | None = None
+        self.error: Exception | None = None
+        self.result: TrainResult | None = None
+        self.posts: Posts | None = None  # the screen, while one shows this run
+        self._train = train
+        self._is_left = threading.Event()
+        self._reader: RunReader | None = None
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this console trains it."""
+        return self.options is not None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether this console's own run has not ended."""
+        return self.is_own and bool(self._threads) and self._threads[0].is_alive()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits for a person."""
+        return self.is_under_way and self.wishes.pause.is_set()
+
+    def start(self) -> None:
+        """Begin to train, if it is ours, and to read the folder."""
+        sys.setswitchinterval(SWITCH_S)
+        jobs = [self._run] if self.is_own else []
+        for job in (*jobs, self._follow):
+            self._threads.append(threading.Thread(target=job, name=f"apr-train-{job.__name__}", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask our own run to end after the step in flight, with a checkpoint; a watched one goes on."""
+        if self.is_own:
+            self.wishes.stop.set()
+
+    def leave(self, seconds: float = PATIENCE_S) -> bool:
+        """Stop reading, stop our own run, wait for it, and say whether it has ended."""
+        self.stop()
+        self._is_left.set()
+        if self.is_under_way:
+            self._threads[0].join(seconds)
+        return not self.is_under_way
+
+    def tell(self, event: TrainEvent) -> None:
+        """Take one event of the run."""
+        if event.kind == "phase":
+            self.phase = event.text
+        elif event.kind == "note":
+            self.notes = [*self.notes, event.text][-MAX_NOTES:]
+        elif event.kind == "step" and self.phase != "training":
+            self.phase = "training"
+        if event.kind in ("phase", "note"):
+            self._post()
+
+    def read(self) -> None:
+        """Read the folder once."""
+        try:
+            if self._reader is None:
+                self._reader = RunReader(self.folder)
+            if self.is_own and self.options is not None and not self.options.resume and not (self.folder / "run.json").exists():
+                return
+            self.view, self.read_error = self._reader.view(), None
+        except FileError as error:
+            self.read_error = error
+
+    def _run(self) -> None:
+        try:
+            train = self._train
+            if train is None:
+                from core.train_run import train
+            self.result = train(self.options, self.tell, self.wishes.stop.is_set, self.wishes)
+        except Exception as error:  # noqa: BLE001 (the screen shows an AprError; the console closes at any other)
+            self.error = error
+        self.phase = ""
+        self.read()
+        self._post()
+
+    def _follow(self) -> None:
+        """Read what is new once a second, until the run has ended or the console is left."""
+        while not self._is_left.is_set():
+            self.read()
+            self._post()
+            over = self.view is not None and self.view.status != RUNNING
+            if over and not self.is_under_way:
+                return
+            self._is_left.wait(POLL_S)
+
+    def _post(self) -> None:
+        if self.posts is not None:
+            self.posts.post_message(TrainNews())
+
+
+def farewell(training: Training, say: Callable[[str], Any], seconds: float = PATIENCE_S) -> bool:
+    """End our own run as the console closes, and say how to go on with it; True where nothing is left running."""
+    if not training.is_under_way:
+        return training.leave(0.0)
+    began = time.monotonic()
+    say("the training run stops after the step in flight ...")
+    ended = training.leave(seconds)
+    if training.result is not None:
+        say(f"{training.result.status}: {training.result.sentence}")
+    elif training.error is not None:
+        say(str(training.error))
+    elif not ended:
+        say(f"it has not ended in {time.monotonic() - began:.0f} s; the steps that are logged and the last checkpoint are "
+            f"kept. Go on with: apr-tui train --resume --out {training.folder}")
+    return ended
