@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Lines_ = list[list[Span]]
 Weights = Sequence[tuple[str, str, tuple[int, ...]]]
+LOST = "no token is finite here: nothing to judge"
 COLUMNS = (("nmse", 9), ("sqnr_db", 9), ("floor", 9), ("multiple", 10))
 
 
@@ -49,7 +50,7 @@ def cell_spans(view: CheckView, place: Place) -> list[Span]:
     spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
     error = view.errors.get(place)
     if error is None:
-        return spans
+        return [*spans, (f" {LOST}", "quiet")] if place in view.unjudged else spans
     return [*spans, (" NMSE ", "quiet"), (f"{short(error.nmse)} = {short(error.nmse / error.limit)} x floor ", "text"),
             (f"{short(error.limit)}  token {error.token} ch {error.channel}", "text")]
 
@@ -80,7 +81,7 @@ def stage_lines(view: CheckView, place: Place, weights: Weights, width: int) -> 
     """Everything that the check knows of a stage."""
     error = view.errors.get(place)
     if error is None:
-        return [[(f" {STATES[view.mark(place)][0]}", "quiet")]]
+        return [[], [(f" {LOST if place in view.unjudged else STATES[view.mark(place)][0]}", "quiet")]]
     lines = error_rows(place, error)
     if error.is_bad:
         lines += _said("X", _live(place, error), "bad", width)

@@ -49,7 +49,7 @@ class CheckScreen(VerdictScreen):
 
     def grow(self, frame: Frame) -> set[int]:
         """Take the errors so far."""
-        return self.view.grow(frame.errors, frame.n_layer)
+        return self.view.grow(frame.errors, frame.cells.get("", {}), frame.n_layer)
 
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of an export."""

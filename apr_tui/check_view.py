@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr_tui.paint import ABSENT, BAD, OK, UNKNOWN
 from apr_tui.view import shorten
@@ -25,6 +25,7 @@ class CheckView:
     def clear(self) -> None:
         """Forget the numbers: another check begins."""
         self.errors: Mapping[Place, LocalError] = {}
+        self.unjudged: frozenset[Place] = frozenset()
         self.check: Check | None = None
         self._n_layer = 0
 
@@ -33,10 +34,11 @@ class CheckView:
         """Layers of the model, as far as known."""
         return self._n_layer
 
-    def grow(self, errors: Mapping[Place, LocalError], n_layer: int | None) -> set[int]:
+    def grow(self, errors: Mapping[Place, LocalError], cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
         """Take a newer snapshot; returns the rows that changed."""
-        rows = {layer for layer, _ in errors.keys() - self.errors.keys() if layer is not None}
-        self.errors = errors
+        before = self.errors.keys() | self.unjudged
+        self._take(errors, cells)
+        rows = {layer for layer, _ in errors.keys() - before if layer is not None}
         if (n_layer or 0) > self._n_layer:
             self._n_layer = n_layer or 0
             return set(range(self._n_layer))
@@ -44,7 +46,8 @@ class CheckView:
 
     def finish(self, check: Check) -> None:
         """Take the judged check."""
-        self.check, self.errors = check, check.errors
+        self.check = check
+        self._take(check.errors, check.trace.cells)
         self._n_layer = max(check.trace.facts.n_layer or 0, check.trace.n_layer)
 
     def look(self, metric: str) -> None:
@@ -60,10 +63,10 @@ class CheckView:
                 "multiple": error.nmse / error.limit}[metric or self.metric]
 
     def mark(self, place: Place) -> str:
-        """Bad by core's own rule; absent where the check is over and has no such stage."""
+        """Bad by core's own rule; not measured where no token could be judged; absent where there is no such stage."""
         error = self.errors.get(place)
         if error is None:
-            return UNKNOWN if self.check is None else ABSENT
+            return UNKNOWN if self.check is None or place in self.unjudged else ABSENT
         return BAD if error.is_bad else OK
 
     def cell(self, row: int, column: str) -> tuple[str, str]:
@@ -77,3 +80,14 @@ class CheckView:
     def next_metric(self) -> str:
         """The metric after the present one."""
         return CHECK_METRICS[(CHECK_METRICS.index(self.metric) + 1) % len(CHECK_METRICS)]
+
+    def _take(self, errors: Mapping[Place, LocalError], cells: Mapping[Place, Any]) -> None:
+        """Keep what was judged: where no token is finite, as after a NaN, core's error of 0 measures nothing."""
+        self.unjudged = frozenset(p for p, e in errors.items() if e.nmse == 0 and _is_lost(cells.get(p)))
+        self.errors = {p: e for p, e in errors.items() if p not in self.unjudged} if self.unjudged else errors
+
+
+def _is_lost(cell: Any) -> bool:  # noqa: ANN401 (a Cell)
+    """Say whether every token of a stage has a NaN or an Inf."""
+    bad = getattr(cell, "nan", None)
+    return bad is not None and bool(((bad + cell.inf) > 0).all())

@@ -55,7 +55,7 @@ def _trace(options: argparse.Namespace) -> int:
     check_out(options)
     started = time.monotonic()
     traced = session.trace(
-        source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), layers=options.layers,
+        source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), scope=options.scope, layers=options.layers,
         keep_values=options.values, witness=not options.no_witness, generate=options.generate or 0, emit=progress(options))
     findings = session.hints(traced, options.scope, options.threshold)
     if options.out is not None:

@@ -16,6 +16,7 @@ from textual.message import Message
 
 from apr_tui.run_worker import SWITCH_S, Posts
 from core.errors import AprError, FileError
+from core.train_log import RUN
 from core.train_records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
 from core.train_view import RunReader
 
@@ -38,8 +39,10 @@ class TrainNews(Message):
 class Training:
     """One run. options None: it is watched. train: core.train_run.train; a test may give its own."""
 
-    def __init__(self, folder: Path, options: TrainOptions | None = None, train: Callable[..., TrainResult] | None = None,
-                 line: str = "") -> None:
+    def __init__(
+        self, folder: Path, options: TrainOptions | None = None, train: Callable[..., TrainResult] | None = None,
+        line: str = "",
+    ) -> None:
         self.folder, self.options, self.line = folder, options, line
         self.wishes = Wishes()
         self.phase, self.notes = "starting", list[str]()
@@ -50,7 +53,7 @@ class Training:
         self.posts: Posts | None = None  # the screen, while one shows this run
         self._train = train
         self._is_left = threading.Event()
-        self._reader: RunReader | None = None
+        self._lock, self._reader = threading.Lock(), RunReader(folder)
         self._threads: list[threading.Thread] = []
 
     @property
@@ -61,7 +64,7 @@ class Training:
     @property
     def is_under_way(self) -> bool:
         """Whether this console's own run has not ended."""
-        return self.is_own and bool(self._threads) and self._threads[0].is_alive()
+        return self.is_own and bool(self._threads) and self.result is None and self.error is None
 
     @property
     def is_paused(self) -> bool:
@@ -86,7 +89,7 @@ class Training:
         """Stop reading, stop our own run, wait for it, and say whether it has ended."""
         self.stop()
         self._is_left.set()
-        if self.is_under_way:
+        if self.is_own and self._threads:
             self._threads[0].join(seconds)
         return not self.is_under_way
 
@@ -102,15 +105,14 @@ class Training:
             self._post()
 
     def read(self) -> None:
-        """Read the folder once."""
-        try:
-            if self._reader is None:
-                self._reader = RunReader(self.folder)
-            if self.is_own and self.options is not None and not self.options.resume and not (self.folder / "run.json").exists():
+        """Read the folder once; before our own run has begun it there is nothing to read."""
+        with self._lock:
+            if self.is_own and not (self.folder / RUN).exists():
                 return
-            self.view, self.read_error = self._reader.view(), None
-        except FileError as error:
-            self.read_error = error
+            try:
+                self.view, self.read_error = self._reader.view(), None
+            except FileError as error:
+                self.read_error = error
 
     def _run(self) -> None:
         try:

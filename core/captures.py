@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import session
+from core import opening
 from core.arch import read_arch
 from core.errors import NotComparableError, UsageError
 from core.model_file import ModelFile
@@ -45,17 +45,17 @@ def trace_source(
 
 def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Check another engine's values, or a bundle's, against float64 with a file's weights; NotComparableError."""
-    if session.is_bundle(source.path):
-        traced = session.open_bundle(source.path)
+    if opening.is_bundle(source.path):
+        traced = opening.open_bundle(source.path)
         if traced.values is None:
             raise NotComparableError(f"{source.path} was written without --values: there is nothing to recompute from. "
                                      "Trace again with --values, or check the model file.")
         if model is None:
             raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
-        file = session.open_model(model)
+        file = opening.open_model(model)
     else:
         check_path(source)
-        found = session.open_model(model) if model is not None else _file(source)
+        found = opening.open_model(model) if model is not None else _file(source)
         if found is None:
             raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
         file = found
@@ -90,7 +90,7 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
     best: Check | None = None
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
         emit(Event("phase", f"checking against float64, at compute {compute}"))
-        side, _ = session.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
+        side, _ = opening.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
         errors, _ = replay(side, [t.id for t in traced.tokens], watch=no_tap, values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
         result = Check(replace(traced, notes=(*notes, *unknown)), errors)
@@ -129,22 +129,22 @@ def compare_sources(
             return None
     known = next(filter(None, saved), None)
     fed = prompt or (Prompt(tokens=tuple(t.id for t in known.tokens)) if known else Prompt())
-    tokens = session.encode(file, fed)
+    tokens = opening.encode(file, fed)
     ask.emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
     sides: list[Side | Capture] = []
     traces: list[Trace] = []
     for name, source, own, stored in zip("AB", (a, b), files, saved, strict=True):
         weights = own or file
         if not source.scheme and stored is None:
-            side, why = session.ready(source, weights, ask.emit)
+            side, why = opening.ready(source, weights, ask.emit)
             sides.append(side)
-            traces.append(session.describe(side, why, _own_tokens(weights, fed, tokens)))
+            traces.append(opening.describe(side, why, _own_tokens(weights, fed, tokens)))
             continue
         taken = stored or _identified(trace_engine(
             source, _own_tokens(weights, fed, tokens), open_tokenizer(weights).token_text, side=name, emit=ask.emit,
             cancelled=ask.cancelled), own)
         live = replace(source, scheme="", compute=taken.facts.compute or source.compute, plant=None)
-        side, _ = session.ready(live, weights, ask.emit)
+        side, _ = opening.ready(live, weights, ask.emit)
         sides.append(Capture(side, taken.values or {}, borrowed=own is None and stored is None))
         traces.append(taken)
     return judge_captured(sides[0], sides[1], traces[0], traces[1], ask)
@@ -162,17 +162,17 @@ def refuse_other_rows(traced: Trace) -> None:
 
 def _file(source: Source) -> ModelFile | None:
     """The model file behind a source; None for a folder of another format."""
-    return None if source.scheme and source.path.is_dir() else session.open_model(source.path)
+    return None if source.scheme and source.path.is_dir() else opening.open_model(source.path)
 
 
 def _encode(source: Source, file: ModelFile | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
     if file is None:
         return folder_tokens(source.path, prompt)
-    return session.encode(file, prompt), open_tokenizer(file).token_text
+    return opening.encode(file, prompt), open_tokenizer(file).token_text
 
 
 def _own_tokens(file: ModelFile, prompt: Prompt, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-    return tokens if open_tokenizer(file).refusal else session.encode(file, prompt)
+    return tokens if open_tokenizer(file).refusal else opening.encode(file, prompt)
 
 
 def _identified(traced: Trace, file: ModelFile | None) -> Trace:

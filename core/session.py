@@ -6,57 +6,38 @@ Nothing here imports torch or polars before a run needs them. Words: a Source is
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from core import reader
 from core.arch import Arch, read_arch, stage_weights
-from core.errors import FileError, NotComparableError, UsageError
+from core.errors import UsageError
 from core.finding import Finding
 from core.model_file import ModelFile
+from core.opening import continue_text, describe, encode, is_bundle, open_bundle, open_model, open_pair, open_saved, ready, room
 from core.source import Prompt, Source
 from core.spikes import find_hints
-from core.stages import Place
+from core.stages import Place, scope_positions
 from core.stats import Cell
-from core.telemetry import choose_device
-from core.tokenizer import open_tokenizer
-from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace, never, no_emit
+from core.trace import Emit, Event, IsCancelled, Trace, never, no_emit
 from core.verdict import Bisection, Check, Comparison
 
-if TYPE_CHECKING:
-    from core.run import Side
-
-
-def open_model(path: Path) -> ModelFile:
-    """Open a GGUF or .apr file in well under 0.1 s, weights mapped and not read; FileError."""
-    return reader.open_model(path)
-
-
-def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
-    """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable tokenizer, with the way out)."""
-    arch, tokenizer = read_arch(model), open_tokenizer(model)
-    if prompt.tokens is not None:
-        ids = list(prompt.tokens)
-    else:
-        ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
-    if not ids:
-        raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
-    outside = [i for i in ids if not 0 <= i < arch.n_vocab]
-    if outside:
-        raise UsageError(f"token {outside[0]} is outside the vocabulary of {model.path.name}: 0 to {arch.n_vocab - 1}.")
-    if len(ids) > arch.n_ctx:
-        raise UsageError(f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
-    return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
+__all__ = [
+    "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "encode", "ensure_demo",
+    "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints", "import_trace", "is_bundle",
+    "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
+]
 
 
 def trace(
-    source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, keep_values: bool = False, witness: bool = True,
-    generate: int = 0, emit: Emit = no_emit, cancelled: IsCancelled = never,
+    source: Source, prompt: Prompt, *, scope: str = "all", layers: tuple[int, int] | None = None, keep_values: bool = False,
+    witness: bool = True, generate: int = 0, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Trace:
-    """Run a traced forward; emits phase, start, cell and token events; raises Cancelled when cancelled() turns true."""
+    """Run a traced forward; emits phase, start, cell and token events; raises Cancelled when cancelled() turns true.
+
+    scope: checked against the prompt's length, so that a position which is not there is a UsageError before the run.
+    """
     if source.scheme:
         if generate:
             raise UsageError(f"--generate: {source.scheme} is run on the prompt only. Leave it out, or trace the model file.")
@@ -64,12 +45,14 @@ def trace(
 
         return trace_source(source, prompt, layers=layers, keep_values=keep_values, witness=witness, emit=emit, cancelled=cancelled)
     if is_bundle(source.path):
-        return _saved(source)
+        return open_saved(source)
     file = open_model(source.path)
     tokens = encode(file, prompt)
     arch = read_arch(file)
     if layers is not None and not 0 <= layers[0] < layers[1] <= arch.n_layer:
         raise UsageError(f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {arch.n_layer} is needed (B excluded).")
+    if scope.startswith("pos:") and not scope_positions(scope, len(tokens)):
+        raise UsageError(f"--scope {scope}: the prompt has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}.")
     emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
     from core import run
@@ -81,71 +64,19 @@ def trace(
     return replace(
         describe(side, reason, tokens), cells=cells, values=kept, observed_equals_unobserved=same,
         top=run.top_tokens(file, logits),
-        generated=_continue(side, tokens, generate, emit, cancelled) if generate else None,
+        generated=continue_text(side, tokens, generate, emit, cancelled) if generate else None,
     )
-
-
-def refuse_scheme(source: Source) -> None:
-    """UsageError for another engine, where a source must be run again with other values in it."""
-    if source.scheme:
-        raise UsageError(f"{source.scheme}:{source.path} - another engine is not run with grafts. Use compare, or bisect model files.")
-
-
-def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
-    """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
-    device, reason = choose_device(source.device)
-    emit(Event("phase", "loading torch"))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others work cost up to ten times the run
-    from core.run import can_use_cuda, open_side
-
-    if source.device == "auto" and device != "cpu" and not can_use_cuda():
-        device, reason = "cpu", f"{reason}, but this torch cannot use it"
-    return open_side(file, device, source.compute, source.threads, source.plant), reason
-
-
-def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
-    """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
-    import torch
-
-    from core.matmul import kernel_path
-    from core.run import SEED
-
-    file, arch = side.model.file, side.model.arch
-    facts = Facts(
-        engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab, definition="sample",
-        compute=side.compute, device=str(side.model.device), threads=side.threads,
-        kernel=kernel_path(side.compute, side.model.device), dtype="float32",
-    )
-    origin = {
-        "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256,
-        "arch": asdict(arch), "widths": arch.widths, "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
-    }
-    planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
-    return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
-                 notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
-
-
-def _continue(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
-    from core.run import continue_greedily
-
-    tokenizer = open_tokenizer(side.model.file)
-    emit(Event("phase", "generating"))
-    end = side.model.file.key("tokenizer.ggml.eos_token_id")
-    ids = continue_greedily(
-        side, [t.id for t in tokens], room(side, tokens, n_token), () if end is None else (end,),
-        lambda i: emit(Event("token", tokenizer.token_text(i) or f"[{i}]")), cancelled)
-    return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 
 
 def compare(
     a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0, keep_values: bool = False,
     emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Comparison:
-    """Judge B against A; its events carry side A or B. Without a prompt, the tokens of a bundle among them, else the default."""
+    """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle among them, else the default."""
     from core.compare import Question, judge, judge_saved
 
     ask = Question(scope, threshold, emit, cancelled, keep_values)
-    saved = [_saved(s) if is_bundle(s.path) else None for s in (a, b)]
+    saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
     if any(saved) or a.scheme or b.scheme:
         from core.captures import compare_sources
 
@@ -154,7 +85,7 @@ def compare(
             return judged
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
-    return judge(*_open_pair(a, b, prompt, emit), ask)
+    return judge(*open_pair(a, b, prompt, emit), ask)
 
 
 def bisect(
@@ -165,7 +96,7 @@ def bisect(
     for source in (a, b):
         if is_bundle(source.path):
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
-    side_a, side_b, trace_a, trace_b = _open_pair(a, b, prompt, emit)
+    side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
     from core.bisection import climb
     from core.compare import Question, judge
     from core.ladder_file import open_ladder
@@ -182,36 +113,6 @@ def bisect(
     wrong, place, error = side_a if result.side == "A" else side_b, result.first, result.error
     return Bisection(result, ladder, lambda folder: write_reproducer(
         folder, wrong, result.side or "", place, error, ids, cancelled))
-
-
-def _open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
-    """Open two model files, or one twice, and say how each is taken."""
-    for source in (a, b):
-        refuse_scheme(source)
-    file_a = open_model(a.path)
-    file_b = file_a if a.path == b.path else open_model(b.path)
-    tokens_a, tokens_b = _tokens(file_a, file_b, prompt or Prompt())
-    emit(Event("start", n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
-    side_a, why_a = ready(a, file_a, emit)
-    side_b, why_b = ready(b, file_b, emit)
-    return side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b)
-
-
-def _tokens(a: ModelFile, b: ModelFile, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-    """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens."""
-    encoded: list[tuple[Token, ...] | None] = []
-    refusal: FileError | None = None
-    for file in (a, b):
-        try:
-            encoded.append(encode(file, prompt))
-        except FileError as error:
-            encoded.append(None)
-            refusal = error
-    left, right = encoded[0] or encoded[1], encoded[1] or encoded[0]
-    if left is None or right is None:
-        assert refusal is not None
-        raise refusal
-    return left, right
 
 
 def _beside_bundle(
@@ -232,25 +133,6 @@ def _beside_bundle(
 def hints(trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]:
     """Find the hints of a trace at a scope."""
     return find_hints(trace, scope=scope, threshold=threshold)
-
-
-def is_bundle(path: Path) -> bool:
-    """Say whether the path is a saved bundle's folder."""
-    return (path / "manifest.json").is_file()
-
-
-def open_bundle(path: Path) -> Trace:
-    """Open a saved bundle; FileError."""
-    from core.evidence import read_bundle
-
-    return read_bundle(path)
-
-
-def _saved(source: Source) -> Trace:
-    """Open a bundle as a side; UsageError where a bug is to be planted in it: what is saved is not run again."""
-    if source.plant:
-        raise UsageError(f"--plant {source.plant}: {source.path} is a saved bundle, it is not run again. Plant in a model file.")
-    return open_bundle(source.path)
 
 
 def check(
@@ -293,15 +175,6 @@ def check(
     ids = [t.id for t in tokens]
     more = run.continue_greedily(side, ids, room(side, tokens, generate), (), lambda i: None, cancelled)
     return Check(traced, errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
-
-
-def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
-    """How many tokens may be generated: as many as wanted, as the context holds. UsageError for a bug that needs the prompt."""
-    from core.plants import PLANTS
-
-    if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
-        raise UsageError(f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
-    return min(wanted, side.model.arch.n_ctx - len(tokens))
 
 
 def export_trace(
@@ -348,7 +221,7 @@ def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path
 
 
 def check_out(out: Path, *, force: bool) -> None:
-    """Refuse an output folder before the work: UsageError where it exists without force, OutputError if it cannot be made."""
+    """Refuse an output folder before the work: UsageError where it exists without force, OutputError where it cannot be."""
     from core import new_folder
 
     new_folder.check_out(out, force=force)

@@ -1,5 +1,6 @@
-// Statistics of each token's values, in float64, and each channel's largest size over the tokens, in two passes.
+// Statistics of each token's values, in float64, and each channel's largest size over the tokens, in one pass.
 //
+// A second pass takes the deviations where the mean is large beside them: sum x^2 - n mean^2 would lose digits there.
 // Sums run in 16 lanes, added as a tree: their bits depend on the values and the width alone, not on the threads.
 // Not here: what the statistics mean (stats.py), which channels are told (tap.py).
 #include <algorithm>
@@ -29,7 +30,7 @@ static int32_t bits_of(float f) {
 // The order of the sums is that of the fast path: lane i takes values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n, float* peak) {
     Row row{0, 0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0, 0, 0, 0, -1, -1};
-    double sum[LANES] = {}, spread[LANES] = {};
+    double sum[LANES] = {}, square[LANES] = {}, spread[LANES] = {};
     float largest = -1;
     long finite = 0;
     for (long i = 0; i < n; i++) {
@@ -41,7 +42,7 @@ static Row take_odd(const float* x, long n, float* peak) {
             row.inf++;
         } else {
             finite++, row.zero += d == 0, row.least = std::min(row.least, d), row.most = std::max(row.most, d);
-            sum[i % LANES] += d;
+            sum[i % LANES] += d, square[i % LANES] += d * d;
             if (size > largest) largest = size, row.peak_channel = i;
             peak[i] = std::max(peak[i], size);
         }
@@ -49,7 +50,7 @@ static Row take_odd(const float* x, long n, float* peak) {
     row.mean = add_lanes<double>(sum) / static_cast<double>(std::max(1L, finite));
     for (long i = 0; i < n; i++)
         if (std::isfinite(x[i])) spread[i % LANES] += (x[i] - row.mean) * (x[i] - row.mean);
-    row.m2 = add_lanes<double>(spread), row.sumsq = row.m2 + static_cast<double>(finite) * row.mean * row.mean;
+    row.m2 = add_lanes<double>(spread), row.sumsq = add_lanes<double>(square);
     return row;
 }
 
@@ -58,14 +59,20 @@ static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 static inline Ints count_zeros(Ints n, Ints v) { return (Ints)_mm512_mask_add_epi32((__m512i)n, _mm512_testn_epi32_mask((__m512i)v, (__m512i)v), (__m512i)n, _mm512_set1_epi32(1)); }
+static inline Ints larger_finite(Ints a, Ints b) {
+    const __mmask16 finite = _mm512_cmplt_epi32_mask((__m512i)b, _mm512_set1_epi32(NOT_FINITE));
+    return (Ints)_mm512_mask_max_epi32((__m512i)a, finite, (__m512i)a, (__m512i)b);
+}
 static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)
+static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #else
+static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline bool any(Ints mask) {
     int found = 0;
     for (int i = 0; i < VL; i++) found |= mask[i];
@@ -77,11 +84,18 @@ static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #endif
 
+// Sum of squared deviations; the same lanes as in take.
+static double spread_of(const float* x, long n, double mean) {
+    double spread[LANES] = {};
+    for (long k = 0; k < n; k++) spread[k % LANES] += (x[k] - mean) * (x[k] - mean);
+    return add_lanes<double>(spread);
+}
+
 static Row take(const float* x, long n, float* peak) {
     constexpr int STEP = VL / 2, HALVES = LANES / STEP;
     Vec least = Vec{} + x[0], most = least;
     Ints size_most = {}, zeros = {};
-    Double sum[HALVES] = {}, spread[HALVES] = {};
+    Double sum[HALVES] = {}, square[HALVES] = {};
     const long whole = n / LANES * LANES;
     for (long k = 0; k < whole; k += LANES) {
         for (int p = 0; p < PARTS; p++) {
@@ -89,42 +103,35 @@ static Row take(const float* x, long n, float* peak) {
             const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes in whole numbers: their order is the floats'
             least = smaller(least, v), most = larger(most, v);
             size_most = larger(size_most, size), zeros = count_zeros(zeros, size);
+            const Ints most_yet = larger_finite(load<Ints>(peak + k + p * VL), size);
+            memcpy(peak + k + p * VL, &most_yet, sizeof most_yet);
         }
-        for (int p = 0; p < HALVES; p++) sum[p] += __builtin_convertvector(load<Half>(x + k + p * STEP), Double);
+        for (int p = 0; p < HALVES; p++) {
+            const Double d = __builtin_convertvector(load<Half>(x + k + p * STEP), Double);
+            sum[p] += d, square[p] += d * d;
+        }
     }
-    double sums[LANES], spreads[LANES];
-    memcpy(sums, sum, sizeof sum);
+    double sums[LANES], squares[LANES];
+    memcpy(sums, sum, sizeof sum), memcpy(squares, square, sizeof square);
     int32_t largest = 0, zero = 0;
     float low = x[0], high = x[0];
     for (int i = 0; i < VL; i++)
         largest = std::max(largest, size_most[i]), zero += zeros[i], low = std::min(low, least[i]), high = std::max(high, most[i]);
     for (long k = whole; k < n; k++) {
-        sums[k - whole] += x[k], low = std::min(low, x[k]), high = std::max(high, x[k]);
-        largest = std::max(largest, bits_of(x[k]) & NO_SIGN), zero += x[k] == 0;
+        const double d = x[k];
+        const int32_t size = bits_of(x[k]) & NO_SIGN;
+        sums[k - whole] += d, squares[k - whole] += d * d, low = std::min(low, x[k]), high = std::max(high, x[k]);
+        largest = std::max(largest, size), zero += size == 0;
+        if (size < NOT_FINITE) peak[k] = std::max(peak[k], std::fabs(x[k]));
     }
     if (largest >= NOT_FINITE) return take_odd(x, n, peak);
 
-    const double mean = add_lanes<double>(sums) / static_cast<double>(n);
-    for (long k = 0; k < whole; k += LANES) {
-        for (int p = 0; p < HALVES; p++) {
-            const Double d = __builtin_convertvector(load<Half>(x + k + p * STEP), Double) - mean;
-            spread[p] += d * d;
-        }
-        for (int p = 0; p < PARTS; p++) {
-            const Ints most_yet = larger(load<Ints>(peak + k + p * VL), load<Ints>(x + k + p * VL) & NO_SIGN);
-            memcpy(peak + k + p * VL, &most_yet, sizeof most_yet);
-        }
-    }
-    memcpy(spreads, spread, sizeof spread);
-    for (long k = whole; k < n; k++) {
-        spreads[k - whole] += (x[k] - mean) * (x[k] - mean);
-        peak[k] = std::max(peak[k], std::fabs(x[k]));
-    }
-    const double m2 = add_lanes<double>(spreads);
+    const double count = static_cast<double>(n), mean = add_lanes<double>(sums) / count, sumsq = add_lanes<double>(squares);
+    const double about_zero = count * mean * mean, rest = sumsq - about_zero;
     int64_t at = 0;
     while (at < whole && !any((load<Ints>(x + at) & NO_SIGN) == largest)) at += VL;
     while ((bits_of(x[at]) & NO_SIGN) != largest) at++;
-    return {mean, m2, low, high, m2 + static_cast<double>(n) * mean * mean, 0, 0, zero, at, -1};
+    return {mean, about_zero <= 4 * rest ? rest : spread_of(x, n, mean), low, high, sumsq, 0, 0, zero, at, -1};
 }
 
 // The channels of the largest peaks, the lowest first on a tie, and for each the first token that has it. Returns how many.

@@ -1,0 +1,157 @@
+"""Turn a Source and a Prompt into what can be run or read: an opened file, its tokens, its device, its capture contract.
+
+Nothing is run here; session.py does. Nothing imports torch or polars before a run needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core import reader
+from core.arch import read_arch
+from core.errors import FileError, UsageError
+from core.model_file import ModelFile
+from core.source import Prompt, Source
+from core.telemetry import choose_device
+from core.tokenizer import open_tokenizer
+from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace
+
+if TYPE_CHECKING:
+    from core.run import Side
+
+
+def open_model(path: Path) -> ModelFile:
+    """Open a GGUF or .apr file in well under 0.1 s, weights mapped and not read; FileError."""
+    return reader.open_model(path)
+
+
+def is_bundle(path: Path) -> bool:
+    """Say whether the path is a saved bundle's folder."""
+    return (path / "manifest.json").is_file()
+
+
+def open_bundle(path: Path) -> Trace:
+    """Open a saved bundle; FileError."""
+    from core.evidence import read_bundle
+
+    return read_bundle(path)
+
+
+def open_saved(source: Source) -> Trace:
+    """Open a bundle as a side; UsageError where a bug is to be planted in it: what is saved is not run again."""
+    if source.plant:
+        raise UsageError(f"--plant {source.plant}: {source.path} is a saved bundle, it is not run again. Plant in a model file.")
+    return open_bundle(source.path)
+
+
+def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
+    """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable tokenizer, with the way out)."""
+    arch, tokenizer = read_arch(model), open_tokenizer(model)
+    if prompt.tokens is not None:
+        ids = list(prompt.tokens)
+    else:
+        ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
+    if not ids:
+        raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
+    outside = [i for i in ids if not 0 <= i < arch.n_vocab]
+    if outside:
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {model.path.name}: 0 to {arch.n_vocab - 1}.")
+    if len(ids) > arch.n_ctx:
+        raise UsageError(f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
+    return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
+
+
+def refuse_scheme(source: Source) -> None:
+    """UsageError for another engine, where a source must be run again with other values in it."""
+    if source.scheme:
+        raise UsageError(f"{source.scheme}:{source.path} - another engine is not run with grafts. Use compare, or bisect model files.")
+
+
+def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
+    """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
+    device, reason = choose_device(source.device)
+    emit(Event("phase", "loading torch"))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others work cost up to ten times the run
+    from core.run import can_use_cuda, open_side
+
+    if source.device == "auto" and device != "cpu" and not can_use_cuda():
+        device, reason = "cpu", f"{reason}, but this torch cannot use it"
+    return open_side(file, device, source.compute, source.threads, source.plant), reason
+
+
+def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
+    """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
+    import torch
+
+    from core.matmul import kernel_path
+    from core.run import SEED
+
+    file, arch = side.model.file, side.model.arch
+    facts = Facts(
+        engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab, definition="sample",
+        compute=side.compute, device=str(side.model.device), threads=side.threads,
+        kernel=kernel_path(side.compute, side.model.device), dtype="float32",
+    )
+    origin = {
+        "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256,
+        "arch": asdict(arch), "widths": arch.widths, "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
+    }
+    planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
+    return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
+                 notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
+
+
+def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
+    """Open two model files, or one twice, and say how each is taken."""
+    for source in (a, b):
+        refuse_scheme(source)
+    file_a = open_model(a.path)
+    file_b = file_a if a.path == b.path else open_model(b.path)
+    tokens_a, tokens_b = _tokens(file_a, file_b, prompt or Prompt())
+    emit(Event("start", n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
+    side_a, why_a = ready(a, file_a, emit)
+    side_b, why_b = ready(b, file_b, emit)
+    return side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b)
+
+
+def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
+    """How many tokens may be generated: as many as wanted, as the context holds. UsageError for a bug that needs the prompt."""
+    from core.plants import PLANTS
+
+    if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
+        raise UsageError(f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
+    return min(wanted, side.model.arch.n_ctx - len(tokens))
+
+
+def continue_text(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
+    """Generate up to n_token tokens greedily and return their text; emits each as a token event."""
+    from core.run import continue_greedily
+
+    tokenizer = open_tokenizer(side.model.file)
+    emit(Event("phase", "generating"))
+    end = side.model.file.key("tokenizer.ggml.eos_token_id")
+    ids = continue_greedily(
+        side, [t.id for t in tokens], room(side, tokens, n_token), () if end is None else (end,),
+        lambda i: emit(Event("token", tokenizer.token_text(i) or f"[{i}]")), cancelled)
+    return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
+
+
+def _tokens(a: ModelFile, b: ModelFile, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+    """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens."""
+    encoded: list[tuple[Token, ...] | None] = []
+    refusal: FileError | None = None
+    for file in (a, b):
+        try:
+            encoded.append(encode(file, prompt))
+        except FileError as error:
+            encoded.append(None)
+            refusal = error
+    left, right = encoded[0] or encoded[1], encoded[1] or encoded[0]
+    if left is None or right is None:
+        assert refusal is not None
+        raise refusal
+    return left, right
