@@ -25,6 +25,7 @@ from apr_tui.trace_screen import TraceScreen
 from core.errors import AprError, Cancelled
 
 if TYPE_CHECKING:
+    from apr_tui.train_worker import Training
     from core.model_file import ModelFile
 
 TICK_S = 0.25
@@ -54,11 +55,15 @@ class Console(App[int]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
-    def __init__(self, request: Request, door: Any = None) -> None:  # noqa: ANN401 (a Door; None: core.session)
+    def __init__(
+        self, request: Request, door: Any = None, training: Training | None = None,  # noqa: ANN401 (a Door; None: core.session)
+    ) -> None:
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.request = request
         self.door_source: DoorSource = real_door if door is None else lambda: door
         self.worker = RunWorker(self)
+        self.training = training  # shown first, where it is given
+        self.base: TraceScreen  # under all the others, from on_mount on
         self.owner: Owner | None = None  # the screen whose job runs
         self.run_seconds: float | None = None
         self._job_started: float | None = None
@@ -76,10 +81,14 @@ class Console(App[int]):
                 self.leave, leaving.SIGNAL_EXIT, context=context)
             for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
-        screen = TraceScreen(self, self.request)
-        self.push_screen(screen)
+        self.base = TraceScreen(self, self.request)
+        self.push_screen(self.base)
         self.set_interval(TICK_S, self._tick)
-        screen.call_after_refresh(screen.start)
+        if self.training is not None:
+            self.training.start()
+            self.base.action_train()
+        else:
+            self.base.call_after_refresh(self.base.start)
 
     # jobs
 
@@ -106,7 +115,7 @@ class Console(App[int]):
 
     def on_progress(self, message: Progress) -> None:
         """Give a newer frame to the screen that asked for it; dropped while the line is behind."""
-        if message.frame.serial != self.worker.serial or self.owner is None:
+        if message.frame.serial != self.worker.serial or self.owner is None or not self.screen_stack:
             return
         if self._is_behind():
             feed = self.worker.feed
@@ -118,7 +127,7 @@ class Console(App[int]):
 
     def on_ended(self, message: Ended) -> None:
         """Give the end of a job to its screen; an internal error closes the console."""
-        if message.serial != self.worker.serial or self.owner is None:
+        if message.serial != self.worker.serial or self.owner is None or not self.screen_stack:  # it is closing
             return
         owner, self.owner = self.owner, None
         self.run_seconds = time.monotonic() - (self._job_started or time.monotonic())
@@ -202,6 +211,8 @@ class Console(App[int]):
     def leave(self, code: int) -> None:
         """Cancel what runs and close with an exit code."""
         self.worker.cancel()
+        if self.training is not None:
+            self.training.stop()
         self.exit(code, return_code=code)
 
     def action_interrupt(self) -> None:
@@ -210,7 +221,9 @@ class Console(App[int]):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Leave; not through the loop's own handlers, which a write to a dead line would keep waiting."""
-        leaving.end_soon(leaving.SIGNAL_EXIT, leaving.restorer(self._driver))
+        is_training = self.training is not None and self.training.is_under_way
+        patience = leaving.TRAIN_PATIENCE_S if is_training else leaving.PATIENCE_S
+        leaving.end_soon(leaving.SIGNAL_EXIT, leaving.restorer(self._driver), patience)
         if self._leave_soon is not None:
             self._leave_soon()
 
@@ -223,12 +236,12 @@ class Console(App[int]):
         self._exit_renderables.clear()
 
 
-def run_console(request: Request, door: Any = None) -> int:  # noqa: ANN401
+def run_console(request: Request, door: Any = None, training: Training | None = None) -> int:  # noqa: ANN401
     """Run the console until it is left and return the exit code. The caller has made sure of a terminal.
 
     Errors: an internal error is raised again once the screen is closed; the caller writes its log.
     """
-    app = Console(request, door)
+    app = Console(request, door, training)
     code: int | None = None
     error: BaseException | None = None
     try:
@@ -241,6 +254,10 @@ def run_console(request: Request, door: Any = None) -> int:  # noqa: ANN401
         error = error or (RuntimeError("the terminal's input failed") if has_terminal() else None)
         code = leaving.SIGNAL_EXIT
     ended = app.worker.leave()
+    if app.training is not None:
+        from apr_tui.train_worker import farewell
+
+        ended &= farewell(app.training)
     if error is not None or app._exception is not None:
         raise error or app._exception  # type: ignore[misc]
     assert code is not None

@@ -12,7 +12,7 @@ from typing import TypeVar
 from apr_tui import text
 from apr_tui.launch import open_console, prompt_of, read_text, source_of
 from core import session
-from core.errors import FileError, UsageError
+from core.errors import UsageError
 from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
@@ -55,8 +55,9 @@ def _trace(options: argparse.Namespace) -> int:
     check_out(options)
     started = time.monotonic()
     traced = session.trace(
-        source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), scope=options.scope, layers=options.layers,
-        keep_values=options.values, witness=not options.no_witness, generate=options.generate or 0, emit=progress(options))
+        source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), scope=options.scope,
+        layers=options.layers, keep_values=options.values, witness=not options.no_witness,
+        generate=options.generate or 0, emit=progress(options))
     findings = session.hints(traced, options.scope, options.threshold)
     if options.out is not None:
         session.export_trace(

@@ -8,9 +8,12 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 from core.arch import ARCHS
+from core.kernels import library
+from core.kernels.levels import usable_levels
 from core.quants import QUANTS
 from core.safe_text import safe_text
 from core.telemetry import choose_device, find_gpus
@@ -29,10 +32,11 @@ def doctor_facts() -> dict[str, Any]:
         "memory_gib": _memory_gib(), "torch": _version("torch"),
         "device": {"chosen": device, "why": reason},
         "gpus": [{"index": g.index, "name": g.name, "memory_mib": g.memory_mib} for g in gpus] or why_not,
-        "kernels": {"path": "decode-then-multiply", "why": "the only path of this build; fused kernels are not built yet"},
+        "kernels": _kernels(device),
         "architectures": list(ARCHS), "weight_types": list(QUANTS),
         "terminal": {
-            "is_a_terminal": sys.stdin.isatty() and sys.stdout.isatty(), "columns": columns or None, "lines": lines or None,
+            "is_a_terminal": sys.stdin.isatty() and sys.stdout.isatty(),
+            "columns": columns or None, "lines": lines or None,
             "term": os.environ.get("TERM"), "no_color": "NO_COLOR" in os.environ, "encoding": sys.stdout.encoding,
             "tmux": "TMUX" in os.environ, "ssh": "SSH_CONNECTION" in os.environ,
         },
@@ -54,6 +58,40 @@ def _line(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "unknown", True: "yes", False: "no"}[value]
     return str(value)
+
+
+def _kernels(device: str) -> dict[str, str]:
+    """The kernel path on the device and why, as matmul.kernel_path says it of a run; nothing is compiled."""
+    if device != "cpu":
+        path, why = _cpu_kernels()
+        return {"path": "decode-then-multiply, whole tensors", "why": f"the only path of this build on {device}",
+                "on_cpu": f"{path} ({why})"}
+    return dict(zip(("path", "why"), _cpu_kernels(), strict=True))
+
+
+def _cpu_kernels() -> tuple[str, str]:
+    missing = _not_compiled()
+    if missing is not None:
+        return (f"fused {missing.stem}, not compiled yet",
+                f"{missing} is not there; the first run that multiplies compiles it in some seconds")
+    kernels = library.library()
+    if isinstance(kernels, library.Absent):
+        return "decode-then-multiply", kernels.reason
+    types = " ".join(library.FUSED)
+    return f"fused {kernels.level.name} for {types}; other types and bf16 compute decode-then-multiply", kernels.reason
+
+
+def _not_compiled() -> Path | None:
+    """The build that a run would first compile; None where one is there, or none can be had."""
+    asked = os.environ.get(library.OVERRIDE, "")
+    if asked == "decode" or library._compiler() is None:
+        return None
+    for level in usable_levels():
+        target = library._object_file(level)
+        if asked not in ("", level.name) or library._note_of(target).is_file():
+            continue
+        return None if target.is_file() else target
+    return None
 
 
 def _memory_gib() -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textual.binding import Binding, BindingType
 
 GRID, DRILL, PAIR, CHECK, CHECKED = "grid", "layer", "comparison", "check", "checked layer"
-LADDER, PAGE = "ladder", "page"
+LADDER, PAGE, TRAIN = "ladder", "page", "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +22,15 @@ class Key:
     shown: str = ""  # how the keys are written for a person; keys itself where empty
 
 
-ALL = (GRID, DRILL, PAIR, CHECK, CHECKED, LADDER, PAGE)
+ALL = (GRID, DRILL, PAIR, CHECK, CHECKED, LADDER, PAGE, TRAIN)
 MAPS = (GRID, PAIR, CHECK)
 LAYERS = (DRILL, CHECKED)
+SIDEWAYS = (*MAPS, *LAYERS, TRAIN)
 KEYS = (
     Key("up,k", "move(-1, 0)", "", "one row up", ALL, "up k"),
     Key("down,j", "move(1, 0)", "", "one row down", ALL, "down j"),
-    Key("left,h", "move(0, -1)", "", "one stage left; in a layer: the layer before", (*MAPS, *LAYERS), "left h"),
-    Key("right,l", "move(0, 1)", "", "one stage right; in a layer: the layer after", (*MAPS, *LAYERS), "right l"),
+    Key("left,h", "move(0, -1)", "", "one stage left; in a layer: the layer before", SIDEWAYS, "left h"),
+    Key("right,l", "move(0, 1)", "", "one stage right; in a layer: the layer after", SIDEWAYS, "right l"),
     Key("pageup", "page(-1)", "", "one page up", ALL, "pgup"),
     Key("pagedown,space", "page(1)", "", "one page down", ALL, "pgdn space"),
     Key("home", "end(-1)", "", "to the first layer", ALL),
@@ -52,10 +53,16 @@ KEYS = (
     Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
     Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
     Key("r", "run", "run", "run again", MAPS),
-    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER)),
+    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER, TRAIN)),
     Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (*LAYERS, PAIR, CHECK)),
-    Key("t", "train", "", "the training stepper", (GRID,)),
-    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS), "? F1"),
+    Key("t", "train", "", "train a model, or follow a run; there: back to the grid, the run goes on", (GRID, TRAIN)),
+    Key("enter,T", "trace", "trace", "trace the newest checkpoint; the run goes on", (TRAIN,)),
+    Key("p", "pause", "pause", "pause the run after the step in flight, or go on", (TRAIN,)),
+    Key("w", "save", "write", "write a checkpoint after the step in flight", (TRAIN,)),
+    Key("o", "layers", "layers", "layers x gradient norm, update / weight, zeros; or the charts", (TRAIN,)),
+    Key("g", "gates", "gates", "each gate with its rule, what was measured, its verdict", (TRAIN,)),
+    Key("r", "again", "", "another run, or go on with a stopped one", (TRAIN,)),
+    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN), "? F1"),
     Key("q", "quit", "quit", "quit", ALL),
 )
 

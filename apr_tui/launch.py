@@ -1,4 +1,4 @@
-"""Turn the options into what to run: prompt, source, and the console itself. It loads no numpy: the first paint waits for it."""
+"""Turn the options into what to run: prompt, source, and the console itself; no numpy: the first paint waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from core.source import Prompt, Source, parse_source
 def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:
     """Open the console on a model, a bundle or the demonstration; UsageError without a terminal."""
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        raise UsageError("the console needs a terminal on stdin, stdout and stderr. Use `apr-tui trace MODEL` without one.")
+        raise UsageError(
+            "the console needs a terminal on stdin, stdout and stderr. Use `apr-tui trace MODEL` without one.")
     from apr_tui.app import run_console
     from apr_tui.door import Request
 
@@ -30,7 +31,8 @@ def prompt_of(options: argparse.Namespace) -> Prompt | None:
     """The prompt that the options give, None where they give none; UsageError where they give two."""
     given = [n for n in ("prompt", "prompt_file", "tokens") if getattr(options, n) is not None]
     if len(given) > 1:
-        raise UsageError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} both say what to feed; give one.")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} both say what to feed; give one.")
     if options.tokens is not None and options.chat:
         raise UsageError("--chat puts text through a template; it does not go with --tokens.")
     words = options.prompt

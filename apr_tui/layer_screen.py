@@ -68,11 +68,15 @@ class LayerScreen(Screen[None]):
         width, height = self.size
         if not width:
             return
-        rows = [self.table_row(place, place == self.place, width) for place in self.places]
+        places, most = self.places, max(height - 4, 1)
+        top = max(min(places.index(self.place) - most // 2, len(places) - most), 0)
+        rows = [self.table_row(place, place == self.place, width) for place in places[top:top + most]]
         self.head.show([self.under.title_spans(width)])
         table = [rule(f"layer {self.at_layer} of {self.view.n_row}", width), self.table_header(width), *rows]
         self.table.show(table)
-        self.pane.show(self.pane_lines(width, max(height - 2 - len(table), 0)))
+        room = max(height - 2 - len(table), 0)
+        pane = self.pane_lines(width, room)
+        self.pane.show([*pane, *[[]] * (room - len(pane))])
         self.foot.show([hint_spans(self.kind, width)])
 
     # what a child says

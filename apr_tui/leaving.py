@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 SIGNAL_EXIT = 130
 PATIENCE_S = 4.0  # a writer blocked on a dead line cannot be waited for
+TRAIN_PATIENCE_S = 60.0  # a training step in flight and its checkpoint can
 
 
 def end_soon(code: int, restore: Callable[[], None], seconds: float = PATIENCE_S) -> None:

@@ -22,7 +22,8 @@ def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Seq
         "schema": "apr-tui/1", "model": trace.name, "tokens": [{"id": t.id, "text": t.text} for t in trace.tokens],
         "scope": scope, "grid": {s: [value(trace.cells, (i, s), scope, "std") for i in layers] for s in GRID},
         "findings": list(findings), "top": list(trace.top), "generated": trace.generated,
-        "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted, "notes": list(trace.notes),
+        "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted,
+        "notes": list(trace.notes),
     } | ({"gates": list(gates)} if gates else {}))
 
 
@@ -59,5 +60,6 @@ def bisection_text(result: Bisection) -> str:
     lines = [comparison_text(result.comparison).rstrip("\n"), result.sentence]
     if result.ladder:
         lines.append(f"grafts of B into A (KL of the logits without one: {result.ladder.kl:.3g} nats):")
-        lines += [f"  {place_text(r.place):<16} brings back {r.recovered:>7.1%}  KL {r.kl:.3g}" for r in result.ladder.rungs]
+        lines += [f"  {place_text(r.place):<16} brings back {r.recovered:>7.1%}  KL {r.kl:.3g}"
+                  for r in result.ladder.rungs]
     return "\n".join(lines) + "\n"

@@ -249,11 +249,10 @@ class TraceScreen(GridScreen):
         self.console.ask_export(self, self.traced.trace, out)
 
     def action_train(self) -> None:
-        """It has no screen yet."""
-        from apr_tui.options import NOT_BUILT
+        """Show the training run, or ask for one."""
+        from apr_tui.train_ask import open_training
 
-        how = "is not built yet." if "train" in NOT_BUILT else "has no screen yet: apr-tui train runs it."
-        self.say(f"The training stepper {how}", "watch")
+        open_training(self.console, self.say, self.request.device)
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from apr_tui.paint import OK, Span, only_ascii
 from apr_tui.view import shorten
@@ -51,10 +52,9 @@ def value_range(values: Sequence[float], clips: bool) -> Range | None:
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return None
+    far = CLIP * statistics.median(finite) if clips else math.inf
+    finite = [v for v in finite if v <= far] or finite
     low, high = min(finite), max(finite)
-    if clips:
-        middle = statistics.median(finite)
-        high = min(high, CLIP * middle) if middle > 0 else high
     if high <= low:
         gap = abs(low) or 1.0
         low, high = low - gap / 2, low + gap / 2
@@ -93,7 +93,7 @@ def _columns(points: Sequence[Point], n_step: int, n_column: int) -> dict[int, R
             low, high = found.get(x, (value, value))
             found[x] = min(low, value), max(high, value)
     known = sorted(found)
-    for left, right in zip(known, known[1:], strict=False):
+    for left, right in pairwise(known):
         a, b = sum(found[left]) / 2, sum(found[right]) / 2
         for x in range(left + 1, right):
             value = a + (b - a) * (x - left) / (right - left)

@@ -115,8 +115,10 @@ def stall_text(view: RunView) -> str:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Print a run's state: once into a pipe or as JSON, again and again on a terminal until the run ends."""
+    """Show a run: the screen at a terminal; as text, once into a pipe, again and again with --quiet; JSON."""
     folder = Path(options.watch)
+    if not (options.json or options.quiet) and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)):
+        return _watch_on_screen(folder)
     if options.json:
         view = open_run(folder)
         document = {name: getattr(view, name) for name in RunView.__dataclass_fields__}
@@ -131,6 +133,16 @@ def _watch(options: argparse.Namespace) -> int:
         view = reader.view()
         sys.stdout.write("\n" + view_text(view))
     return 0
+
+
+def _watch_on_screen(folder: Path) -> int:
+    """Follow a run on the training screen; FileError before it opens where the folder is none."""
+    open_run(folder)
+    from apr_tui.app import run_console
+    from apr_tui.door import Request
+    from apr_tui.train_worker import Training
+
+    return run_console(Request(), training=Training(folder))
 
 
 def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:

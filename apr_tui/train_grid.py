@@ -42,8 +42,9 @@ class GradView:
         self.grads, self._n_layer = grads, n_layer
         self._rows = {row.layer: row for row in grads.rows} if grads is not None else {}
         for column in COLUMNS:
-            found = [n for layer in range(n_layer) if (n := self.number(layer, column)) is not None and math.isfinite(n)]
-            self._middle[column] = statistics.median(found) if found else 0.0
+            numbers = [n for layer in range(n_layer) if (n := self.number(layer, column)) is not None]
+            finite = [n for n in numbers if math.isfinite(n)]
+            self._middle[column] = statistics.median(finite) if finite else 0.0
 
     def number(self, layer: int | None, column: str) -> float | None:
         """One figure of a layer; layer None: what stands outside the layers. None where it was not measured."""

@@ -14,7 +14,19 @@ from rich.cells import cell_len
 
 from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
-from core.train_records import ABORTED, DONE, FAIL, FAILED, INTERRUPTED, NOT_MEASURED, PASS, RUNNING, Gate, RunView, Step
+from core.train_records import (
+    ABORTED,
+    DONE,
+    FAIL,
+    FAILED,
+    INTERRUPTED,
+    NOT_MEASURED,
+    PASS,
+    RUNNING,
+    Gate,
+    RunView,
+    Step,
+)
 
 PAUSED, STALLED, GONE, STARTING = "PAUSED", "STALLED", "GONE", "STARTING"
 STATUS_MARKS = {RUNNING: OK, DONE: OK, PAUSED: WATCH, STALLED: WATCH, INTERRUPTED: WATCH, STARTING: OK, GONE: BAD,
@@ -24,10 +36,10 @@ VERDICT_WORDS = {PASS: "pass", FAIL: "FAIL", NOT_MEASURED: "not measured"}
 NOT = "not measured"
 RECENT = 20  # steps whose median time gives the rest of the run
 GPU_LINES, GATE_LINES = 4, 5
-GPU_FIGURES = (  # lines of (word, field of the sample, how it is written)
-    (("util", "util_pct", "{:.0f} %"), ("memory", "memory_mib", "{:.0f} MiB")),
-    (("power", "power_w", "{:.0f} W"), ("temperature", "temperature_c", "{:.0f} C")),
-    (("clocks", "sm_mhz", "{:.0f} MHz"), ("own", "own_mib", "{:.0f} MiB")),
+TWO_COLUMNS, ALL_LINES = 70, 17  # less than this shows less
+GPU_FIGURES = (  # lines of (word, field of the sample, divisor, unit, decimals)
+    (("util", "util_pct", 1, "%", 0), ("mem", "memory_mib", 1024, " GiB", 1), ("own", "own_mib", 1024, " GiB", 1)),
+    (("power", "power_w", 1, " W", 0), ("clock", "sm_mhz", 1, " MHz", 0), ("temp", "temperature_c", 1, " C", 0)),
 )
 
 
@@ -85,13 +97,26 @@ def time_left(view: RunView) -> str | None:
 
 def body_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
     """Charts, GPU and gates in two columns."""
+    if width < TWO_COLUMNS or height < ALL_LINES:
+        return _few_lines(view, width, height)
     left, right = (width - 1) // 2, width - 1 - (width - 1) // 2
-    rest = height - GPU_LINES - GATE_LINES
-    low = max((height - 9) // 3 + 1, 3)
-    first = [*_chart(LOSS, view, left, height - 2 * low), *_chart(NORM, view, left, low), *_chart(RATE, view, left, low)]
+    rest, low = height - GPU_LINES - GATE_LINES, (height - 9) // 3 + 1
+    first = _chart(LOSS, view, left, height - 2 * low)
+    first += [*_chart(NORM, view, left, low), *_chart(RATE, view, left, low)]
     second = [*_chart(SPEED, view, right, rest // 2), *_chart(WALL, view, right, rest - rest // 2),
               *gpu_lines(view, right), *gate_lines(view.gates, right)]
     return [[*crop(a, left), (" ", "quiet"), *crop(b, right)] for a, b in zip(first, second, strict=False)]
+
+
+def _few_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
+    """Where there is no room for all: the chart of the loss, and the others' newest figures."""
+    rest: list[list[Span]] = []
+    for of in (NORM, RATE, SPEED, WALL):
+        value = of.form.format(getattr(view.steps[-1], of.field)) if view.steps else "no step yet"
+        rest.append([(f" {of.title} ", "title"), (value, "a")])
+    rest += [gpu_lines(view, width)[0], gate_lines(view.gates, width)[0]]
+    rest = [crop(line, width) for line in rest][:max(height - 3, 0)]
+    return [*_chart(LOSS, view, width, height - len(rest)), *rest]
 
 
 def _chart(of: Chart, view: RunView, width: int, height: int) -> list[list[Span]]:
@@ -108,6 +133,10 @@ def _chart(of: Chart, view: RunView, width: int, height: int) -> list[list[Span]
     if not points:
         title.append(("no step yet", "quiet"))
     n_step = axis_steps(steps_done(view), view.run["plan"]["steps"])
+    axis = f"steps 0..{n_step - 1}"
+    gap = width - sum(cell_len(text) for text, _ in title) - len(axis)
+    if gap > 0:
+        title.append((" " * gap + axis, "rule"))
     return [title, *chart(points, marks, n_step, width, max(height - 1, 1), of.clips)]
 
 
@@ -120,17 +149,20 @@ def gpu_lines(view: RunView, width: int) -> list[list[Span]]:
         return [[*title, (f"{UNKNOWN} {NOT}", STATES[UNKNOWN][1])],
                 *([(f" {part}", "quiet")] for part in (wrap(why, width - 2) + [""] * GPU_LINES)[:GPU_LINES - 1])]
     title.append((f"sampled {sample_age(view, newest)}", "quiet"))
-    lines = [title]
-    half = (width - 1) // 2
+    lines, unknown = [title], []
     for figures in GPU_FIGURES:
         spans: list[Span] = []
-        for word, field, form in figures:
+        for word, field, divisor, unit, decimals in figures:
             value = sample.get(field)
-            known = value is not None
-            text = form.format(value) if known else f"{UNKNOWN} {NOT}" if len(word) + len(NOT) + 4 <= half else UNKNOWN
-            spans += crop([(f" {word} ", "quiet"), (text, "text" if known else STATES[UNKNOWN][1])], half)
-        lines.append(spans)
-    return lines
+            if value is None:
+                unknown.append(word)
+            else:
+                spans += [(f" {word} ", "quiet"), (f"{value / divisor:.{decimals}f}{unit} ", "text")]
+        lines += [spans] if spans else []
+    if unknown:
+        parts = wrap(f"{UNKNOWN} {NOT}: {', '.join(unknown)}", width - 2)
+        lines += [[(f" {part}", STATES[UNKNOWN][1])] for part in parts]
+    return [*lines, *([] for _ in range(GPU_LINES - len(lines)))][:GPU_LINES]
 
 
 def why_no_gpu(view: RunView) -> str:
@@ -177,14 +209,15 @@ def gate_spans(gate: Gate, width: int) -> list[Span]:
     mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
     name = STATES[mark][1]
     word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))
-    return crop([(f" {mark} {word} ", name), (f"{foreign(gate.id)} ", "text"), (foreign(gate.measured), "quiet")], width)
+    known: list[Span] = [(f"{foreign(gate.id)} ", "text"), (foreign(gate.measured), "quiet")]
+    return crop([(f" {mark} {word} ", name), *known], width)
 
 
 def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> list[list[Span]]:
     """The page of the gates: verdict, rule, what was measured, the file that shows it; then what the run is."""
     lines: list[list[Span]] = [[]]
     if view is None or not view.gates:
-        lines.append([(f" {UNKNOWN} The gates are judged when the run ends; abort rules are held at every step.", "quiet")])
+        lines.append([(f" {UNKNOWN} Gates are judged when the run ends; abort rules are held at every step.", "quiet")])
     for gate in view.gates if view is not None else ():
         mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
         word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))

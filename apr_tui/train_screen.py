@@ -6,10 +6,7 @@ It shows a run of this console or, read-only, one that another process writes. L
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
@@ -22,14 +19,15 @@ from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, LONG_NOTE, MIN_HEIG
 from apr_tui.grid_view import GridView
 from apr_tui.keys import TRAIN, bindings, hint_spans
 from apr_tui.page import PageScreen, help_build
-from apr_tui.paint import Lines, Span, foreign, plain, wrap
-from apr_tui.status import error_note
-from apr_tui.train_command import STALL_S, age_text, stall_text, train_options
+from apr_tui.paint import Lines, Span, foreign, wrap
+from apr_tui.train_ask import ask_training
+from apr_tui.train_command import age_text, stall_text
 from apr_tui.train_grid import COLUMNS, MEANINGS, GradView
-from apr_tui.train_panels import GONE, PAUSED, STALLED, STARTING, body_lines, gates_page, title_spans, waiting_lines
+from apr_tui.train_panels import body_lines, gates_page, title_spans, waiting_lines
+from apr_tui.train_state import phase_of, sentence_of, state_of
 from apr_tui.train_worker import Training, TrainNews
-from core.errors import AprError, Cancelled, UsageError
-from core.train_records import FAILED, INTERRUPTED, RUNNING
+from core.errors import AprError
+from core.train_records import INTERRUPTED, RUNNING
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -105,36 +103,20 @@ class TrainScreen(Screen[None]):
         """Draw everything again; only lines that changed go over the wire."""
         width, run = self.size.width, self.training.view
         owner = "" if self.training.is_own else "watched"
-        self.head.show([title_spans(run, self.state(), owner, self.console.memory(), width)])
+        self.head.show([title_spans(run, state_of(self.training), owner, self.console.memory(), width)])
         room = max(self.size.height - 1 - FOOT_LINES - max(len(self.notes.lines), NOTE_LINES), 1)
         if self.has_layers:
             self.view.take(run.grads if run else None, run.run["plan"]["arch"]["n_layer"] if run else 0)
             self.grid.show_all()
             self._show_parameters()
         elif run is None:
-            self.charts.show(waiting_lines(self._phase() or "nothing was trained", self.training.notes, width))
+            phase = phase_of(self.training) or "nothing was trained"
+            self.charts.show(waiting_lines(phase, self.training.notes, width))
         else:
             self.charts.show(body_lines(run, width, room))
         notes = self._note_lines(width)
         self.notes.show([*notes, *([] for _ in range(NOTE_LINES - len(notes)))])
         self._show_foot()
-
-    def state(self) -> str:
-        """The run's status in one word, as a person needs it."""
-        training, view = self.training, self.training.view
-        if training.is_under_way:
-            if view is None or view.status != RUNNING:
-                return STARTING
-            return PAUSED if training.is_paused else RUNNING
-        if training.error is not None:
-            return INTERRUPTED if isinstance(training.error, Cancelled) else FAILED
-        if view is None:
-            return STARTING
-        if view.status != RUNNING or training.is_own:
-            return view.status
-        if view.alive is False:
-            return GONE
-        return STALLED if (view.last_step_age_s or 0.0) > STALL_S else RUNNING
 
     def say(self, text: str, name: str = "text") -> None:
         """Put a message under the charts until the next one."""
@@ -153,37 +135,8 @@ class TrainScreen(Screen[None]):
 
     def _note_lines(self, width: int) -> list[list[Span]]:
         """A message; else what went wrong, or how it ended; else the newest checkpoint."""
-        text, name = self.note or self._sentence()
+        text, name = self.note or sentence_of(self.training, self.view.dead() if self.has_layers else ())
         return [[(f" {part}", name)] for part in wrap(text, width - 2)[:LONG_NOTE]] if text else []
-
-    def _sentence(self) -> tuple[str, str]:
-        training, view = self.training, self.training.view
-        error = training.error or training.read_error
-        if isinstance(error, Cancelled):
-            return f"{foreign(str(error))}", "watch"
-        if isinstance(error, AprError):
-            return error_note(error)
-        dead = self.view.dead() if self.has_layers else []
-        if dead:
-            return f"X no gradient at all in layers {', '.join(map(str, dead))}: these blocks learn nothing", "bad"
-        if view is None:
-            return "", "text"
-        if view.status != RUNNING and not training.is_under_way and view.sentence:
-            return foreign(view.sentence), "bad" if view.status in ("ABORTED", FAILED) else "text"
-        if view.checkpoint is not None:
-            return f"newest checkpoint {foreign(str(view.checkpoint))}: enter traces it", "quiet"
-        return "no checkpoint yet" + (": w writes one" if training.is_under_way else ""), "quiet"
-
-    def _phase(self) -> str:
-        """What our own run does now."""
-        training = self.training
-        if not training.is_under_way:
-            return ""
-        if training.wishes.stop.is_set():
-            return "stopping after the step in flight, with a checkpoint ..."
-        if training.is_paused:
-            return "paused; p goes on" if training.phase == "paused" else "pausing after the step in flight ..."
-        return f"{training.phase} ..." if training.phase else ""
 
     def _show_foot(self) -> None:
         width, view = self.size.width, self.training.view
@@ -193,11 +146,11 @@ class TrainScreen(Screen[None]):
             at = f" at step {self.view.grads.step}" if self.view.grads is not None else ""
             spans = [(f" {column}", "title"), (f"{at}: {MEANINGS[column]}", "quiet")]
         else:
-            phase = self._phase()
+            phase = phase_of(self.training)
             spans = [(f" {foreign(phase)}", "text")] if phase else []
             if view is not None and view.status == RUNNING and view.last_step_age_s is not None:
                 stall = stall_text(view) if not self.training.is_own else ""
-                spans += [(plain(f" last step {age_text(view.last_step_age_s)} ago"), "quiet"), (stall, "watch")]
+                spans += [(f" last step {age_text(view.last_step_age_s)} ago", "quiet"), (stall, "watch")]
         self.foot.show([spans, hint_spans(TRAIN, width)])
 
     # actions (keys.KEYS)
@@ -275,7 +228,7 @@ class TrainScreen(Screen[None]):
         if training.is_under_way:
             self.say("A run is under way: escape stops it.", "watch")
         else:
-            stopped = training.is_own and self.state() == INTERRUPTED and training.view is not None
+            stopped = training.is_own and state_of(self.training) == INTERRUPTED and training.view is not None
             line = f"--resume --out {shlex.quote(str(training.folder))}" if stopped else training.line
             ask_training(self.console, self.say, line, self._replace)
 
@@ -315,57 +268,3 @@ class TrainScreen(Screen[None]):
         training.posts, self.note = self, None
         training.start()
         self.show_all()
-
-
-def open_training(console: Console, say: Callable[[str, str], None], device: str = "auto") -> None:
-    """Show the console's run, or ask for one."""
-    def begin(training: Training) -> None:
-        console.training = training
-        training.start()
-        console.push_screen(TrainScreen(console, training))
-
-    if console.training is not None:
-        console.push_screen(TrainScreen(console, console.training))
-    else:
-        ask_training(console, say, default_line(device), begin)
-
-
-def default_line(device: str = "auto") -> str:
-    """The options that stand in the line at first."""
-    more = "" if device == "auto" else f" --device {device}"
-    return f"--config tiny{more} --out ./train-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def ask_training(
-    console: Console, say: Callable[[str, str], None], line: str, begin: Callable[[Training], None],
-) -> None:
-    """Ask for the options of a run, as on the command line."""
-    def answered(text: str) -> None:
-        try:
-            begin(read_line(text))
-        except UsageError as error:
-            say(foreign(str(error)), "watch")
-
-    console.ask("train", line, "options of apr-tui train; --watch DIR follows a run", answered)
-
-
-def read_line(text: str) -> Training:
-    """Turn a line of options into a run that is not yet started; UsageError."""
-    from apr_tui.options import command_parser
-
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"{text}: {error}. Close the quotation.") from error
-    words = words[2:] if words[:2] == ["apr-tui", "train"] else words
-    outside = {"-h", "--help", "--detach", "--json", "--quiet"} & set(words)
-    if outside:
-        raise UsageError(f"{', '.join(sorted(outside))}: only on the command line: apr-tui train {shlex.join(words)}")
-    options = command_parser("train").parse_args(words)
-    options.command = f"apr-tui train {shlex.join(words)}"
-    if options.watch is not None:
-        return Training(Path(options.watch).expanduser(), line=text)
-    if options.out is None:
-        raise UsageError("A run needs --out DIR, a folder of its own; --watch DIR follows one.")
-    asked = train_options(options)
-    return Training(asked.out.expanduser(), replace(asked, out=asked.out.expanduser()), line=text)

@@ -1,21 +1,25 @@
 """A training run at the console: trained in a thread of this process, or only watched. It draws nothing.
 
-The screen reads both from the run's folder, so what a person sees is what is on the disk. A watched run is never stopped.
+The screen reads both from the run's folder, so a person sees what is on the disk. A watched run is never stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from apr_tui.leaving import TRAIN_PATIENCE_S
 from apr_tui.run_worker import SWITCH_S, Posts
 from core.errors import AprError, FileError
+from core.safe_text import safe_text
 from core.train_log import RUN
 from core.train_records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
 from core.train_view import RunReader
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from core.train_config import TrainOptions
 
 POLL_S = 1.0
-PATIENCE_S = 60.0  # closing waits so long for the step in flight and its checkpoint
 MAX_NOTES = 12
 
 
@@ -85,7 +88,7 @@ class Training:
         if self.is_own:
             self.wishes.stop.set()
 
-    def leave(self, seconds: float = PATIENCE_S) -> bool:
+    def leave(self, seconds: float = TRAIN_PATIENCE_S) -> bool:
         """Stop reading, stop our own run, wait for it, and say whether it has ended."""
         self.stop()
         self._is_left.set()
@@ -116,10 +119,10 @@ class Training:
 
     def _run(self) -> None:
         try:
-            train = self._train
-            if train is None:
-                from core.train_run import train
-            self.result = train(self.options, self.tell, self.wishes.stop.is_set, self.wishes)
+            from core.train_run import train
+
+            assert self.options is not None
+            self.result = (self._train or train)(self.options, self.tell, self.wishes.stop.is_set, self.wishes)
         except Exception as error:  # noqa: BLE001 (the screen shows an AprError; the console closes at any other)
             self.error = error
         self.phase = ""
@@ -141,18 +144,30 @@ class Training:
             self.posts.post_message(TrainNews())
 
 
-def farewell(training: Training, say: Callable[[str], Any], seconds: float = PATIENCE_S) -> bool:
-    """End our own run as the console closes, and say how to go on with it; True where nothing is left running."""
+def farewell(training: Training, seconds: float = TRAIN_PATIENCE_S) -> bool:
+    """End our own run once the screen is closed, and say on stderr how to go on; True where nothing is left running.
+
+    A Ctrl-C meanwhile ends the wait: what is logged and the last checkpoint are whole.
+    """
     if not training.is_under_way:
         return training.leave(0.0)
-    began = time.monotonic()
-    say("the training run stops after the step in flight ...")
-    ended = training.leave(seconds)
+    _say("the training run stops after the step in flight ...")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ended = training.leave(seconds)
+    except KeyboardInterrupt:
+        ended = False
     if training.result is not None:
-        say(f"{training.result.status}: {training.result.sentence}")
+        _say(f"{training.result.status}: {training.result.sentence}")
     elif training.error is not None:
-        say(str(training.error))
-    elif not ended:
-        say(f"it has not ended in {time.monotonic() - began:.0f} s; the steps that are logged and the last checkpoint are "
-            f"kept. Go on with: apr-tui train --resume --out {training.folder}")
+        _say(str(training.error))
+    else:
+        _say("it was not waited for; the logged steps and the last checkpoint are kept. Go on with: "
+             f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(training.folder)])}")
     return ended
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the line may be gone
+        print(f"apr-tui: {safe_text(text)}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ ROUNDED = ("attn_norm", "attn_mix", "ffn_norm", "ffn_swigl", "final_norm")  # st
 
 
 def crush(a: Trace, b: Trace) -> str | None:
-    """Say where the largest channel, in multiples of its token's rms, crushes its block; None where none passes CRUSH."""
+    """Say where the largest channel, in multiples of its token's rms, crushes its block; None where none does."""
     worst: tuple[float, str] | None = None
     for trace in (a, b):
         for place, cell in trace.cells.items():
@@ -26,6 +26,7 @@ def crush(a: Trace, b: Trace) -> str | None:
                 rms = math.sqrt(float(cell.sumsq[token - cell.first]) / cell.width)
                 times = abs(value) / rms if rms else 0.0
                 if times >= CRUSH and (worst is None or times > worst[0]):
-                    worst = (times, f"activation block crush at channel {channel}: in {place_text(place)} token {token} has it "
-                                    f"at {times:.0f} x rms, so that the 8-bit scale of its block leaves the others few levels")
+                    worst = (times, f"activation block crush at channel {channel}: in {place_text(place)} "
+                                    f"token {token} has it at {times:.0f} x rms, so that the 8-bit scale of its "
+                                    "block leaves the others few levels")
     return worst[1] if worst else None

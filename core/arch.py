@@ -88,7 +88,8 @@ def read_arch(model: ModelFile) -> Arch:
         qk_norm=family.qk_norm, tied="output.weight" not in model.weights,
     )
     if arch.n_head % arch.n_kv_head:
-        raise FileError(f"{model.path.name}: {arch.n_head} query heads cannot share {arch.n_kv_head} key-value heads evenly.")
+        heads = f"{arch.n_head} query heads cannot share {arch.n_kv_head} key-value heads evenly"
+        raise FileError(f"{model.path.name}: {heads}.")
     _hold_shapes(model, arch)
     return arch
 
@@ -151,7 +152,8 @@ def _size(model: ModelFile, key: str, default: int | None = None) -> int:
 def _eps(model: ModelFile) -> float:
     eps = float(_number(model, "attention.layer_norm_rms_epsilon"))
     if not 0 <= eps < 1:
-        raise FileError(f"{model.path.name}: attention.layer_norm_rms_epsilon is {eps}; a small positive number is needed.")
+        key = "attention.layer_norm_rms_epsilon"
+        raise FileError(f"{model.path.name}: {key} is {eps}; a small positive number is needed.")
     return eps
 
 
@@ -159,7 +161,8 @@ def _rope(model: ModelFile, family: Family, head_dim: int) -> Rope:
     name = model.key("general.architecture")
     scaling = str(model.key(f"{name}.rope.scaling.type", "none"))
     if scaling not in ROPE_SCALINGS:
-        raise FileError(f"{model.path.name}: RoPE scaling {scaling!r}; this build knows {', '.join(ROPE_SCALINGS)} and rope_freqs.")
+        known = f"this build knows {', '.join(ROPE_SCALINGS)} and rope_freqs"
+        raise FileError(f"{model.path.name}: RoPE scaling {scaling!r}; {known}.")
     kind = model.key("apr.rope_type")
     if kind is not None and kind not in PAIRINGS:
         raise FileError(f"{model.path.name}: rope_type {kind!r}; 0 (adjacent pairs) or 2 (split halves) is needed.")
@@ -167,13 +170,15 @@ def _rope(model: ModelFile, family: Family, head_dim: int) -> Rope:
         base=float(_number(model, "rope.freq_base", 10000.0)), dim=_size(model, "rope.dimension_count", head_dim),
         pairing=PAIRINGS[kind] if kind is not None else family.pairing, scaling=scaling,
         factor=float(_number(model, "rope.scaling.factor", 1.0)),
-        original_context=int(_number(model, "rope.scaling.original_context_length", model.key(f"{name}.context_length", 2048))),
+        original_context=int(_number(
+            model, "rope.scaling.original_context_length", model.key(f"{name}.context_length", 2048))),
         attention_factor=float(_number(model, "rope.scaling.attn_factor", 1.0)),
         beta_fast=float(_number(model, "rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(_number(model, "rope.scaling.yarn_beta_slow", 1.0)),
     )
     if rope.dim > head_dim or rope.dim % 2 or rope.base <= 0 or rope.factor <= 0:
-        raise FileError(f"{model.path.name}: RoPE of {rope.dim} channels, base {rope.base}, factor {rope.factor} cannot turn heads of {head_dim}.")
+        raise FileError(f"{model.path.name}: RoPE of {rope.dim} channels, base {rope.base}, factor {rope.factor} "
+                        f"cannot turn heads of {head_dim}.")
     return rope
 
 
@@ -190,4 +195,5 @@ def _hold_shapes(model: ModelFile, arch: Arch) -> None:
             continue
         found = model.weight(name).shape
         if found != shape:
-            raise FileError(f"{model.path.name}: {name} has shape {list(found)}; its hyper-parameters need {list(shape)}.")
+            raise FileError(f"{model.path.name}: {name} has shape {list(found)}; "
+                            f"its hyper-parameters need {list(shape)}.")

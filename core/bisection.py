@@ -1,6 +1,7 @@
 """Graft B's values into A and see how much of the logits comes back: the ladder that shows where a difference enters.
 
-A rung is a run of A with B's value put in at one place. compare.py names the first place and the side; this proves the cause.
+A rung is a run of A with B's value put in at one place. compare.py names the first place and the side; this proves
+the cause.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def climb(
     a: Side, b: Side, tokens: Sequence[int], known: Mapping[str, float], *, learnt: Callable[[str, float], None],
     emit: Emit, cancelled: IsCancelled,
 ) -> Ladder:
-    """Find by halving the first layer whose output, taken from B, repairs A's logits; then graft each stage of that layer.
+    """Find by halving the first layer whose output, taken from B, repairs A's logits; then graft each of its stages.
 
     known: KL of rungs that an earlier, interrupted climb has measured; learnt is told each new one.
     """
@@ -68,7 +69,7 @@ def divergence(truth: Tensor, logits: Tensor) -> float:
 
 
 def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit) -> int | None:
-    """The first layer whose output repairs the logits, by halving; -1: the first layer's input; None: not even the last."""
+    """The first layer whose output repairs the logits, by halving; -1: layer 0's input; None: not even the last."""
     low, high = 0, n_layer - 1
     if not repairs(high):
         return None

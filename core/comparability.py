@@ -1,4 +1,4 @@
-"""Say whether two traces were taken alike: every fact that differs or is unknown, and how to take them alike. No values."""
+"""Say whether two traces were taken alike: each fact that differs or is unknown, and its repair. No values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ REPAIRS = {
 def differing_facts(a: Trace, b: Trace, scope: str) -> list[str]:
     """List every fact that blocks a comparison, a sentence each with its repair; [] where the two were taken alike."""
     pairs: dict[str, tuple[object, object]] = {
-        "tokens": (_ids(a), _ids(b)), "scope": (_scopes(a), _scopes(b)), "definition": (a.facts.definition, b.facts.definition),
+        "tokens": (_ids(a), _ids(b)), "scope": (_scopes(a), _scopes(b)),
+        "definition": (a.facts.definition, b.facts.definition),
         "n_layer": (a.facts.n_layer, b.facts.n_layer), "d_model": (a.facts.d_model, b.facts.d_model),
         "n_vocab": (a.facts.n_vocab, b.facts.n_vocab), "widths": (a.origin.get("widths"), b.origin.get("widths")),
     }
@@ -41,7 +42,7 @@ def differing_facts(a: Trace, b: Trace, scope: str) -> list[str]:
 
 
 def differing_vocabularies(a: ModelFile, b: ModelFile) -> list[str]:
-    """Name the first token that the two files' vocabularies spell differently; [] where either has none or both are equal."""
+    """Name the first token that the two vocabularies spell differently; [] where either has none or both are equal."""
     if a is b:
         return []
     x, y = (f.key("tokenizer.ggml.tokens") for f in (a, b))

@@ -1,6 +1,7 @@
 """Judge B against A, bottom up: are they comparable, what do the cells say, and what is the lowest cause.
 
-The rules are DESIGN's: tokens and hyper-parameters first, weights next, activations last. pair.py measures, replay.py checks.
+The rules are DESIGN's: tokens and hyper-parameters first, weights next, activations last. pair.py measures, replay.py
+checks.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Question:
 
 
 def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
-    """Run two sides in lockstep and judge B against A; trace_a and trace_b say how they are taken, and are filled in."""
+    """Run two sides in lockstep and judge B against A; trace_a and trace_b say how they are taken and are filled in."""
     blocks = differing_facts(trace_a, trace_b, ask.scope) + differing_vocabularies(a.model.file, b.model.file)
     if blocks:
         return Comparison("NOT_COMPARABLE", tuple(blocks), trace_a, trace_b, ask.scope)
@@ -72,8 +73,9 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
     differing = differing_stats(left, right, ask.scope)
     if not differing:
         shared = _shared_hint(done, ask)
+        both = f"; both sides show it: {shared}" if shared else ""
         return replace(done, verdict="H1" if shared else "AGREE", reasons=(
-            f"all statistics are equal within their printed precision{'; both sides show it: ' + shared if shared else ''}",))
+            f"all statistics are equal within their printed precision{both}",))
     return replace(done, verdict="INCONCLUSIVE", reasons=(
         f"{len(differing)} cells have other statistics, first {differing[0]}",
         "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values"))
@@ -85,9 +87,10 @@ def agreement(done: Comparison, ask: Question) -> Comparison:
     cell = done.cells[worst] if worst is not None else None
     if cell is not None and worst is not None and cell.state == "unclear":
         return replace(
-            done, verdict="INCONCLUSIVE", measured=cell.rel_l2, floor=cell.floor, token=cell.token, channel=cell.channel,
-            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above noise "
-                     f"(3 x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
+            done, verdict="INCONCLUSIVE", measured=cell.rel_l2, floor=cell.floor, token=cell.token,
+            channel=cell.channel,
+            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above "
+                     f"noise (3 x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
     shared = _shared_hint(done, ask)
     same = "no cell differs beyond 3 x its measured floor"
     if shared:
@@ -127,23 +130,27 @@ def _explain(a: Side, b: Side, done: Comparison, first: Place, ids: list[int], a
     if blamed is not None:
         return blamed
     if weights and not choices:
-        return replace(done, verdict="H3", reasons=(name_weights(weights), "each side is right by its own weights in float64"))
+        return replace(done, verdict="H3", reasons=(
+            name_weights(weights), "each side is right by its own weights in float64"))
     if choices:
         return _choice(a, b, done, weights, ids, ask)
-    return replace(done, verdict="H2", reasons=("same weights, same hyper-parameters and same compute, yet the values differ; "
-                                                "each single stage is within its floor of float64 on both sides",))
+    return replace(done, verdict="H2", reasons=(
+        "same weights, same hyper-parameters and same compute, yet the values differ; "
+        "each single stage is within its floor of float64 on both sides",))
 
 
 def blame_file(done: Comparison, keys: Sequence[str], weights: Sequence[WeightDiff]) -> Comparison | None:
-    """H2 (or INCONCLUSIVE) where a hyper-parameter or a weight differs by more than its rounding; None where none does."""
+    """H2 (or INCONCLUSIVE) where a hyper-parameter or a weight differs by more than rounding; None where none does."""
     if keys:
-        return replace(done, verdict="H2", reasons=tuple(f"hyper-parameter {k}" for k in keys) + (_each_right(),))
+        return replace(done, verdict="H2", reasons=(*(f"hyper-parameter {k}" for k in keys), _each_right()))
     changed = [w for w in weights if not w.is_explained]
-    unknown = [w for w in changed if w.quant_a != w.quant_b and w.bound is None and "absent" not in (w.quant_a, w.quant_b)]
+    unknown = [w for w in changed if w.is_unmeasured]
     if unknown and unknown == changed:
-        return replace(done, verdict="INCONCLUSIVE", reasons=(name_weights(unknown), "a type among them has no measured row"))
+        return replace(done, verdict="INCONCLUSIVE", reasons=(
+            name_weights(unknown), "a type among them has no measured row"))
     if changed:
-        return replace(done, verdict="H2", reasons=(name_weights([w for w in changed if w not in unknown]), _each_right()))
+        known = [w for w in changed if not w.is_unmeasured]
+        return replace(done, verdict="H2", reasons=(name_weights(known), _each_right()))
     return None
 
 
@@ -151,25 +158,31 @@ def proven_bug(done: Comparison, wrong: Mapping[str, tuple[Place, LocalError]]) 
     """H2 with a proof: the first place that float64 finds wrong, and the side (None where both are wrong)."""
     side, (place, error) = min(wrong.items(), key=lambda item: place_order(item[1][0]))
     cell = done.cells.get(place)  # absent where the scope does not cover it, as logits at scope first
-    reason = (f"{place_text(place)} of {side} is not what float64 makes of its own inputs and weights: NMSE {error.nmse:.2g}, "
-              f"floor {error.limit:.2g}; token {error.token}, channel {error.channel}")
+    reason = (f"{place_text(place)} of {side} is not what float64 makes of its own inputs and weights: "
+              f"NMSE {error.nmse:.2g}, floor {error.limit:.2g}; token {error.token}, channel {error.channel}")
     later = [p for p, c in done.cells.items() if c.state == "differs" and place_order(p) > place_order(place)]
     both = len(wrong) > 1 and len({p for p, _ in wrong.values()}) == 1
     return replace(
-        done, verdict="H2", first=place, side=None if both else side, error=error, token=error.token, channel=error.channel,
+        done, verdict="H2", first=place, side=None if both else side, error=error, token=error.token,
+        channel=error.channel,
         measured=cell.rel_l2 if cell else None, floor=cell.floor if cell else None,
-        reasons=(reason, *((error.span_text,) if error.span else ()), *((f"looks like this: {error.guess}",) if error.guess else ()),
+        reasons=(reason, *((error.span_text,) if error.span else ()),
+                 *((f"looks like this: {error.guess}",) if error.guess else ()),
                  *((f"{len(later)} later cells differ: downstream",) if later else ())))
 
 
-def _choice(a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], ids: list[int], ask: Question) -> Comparison:
+def _choice(
+    a: Side, b: Side, done: Comparison, weights: Sequence[WeightDiff], ids: list[int], ask: Question
+) -> Comparison:
     """H3 where A's file, run as B declares it, gives B's values; else H2."""
     says = f"compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
     if weights:
-        return replace(done, verdict="H3", reasons=(f"declared: {says}", name_weights(weights), "each side is right by its own weights"))
+        return replace(done, verdict="H3", reasons=(
+            f"declared: {says}", name_weights(weights), "each side is right by its own weights"))
     ask.emit(Event("phase", f"re-running A as B declares it ({b.compute})"))
     again = replace(a, model=replace(a.model, device=b.model.device), compute=b.compute)
-    pair: Pair = run_pair(again, b, ids, scope=ask.scope, seed=SEED, witness=False, emit=lambda event: None, cancelled=ask.cancelled)
+    pair: Pair = run_pair(again, b, ids, scope=ask.scope, seed=SEED, witness=False, emit=lambda event: None,
+                          cancelled=ask.cancelled)
     left = [p for p, c in pair.cells.items() if c.state == "differs"]
     if left:
         return replace(done, verdict="H2", reasons=(
@@ -185,8 +198,10 @@ def name_weights(diffs: Sequence[WeightDiff]) -> str:
     for w in diffs[:NAMED_WEIGHTS]:
         rounding = f"; their rounding leaves {w.bound:.2g}" if w.bound is not None else ""
         row = "" if w.is_explained else f", most in row {w.row}"
-        parts.append(f"{w.name} differs by {w.relative:.2g} relative ({w.quant_a} in A, {w.quant_b} in B{rounding}{row})")
-    return "weights: " + "; ".join(parts) + (f"; and {len(diffs) - NAMED_WEIGHTS} more" if len(diffs) > NAMED_WEIGHTS else "")
+        types = f"{w.quant_a} in A, {w.quant_b} in B"
+        parts.append(f"{w.name} differs by {w.relative:.2g} relative ({types}{rounding}{row})")
+    more = len(diffs) - NAMED_WEIGHTS
+    return "weights: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
 def _each_right() -> str:
@@ -203,7 +218,8 @@ def _judge_values(done: Comparison, ask: Question) -> Comparison:
     absent = [p for p in sorted(done.cells, key=place_order) if done.cells[p].state == "absent"]
     if not differing and absent:
         return replace(done, verdict="INCONCLUSIVE", reasons=(
-            f"no cell differs, but {len(absent)} have no values on one side or another shape, first {place_text(absent[0])}",))
+            f"no cell differs, but {len(absent)} have no values on one side or another shape, "
+            f"first {place_text(absent[0])}",))
     if not differing:
         return agreement(done, ask)
     first, cell = differing[0], done.cells[differing[0]]

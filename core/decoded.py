@@ -1,4 +1,4 @@
-"""Check generation: tokens fed one by one through the KV cache against the same tokens in one prefill, stage by stage."""
+"""Check generation: tokens fed singly through the KV cache against the same tokens in one prefill, stage by stage."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from core.verdict import Difference
 
 
 def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCancelled) -> dict[Place, Difference]:
-    """Measure every stage at the positions from n_prompt on: through the cache (B) against one prefill (A), worst token.
+    """Measure every stage at positions from n_prompt on: through the cache (B) against one prefill (A), worst token.
 
-    Another shape sums in another order, so that a floor is measured: the prefill with rounding-size noise at every stage.
+    Another shape sums in another order, so that a floor is measured: the prefill with rounding-size noise at every
+    stage.
     """
     prefill, noisy = dict[Place, Tensor](), dict[Place, Tensor]()
     noise = jitter(COMPUTES[side.compute][1], SEED)

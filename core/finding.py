@@ -1,4 +1,4 @@
-"""Record of what a run shows by itself (a hint) or what a check has proved (a proof). The rules that make hints: spikes.py."""
+"""Record of what a run shows by itself (a hint) or a check has proved (a proof). The rules of hints: spikes.py."""
 
 from __future__ import annotations
 

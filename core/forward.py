@@ -2,7 +2,8 @@
 
 It is a generator: it yields each product it needs (Product) and is sent the result, so that several runs of it (traced,
 untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lanes.py).
-Shape letters: T tokens, D model, Q joined q k v, N query heads, K key-value heads, H head width, F feed-forward, V vocabulary.
+Shape letters: T tokens, D model, Q joined q k v, N query heads, K key-value heads, H head width, F feed-forward,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def attention(model: Model, layer: int, h_TD: Tensor, angles: tuple[Tensor, Tens
         parts.append((yield from linear(model, name + part, h_TD)))
     qkv_TQ = tap(layer, "qkv", torch.cat(parts, -1))
     q_TNH, k_TKH, v_TKH = (
-        part.reshape(len(h_TD), -1, arch.head_dim) for part in (qkv_TQ[:, :n_q], qkv_TQ[:, n_q : n_q + n_kv], qkv_TQ[:, n_q + n_kv :])
+        part.reshape(len(h_TD), -1, arch.head_dim)
+        for part in (qkv_TQ[:, :n_q], qkv_TQ[:, n_q : n_q + n_kv], qkv_TQ[:, n_q + n_kv :])
     )
     if arch.qk_norm:
         q_TNH, k_TKH = model.norm(name + "attn_q_norm.weight", q_TNH), model.norm(name + "attn_k_norm.weight", k_TKH)

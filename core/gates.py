@@ -1,4 +1,4 @@
-"""The gates of the published contracts as a table: id, rule, and how it is judged from a trace, a check or a comparison.
+"""The gates of the published contracts as a table: id, rule, how it is judged from a trace, a check or a comparison.
 
 A gate that saw no data says NOT_MEASURED, never PASS. No gate decides a verdict: compare.py and replay.py do.
 Source: aprender's contracts trace-ffn-sub-block-v1, trace-ffn-sub-block-gguf-v1 and apr-vs-gguf-forward-parity-v1.
@@ -64,8 +64,8 @@ def _question(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
     told = "the published rule had nothing to compare"
     if left and right is not None:
         said = "H1" if abs(right / left - 1) <= NEAR else "H2" if right / left < FAR else "neither"
-        told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said {said}; "
-                "it compares one token with all of them, so that one token's spike looks like a bug")
+        told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "
+                f"{said}; it compares one token with all of them, so that one token's spike looks like a bug")
     return FAIL if comparison.verdict == "H2" else PASS, f"{comparison.verdict}; {told}"
 
 
@@ -98,7 +98,8 @@ def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[str, str]
     have = sum((layer, stage) in trace.cells for layer in down for stage in GRID)
     if not down:
         return NOT_MEASURED, "no layer was traced"
-    return (PASS if have == len(down) * len(GRID) else FAIL), f"{have} of {len(down) * len(GRID)} cells ({len(down)} layers)"
+    want = len(down) * len(GRID)
+    return (PASS if have == want else FAIL), f"{have} of {want} cells ({len(down)} layers)"
 
 
 def _counts(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
@@ -131,7 +132,8 @@ GATES: Mapping[str, tuple[str, Judge]] = {
     "FFN-GGUF-002": ("traced equals untraced, tolerance 0", _witness),
     "FFN-GGUF-003": ("H1 or H2, by this tool's verdict", _question),
     "FFN-GGUF-004": ("a fix names the hypothesis", _named),
-    "SUB-FFN-001": ("at layer 3 exactly one FFN slot is at least 3 x the median of layers 5 to 26, the others at most 2 x", _one_slot),
+    "SUB-FFN-001": ("at layer 3 exactly one FFN slot is at least 3 x the median of layers 5 to 26, "
+                    "the others at most 2 x", _one_slot),
     "SUB-FFN-005": ("ten stages in each layer", _rows),
     "COUNT-PARITY": ("both sides use the same number of values", _counts),
     "BAND": ("ffn_swigl std A / B of each layer in [0.5, 2.0]: display only", _band),
@@ -156,6 +158,7 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
     found = []
     for test in tests:
         match = next((g for i, g in known.items() if str(test["id"]).upper().endswith(i)), None)
-        verdict, measured = (match.verdict, match.measured) if match else (NOT_MEASURED, "no gate of this build answers it")
+        none = (NOT_MEASURED, "no gate of this build answers it")
+        verdict, measured = (match.verdict, match.measured) if match else none
         found.append(Gate(str(test["id"]), str(test.get("rule", "")), verdict, measured))
     return found

@@ -45,7 +45,8 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _identity(a: Trace, b: Trace) -> str:
-    sides = [[t.origin.get(k) for k in ("path", "size_bytes", "header_sha256")] + [asdict(t.facts), t.planted] for t in (a, b)]
+    sides = [[t.origin.get(k) for k in ("path", "size_bytes", "header_sha256")] + [asdict(t.facts), t.planted]
+             for t in (a, b)]
     ids = [t.id for t in a.tokens]
     return hashlib.sha256(json.dumps([sides, ids], sort_keys=True, default=str).encode()).hexdigest()[:24]
 

@@ -54,7 +54,8 @@ def q8_0(x: Tensor) -> Tensor:
 # compute -> (what is said of it, rounding unit of an activation)
 COMPUTES = {
     "f32": ("float32 activations on exactly dequantised weights", 2.0**-23),
-    "q8": ("activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, BF16 for BF16", 2.0**-8),
+    "q8": ("activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, BF16 for BF16",
+           2.0**-8),
     "bf16": ("activations and weights in bfloat16, sums in float32", 2.0**-8),
 }
 

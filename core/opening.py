@@ -1,4 +1,4 @@
-"""Turn a Source and a Prompt into what can be run or read: an opened file, its tokens, its device, its capture contract.
+"""Turn a Source and a Prompt into what can be run or read: an opened file, its tokens, device and capture contract.
 
 Nothing is run here; session.py does. Nothing imports torch or polars before a run needs them.
 """
@@ -44,12 +44,13 @@ def open_bundle(path: Path) -> Trace:
 def open_saved(source: Source) -> Trace:
     """Open a bundle as a side; UsageError where a bug is to be planted in it: what is saved is not run again."""
     if source.plant:
-        raise UsageError(f"--plant {source.plant}: {source.path} is a saved bundle, it is not run again. Plant in a model file.")
+        raise UsageError(
+            f"--plant {source.plant}: {source.path} is a saved bundle, it is not run again. Plant in a model file.")
     return open_bundle(source.path)
 
 
 def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
-    """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable tokenizer, with the way out)."""
+    """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable, with the way out)."""
     arch, tokenizer = read_arch(model), open_tokenizer(model)
     if prompt.tokens is not None:
         ids = list(prompt.tokens)
@@ -61,21 +62,24 @@ def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
     if outside:
         raise UsageError(f"token {outside[0]} is outside the vocabulary of {model.path.name}: 0 to {arch.n_vocab - 1}.")
     if len(ids) > arch.n_ctx:
-        raise UsageError(f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
     return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
 def refuse_scheme(source: Source) -> None:
     """UsageError for another engine, where a source must be run again with other values in it."""
     if source.scheme:
-        raise UsageError(f"{source.scheme}:{source.path} - another engine is not run with grafts. Use compare, or bisect model files.")
+        raise UsageError(f"{source.scheme}:{source.path} - another engine is not run with grafts. "
+                         "Use compare, or bisect model files.")
 
 
 def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
     device, reason = choose_device(source.device)
     emit(Event("phase", "loading torch"))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others work cost up to ten times the run
+    # threads that spin while others work cost up to ten times the run
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from core.run import can_use_cuda, open_side
 
     if source.device == "auto" and device != "cpu" and not can_use_cuda():
@@ -92,13 +96,14 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
 
     file, arch = side.model.file, side.model.arch
     facts = Facts(
-        engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab, definition="sample",
-        compute=side.compute, device=str(side.model.device), threads=side.threads,
+        engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab,
+        definition="sample", compute=side.compute, device=str(side.model.device), threads=side.threads,
         kernel=kernel_path(side.compute, side.model.device), dtype="float32",
     )
     origin = {
-        "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256,
-        "arch": asdict(arch), "widths": arch.widths, "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
+        "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes,
+        "header_sha256": file.header_sha256, "arch": asdict(arch), "widths": arch.widths,
+        "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
     }
     planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
@@ -119,11 +124,12 @@ def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[
 
 
 def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
-    """How many tokens may be generated: as many as wanted, as the context holds. UsageError for a bug that needs the prompt."""
+    """Return how many of the wanted tokens the context holds. UsageError for a bug that needs the prompt."""
     from core.plants import PLANTS
 
     if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
-        raise UsageError(f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
+        raise UsageError(
+            f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
     return min(wanted, side.model.arch.n_ctx - len(tokens))
 
 

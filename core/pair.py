@@ -1,7 +1,7 @@
 """Run A and B in lockstep and measure B against A at every stage. It measures; compare.py judges.
 
-Six forwards walk side by side, so that values are compared and dropped: A, A with rounding-size noise (the floor), B, B's
-operations on A's values (local error apart from inherited), and the witnesses of A and B, untraced.
+Six forwards walk side by side, so that values are compared and dropped: A, A with rounding-size noise (the floor), B, B
+with its operations on A's values (local error apart from inherited), and the witnesses of A and B, untraced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAME, CLEAR = 3.0, 10.0  # multiples of the floor: up to SAME it is noise, above
 
 @dataclass(slots=True)
 class Pair:
-    """What a lockstep run leaves. logits: of A and of B; witnesses: whether each side's untraced logits have the same bits."""
+    """What a lockstep run leaves. logits: of A and of B; witnesses: whether untraced logits are the same."""
 
     a: dict[Place, Cell]
     b: dict[Place, Cell]

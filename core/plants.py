@@ -1,6 +1,6 @@
-"""The table of bugs: each can be planted in a value through the tap, and each is a guess at what a bad value is (symptoms).
+"""The table of bugs: each can be planted in a value through the tap, and is a guess at what a bad value is (symptoms).
 
-A planted bug never lives in the forward: its wrong value is computed outside it, from the stage's inputs where it needs them.
+A planted bug never lives in the forward: its wrong value is computed outside it, from the stage's inputs if need be.
 """
 
 from __future__ import annotations
@@ -77,20 +77,23 @@ PLANTS = {
     "no-bias": Plant(wrong.no_bias, BIASED, "the bias is missing"),
     "bf16-sum": Plant(wrong.bf16_sum, tuple(LINEAR), "the running sum is kept in bfloat16"),
     "nibbles": Plant(wrong.nibbles_exchanged, tuple(LINEAR), "low and high nibbles of the weight are exchanged"),
-    "scale-min": Plant(wrong.scale_and_min_exchanged, tuple(LINEAR), "scale and min of the K-quant blocks are exchanged"),
+    "scale-min": Plant(
+        wrong.scale_and_min_exchanged, tuple(LINEAR), "scale and min of the K-quant blocks are exchanged"),
     "eps": Plant(wrong.wrong_eps, tuple(NORMS), "eps is 1e-3"),
     "norm-plus-one": Plant(wrong.norm_plus_one, tuple(NORMS), "the norm's weight is taken as weight + 1"),
     "gelu": Plant(wrong.gelu, ("ffn_silu",), "it is GELU, not SiLU"),
     "rope-pairing": Plant(partial(wrong.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
     "rope-offset": Plant(partial(wrong.other_rope, offset=1), ROPES, "positions are one too high"),
     "rope-base": Plant(partial(wrong.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
-    "heads": Plant(partial(wrong.other_attention, heads_apart=True), ("attn_mix",), "query heads read the wrong key-value heads"),
+    "heads": Plant(partial(wrong.other_attention, heads_apart=True), ("attn_mix",),
+                   "query heads read the wrong key-value heads"),
     "no-mask": Plant(partial(wrong.other_attention, causal=False), ("attn_mix",), "the causal mask is missing"),
-    "no-scale": Plant(partial(wrong.other_attention, scaled=False), ("attn_mix",), "the scores are not scaled by 1 / sqrt(head)"),
+    "no-scale": Plant(partial(wrong.other_attention, scaled=False), ("attn_mix",),
+                      "the scores are not scaled by 1 / sqrt(head)"),
     "no-residual": Plant(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
     "twice-residual": Plant(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
-    "q8": Plant(wrong.activations_in_8_bits, tuple(LINEAR), "its inputs were rounded to 8 bits, a block's scale crushed by its "
-                "largest channel", choice=True),
+    "q8": Plant(wrong.activations_in_8_bits, tuple(LINEAR),
+                "its inputs were rounded to 8 bits, a block's scale crushed by its largest channel", choice=True),
 }
 
 
@@ -109,7 +112,8 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
         raise UsageError(f"--plant {text}: no such kind. Write KIND@LAYER.STAGE with one of:\n{plant_table()}")
     stage = stage_named(name)
     if stage.name not in PLANTS[kind].stages:
-        raise UsageError(f"--plant {text}: {kind} does not stand at {stage.name}; it does at {', '.join(PLANTS[kind].stages)}.")
+        stages = ", ".join(PLANTS[kind].stages)
+        raise UsageError(f"--plant {text}: {kind} does not stand at {stage.name}; it does at {stages}.")
     if stage.whole:
         if dot:
             raise UsageError(f"--plant {text}: {stage.name} belongs to the whole model; write {kind}@{stage.name}.")

@@ -1,4 +1,4 @@
-"""Write a folder that shows a wrong stage by itself: its inputs, its weight rows, the value found there, and a test that fails.
+"""Write a folder that shows a wrong stage by itself: its inputs, its weight rows, its value, and a test that fails.
 
 The folder needs numpy, safetensors and pytest, and nothing of this project.
 """
@@ -103,7 +103,7 @@ def test_the_stage_is_what_float64_makes_of_its_inputs():
 def write_reproducer(
     folder: Path, side: Side, name: str, place: Place, error: LocalError, tokens: Sequence[int], cancelled: IsCancelled
 ) -> Path:
-    """Capture the stage's inputs and value on that side and write case.safetensors, case.json and test_case.py into folder."""
+    """Capture the stage's inputs and value on that side; write case.safetensors, case.json and test_case.py."""
     from safetensors.numpy import save_file
 
     seen = _capture(side, place, tokens, cancelled)
@@ -112,7 +112,8 @@ def write_reproducer(
              "head_dim": side.model.arch.head_dim, "pairing": side.model.arch.rope.pairing, "tokens": list(tokens),
              "model": side.model.file.path.name, "compute": side.compute}
     folder.mkdir(parents=True)
-    save_file({key: np.ascontiguousarray(value.cpu().numpy()) for key, value in case.items()}, folder / "case.safetensors")
+    arrays = {key: np.ascontiguousarray(value.cpu().numpy()) for key, value in case.items()}
+    save_file(arrays, folder / "case.safetensors")
     (folder / "case.json").write_text(to_json(says, indent=1) + "\n")
     title = f"{place_text(place)} of side {name} is not what float64 makes of its own inputs."
     (folder / "test_case.py").write_text(TEST.format(title=title, file="test_case.py"))
@@ -157,7 +158,8 @@ def _case(side: Side, place: Place, seen: dict[str, Tensor]) -> tuple[dict[str, 
         norm = side.model.vector(f"blk.{layer}.attn_{stage[0]}_norm.weight")
         return case if norm is None else {**case, "norm": norm}, {"operation": "rope"}
     if stage == "attn_mix":
-        return {"found": found, "q": seen["q_rope"], "k": seen["k_rope"], "v": seen["qkv"][:, n_q + n_kv :]}, {"operation": "attend"}
+        values = seen["qkv"][:, n_q + n_kv :]
+        return {"found": found, "q": seen["q_rope"], "k": seen["k_rope"], "v": values}, {"operation": "attend"}
     if stage == "ffn_silu":
         return {"found": found, "input": seen["ffn_gate"]}, {"operation": "silu"}
     if stage == "ffn_swigl":

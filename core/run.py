@@ -1,4 +1,4 @@
-"""Run a traced forward of an opened model, with the witness beside it, and its greedy continuation. It judges nothing."""
+"""Run a traced forward of an opened model, with the witness beside it, and its greedy continuation. No verdicts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from core.trace import Emit, Event, IsCancelled, NextToken
 SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
 
 
-def open_side(file: ModelFile, device: str, compute: str = "f32", threads: int | None = None, plant: str | None = None) -> Side:
+def open_side(
+    file: ModelFile, device: str, compute: str = "f32", threads: int | None = None, plant: str | None = None
+) -> Side:
     """Hold a file to its architecture and set it on a device; DeviceError, UsageError."""
     if compute not in COMPUTES:
         raise UsageError(f"--compute {compute!r}: this build computes in {', '.join(COMPUTES)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: a number from 1 is needed.")
     if device.startswith("cuda") and not can_use_cuda():
-        raise DeviceError(f"{device} is there, but this torch ({torch.__version__}) is built without CUDA or cannot start it. "
-                          "Install a CUDA build of torch, or use --device cpu.")
+        raise DeviceError(f"{device} is there, but this torch ({torch.__version__}) is built without CUDA or cannot "
+                          "start it. Install a CUDA build of torch, or use --device cpu.")
     arch = read_arch(file)
     if plant:
         parse_plant(plant, arch.n_layer)
@@ -91,7 +93,8 @@ def run_traced(
 
 
 def continue_greedily(
-    side: Side, tokens: Sequence[int], n_token: int, end: Sequence[int], said: Callable[[int], None], cancelled: IsCancelled
+    side: Side, tokens: Sequence[int], n_token: int, end: Sequence[int], said: Callable[[int], None],
+    cancelled: IsCancelled,
 ) -> list[int]:
     """Return up to n_token next tokens, each the likeliest, through the cache, unwatched; stops after one of end."""
     cache, out, feed = Cache(), [], list(tokens)
@@ -131,7 +134,7 @@ def within(layers: tuple[int, int] | None, tap: Tap) -> Tap:
 
 
 class verifying:
-    """Check a file's checksum in a thread while its weights are read; leaving raises the FileError of a damaged file."""
+    """Check a file's checksum in a thread while its weights are read; leaving raises a damaged file's FileError."""
 
     def __init__(self, file: ModelFile) -> None:
         self._pool = ThreadPoolExecutor(1)

@@ -23,7 +23,7 @@ CHOICES = {
 
 
 def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
-    """Measure B against A where both kept values; a grid cell that one side lacks is absent. {} where a side has none."""
+    """Measure B against A where both kept values; a grid cell that one lacks is absent. {} where a side has none."""
     import torch
 
     from core.distance import difference

@@ -1,6 +1,6 @@
 """The door: open, trace, compare, check, export. The command line and the console both call it; it prints nothing.
 
-Nothing here imports torch or polars before a run needs them. Words: a Source is what to run or open, a Prompt what to feed.
+Nothing here imports torch or polars before a run needs them. A Source is what to run or open, a Prompt what to feed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from core.arch import Arch, read_arch, stage_weights
 from core.errors import UsageError
 from core.finding import Finding
 from core.model_file import ModelFile
-from core.opening import continue_text, describe, encode, is_bundle, open_bundle, open_model, open_pair, open_saved, ready, room
+from core.opening import (
+    continue_text,
+    describe,
+    encode,
+    is_bundle,
+    open_bundle,
+    open_model,
+    open_pair,
+    open_saved,
+    ready,
+    room,
+)
 from core.source import Prompt, Source
 from core.spikes import find_hints
 from core.stages import Place, scope_positions
@@ -25,14 +36,15 @@ from core.verdict import Bisection, Check, Comparison
 
 __all__ = [
     "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "encode", "ensure_demo",
-    "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints", "import_trace", "is_bundle",
-    "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
+    "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints", "import_trace",
+    "is_bundle", "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
 ]
 
 
 def trace(
-    source: Source, prompt: Prompt, *, scope: str = "all", layers: tuple[int, int] | None = None, keep_values: bool = False,
-    witness: bool = True, generate: int = 0, emit: Emit = no_emit, cancelled: IsCancelled = never,
+    source: Source, prompt: Prompt, *, scope: str = "all", layers: tuple[int, int] | None = None,
+    keep_values: bool = False, witness: bool = True, generate: int = 0,
+    emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Trace:
     """Run a traced forward; emits phase, start, cell and token events; raises Cancelled when cancelled() turns true.
 
@@ -40,17 +52,20 @@ def trace(
     """
     if source.scheme:
         if generate:
-            raise UsageError(f"--generate: {source.scheme} is run on the prompt only. Leave it out, or trace the model file.")
+            raise UsageError(
+                f"--generate: {source.scheme} is run on the prompt only. Leave it out, or trace the model file.")
         from core.captures import trace_source
 
-        return trace_source(source, prompt, layers=layers, keep_values=keep_values, witness=witness, emit=emit, cancelled=cancelled)
+        return trace_source(source, prompt, layers=layers, keep_values=keep_values, witness=witness, emit=emit,
+                            cancelled=cancelled)
     if is_bundle(source.path):
         return open_saved(source)
     file = open_model(source.path)
     tokens = encode(file, prompt)
     arch = read_arch(file)
     if layers is not None and not 0 <= layers[0] < layers[1] <= arch.n_layer:
-        raise UsageError(f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {arch.n_layer} is needed (B excluded).")
+        raise UsageError(
+            f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {arch.n_layer} is needed (B excluded).")
     if scope.startswith("pos:") and not scope_positions(scope, len(tokens)):
         raise UsageError(f"--scope {scope}: the prompt has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}.")
     emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
@@ -69,10 +84,10 @@ def trace(
 
 
 def compare(
-    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0, keep_values: bool = False,
-    emit: Emit = no_emit, cancelled: IsCancelled = never,
+    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+    keep_values: bool = False, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Comparison:
-    """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle among them, else the default."""
+    """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
     from core.compare import Question, judge, judge_saved
 
     ask = Question(scope, threshold, emit, cancelled, keep_values)
@@ -221,7 +236,7 @@ def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path
 
 
 def check_out(out: Path, *, force: bool) -> None:
-    """Refuse an output folder before the work: UsageError where it exists without force, OutputError where it cannot be."""
+    """Refuse an output folder before work: UsageError where it exists without force, OutputError where it cannot be."""
     from core import new_folder
 
     new_folder.check_out(out, force=force)

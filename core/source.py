@@ -13,7 +13,7 @@ SCHEMES = ("llama.cpp", "transformers")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file (scheme)."""
+    """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file."""
 
     path: Path
     scheme: str = ""      # "", llama.cpp or transformers
@@ -48,7 +48,8 @@ def parse_source(text: str, default: Source) -> Source:
     for setting in settings.split(","):
         key, _, value = setting.partition("=")
         if key not in ("compute", "device", "threads"):
-            raise UsageError(f"{text}: {key!r} is not a setting of a side. Write FILE@compute=q8,device=cuda:0,threads=1.")
+            raise UsageError(f"{text}: {key!r} is not a setting of a side. "
+                             "Write FILE@compute=q8,device=cuda:0,threads=1.")
         if key == "threads" and not value.isdigit():
             raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
         changes[key] = int(value) if key == "threads" else value

@@ -11,8 +11,9 @@ from core.errors import UsageError
 class Stage:
     """One named value of the forward.
 
-    width: D model, Q = (n_head + 2 n_kv_head) * head_dim, H = n_head * head_dim, K = n_kv_head * head_dim, F feed-forward,
-    V vocabulary. inputs: the stages it is recomputed from; "previous" is the output of the layer before (embedding at 0).
+    width: D model, Q = (n_head + 2 n_kv_head) * head_dim, H = n_head * head_dim, K = n_kv_head * head_dim,
+    F feed-forward, V vocabulary. inputs: the stages it is recomputed from; "previous" is the output of the layer before
+    (embedding at 0).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Guess what a bad value is: recompute it as each known bug would leave it, and see which one it is. A guess, not a verdict."""
+"""Guess what a bad value is: recompute it as each known bug would leave it, and see which it is. It is no verdict."""
 
 from __future__ import annotations
 

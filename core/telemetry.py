@@ -39,7 +39,8 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
         gpus = []
         for i in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(i)
-            gpus.append(Gpu(i, str(pynvml.nvmlDeviceGetName(handle)), pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20))
+            memory_mib = pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20
+            gpus.append(Gpu(i, str(pynvml.nvmlDeviceGetName(handle)), memory_mib))
         return tuple(gpus), "" if gpus else "the driver shows no GPU"
     except pynvml.NVMLError as error:
         return (), f"NVML failed ({error})"
@@ -48,7 +49,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
 
 def choose_device(wanted: str) -> tuple[str, str]:
-    """Return the device to run on and why: UsageError for a spelling, DeviceError for an explicit device that is absent."""
+    """Return the device to run on and why: UsageError for a spelling, DeviceError for an explicit device not there."""
     if not DEVICE.fullmatch(wanted):
         raise UsageError(f"{wanted!r} is not a device. Write auto, cpu, cuda or cuda:N (N from 0 to 15).")
     if wanted == "cpu":

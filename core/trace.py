@@ -1,4 +1,4 @@
-"""Records of a traced run: what happened (Event) and what came of it (Trace). They do not run anything; session does."""
+"""Records of a traced run: what happened (Event) and what came of it (Trace). They run nothing; session does."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def never() -> bool:
 class Trace:
     """What a traced run, a bundle or another tool's table says of one forward.
 
-    tokens: () where the source does not say. observed_equals_unobserved: the witness's word; None where it was left out.
+    tokens: () where the source does not say. observed_equals_unobserved: the witness's word; None where left out.
     values: stage -> array [T, width] where the run kept them (torch tensors, or numpy arrays from a bundle).
     """
 
@@ -100,7 +100,7 @@ class Trace:
     planted: str | None = None
     notes: tuple[str, ...] = ()
     values: Mapping[Place, Any] | None = field(default=None, repr=False)
-    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file identity, arch, seed: goes to the manifest
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file identity, arch, seed: for the manifest
 
     @property
     def n_layer(self) -> int:

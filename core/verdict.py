@@ -28,7 +28,8 @@ LEAST_FLOOR = 1e-13  # in NMSE: float32 rounds at 2^-24, squared 4e-15, and a su
 class Difference:
     """B against A at one place, each number of the worst token (None: not measured, as with statistics only).
 
-    rel_l2 = |b - a| / |a|; local: B's operation on A's inputs against A; inherited: B against B's operation on A's inputs.
+    rel_l2 = |b - a| / |a|; local: B's operation on A's inputs against A; inherited: B against B's operation on A's
+    inputs.
     floor: the same distance between A and A with rounding-size noise. state: same, unclear, differs, absent.
     """
 
@@ -47,8 +48,8 @@ class Difference:
 class LocalError:
     """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute.
 
-    span: stages before it that the source lacks, judged with it in one piece. declared: relative L2 from what the declared
-    compute makes of the same inputs; None for a live source, where it is the run itself.
+    span: stages before it that the source lacks, judged with it in one piece. declared: relative L2 from what the
+    declared compute makes of the same inputs; None for a live source, where it is the run itself.
     """
 
     nmse: float
@@ -140,17 +141,18 @@ class Check:
         worst = self.worst
         if self.first is None:
             times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
-            cache = ("generated positions through the cache equal one prefill within the floor",) if self.decoded else ()
-            return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, within its compute's floor{times}",
-                    *cache)
+            cache = "generated positions through the cache equal one prefill within the floor"
+            return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
+                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()))
         if isinstance(worst, Difference):
-            return (f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache from one prefill: "
-                    f"relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, channel {worst.channel}",)
+            return (f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
+                    f"from one prefill: relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, "
+                    f"channel {worst.channel}",)
         assert worst is not None
         inputs = " and ".join(stage_named(self.first[1]).inputs) or "token ids"
         later = sum(e.is_bad for e in self.errors.values()) - 1
-        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): NMSE {worst.nmse:.2g}, "
-                f"floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
+        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): "
+                f"NMSE {worst.nmse:.2g}, floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
                 *((worst.span_text,) if worst.span else ()),
                 *((f"looks like this: {worst.guess}",) if worst.guess else ()),
                 *((f"{later} more stages are bad by themselves",) if later else ()))
@@ -158,7 +160,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """A graft of B's value at a place into A. kl: KL(B || A grafted) of the last token, in nats; recovered: 1 - kl / kl of A."""
+    """A graft of B's value at a place into A.
+
+    kl: KL(B || A grafted) of the last token, in nats. recovered: 1 - kl / kl of A.
+    """
 
     place: Place
     kl: float
@@ -167,7 +172,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """The rungs that were tried, in order of trial. kl: KL(B || A) without a graft. entry: the layer where the cause lies."""
+    """The rungs that were tried, in order. kl: KL(B || A) without a graft. entry: the layer where the cause lies."""
 
     kl: float
     rungs: tuple[Rung, ...]
@@ -181,7 +186,7 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class Bisection:
-    """A comparison with its cause proved: the ladder of grafts (None where nothing differs), and the reproducer's folder."""
+    """A comparison with its cause proved: the ladder of grafts (None where nothing differs), and the reproducer."""
 
     comparison: Comparison
     ladder: Ladder | None = None
@@ -200,6 +205,6 @@ class Bisection:
             parts.append(f"local error {cell.local:.2g}, inherited {cell.inherited:.2g}")
         best = self.ladder.best() if self.ladder else None
         if self.ladder and best:
-            parts.append(f"putting B's {place_text(best.place)} into A brings back {best.recovered:.0%} of the logits' KL "
-                         f"divergence of {self.ladder.kl:.2g} nats")
+            parts.append(f"putting B's {place_text(best.place)} into A brings back {best.recovered:.0%} of the "
+                         f"logits' KL divergence of {self.ladder.kl:.2g} nats")
         return "; ".join(parts)

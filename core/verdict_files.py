@@ -1,4 +1,4 @@
-"""Write what a comparison or a check found: its JSON document, and its folder beside or around the bundles of evidence.py."""
+"""Write what a comparison or a check found: its JSON document, and its folder with the bundles in it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def bisection_document(b: Bisection) -> dict[str, Any]:
     cell = c.cells.get(c.first) if c.first else None
     ladder = None
     if b.ladder:
-        rungs = [{"layer": r.place[0], "stage": r.place[1], "kl": r.kl, "recovered": r.recovered} for r in b.ladder.rungs]
+        rungs = [{"layer": r.place[0], "stage": r.place[1], "kl": r.kl, "recovered": r.recovered}
+                 for r in b.ladder.rungs]
         ladder = {"kl": b.ladder.kl, "entry_layer": b.ladder.entry, "rungs": rungs}
     return comparison_document(c) | {
         "local": cell.local if cell else None, "inherited": cell.inherited if cell else None, "ladder": ladder,
@@ -64,7 +65,7 @@ def write_comparison(
     out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str,
     bisection: Bisection | None = None,
 ) -> Path:
-    """Write a/, b/, cells.csv, verdict.json, gates.json and manifest.json; of a bisection also reproducer/, where a side is wrong.
+    """Write a/, b/, cells.csv, verdict.json, gates.json and manifest.json; of a bisection reproducer/.
 
     Errors: UsageError where out exists without force, OutputError.
     """

@@ -61,6 +61,11 @@ class WeightDiff:
     row_relative: float = 0.0  # |B - A| / |A| of that row
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether it is there in two types, one of which has no row."""
+        return self.bound is None and self.quant_a != self.quant_b and "absent" not in (self.quant_a, self.quant_b)
+
+    @property
     def is_explained(self) -> bool:
         """Whether the types' rounding is enough to explain it, in the whole tensor and in its worst row."""
         if self.bound is None:

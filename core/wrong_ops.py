@@ -23,11 +23,16 @@ BLOCK = 32
 WRONG_EPS = 1e-3
 # stage -> the tensors behind it, joined in this order (after blk.N.)
 LINEAR = {
-    "qkv": ("attn_q", "attn_k", "attn_v"), "attn_out": ("attn_output",), "ffn_gate": ("ffn_gate",), "ffn_up": ("ffn_up",),
-    "ffn_out": ("ffn_down",),
+    "qkv": ("attn_q", "attn_k", "attn_v"), "attn_out": ("attn_output",), "ffn_gate": ("ffn_gate",),
+    "ffn_up": ("ffn_up",), "ffn_out": ("ffn_down",),
 }
-SOURCES = {"qkv": "attn_norm", "attn_out": "attn_mix", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm", "ffn_out": "ffn_swigl"}
-NORMS = {"attn_norm": ("previous", "attn_norm"), "ffn_norm": ("attn_resid", "ffn_norm"), "final_norm": ("previous", "output_norm")}
+SOURCES = {
+    "qkv": "attn_norm", "attn_out": "attn_mix", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm", "ffn_out": "ffn_swigl",
+}
+NORMS = {
+    "attn_norm": ("previous", "attn_norm"), "ffn_norm": ("attn_resid", "ffn_norm"),
+    "final_norm": ("previous", "output_norm"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def bf16_sum(scene: Scene) -> Tensor:
 
 
 def activations_in_8_bits(scene: Scene) -> Tensor:
-    """The inputs rounded to 8 bits as ggml does: not a bug but a choice (--compute q8), which crushes a block with an outlier."""
+    """The inputs rounded to 8 bits as ggml does: no bug but a choice (--compute q8); it crushes an outlier's block."""
     def product(s: Scene, name: str, x: Tensor) -> Tensor:
         wide = s.weight(f"{name}.weight").quant.endswith("_K") and x.shape[1] % 256 == 0
         rounded = q8_k(x.float()) if wide else q8_0(x.float()) if x.shape[1] % BLOCK == 0 else x
@@ -137,7 +142,8 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     """RoPE with the other pairing, positions off by offset, or base times that of the model."""
     arch = scene.model.arch
     names = {"adjacent": "halves", "halves": "adjacent"}
-    rope = replace(arch.rope, base=arch.rope.base * base, pairing=names[arch.rope.pairing] if pairing else arch.rope.pairing)
+    rope = replace(arch.rope, base=arch.rope.base * base)
+    rope = replace(rope, pairing=names[rope.pairing]) if pairing else rope
     n_q, n_kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
     start, stop = (0, n_q) if scene.stage == "q_rope" else (n_q, n_q + n_kv)
     x_TNH = scene.inputs["qkv"].to(scene.value.dtype)[:, start:stop].unflatten(-1, (-1, arch.head_dim))  # type: ignore[no-untyped-call]

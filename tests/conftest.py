@@ -1,4 +1,4 @@
-"""Settings of every test run: threads that wait do not spin, for the machine has few cores and lanes change their count."""
+"""Settings of every test run: threads that wait do not spin, as in the command; lanes change their count often."""
 
 import os
 

@@ -1,9 +1,10 @@
 """The planted-fault suite: every bug at every place where it can stand, and clean pairs that must raise no bug.
 
-usage: python -m tests.suite [--sample N]     prints a table; exit 1 where a fault is not located or a clean pair is accused
+usage: python -m tests.suite [--sample N]
 
-Value faults go through `check` alone, at compute f32; byte faults through `compare` with a clean partner, since a file is always
-right by its own weights. A fault that changes nothing where it stands is expected as BELOW_FLOOR, and the suite measures that.
+Prints a table; exit 1 where a fault is not located or a clean pair is accused. Value faults go through `check` alone,
+at compute f32; byte faults through `compare` with a clean partner, since a file is always right by its own weights.
+A fault that changes nothing where it stands is expected as BELOW_FLOOR, and the suite measures that.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def write_models(folder: Path) -> dict[str, Path]:
         "qwen2": write_model(folder / "qwen2.gguf", "Q8_0", arch="qwen2", **shape),
         "llama": write_model(folder / "llama.gguf", "F16", arch="llama", tied=True, **shape),
         "qwen3": write_model(folder / "qwen3.gguf", "F32", arch="qwen3", head_dim=32, **shape),
-        "qwen2-k": write_model(folder / "k.gguf", "Q4_K", arch="qwen2", quants={"blk.1.ffn_down.weight": "Q6_K"}, **wide),
+        "qwen2-k": write_model(
+            folder / "k.gguf", "Q4_K", arch="qwen2", quants={"blk.1.ffn_down.weight": "Q6_K"}, **wide),
     }
 
 
@@ -76,7 +78,7 @@ def value_cases(models: Sequence[str]) -> Iterator[Case]:
 
 
 def below_floor(path: Path, case: Case, ids: Sequence[int]) -> bool:
-    """Measure whether the fault changes its value by less than a check can tell: the same run, before and after the plant."""
+    """Measure whether the fault changes its value by less than a check can tell: in one run, before and after it."""
     side = open_side(session.open_model(path), "cpu", plant=case.plant)
     before: dict[Place, object] = {}
     after: dict[Place, object] = {}
@@ -105,7 +107,8 @@ def clean_pairs(models: dict[str, Path], folder: Path) -> Iterator[tuple[str, So
     for name, path in models.items():
         session.convert(path, folder / f"{name}.apr", to="f32" if name == "qwen2" else None, force=True)
     apr = {name: folder / f"{name}.apr" for name in models}
-    settings = [("f32", "f32"), ("f32", "q8"), ("f32", "bf16"), ("q8", "f32"), ("bf16", "f32"), ("q8", "q8"), ("bf16", "bf16")]
+    settings = [("f32", "f32"), ("f32", "q8"), ("f32", "bf16"), ("q8", "f32"), ("bf16", "f32"), ("q8", "q8"),
+                ("bf16", "bf16")]
     for name, (a, b), ids in itertools.product(models, settings, PROMPTS):
         yield f"{name} {a} {b}", Source(models[name], compute=a), Source(models[name], compute=b, threads=1), ids
         yield f"{name} {a} apr {b}", Source(models[name], compute=a), Source(apr[name], compute=b), ids

@@ -35,7 +35,8 @@ def bisect(model: Path, plant: str | None, **more):
     ("twice-residual", "output"), ("norm-plus-one", "ffn_norm"),
 ])
 @pytest.mark.parametrize("layer", [0, 3])
-def test_the_layer_where_a_bug_enters_is_found_and_its_stage_brings_all_back(model: Path, kind: str, stage: str, layer: int):
+def test_the_layer_where_a_bug_enters_is_found_and_its_stage_brings_all_back(
+        model: Path, kind: str, stage: str, layer: int):
     result = bisect(model, f"{kind}@{layer}.{stage}")
     assert result.comparison.verdict == "H2" and result.comparison.side == "A"
     assert result.comparison.first == (layer, stage)
@@ -71,9 +72,9 @@ def test_b_can_be_the_wrong_side(tmp_path: Path, model: Path):
 
 
 @pytest.mark.parametrize("plant", [
-    "scale@1.qkv", "shift@1.q_rope", "no-scale@1.attn_mix", "transpose@2.attn_out", "negate@2.attn_resid", "eps@2.ffn_norm",
-    "drop-block@3.ffn_gate", "gelu@3.ffn_silu", "swap@3.ffn_swigl", "overflow@3.ffn_out", "no-residual@4.output",
-    "norm-plus-one@final_norm", "nan@logits", "rope-offset@0.k_rope",
+    "scale@1.qkv", "shift@1.q_rope", "no-scale@1.attn_mix", "transpose@2.attn_out", "negate@2.attn_resid",
+    "eps@2.ffn_norm", "drop-block@3.ffn_gate", "gelu@3.ffn_silu", "swap@3.ffn_swigl", "overflow@3.ffn_out",
+    "no-residual@4.output", "norm-plus-one@final_norm", "nan@logits", "rope-offset@0.k_rope",
 ])
 def test_the_reproducer_fails_and_passes_once_mended(tmp_path: Path, model: Path, plant: str):
     result = bisect(model, plant)
@@ -90,7 +91,8 @@ def test_the_reproducer_needs_nothing_of_this_project(tmp_path: Path, model: Pat
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     run = subprocess.run(test, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 1 and "3.ffn_silu: NMSE" in run.stdout, run.stdout
-    assert not any(line.startswith(("import core", "from core")) for line in (folder / "test_case.py").read_text().splitlines())
+    lines = (folder / "test_case.py").read_text().splitlines()
+    assert not any(line.startswith(("import core", "from core")) for line in lines)
 
 
 def test_an_interrupted_ladder_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):

@@ -49,7 +49,7 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"floor [345]|session|captures|opening"),  # session's run describes torch; both only inside functions
+    "torch": Package(r"floor [345]|session|captures|opening"),  # from floor 7 only inside functions
     "polars": Package(r"evidence", lazy=True),
     "gguf": Package(r"decode|gguf_writer|faults_bytes|quantise", lazy=True),
     "pynvml": Package(r"telemetry", lazy=True),

@@ -79,7 +79,8 @@ def test_a_contract_takes_known_gates_and_measures_nothing_else(pair):
         ("FALSIFY-FFN-GGUF-002", "PASS"), ("FALSIFY-FFN-GGUF-010", "NOT_MEASURED")]
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "falsification_tests: 3", "falsification_tests: [{rule: x}]", "a: [", "\x00"])
+@pytest.mark.parametrize("text", [
+    "", "[1, 2]", "falsification_tests: 3", "falsification_tests: [{rule: x}]", "a: [", "\x00"])
 def test_a_contract_of_another_form_is_refused(text: str):
     with pytest.raises(FileError):
         contract_gates(text, "c.yaml", [])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, until
 
-from apr_tui.keys import ALL, CHECK, CHECKED, DRILL, GRID, KEYS, LADDER, PAIR, bindings, help_lines, keys_of, markdown, shown
+from apr_tui import keys as table
+from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
 from core.stages import STAGES
 from core.stats import ScopeStats, Stats
 
@@ -106,8 +107,8 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
     from apr_tui.page import PageScreen
     from apr_tui.trace_screen import TraceScreen
 
-    classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, "page": PageScreen, CHECK: CheckScreen,
-               CHECKED: CheckedLayer, LADDER: LadderScreen}
+    classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, table.PAGE: PageScreen,
+               table.CHECK: CheckScreen, table.CHECKED: CheckedLayer, table.LADDER: LadderScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):

@@ -65,14 +65,13 @@ static inline Ints larger_finite(Ints a, Ints b) {
 }
 static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)
-static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #else
-static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline bool any(Ints mask) {
     int found = 0;
     for (int i = 0; i < VL; i++) found |= mask[i];
@@ -81,6 +80,7 @@ static inline bool any(Ints mask) {
 static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
 static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #endif
 
@@ -98,6 +98,7 @@ static Row take(const float* x, long n, float* peak) {
     Double sum[HALVES] = {}, square[HALVES] = {};
     const long whole = n / LANES * LANES;
     for (long k = 0; k < whole; k += LANES) {
+        __builtin_prefetch(x + k + 1024);
         for (int p = 0; p < PARTS; p++) {
             const Vec v = load<Vec>(x + k + p * VL);
             const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes in whole numbers: their order is the floats'

@@ -62,7 +62,8 @@ def unknown_notes(**facts: object) -> tuple[str, ...]:
 def scope_cells(stats: Mapping[Place, Stats], scope: str | None) -> dict[Place, ScopeStats]:
     """Put each cell's statistics under their scope; logits are the last token's in every producer."""
     return {
-        place: ScopeStats({"last" if place[1] == "logits" else scope or UNKNOWN_SCOPE: cell}) for place, cell in stats.items()
+        place: ScopeStats({"last" if place[1] == "logits" else scope or UNKNOWN_SCOPE: cell})
+        for place, cell in stats.items()
     }
 
 

@@ -2,7 +2,7 @@
 
 Rows: |decoded - original| / |original| over 2^22 weights, and of the worst of 1024 rows; for normal weights (the
 table), and for heavier tails (what ROOM is for). Q4_K and Q6_K by our quantisers, the rest by gguf-py's; Q2_K, Q3_K and
-Q5_K, which neither writes, by the values that plain rounding to their scales leaves. A type that none makes is left out.
+Q5_K, which neither writes, by the values that plain rounding to their scales leaves. The other types are left out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""Ask for a training run: a line of options, or the folder of a run to follow. It trains nothing."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apr_tui.paint import foreign
+from apr_tui.train_command import train_options
+from apr_tui.train_worker import Training
+from core.errors import UsageError
+
+if TYPE_CHECKING:
+    from apr_tui.app import Console
+
+ONLY_WORDS = {"-h", "--help", "--detach", "--json", "--quiet"}  # options that a screen has no use for
+
+
+def open_training(console: Console, say: Callable[[str, str], None], device: str = "auto") -> None:
+    """Show the console's run, or ask for one."""
+    from apr_tui.train_screen import TrainScreen
+
+    def begin(training: Training) -> None:
+        console.training = training
+        training.start()
+        console.push_screen(TrainScreen(console, training))
+
+    if console.training is not None:
+        console.push_screen(TrainScreen(console, console.training))
+    else:
+        ask_training(console, say, default_line(device), begin)
+
+
+def default_line(device: str = "auto") -> str:
+    """The options that stand in the line at first."""
+    more = "" if device == "auto" else f" --device {device}"
+    return f"--config tiny{more} --out ./train-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def ask_training(
+    console: Console, say: Callable[[str, str], None], line: str, begin: Callable[[Training], None],
+) -> None:
+    """Ask for the options of a run, as on the command line."""
+    def answered(text: str) -> None:
+        try:
+            begin(read_line(text))
+        except UsageError as error:
+            say(foreign(str(error)), "watch")
+
+    console.ask("train", line, "options of apr-tui train; --watch DIR follows a run", answered)
+
+
+def read_line(text: str) -> Training:
+    """Turn a line of options into a run that is not yet started; UsageError."""
+    from apr_tui.options import command_parser
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}. Close the quotation.") from error
+    words = words[2:] if words[:2] == ["apr-tui", "train"] else words
+    outside = ONLY_WORDS & set(words)
+    if outside:
+        raise UsageError(f"{', '.join(sorted(outside))}: only on the command line: apr-tui train {shlex.join(words)}")
+    options = command_parser("train").parse_args(words)
+    options.command = f"apr-tui train {shlex.join(words)}"
+    if options.watch is not None:
+        return Training(Path(options.watch).expanduser(), line=text)
+    if options.out is None:
+        raise UsageError("A run needs --out DIR, a folder of its own; --watch DIR follows one.")
+    asked = train_options(options)
+    return Training(asked.out.expanduser(), replace(asked, out=asked.out.expanduser()), line=text)
