@@ -97,11 +97,9 @@ class CompareScreen(VerdictScreen):
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
         lines: list[list[Span]] = [verdict_spans(found)]
-        if self.bisection is not None:
+        if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
-            if self.bisection.ladder is not None:
-                lines.append([("   b", "key"), (" shows the ladder of grafts", "quiet")])
-            return lines
+            return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]
         reasons = [part for reason in found.reasons for part in wrap(foreign(reason), width - 4)]
         lines += [[(f"   {part}", "text")] for part in reasons[:3]]
         if len(reasons) > 3:

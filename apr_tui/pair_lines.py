@@ -39,7 +39,7 @@ def verdict_spans(found: Comparison) -> list[Span]:
     if found.measured is not None:
         spans.append((f"  {short(found.measured)}", "text"))
     if found.multiple is not None:
-        spans.append((f" = {short(found.multiple)} x floor {short(found.floor)}", "text"))
+        spans.append((f" = {short(found.multiple)} x floor", "text"))
     return spans
 
 

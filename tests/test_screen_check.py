@@ -258,7 +258,7 @@ async def test_where_nothing_differs_there_is_no_ladder(monkeypatch):
     found = replace(shallow_pair(), verdict="AGREE", first=None, side=None, error=None)
     async with console(monkeypatch, CheckDoor(bisected=Bisection(found))) as (app, pilot):
         await bisected(app, pilot)
-        assert "AGREE: blk.5" in text_of(app) and "ladder" not in text_of(app)
+        assert ". AGREE: no cell differs" in text_of(app) and "ladder" not in text_of(app)
         await pilot.press("b")
         assert "there is no graft to try" in text_of(app) and app.screen.kind == "comparison"
 
@@ -332,8 +332,8 @@ async def test_what_files_and_engines_say_reaches_no_page_raw(monkeypatch):
 
 
 def test_a_copied_command_has_only_options_that_its_verb_takes():
-    bounds = (pair_lines.SAME, pair_lines.CLEAR, ladder_page.RECOVERED)
-    assert bounds == (pairs.SAME, pairs.CLEAR, grafts.RECOVERED)
+    request = Request(
+        Path("m.gguf"), plant="nan@3.qkv", generate=4, layers=(0, 2), scope="rest", threshold=5.0, chat=True)
     for verb, (_, positionals, _) in COMMANDS.items():
         if verb in ("trace", "check", "compare", "bisect"):
             words = shlex.split(request.command(verb, *[Path("m.gguf")] * len(positionals), scope="rest"))

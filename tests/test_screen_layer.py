@@ -106,9 +106,11 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
     from apr_tui.ladder_page import LadderScreen
     from apr_tui.page import PageScreen
     from apr_tui.trace_screen import TraceScreen
+    from apr_tui.train_screen import TrainScreen
 
     classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, table.PAGE: PageScreen,
-               table.CHECK: CheckScreen, table.CHECKED: CheckedLayer, table.LADDER: LadderScreen}
+               table.CHECK: CheckScreen, table.CHECKED: CheckedLayer, table.LADDER: LadderScreen,
+               table.TRAIN: TrainScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):

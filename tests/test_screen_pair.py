@@ -42,10 +42,10 @@ async def test_each_metric_shows_over_the_same_grid(monkeypatch):
         assert shown["A"] != shown["B"] and shown["cosine"] == "0.9700" and shown["max_abs"] == "1.5000"
 
 
-async def test_enter_shows_both_sides_of_the_cell(monkeypatch):
+async def test_enter_in_a_layer_shows_both_sides_of_the_cell(monkeypatch):
     async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
         await compared(app, pilot)
-        await pilot.press("enter")
+        await pilot.press("enter", "enter")
         await pilot.pause()
         assert_screen(app, "pair_cell")
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 
 import pytest
-from screen_door import FakeDoor, assert_screen, console, lines_of, styles_of, text_of, until
+from screen_door import FakeDoor, assert_screen, console, lines_of, spiky_trace, styles_of, text_of, until
 from textual.widgets import Input
 
 from apr_tui import train_worker
@@ -90,7 +90,17 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RunReader, "_age", lambda self: 4.0 if self._steps else None)
     monkeypatch.setattr(train_worker, "POLL_S", 0.1)
-    return tmp_path
+    started: list[Training] = []
+    start = Training.start
+    monkeypatch.setattr(Training, "start", lambda self: (started.append(self), start(self))[1])
+    yield tmp_path
+    for training in started:  # as the console does when it closes
+        training.leave(5.0)
+
+
+def small_door() -> FakeDoor:
+    """The trace underneath, as short as it may be."""
+    return FakeDoor(spiky_trace(n_layer=1, words=("a",)))
 
 
 class Trainer:
@@ -151,14 +161,14 @@ async def trained(app, pilot, folder) -> tuple[Training, Trainer]:
 
 
 async def test_a_run_that_is_watched_stands_on_one_screen(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES).relative_to(in_folder)))
         assert_screen(app, "train")
         assert styles_of(app, "X FAIL") == {"#d55e00"} and styles_of(app, " val ") == {"#e69f00"}
 
 
 async def test_the_layers_stand_on_the_shared_grid_and_a_dead_block_is_named(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", dead=(1, 2)).relative_to(in_folder)))
         await pilot.press("o", "j")
         await pilot.pause()
@@ -168,7 +178,7 @@ async def test_the_layers_stand_on_the_shared_grid_and_a_dead_block_is_named(mon
 
 async def test_what_no_gpu_measured_is_not_measured_and_never_0(monkeypatch, in_folder):
     sample = SAMPLE | {"util_pct": None, "own_mib": None, "temperature_c": None, "power_w": 0.0}
-    async with console(monkeypatch, FakeDoor(), no_color=True) as (app, pilot):
+    async with console(monkeypatch, small_door(), no_color=True) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gpu=sample).relative_to(in_folder)))
         assert_screen(app, "train_nulls")
         text = text_of(app)
@@ -177,7 +187,7 @@ async def test_what_no_gpu_measured_is_not_measured_and_never_0(monkeypatch, in_
 
 
 async def test_a_run_without_a_gpu_says_so_in_ascii(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor(), ascii_only=True) as (app, pilot):
+    async with console(monkeypatch, small_door(), ascii_only=True) as (app, pilot):
         folder = write_run(in_folder / "run", gpu=None, status="DONE", sentence="40 steps done", gates=GATES[:1])
         await show(app, pilot, Training(folder.relative_to(in_folder)))
         assert_screen(app, "train_ascii")
@@ -186,7 +196,7 @@ async def test_a_run_without_a_gpu_says_so_in_ascii(monkeypatch, in_folder):
 
 async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     folder = write_run(in_folder / "run", n_step=0, gpu=None, checkpoint=0)
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(folder))
         assert "0 of 100 steps" in lines_of(app)[0] and "no step yet" in text_of(app)
         for i in range(2):
@@ -203,7 +213,7 @@ async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
 async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_folder, age, alive, state):
     monkeypatch.setattr(RunReader, "_age", lambda self: age)
     monkeypatch.setattr("core.train_view._is_alive", lambda run: alive)
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run")))
         assert state in lines_of(app)[0]
         wanted = {200.0: "last step 3 min 20 s ago", 4.0: "last step 4 s ago"}[age]
@@ -212,7 +222,7 @@ async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_fold
 
 
 async def test_a_folder_that_is_no_run_is_an_error_in_words(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(in_folder))
         assert "it is not the folder of a training run" in " ".join(text_of(app).split())
         assert "FAILED" in lines_of(app)[0]
@@ -221,7 +231,7 @@ async def test_a_folder_that_is_no_run_is_an_error_in_words(monkeypatch, in_fold
 async def test_no_key_reaches_a_watched_run(monkeypatch, in_folder):
     folder = write_run(in_folder / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         training = Training(folder)
         await show(app, pilot, training)
         for key in ("p", "w"):
@@ -236,7 +246,7 @@ async def test_no_key_reaches_a_watched_run(monkeypatch, in_folder):
 
 
 async def test_p_pauses_our_run_and_p_goes_on(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         _, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("p")
         await until(pilot, lambda: "paused; p goes on" in text_of(app))
@@ -249,7 +259,7 @@ async def test_p_pauses_our_run_and_p_goes_on(monkeypatch, in_folder):
 
 
 async def test_w_writes_one_checkpoint(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         _, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("w")
         await until(pilot, lambda: trainer.saved == 1)
@@ -258,7 +268,7 @@ async def test_w_writes_one_checkpoint(monkeypatch, in_folder):
 
 @pytest.mark.parametrize("answer", ["y", "n"])
 async def test_escape_asks_before_it_stops_our_run(monkeypatch, in_folder, answer):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("escape")
         await pilot.pause()
@@ -277,7 +287,7 @@ async def test_escape_asks_before_it_stops_our_run(monkeypatch, in_folder, answe
 
 
 async def test_enter_traces_the_newest_checkpoint_while_the_run_goes_on(monkeypatch, in_folder):
-    door = FakeDoor()
+    door = small_door()
     async with console(monkeypatch, door) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("enter")
@@ -294,7 +304,7 @@ async def test_enter_traces_the_newest_checkpoint_while_the_run_goes_on(monkeypa
 
 
 async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(monkeypatch, in_folder, capfd):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("q")
     assert farewell(training)
@@ -306,7 +316,7 @@ async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(mo
 async def test_t_on_the_grid_asks_for_the_options_and_words_of_the_run_come_first(monkeypatch, in_folder):
     trainer = Trainer(in_folder / "run")
     monkeypatch.setattr("core.train_run.train", trainer)
-    async with console(monkeypatch, FakeDoor(), device="cpu") as (app, pilot):
+    async with console(monkeypatch, small_door(), device="cpu") as (app, pilot):
         await pilot.press("t")
         await pilot.pause()
         field = app.screen.query_one(Input)
@@ -327,7 +337,7 @@ async def test_t_on_the_grid_asks_for_the_options_and_words_of_the_run_come_firs
 
 
 async def test_a_run_that_cannot_begin_says_why(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         trainer = Trainer(in_folder / "run", UsageError("run already holds a training run. Give another --out."))
         training = Training(in_folder / "run", TrainOptions(in_folder / "run"), trainer)
         await show(app, pilot, training)
@@ -337,7 +347,7 @@ async def test_a_run_that_cannot_begin_says_why(monkeypatch, in_folder):
 
 
 async def test_a_run_stopped_before_its_first_step_is_no_failure(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         trainer = Trainer(in_folder / "run", Cancelled("stopped before step 0; nothing was trained"))
         await show(app, pilot, Training(in_folder / "run", TrainOptions(in_folder / "run"), trainer))
         trainer.go.set()
@@ -345,7 +355,7 @@ async def test_a_run_stopped_before_its_first_step_is_no_failure(monkeypatch, in
 
 
 async def test_g_shows_each_gate_with_its_verdict(monkeypatch, in_folder):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES)))
         await pilot.press("g")
         await pilot.pause()
@@ -355,7 +365,7 @@ async def test_g_shows_each_gate_with_its_verdict(monkeypatch, in_folder):
 
 @pytest.mark.parametrize("size", [(40, 11), (60, 24), (120, 40), (30, 8)])
 async def test_no_size_breaks_it(monkeypatch, in_folder, size):
-    async with console(monkeypatch, FakeDoor(), size) as (app, pilot):
+    async with console(monkeypatch, small_door(), size) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES)))
         await pilot.press("o")
         await pilot.press("o")
