@@ -77,8 +77,8 @@ class CheckDoor(FakeDoor):
         emit(Event("start", n_layer=self.traced.facts.n_layer, tokens=self.traced.tokens))
         emit(Event("phase", "checking against float64"))
         for place, error in self.checked.errors.items():
-            self._wait(place == self.stop_at, cancelled)
             emit(Event("cell", place=place, cell=self.checked.trace.cells[place]))
+            self._wait(place == self.stop_at, cancelled)
             emit(Event("error", place=place, error=error))
         return self.checked
 

@@ -194,7 +194,7 @@ async def console(
         cached.cache_clear()
 
 
-async def until(pilot: object, holds: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(pilot: object, holds: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until something holds; fail where it does not come to hold."""
     for _ in range(int(seconds / 0.01)):
         await pilot.pause()

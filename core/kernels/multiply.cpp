@@ -37,7 +37,8 @@ static void multiply_odd_tokens(const Job& job, const std::vector<long>& odd, in
 using Digitise = bool (*)(const uint8_t*, Digits&, int);
 using OneLine = void (*)(const TileJob&, const Line*, long, long, std::vector<long>&);
 
-static void multiply_digits(const Job& job, Digitise digits, OneLine line, bool has_mins, int threads) {
+template <bool MINS>
+static void multiply_digits(const Job& job, Digitise digits, OneLine line, int threads) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     static thread_local std::vector<Inputs> kept;
     if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
@@ -49,7 +50,7 @@ static void multiply_digits(const Job& job, Digitise digits, OneLine line, bool 
         for (long t = first; t < std::min(first + TILE, job.tokens); t++)
             unfit[j * job.tokens + t] = !split(job.x + t * job.x_step + j * SUPER, std::min<long>(SUPER, job.cols - j * SUPER), inputs[i], static_cast<int>(t - first));
     });
-    const TileJob tiles{digits, has_mins, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out, job.out_step};
+    const TileJob tiles{digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out, job.out_step};
     std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
     for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
     std::mutex lock;
@@ -57,7 +58,7 @@ static void multiply_digits(const Job& job, Digitise digits, OneLine line, bool 
     pool().run((job.rows + GROUP - 1) / GROUP, few ? 1 : threads, [&](long i) {
         std::vector<long> odd;
         const long last = std::min(job.rows, (i + 1) * GROUP);
-        alone.empty() ? multiply_tiles(tiles, i * GROUP, last, odd) : line(tiles, alone.data(), i * GROUP, last, odd);
+        alone.empty() ? multiply_tiles<MINS>(tiles, i * GROUP, last, odd) : line(tiles, alone.data(), i * GROUP, last, odd);
         std::lock_guard<std::mutex> hold(lock);
         odd_rows.insert(odd_rows.end(), odd.begin(), odd.end());
     });
@@ -86,9 +87,9 @@ extern "C" __attribute__((visibility("default"))) int multiply(
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
     const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
 #if defined(__AMX_INT8__)
-    if (layout.decode == q4_k) return multiply_digits(job, digits_q4_k, multiply_line<values_q4_k, true>, true, threads), 0;
-    if (layout.decode == q5_k) return multiply_digits(job, digits_q5_k, multiply_line<values_q5_k, true>, true, threads), 0;
-    if (layout.decode == q6_k) return multiply_digits(job, digits_q6_k, multiply_line<values_q6_k, false>, false, threads), 0;
+    if (layout.decode == q4_k) return multiply_digits<true>(job, digits_q4_k, multiply_line<values_q4_k, true>, threads), 0;
+    if (layout.decode == q5_k) return multiply_digits<true>(job, digits_q5_k, multiply_line<values_q5_k, true>, threads), 0;
+    if (layout.decode == q6_k) return multiply_digits<false>(job, digits_q6_k, multiply_line<values_q6_k, false>, threads), 0;
 #endif
     multiply_dots(job, threads);
     return 0;

@@ -119,7 +119,6 @@ static inline void add_block(const Digits& w, const Inputs& x, float (*y)[TILE])
 
 struct TileJob {
     bool (*digits)(const uint8_t*, Digits&, int);
-    bool has_mins;
     const uint8_t* w;
     long cols, block_bytes, row_bytes;
     const Inputs* x;  // [super-blocks][groups of 16 tokens]
@@ -128,10 +127,21 @@ struct TileJob {
     long out_step;
 };
 
-// Rows first .. last - 1 (at most GROUP) times all tokens; the rows that are not finite are added to odd.
-constexpr long GROUP = 64;
+constexpr long GROUP = 64;  // rows of one call at most: their digits stay in the second-level cache
 
-static inline void multiply_tiles(const TileJob& job, long first, long last, std::vector<long>& odd) {
+// The digits of one super-block of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
+static inline void take_digits(const TileJob& job, long block, long first, long last, long ahead, Digits& out, bool* bad) {
+    for (long r = first; r < last; r++) {
+        const uint8_t* raw = job.w + r * job.row_bytes + block * job.block_bytes;
+        for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: the processor sees no order to run ahead in
+            _mm_prefetch(reinterpret_cast<const char*>(raw + ahead + at), _MM_HINT_T0);
+        if (!job.digits(raw, out, static_cast<int>(r - first))) bad[r - first] = true;
+    }
+}
+
+// Rows first .. last - 1 (at most GROUP) times all tokens; the rows that are not finite are added to odd.
+template <bool MINS>
+static void multiply_tiles(const TileJob& job, long first, long last, std::vector<long>& odd) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     const long parts = (last - first + TILE - 1) / TILE;
     static thread_local std::vector<float> kept;
@@ -139,20 +149,20 @@ static inline void multiply_tiles(const TileJob& job, long first, long last, std
     kept.assign(static_cast<size_t>(parts * groups * TILE * TILE + 16), 0.0f);
     auto* y = reinterpret_cast<float(*)[TILE][TILE]>((reinterpret_cast<uintptr_t>(kept.data()) + 63) / 64 * 64);
     bool bad[GROUP] = {};
+    const auto end = [&](long p) { return std::min(first + (p + 1) * TILE, last); };
     const Tiles tiles;
-    for (long j = 0; j < blocks; j++) {
-        const uint8_t* raw = job.w + first * job.row_bytes + j * job.block_bytes;
-        for (long p = 0; p < parts; p++) {
-            for (long r = p * TILE; r < std::min((p + 1) * TILE, last - first); r++)
-                if (!job.digits(raw + r * job.row_bytes, w[p], static_cast<int>(r % TILE))) bad[r] = true;
-            if (groups == 1) job.has_mins ? add_block<true>(w[p], job.x[j], y[p]) : add_block<false>(w[p], job.x[j], y[p]);
-        }
-        if (groups == 1) continue;
-        for (long g = 0; g < groups; g++)
-            for (long p = 0; p < parts; p++) {
-                const Inputs& x = job.x[j * groups + g];
-                job.has_mins ? add_block<true>(w[p], x, y[p * groups + g]) : add_block<false>(w[p], x, y[p * groups + g]);
+    if (groups == 1) {
+        for (long p = 0; p < parts; p++)
+            for (long j = 0; j < blocks; j++) {
+                take_digits(job, j, first + p * TILE, end(p), TILE * job.row_bytes, w[0], bad + p * TILE);
+                add_block<MINS>(w[0], job.x[j], y[p]);
             }
+    } else {
+        for (long j = 0; j < blocks; j++) {
+            for (long p = 0; p < parts; p++) take_digits(job, j, first + p * TILE, end(p), job.block_bytes, w[p], bad + p * TILE);
+            for (long g = 0; g < groups; g++)
+                for (long p = 0; p < parts; p++) add_block<MINS>(w[p], job.x[j * groups + g], y[p * groups + g]);
+        }
     }
     for (long t = 0; t < job.tokens; t++)
         for (long r = first; r < last; r++)
