@@ -70,7 +70,8 @@ def kernel_path(compute: str, device: torch.device) -> str:
     kernels = library()
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
-    return f"fused {kernels.level.name} for {' '.join(FUSED)} ({kernels.reason}); other types {steps}"
+    level = kernels.level
+    return f"fused {level.name} ({level.says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
 
 
 def multiply(

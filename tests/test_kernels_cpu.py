@@ -1,18 +1,20 @@
-"""The compiled products against float64, on every fused type and odd shapes, and their bits under other company."""
+"""The compiled products and statistics against float64, on every type and odd shapes; their bits in other company."""
 
 from __future__ import annotations
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from core import matmul
+from core import matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
-from core.kernels.fused import multiply_fused
+from core.kernels.fused import measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.model_file import Weight
@@ -187,3 +189,88 @@ def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APR_TUI_KERNEL", "of the moon")
     said = library.__wrapped__()
     assert isinstance(said, Absent) and LEVELS[-1] in said.reason
+
+
+@pytest.mark.parametrize("quant", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("size", [1e-38, 1e-33, 1e-20, 1e20, 1e34])
+def test_small_and_large_activations_keep_their_digits(quant: str, size: float) -> None:
+    weight, x = random_weight(quant, 20, 512), random_x(5, 512) * size
+    weight.data.reshape(20, -1)[:, SCALES[quant][0] + 1] &= 0x8F  # d below 2^-8, so that no sum overflows
+    want = x.double() @ decode_weight(weight).double().T
+    nmse = float(((product(weight, x) - want) ** 2).sum() / (want**2).sum())
+    assert nmse <= (1e-3 if size < 1e-36 else FLOAT32_NMSE), nmse  # what is subnormal has few digits to begin with
+
+
+@pytest.mark.parametrize("quant", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_a_massive_channel_does_not_drown_the_others(quant: str, tokens: int) -> None:
+    weight, x = random_weight(quant, 64, 1024), random_x(tokens, 1024)
+    x[:, 300] = 3e4
+    full = decode_weight(weight)
+    want = x.double() @ full.double().T
+    plain, ours = (float(((y - want) ** 2).sum() / (want**2).sum()) for y in (x @ full.T, product(weight, x)))
+    assert ours <= max(20 * plain, FLOAT32_NMSE), f"{quant}: NMSE {ours:.1e}, of a plain float32 product {plain:.1e}"
+
+
+def test_padding_that_is_not_finite_does_not_show() -> None:
+    weight, x = random_weight("Q8_0", 3, 40), random_x(2, 40)
+    weight.data.reshape(3, 2, 34)[:, 1, 10:] = 127  # values 40 to 63 of each row
+    halves = Weight("w", "F16", (3, 40), np.full(3 * 80, 0x3C, np.uint8))
+    assert torch.isfinite(product(weight, x)).all() and torch.isfinite(product(halves, x)).all()
+
+
+def values(tokens: int, width: int, kind: str) -> torch.Tensor:
+    x = random_x(tokens, width)
+    if kind == "far from zero":
+        x = x * 1e-3 + 1e4
+    elif kind == "bad":
+        x[tokens // 2, width // 2], x[0, 0], x[-1, -1] = float("nan"), float("inf"), -float("inf")
+    elif kind == "zeros":
+        x[:, ::2] = 0
+        x[-1] = -0.0
+    return x
+
+
+@pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (1, 7), (3, 16), (2, 33), (9, 100), (40, 4096), (65, 2100)])
+def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> None:
+    x = values(tokens, width, kind)
+    got, top = measure_fused(kernels(), x)
+    want = tap._moments(x)
+    for name in ("nan", "inf", "zero", "peak_channel", "nan_channel", "min", "max"):
+        assert got[name].tolist() == want[name].tolist(), name
+    for name in ("mean", "m2", "sumsq"):
+        assert np.allclose(got[name], want[name], rtol=1e-12, atol=1e-12), (name, got[name], want[name])
+    assert top == tap._top_channels(x)
+
+
+@pytest.mark.parametrize("kind", ["random", "bad"])
+def test_compiled_statistics_of_a_token_do_not_depend_on_its_company_or_the_threads(kind: str) -> None:
+    x = values(64, 3000, kind)
+    usual = torch.get_num_threads()
+    together = measure_fused(kernels(), x)[0]
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert measure_fused(kernels(), x)[1] == tap._top_channels(x)
+            alone = [measure_fused(kernels(), x[t:t + 1])[0] for t in (0, 31, 63)]
+            for name, column in together.items():
+                assert column[[0, 31, 63]].tobytes() == np.concatenate([a[name] for a in alone]).tobytes(), name
+    finally:
+        torch.set_num_threads(usual)
+
+
+def test_products_asked_from_several_threads_at_once_are_right() -> None:
+    weight, x = random_weight("Q4_K", 300, 1024), random_x(20, 1024)
+    alone = product(weight, x)
+    with ThreadPoolExecutor(4) as crew:
+        assert all(same_bits(got, alone) for got in crew.map(lambda _: product(weight, x), range(40)))
+
+
+def test_a_forked_child_multiplies_too() -> None:
+    weight, x = random_weight("Q8_0", 300, 1024), random_x(20, 1024)
+    alone = product(weight, x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if same_bits(product(weight, x), alone) else 1)
+    assert os.waitpid(child, 0)[1] == 0

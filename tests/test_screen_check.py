@@ -145,14 +145,13 @@ async def test_e_exports_the_check_and_asks_before_it_overwrites(monkeypatch, tm
     async with console(monkeypatch, door, tokens=(1, 2), compute="q8", generate=3) as (app, pilot):
         await checked(app, pilot)
         await pilot.press("c", "e")
-        await pilot.pause()
+        await until(pilot, lambda: bool(app.screen.query(Input)))
         assert app.clipboard == "apr-tui check tiny.gguf --tokens 1,2 --compute q8 --generate 3"
         assert door.calls[-1][3] == 3, "generated positions are checked too"
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-check"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await pilot.pause()
-        assert "Overwrite it?" in text_of(app)
+        await until(pilot, lambda: "Overwrite it?" in text_of(app))
         await pilot.press("y")
         await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_check")
         assert door.calls[-1][1:] == (tmp_path, True, app.clipboard)
@@ -222,19 +221,20 @@ async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypat
     door = CheckDoor()
     async with console(monkeypatch, door) as (app, pilot):
         await bisected(app, pilot)
-        await pilot.press("b", "c", "e")
-        await pilot.pause()
+        await pilot.press("b")
+        await until(pilot, lambda: app.screen.kind == "ladder")
+        await pilot.press("c", "e")
+        await until(pilot, lambda: bool(app.screen.query(Input)))
         assert app.clipboard == "apr-tui bisect tiny.gguf tiny.apr"
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-bisect"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await pilot.pause()
-        assert "Overwrite it?" in text_of(app)
+        await until(pilot, lambda: "Overwrite it?" in text_of(app))
         await pilot.press("n")
-        await pilot.pause()
-        assert "nothing was written" in text_of(app) and door.calls[-1][0] == "bisect"
+        await until(pilot, lambda: "nothing was written" in text_of(app))
+        assert door.calls[-1][0] == "bisect"
         await pilot.press("e")
-        await pilot.pause()
+        await until(pilot, lambda: bool(app.screen.query(Input)))
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
         await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_bisection")

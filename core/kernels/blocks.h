@@ -1,6 +1,6 @@
 // Decode blocks of quantised weights to float32, with the bits that core/decode.py gives. It multiplies nothing.
 //
-// d * scale * q is exact in float32 (11 + 6 + 5 bits; Q6_K: 11 + 7 + 6), so only the last subtraction rounds, fused or not.
+// d * scale * q is exact in float32 (11 + 6 + 5 bits; Q6_K: 11 + 7 + 6); only the last subtraction rounds.
 // Source of the layouts: gguf-py 0.19, gguf/quants.py.
 #pragma once
 #include <cstdint>
@@ -76,7 +76,8 @@ static void plain_f32(const uint8_t* raw, float* out, long n) { memcpy(out, raw,
 static void plain_f16(const uint8_t* raw, float* out, long n) {
     long i = 0;
 #if defined(__F16C__)
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 2 * i))));
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 2 * i))));
 #endif
     for (; i < n; i++) out[i] = half_at(raw + 2 * i);
 }
@@ -151,7 +152,8 @@ static void q6_k(const uint8_t* raw, float* out, long n) {
                 const Bytes q[4] = {(even & 15) | (high & 3) << 4, (odd & 15) | (high & 12) << 2,
                                     even >> 4 | (high & 48), odd >> 4 | (high & 192) >> 2};
                 const int8_t* sc = reinterpret_cast<const int8_t*>(raw + 192 + 8 * half + i);
-                for (int g = 0; g < 4; g++) put<int8_t>(out + 128 * half + 32 * g + 16 * i, q[g] - 32, d * sc[2 * g]);
+                for (int g = 0; g < 4; g++)
+                    put<int8_t>(out + 128 * half + 32 * g + 16 * i, q[g] - 32, d * sc[2 * g]);
             }
     }
 }
@@ -161,7 +163,8 @@ struct Layout {
     void (*decode)(const uint8_t*, float*, long);
 };
 
-// In the order of FUSED in load.py.
+// In the order of FUSED in library.py.
 static const Layout LAYOUTS[] = {
-    {1, 4, plain_f32}, {1, 2, plain_f16}, {1, 2, plain_bf16}, {32, 18, q4_0}, {32, 34, q8_0}, {256, 144, q4_k}, {256, 176, q5_k}, {256, 210, q6_k},
+    {1, 4, plain_f32}, {1, 2, plain_f16}, {1, 2, plain_bf16}, {32, 18, q4_0},
+    {32, 34, q8_0},    {256, 144, q4_k},  {256, 176, q5_k},   {256, 210, q6_k},
 };

@@ -101,7 +101,8 @@ static inline __m512i sixes(const uint8_t* raw, int i) {
     const int half = i / 2, pair = i % 2;
     const __m512i packed = _mm512_loadu_si512(raw + 64 * half);
     const __m512i four = _mm512_and_si512(pair ? _mm512_srli_epi16(packed, 4) : packed, _mm512_set1_epi8(15));
-    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 128 + 32 * half)));
+    const uint8_t* bits = raw + 128 + 32 * half;
+    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits)));
     const long at = 4 * pair;  // where the first group's two bits are; the second's are 2 higher
     const __m512i shift = _mm512_set_epi64(at + 2, at + 2, at + 2, at + 2, at, at, at, at);
     const __m512i top = _mm512_and_si512(_mm512_srlv_epi64(two, shift), _mm512_set1_epi8(3));
@@ -111,13 +112,16 @@ static inline __m512i sixes(const uint8_t* raw, int i) {
 static inline bool digits_q6_k(const uint8_t* raw, Digits& out, int row) {
     const float d = half_at(raw + 208);
     out.d[row] = d;
-    const __m512i scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 192))));
+    const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 192));
+    const __m512i scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(stored));
     const __m512i zero = _mm512_setzero_si512(), byte = _mm512_set1_epi16(255), offset = _mm512_set1_epi16(32);
-    const __m512i lane = _mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002, 0x0002000200020002,
-                                          0x0001000100010001, 0x0001000100010001, 0, 0);  // 16 values a scale, a lane of them
+    // which scale each 16-bit value takes: 16 values of a byte to a scale, a lane of 128 bits
+    const __m512i lane = _mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002,
+                                          0x0002000200020002, 0x0001000100010001, 0x0001000100010001, 0, 0);
     for (int i = 0; i < STEPS; i++) {
         const __m512i q = sixes(raw, i);
-        const __m512i sc = _mm512_permutexvar_epi16(_mm512_add_epi16(lane, _mm512_set1_epi16(static_cast<short>(4 * i))), scales);
+        const __m512i which = _mm512_add_epi16(lane, _mm512_set1_epi16(static_cast<short>(4 * i)));
+        const __m512i sc = _mm512_permutexvar_epi16(which, scales);
         const __m512i a = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_unpacklo_epi8(q, zero), offset), sc);
         const __m512i b = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_unpackhi_epi8(q, zero), offset), sc);
         _mm512_store_si512(out.low[i][row], _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte)));

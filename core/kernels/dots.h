@@ -1,8 +1,8 @@
 // Multiply float32 activations by stored weights in float32: decode a few rows into cache, then dot products.
 //
 // Each output is a sum over chunks of K of 16 lanes, lane i taking values i, i + 16 ...; a lane is a chain of fused
-// multiply-adds, the lanes are added as a tree, the chunks one after the other. The order depends on K alone: not on the
-// number of tokens, rows or threads, nor on the instruction set (where it has FMA), so neither do the bits.
+// multiply-adds, the lanes are added as a tree, the chunks one after the other. The order depends on K alone: not on
+// the number of tokens, rows or threads, nor on the instruction set (where it has FMA), so neither do the bits.
 // Not here: the K-quants where the processor has AMX (tiles.h).
 #pragma once
 #include <algorithm>
@@ -21,7 +21,8 @@ constexpr long ALONE_MACS = 1 << 17;  // up to here waking a second thread costs
 
 // out[t][r] (+)= w[r] . x[t] over n values (a multiple of 16).
 template <int R, int T>
-static void dots(const float* w, long w_step, const float* x, long x_step, long n, float* out, long out_step, bool first) {
+static void dots(
+    const float* w, long w_step, const float* x, long x_step, long n, float* out, long out_step, bool first) {
     Vec sum[R][T][PARTS] = {};
     for (long k = 0; k < n; k += LANES) {
         Vec a[R][PARTS];
@@ -71,31 +72,34 @@ static float* tile() {
     return kept.get();
 }
 
-// One panel of tokens, t to t + tokens - 1, times rows first .. last - 1 of the tile w.
-static void multiply_panel(const Job& job, const float* w, long w_step, long first, long last, long t, long tokens, long k, long n) {
+// Up to TOKENS tokens from t on, times rows first .. last - 1 of the tile w, over values k .. k + n - 1.
+static void multiply_panel(const Job& job, const float* w, long w_step, long first, long last, long t, long k, long n) {
+    const long tokens = std::min<long>(TOKENS, job.tokens - t);
+    const float* x = job.x + t * job.x_step + k;
     for (long r = first, rows; r < last; r += rows, w += rows * w_step) {
         rows = tokens == 1 && last - r >= ALONE ? ALONE : last - r >= ROWS ? ROWS : 1;
-        dots_of(rows, tokens)(w, w_step, job.x + t * job.x_step + k, job.x_step, n, job.out + t * job.out_step + r, job.out_step, k == 0);
+        float* out = job.out + t * job.out_step + r;
+        dots_of(rows, tokens)(w, w_step, x, job.x_step, n, out, job.out_step, k == 0);
     }
 }
 
 // All tokens times rows first .. last - 1, a tile of them.
 static void multiply_rows(const Job& job, long first, long last) {
     const long n_chunk = (job.cols + CHUNK - 1) / CHUNK, step = ((job.cols + n_chunk - 1) / n_chunk + 255) / 256 * 256;
-    const long group = job.tokens <= TOKENS ? ALONE : last - first;  // few tokens: multiply while it is in the nearest cache
+    const long group = job.tokens <= TOKENS ? ALONE : last - first;  // few tokens: while it is in the first cache
+    const long block = job.layout.block;
     float* w = tile();
     for (long k = 0; k < job.cols; k += step) {
-        const long n = std::min(step, job.cols - k), whole = (n + job.layout.block - 1) / job.layout.block * job.layout.block;
+        const long n = std::min(step, job.cols - k), whole = (n + block - 1) / block * block;
         const long padded = (n + LANES - 1) / LANES * LANES;
         for (long from = first; from < last; from += group) {
             const long to = std::min(from + group, last);
             for (long i = from; i < to; i++) {
                 float* row = w + (i - from) * step;
-                job.layout.decode(job.w + i * job.row_bytes + k / job.layout.block * job.layout.block_bytes, row, whole);
+                job.layout.decode(job.w + i * job.row_bytes + k / block * job.layout.block_bytes, row, whole);
                 std::fill(row + n, row + padded, 0.0f);
             }
-            for (long t = 0; t < job.tokens; t += TOKENS)
-                multiply_panel(job, w, step, from, to, t, std::min<long>(TOKENS, job.tokens - t), k, padded);
+            for (long t = 0; t < job.tokens; t += TOKENS) multiply_panel(job, w, step, from, to, t, k, padded);
         }
     }
 }

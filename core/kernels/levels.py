@@ -20,16 +20,18 @@ V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One build: the processors it runs on, and the compiler's flags."""
+    """One build: the processors it runs on, the compiler's flags, and what it does to numbers."""
 
     name: str
     machines: frozenset[str]  # empty: every one
     needs: frozenset[str]  # processor flags as Linux names them
     flags: tuple[str, ...]
+    says: str = "float32 products and sums"
 
 
 LEVELS = (  # the first that this machine has is taken
-    Level("amx", X86, V4 | AMX, ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8")),
+    Level("amx", X86, V4 | AMX, ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+          "K-quants: activations as 24-bit whole numbers by blocks of 256, sums of a block exact; else float32"),
     Level("avx512", X86, V4, ("-march=x86-64-v4",)),
     Level("avx2", X86, V3, ("-march=x86-64-v3",)),
     Level("plain", frozenset(), frozenset(), ()),  # SSE2 on x86-64, NEON on arm64

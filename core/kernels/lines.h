@@ -51,7 +51,8 @@ static inline Scaled values_q6_k(const uint8_t* raw, const uint8_t* sc, int i) {
     int32_t four;
     memcpy(&four, sc + 4 * i, 4);  // one signed scale for 16 values: a lane of 128 bits
     const __m512i wide = _mm512_broadcast_i32x4(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
-    const __m512i each = _mm512_permutexvar_epi32(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), wide);
+    const __m512i which = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    const __m512i each = _mm512_permutexvar_epi32(which, wide);
     return {sixes(raw, i), _mm512_and_si512(each, _mm512_set1_epi32(0xffff))};
 }
 
@@ -66,12 +67,13 @@ static inline __m128i add_lanes_of_four(const __m512i* v) {
 
 // Rows row .. row + 3 of a super-block (the last one again beyond n_row) into out; returns a bit for each finite one.
 template <Scaled (*VALUES)(const uint8_t*, const uint8_t*, int), bool MINS>
-static inline unsigned sum_rows(const uint8_t* block, const TileJob& job, const Line& x, Sums& out, int row, long n_row) {
+static inline unsigned sum_rows(
+    const uint8_t* block, const TileJob& job, const Line& x, Sums& out, int row, long n_row) {
     __m512i p[3][4] = {};
     unsigned finite = 0;
     for (int r = 0; r < 4; r++) {
         const uint8_t* raw = block + std::min<long>(row + r, n_row - 1) * job.row_bytes;
-        for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: the processor sees no order to run ahead in
+        for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: no order to run ahead in
             _mm_prefetch(reinterpret_cast<const char*>(raw + TILE * job.row_bytes + at), _MM_HINT_T0);
         alignas(16) uint8_t sc[16];
         const float d = half_at(raw + (MINS ? 0 : 208)), dmin = MINS ? half_at(raw + 2) : 0.0f;
@@ -88,7 +90,8 @@ static inline unsigned sum_rows(const uint8_t* block, const TileJob& job, const 
             }
         }
     }
-    for (int digit = 0; digit < 3; digit++) _mm_store_si128(reinterpret_cast<__m128i*>(out.p[digit] + row), add_lanes_of_four(p[digit]));
+    for (int digit = 0; digit < 3; digit++)
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.p[digit] + row), add_lanes_of_four(p[digit]));
     return finite;
 }
 
@@ -98,7 +101,8 @@ static inline __m512 least_of(const Sums& s, const Line& x) {
     __m512i first = _mm512_load_si512(s.least), last = _mm512_load_si512(s.least + 8);
     __m512 least = _mm512_setzero_ps();
     for (int b = 0; b < 8; b++, first = _mm512_srli_epi64(first, 8), last = _mm512_srli_epi64(last, 8)) {
-        const __m512i m = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(first)), _mm512_cvtepi64_epi32(last), 1);
+        const __m512i low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(first));
+        const __m512i m = _mm512_inserti64x4(low, _mm512_cvtepi64_epi32(last), 1);
         const __m512 mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_and_si512(m, _mm512_set1_epi32(255))));
         least = _mm512_fmadd_ps(mins, _mm512_set1_ps(x.sums[b]), least);
     }
@@ -118,8 +122,9 @@ static void multiply_line(const TileJob& job, const Line* x, long first, long la
             unsigned now = 0;
             for (int r = 0; r < TILE; r += 4) now |= sum_rows<VALUES, MINS>(raw, job, x[j], sums, r, rows);
             finite &= now;
+            const __m512 least = MINS ? least_of(sums, x[j]) : _mm512_setzero_ps();
             y = with_block(y, _mm512_load_si512(sums.p[0]), _mm512_load_si512(sums.p[1]), _mm512_load_si512(sums.p[2]),
-                           _mm512_load_ps(sums.d), MINS ? least_of(sums, x[j]) : _mm512_setzero_ps(), _mm512_set1_ps(x[j].scale));
+                           _mm512_load_ps(sums.d), least, _mm512_set1_ps(x[j].scale));
         }
         alignas(64) float out[TILE];
         _mm512_store_ps(out, y);

@@ -21,17 +21,40 @@ static bool has_tiles() {
 static void multiply_dots(const Job& job, int threads) {
     const long tasks = (job.rows + TILE_ROWS - 1) / TILE_ROWS;
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
-    pool().run(tasks, threads, [&](long i) { multiply_rows(job, i * TILE_ROWS, std::min(job.rows, (i + 1) * TILE_ROWS)); });
+    pool().run(tasks, threads, [&](long i) {
+        multiply_rows(job, i * TILE_ROWS, std::min(job.rows, (i + 1) * TILE_ROWS));
+    });
 }
 
 #if defined(__AMX_INT8__)
 // Tokens that cannot be scaled: gathered, multiplied in float32, and put back in their places.
 static void multiply_odd_tokens(const Job& job, const std::vector<long>& odd, int threads) {
-    std::vector<float> x(odd.size() * static_cast<size_t>(job.x_step)), out(odd.size() * static_cast<size_t>(job.rows));
-    for (size_t i = 0; i < odd.size(); i++) std::copy_n(job.x + odd[i] * job.x_step, job.x_step, x.data() + i * job.x_step);
-    const Job some{job.layout, job.w, job.rows, job.cols, job.row_bytes, x.data(), static_cast<long>(odd.size()), job.x_step, out.data(), job.rows};
+    const long n = static_cast<long>(odd.size()), width = job.x_step;
+    std::vector<float> x(static_cast<size_t>(n * width)), out(static_cast<size_t>(n * job.rows));
+    for (long i = 0; i < n; i++) std::copy_n(job.x + odd[i] * width, width, x.data() + i * width);
+    const Job some{job.layout, job.w, job.rows, job.cols, job.row_bytes, x.data(), n, width, out.data(), job.rows};
     multiply_dots(some, threads);
-    for (size_t i = 0; i < odd.size(); i++) std::copy_n(out.data() + i * job.rows, job.rows, job.out + odd[i] * job.out_step);
+    for (long i = 0; i < n; i++) std::copy_n(out.data() + i * job.rows, job.rows, job.out + odd[i] * job.out_step);
+}
+
+// Turn the activations into whole numbers, 16 tokens of a super-block a task; returns the tokens that cannot be scaled.
+static std::vector<long> split_all(const Job& job, long blocks, Inputs* inputs, int threads) {
+    const long groups = (job.tokens + TILE - 1) / TILE;
+    std::vector<char> unfit(static_cast<size_t>(blocks * job.tokens));
+    pool().run(blocks * groups, threads, [&](long i) {
+        const long j = i / groups, first = i % groups * TILE, n = std::min<long>(SUPER, job.cols - j * SUPER);
+        for (long t = first; t < std::min(first + TILE, job.tokens); t++) {
+            const float* x = job.x + t * job.x_step + j * SUPER;
+            unfit[j * job.tokens + t] = !split(x, n, inputs[i], static_cast<int>(t - first));
+        }
+    });
+    std::vector<long> odd;
+    for (long t = 0; t < job.tokens; t++) {
+        char any = 0;
+        for (long j = 0; j < blocks; j++) any |= unfit[j * job.tokens + t];
+        if (any) odd.push_back(t);
+    }
+    return odd;
 }
 
 using Digitise = bool (*)(const uint8_t*, Digits&, int);
@@ -40,42 +63,35 @@ using OneLine = void (*)(const TileJob&, const Line*, long, long, std::vector<lo
 template <bool MINS>
 static void multiply_digits(const Job& job, Digitise digits, OneLine line, int threads) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
+    if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
     static thread_local std::vector<Inputs> kept;
     if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
     Inputs* inputs = kept.data();
-    std::vector<char> unfit(static_cast<size_t>(blocks * job.tokens));
-    const bool few = job.rows * job.cols * job.tokens <= ALONE_MACS;
-    pool().run(blocks * groups, few || job.tokens == 1 ? 1 : threads, [&](long i) {
-        const long j = i / groups, first = i % groups * TILE;
-        for (long t = first; t < std::min(first + TILE, job.tokens); t++)
-            unfit[j * job.tokens + t] = !split(job.x + t * job.x_step + j * SUPER, std::min<long>(SUPER, job.cols - j * SUPER), inputs[i], static_cast<int>(t - first));
-    });
-    const TileJob tiles{digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out, job.out_step};
+    const std::vector<long> odd_tokens = split_all(job, blocks, inputs, job.tokens == 1 ? 1 : threads);
     std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
     for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
+
+    const TileJob tiles{digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out,
+                        job.out_step};
     std::mutex lock;
-    std::vector<long> odd_rows, odd_tokens;
-    pool().run((job.rows + GROUP - 1) / GROUP, few ? 1 : threads, [&](long i) {
+    std::vector<long> odd_rows;
+    pool().run((job.rows + GROUP - 1) / GROUP, threads, [&](long i) {
         std::vector<long> odd;
-        const long last = std::min(job.rows, (i + 1) * GROUP);
-        alone.empty() ? multiply_tiles<MINS>(tiles, i * GROUP, last, odd) : line(tiles, alone.data(), i * GROUP, last, odd);
+        const long first = i * GROUP, last = std::min(job.rows, first + GROUP);
+        alone.empty() ? multiply_tiles<MINS>(tiles, first, last, odd) : line(tiles, alone.data(), first, last, odd);
         std::lock_guard<std::mutex> hold(lock);
         odd_rows.insert(odd_rows.end(), odd.begin(), odd.end());
     });
-    pool().run(static_cast<long>(odd_rows.size()), threads, [&](long i) { multiply_rows(job, odd_rows[i], odd_rows[i] + 1); });
-    for (long t = 0; t < job.tokens; t++)
-        for (long j = 0; j < blocks; j++)
-            if (unfit[j * job.tokens + t]) {
-                odd_tokens.push_back(t);
-                break;
-            }
+    pool().run(static_cast<long>(odd_rows.size()), threads,
+               [&](long i) { multiply_rows(job, odd_rows[i], odd_rows[i] + 1); });
     if (!odd_tokens.empty()) multiply_odd_tokens(job, odd_tokens, threads);
 }
 #endif
 
 // out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
 extern "C" __attribute__((visibility("default"))) int multiply(
-    int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out, long out_step, int threads) try {
+    int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out,
+    long out_step, int threads) try {
     const Layout& layout = LAYOUTS[quant];
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::vector<float> copy;
@@ -87,11 +103,15 @@ extern "C" __attribute__((visibility("default"))) int multiply(
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
     const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
 #if defined(__AMX_INT8__)
-    if (layout.decode == q4_k) return multiply_digits<true>(job, digits_q4_k, multiply_line<values_q4_k, true>, threads), 0;
-    if (layout.decode == q5_k) return multiply_digits<true>(job, digits_q5_k, multiply_line<values_q5_k, true>, threads), 0;
-    if (layout.decode == q6_k) return multiply_digits<false>(job, digits_q6_k, multiply_line<values_q6_k, false>, threads), 0;
+    if (layout.decode == q4_k)
+        multiply_digits<true>(job, digits_q4_k, multiply_line<values_q4_k, true>, threads);
+    else if (layout.decode == q5_k)
+        multiply_digits<true>(job, digits_q5_k, multiply_line<values_q5_k, true>, threads);
+    else if (layout.decode == q6_k)
+        multiply_digits<false>(job, digits_q6_k, multiply_line<values_q6_k, false>, threads);
+    else
 #endif
-    multiply_dots(job, threads);
+        multiply_dots(job, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

@@ -29,7 +29,8 @@ static int32_t bits_of(float f) {
 
 // The order of the sums is that of the fast path: lane i takes values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n, float* peak) {
-    Row row{0, 0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0, 0, 0, 0, -1, -1};
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    Row row{0, 0, infinity, -infinity, 0, 0, 0, 0, -1, -1};
     double sum[LANES] = {}, square[LANES] = {}, spread[LANES] = {};
     float largest = -1;
     long finite = 0;
@@ -58,7 +59,10 @@ static Row take_odd(const float* x, long n, float* peak) {
 static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
-static inline Ints count_zeros(Ints n, Ints v) { return (Ints)_mm512_mask_add_epi32((__m512i)n, _mm512_testn_epi32_mask((__m512i)v, (__m512i)v), (__m512i)n, _mm512_set1_epi32(1)); }
+static inline Ints count_zeros(Ints n, Ints v) {
+    const __mmask16 zero = _mm512_testn_epi32_mask((__m512i)v, (__m512i)v);
+    return (Ints)_mm512_mask_add_epi32((__m512i)n, zero, (__m512i)n, _mm512_set1_epi32(1));
+}
 static inline Ints larger_finite(Ints a, Ints b) {
     const __mmask16 finite = _mm512_cmplt_epi32_mask((__m512i)b, _mm512_set1_epi32(NOT_FINITE));
     return (Ints)_mm512_mask_max_epi32((__m512i)a, finite, (__m512i)a, (__m512i)b);
@@ -101,7 +105,7 @@ static Row take(const float* x, long n, float* peak) {
         __builtin_prefetch(x + k + 1024);
         for (int p = 0; p < PARTS; p++) {
             const Vec v = load<Vec>(x + k + p * VL);
-            const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes in whole numbers: their order is the floats'
+            const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes as whole numbers keep their order
             least = smaller(least, v), most = larger(most, v);
             size_most = larger(size_most, size), zeros = count_zeros(zeros, size);
             const Ints most_yet = larger_finite(load<Ints>(peak + k + p * VL), size);
@@ -116,27 +120,29 @@ static Row take(const float* x, long n, float* peak) {
     memcpy(sums, sum, sizeof sum), memcpy(squares, square, sizeof square);
     int32_t largest = 0, zero = 0;
     float low = x[0], high = x[0];
-    for (int i = 0; i < VL; i++)
-        largest = std::max(largest, size_most[i]), zero += zeros[i], low = std::min(low, least[i]), high = std::max(high, most[i]);
+    for (int i = 0; i < VL; i++) {
+        largest = std::max(largest, size_most[i]), zero += zeros[i];
+        low = std::min(low, least[i]), high = std::max(high, most[i]);
+    }
     for (long k = whole; k < n; k++) {
         const double d = x[k];
         const int32_t size = bits_of(x[k]) & NO_SIGN;
-        sums[k - whole] += d, squares[k - whole] += d * d, low = std::min(low, x[k]), high = std::max(high, x[k]);
-        largest = std::max(largest, size), zero += size == 0;
+        sums[k - whole] += d, squares[k - whole] += d * d;
+        low = std::min(low, x[k]), high = std::max(high, x[k]), largest = std::max(largest, size), zero += size == 0;
         if (size < NOT_FINITE) peak[k] = std::max(peak[k], std::fabs(x[k]));
     }
     if (largest >= NOT_FINITE) return take_odd(x, n, peak);
 
-    const double count = static_cast<double>(n), mean = add_lanes<double>(sums) / count, sumsq = add_lanes<double>(squares);
-    const double about_zero = count * mean * mean, rest = sumsq - about_zero;
+    const double count = static_cast<double>(n), mean = add_lanes<double>(sums) / count;
+    const double sumsq = add_lanes<double>(squares), about_zero = count * mean * mean, rest = sumsq - about_zero;
     int64_t at = 0;
     while (at < whole && !any((load<Ints>(x + at) & NO_SIGN) == largest)) at += VL;
     while ((bits_of(x[at]) & NO_SIGN) != largest) at++;
     return {mean, about_zero <= 4 * rest ? rest : spread_of(x, n, mean), low, high, sumsq, 0, 0, zero, at, -1};
 }
 
-// The channels of the largest peaks, the lowest first on a tie, and for each the first token that has it. Returns how many.
-static int find_top(const float* x, long tokens, long width, long x_step, const float* peak, int64_t* channels, int64_t* at) {
+// The channels of the largest peaks, the lowest first on a tie, and for each its first token. Returns how many.
+static int find_top(const float* x, long tokens, long width, const float* peak, int64_t* channels, int64_t* at) {
     int n = 0;
     for (long c = 0; c < width; c++) {
         while (n == TOP && c + VL <= width && !any(load<Ints>(peak + c) > bits_of(peak[channels[TOP - 1]]))) c += VL;
@@ -146,14 +152,15 @@ static int find_top(const float* x, long tokens, long width, long x_step, const 
         channels[i] = c;
     }
     for (int i = 0; i < n; i++)
-        for (at[i] = 0; at[i] < tokens && std::fabs(x[at[i] * x_step + channels[i]]) != peak[channels[i]];) at[i]++;
+        for (at[i] = 0; at[i] < tokens && std::fabs(x[at[i] * width + channels[i]]) != peak[channels[i]];) at[i]++;
     return n;
 }
 
-// moments: [5][tokens] mean, m2, min, max, sum of squares; counts: [5][tokens] nan, inf, zero, peak and first NaN channel;
+// moments: [5][tokens] mean, m2, min, max, sumsq; counts: [5][tokens] nan, inf, zero, peak and first NaN channel;
 // top: [2][8] channels, tokens; peaks: [8] their values. Returns how many there are, -1 where memory is lacking.
 extern "C" __attribute__((visibility("default"))) int measure(
-    const float* x, long tokens, long width, double* moments, int64_t* counts, int64_t* top, double* peaks, int threads) {
+    const float* x, long tokens, long width, double* moments, int64_t* counts, int64_t* top, double* peaks,
+    int threads) {
     const long tasks = (tokens + TOKENS_A_TASK - 1) / TOKENS_A_TASK;
     const int crew = static_cast<int>(std::min<long>(tokens * width < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
@@ -172,7 +179,7 @@ extern "C" __attribute__((visibility("default"))) int measure(
     });
     for (int worker = 1; worker < crew; worker++)
         for (long c = 0; c < width; c++) most[c] = std::max(most[c], most[worker * width + c]);
-    const int n = find_top(x, tokens, width, width, most.get(), top, top + TOP);
+    const int n = find_top(x, tokens, width, most.get(), top, top + TOP);
     for (int i = 0; i < n; i++) peaks[i] = x[top[TOP + i] * width + top[i]];
     return n;
 }

@@ -1,6 +1,6 @@
 // Multiply K-quants by whole numbers in AMX tiles: activations of a super-block become 24-bit numbers with one scale.
 //
-// x = E * X, |X| < 2^23, rounded once: relative to the largest |x| of its 256 the error is at most 2^-24, as a float32's.
+// x = E * X, |X| < 2^23, rounded once: beside the largest |x| of its 256 the error is at most 2^-24, as a float32's.
 // Products and their sums over a super-block are exact; then y += E * (d * sum - mins), in float32, super-block by
 // super-block. So the bits depend on the token's and the row's values alone. A token or row that is not finite, or too
 // small to be scaled, is multiplied in float32 by the caller (the odd ones).
@@ -14,7 +14,7 @@
 constexpr float TOP = 8355000.0f;     // below 0x7f7f7f, the largest number of three signed bytes
 constexpr float SMALLEST = 0x1p-90f;  // of a block's largest |x|: below it E loses digits
 
-// A super-block of 16 tokens. digits: three bytes of X (the highest first), as AMX wants them: [4 values][token][value].
+// A super-block of 16 tokens. digits: three bytes of X, the highest first, as AMX wants them: [4 values][token][value].
 struct Inputs {
     alignas(64) int8_t digits[3][STEPS][TILE][STEP];
     alignas(64) float sums[8][TILE];  // of X over sub-blocks of 32
@@ -45,7 +45,8 @@ static inline bool split(const float* x, long n, Inputs& out, int token) {
             for (int digit = 2; digit >= 0; digit--, X = _mm512_srai_epi32(_mm512_add_epi32(X, round), 8)) {
                 alignas(16) int32_t four[4];
                 _mm_store_si128(reinterpret_cast<__m128i*>(four), _mm512_cvtepi32_epi8(X));
-                for (int i = 0; i < 4; i++) memcpy(out.digits[digit][k / STEP][k % STEP / 4 + i] + 4 * token, four + i, 4);
+                for (int i = 0; i < 4; i++)
+                    memcpy(out.digits[digit][k / STEP][k % STEP / 4 + i] + 4 * token, four + i, 4);
             }
         }
         out.sums[b][token] = static_cast<float>(_mm512_reduce_add_epi32(sum));
@@ -63,7 +64,7 @@ struct alignas(64) TileConfig {
 struct Tiles {
     Tiles() {
         static const TileConfig config;
-        __asm__ volatile("ldtilecfg %0" ::"m"(config));  // the intrinsic of some compilers tells of 8 bytes read, not 64
+        __asm__ volatile("ldtilecfg %0" ::"m"(config));  // gcc 12's intrinsic tells of 8 bytes read, not 64
     }
     ~Tiles() { _tile_release(); }
 };
@@ -109,11 +110,15 @@ static inline void add_block(const Digits& w, const Inputs& x, float (*y)[TILE])
     const __m512 scale = _mm512_load_ps(x.scale);
     for (int row = 0; row < TILE; row++) {
         __m512i p[3];
-        for (int digit = 0; digit < 3; digit++)
-            p[digit] = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(sums[2 * digit][row]), 8), _mm512_load_si512(sums[2 * digit + 1][row]));
+        for (int digit = 0; digit < 3; digit++) {
+            const __m512i high = _mm512_slli_epi32(_mm512_load_si512(sums[2 * digit][row]), 8);
+            p[digit] = _mm512_add_epi32(high, _mm512_load_si512(sums[2 * digit + 1][row]));
+        }
         __m512 least = _mm512_setzero_ps();
-        for (int b = 0; MINS && b < 8; b++) least = _mm512_fmadd_ps(_mm512_set1_ps(w.mins[row][b]), _mm512_load_ps(x.sums[b]), least);
-        _mm512_store_ps(y[row], with_block(_mm512_load_ps(y[row]), p[0], p[1], p[2], _mm512_set1_ps(w.d[row]), least, scale));
+        for (int b = 0; MINS && b < 8; b++)
+            least = _mm512_fmadd_ps(_mm512_set1_ps(w.mins[row][b]), _mm512_load_ps(x.sums[b]), least);
+        const __m512 old = _mm512_load_ps(y[row]), d = _mm512_set1_ps(w.d[row]);
+        _mm512_store_ps(y[row], with_block(old, p[0], p[1], p[2], d, least, scale));
     }
 }
 
@@ -129,11 +134,12 @@ struct TileJob {
 
 constexpr long GROUP = 64;  // rows of one call at most: their digits stay in the second-level cache
 
-// The digits of one super-block of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
-static inline void take_digits(const TileJob& job, long block, long first, long last, long ahead, Digits& out, bool* bad) {
+// The digits of a super-block of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
+static inline void take_digits(
+    const TileJob& job, long block, long first, long last, long ahead, Digits& out, bool* bad) {
     for (long r = first; r < last; r++) {
         const uint8_t* raw = job.w + r * job.row_bytes + block * job.block_bytes;
-        for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: the processor sees no order to run ahead in
+        for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: no order to run ahead in
             _mm_prefetch(reinterpret_cast<const char*>(raw + ahead + at), _MM_HINT_T0);
         if (!job.digits(raw, out, static_cast<int>(r - first))) bad[r - first] = true;
     }
@@ -159,7 +165,8 @@ static void multiply_tiles(const TileJob& job, long first, long last, std::vecto
             }
     } else {
         for (long j = 0; j < blocks; j++) {
-            for (long p = 0; p < parts; p++) take_digits(job, j, first + p * TILE, end(p), job.block_bytes, w[p], bad + p * TILE);
+            for (long p = 0; p < parts; p++)
+                take_digits(job, j, first + p * TILE, end(p), job.block_bytes, w[p], bad + p * TILE);
             for (long g = 0; g < groups; g++)
                 for (long p = 0; p < parts; p++) add_block<MINS>(w[p], job.x[j * groups + g], y[p * groups + g]);
         }
