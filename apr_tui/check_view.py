@@ -82,9 +82,9 @@ class CheckView:
         return CHECK_METRICS[(CHECK_METRICS.index(self.metric) + 1) % len(CHECK_METRICS)]
 
     def _take(self, errors: Mapping[Place, LocalError], cells: Mapping[Place, Any]) -> None:
-        """Keep what was judged: where no token is finite, as after a NaN, core's error of 0 measures nothing."""
-        self.unjudged = frozenset(p for p, e in errors.items() if e.nmse == 0 and _is_lost(cells.get(p)))
-        self.errors = {p: e for p, e in errors.items() if p not in self.unjudged} if self.unjudged else errors
+        """Keep what was judged; a stage without a finite token, as after a NaN, has no error."""
+        self.unjudged = frozenset(p for p in cells.keys() - errors.keys() if _is_lost(cells[p]))
+        self.errors = errors
 
 
 def _is_lost(cell: Any) -> bool:  # noqa: ANN401 (a Cell)

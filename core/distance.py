@@ -37,14 +37,14 @@ def difference(a_TW: Tensor, b_TW: Tensor, first: int) -> Difference:
     return Difference(rel, cosine, float(far.max()), first + row, int(far.argmax()))
 
 
-def nmse(truth_TW: Tensor, value_TW: Tensor) -> tuple[float, int, int]:
+def nmse(truth_TW: Tensor, value_TW: Tensor) -> tuple[float, int, int] | None:
     """Return the largest |value - truth|^2 / |truth|^2 of a token, its row, and its channel furthest off.
 
-    Only tokens whose truth is finite are judged: (0, 0, 0) where none is.
+    Only tokens whose truth is finite are judged: None where none is.
     """
     judged = torch.isfinite(truth_TW).all(1)
     if not bool(judged.any()):
-        return 0.0, 0, 0
+        return None
     _, gap, size = _gaps(truth_TW, value_TW)
     ratio = torch.where(gap == 0, 0.0, (gap / size).square())
     ratio = torch.where(torch.isfinite(value_TW).all(1), ratio, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)

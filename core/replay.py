@@ -35,12 +35,15 @@ def replay(
 ) -> tuple[dict[Place, LocalError], list[Tensor]]:
     """Return the local error of every stage up to last_layer (None: all), and the logits of the run and of its witness.
 
+    A stage none of whose tokens has finite inputs has no error.
+
     values: of a source that is not run here (no logits come back); side is then its model at its declared compute.
     """
     now: dict[Place, Tensor] = {}
     floor_now: dict[Place, Tensor] = {}
     errors: dict[Place, LocalError] = {}
     inputs: dict[str, Tensor] = {}
+    reached: set[Place] = set()
     exact = replace(side.model, dtype=torch.float64)
 
     def keep(layer: int | None, stage: str, value: Tensor) -> Tensor:
@@ -65,12 +68,10 @@ def replay(
         return gone_on
 
     def judge(place: Place, value: Tensor, by_compute: Tensor, source: Tensor) -> None:
-        floor, (size, row, channel) = nmse(value, by_compute)[0], nmse(value, source)
-        span = missing_before(values, place) if values is not None else ()
-        declared = relative_l2(by_compute, source)[0] if values is not None else None
-        if values is not None and {place[1], *span} & set(TURNED):
-            floor = max(floor, (len(tokens) * F32_ANGLE) ** 2)
-        error = LocalError(size, floor, len(tokens) - len(source) + row, channel, span=span, declared=declared)
+        reached.add(place)
+        error = local_error(place, value, by_compute, source, values, len(tokens))
+        if error is None:
+            return  # no token of its inputs is finite: nothing was measured, and nothing is said of it
         if error.is_bad and sum(e.is_bad for e in errors.values()) < GUESSES:
             error = replace(error, guess=guess(Scene(exact, *place, value, inputs), source.to(value), error.limit))
         errors[place] = error
@@ -83,10 +84,30 @@ def replay(
         if witness:
             lanes.append(side.lane(tokens, side.bug()))
     with verifying(side.model.file):
-        logits = drive(lanes, cancelled, enough=lambda: last_layer is not None and (last_layer, "output") in errors)
+        logits = drive(lanes, cancelled, enough=lambda: last_layer is not None and (last_layer, "output") in reached)
     if values is not None:
         return errors, []
     return errors, [logits[0], logits[-1]] if logits and witness else logits[:1]
+
+
+def local_error(
+    place: Place, truth: Tensor, by_compute: Tensor, source: Tensor, values: Values | None, n_token: int
+) -> LocalError | None:
+    """Measure a source's value against float64 and against its compute; None where no token's truth is finite.
+
+    values: the whole capture, where the source is one: it says what the stage's span is, and adds float32's angles.
+    """
+    cost, here = nmse(truth, by_compute), nmse(truth, source)
+    if cost is None or here is None:
+        return None
+    floor, (size, row, channel) = cost[0], here
+    span: tuple[str, ...] = ()
+    declared = None
+    if values is not None:
+        span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
+        if {place[1], *span} & set(TURNED):
+            floor = max(floor, (n_token * F32_ANGLE) ** 2)
+    return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared)
 
 
 def _grafted(source: Tensor, value: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class Check:
             times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
             cache = "generated positions through the cache equal one prefill within the floor"
             return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
-                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()))
+                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()), *self._unjudged())
         if isinstance(worst, Difference):
             return (f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
                     f"from one prefill: relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, "
@@ -151,11 +151,18 @@ class Check:
         assert worst is not None
         inputs = " and ".join(stage_named(self.first[1]).inputs) or "token ids"
         later = sum(e.is_bad for e in self.errors.values()) - 1
+        more = "1 more stage is bad by itself" if later == 1 else f"{later} more stages are bad by themselves"
         return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): "
                 f"NMSE {worst.nmse:.2g}, floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
                 *((worst.span_text,) if worst.span else ()),
                 *((f"looks like this: {worst.guess}",) if worst.guess else ()),
-                *((f"{later} more stages are bad by themselves",) if later else ()))
+                *((more,) if later else ()),
+                *self._unjudged())
+
+    def _unjudged(self) -> tuple[str, ...]:
+        """Say how many stages have no finite inputs, so that nothing can be said of them."""
+        left = len(self.trace.cells.keys() - self.errors.keys())
+        return (f"{left} stages could not be judged: no token of their inputs is finite",) if left else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,10 +192,9 @@ def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("quant", ["Q4_K", "Q5_K", "Q6_K"])
-@pytest.mark.parametrize("size", [1e-38, 1e-33, 1e-20, 1e20, 1e34])
+@pytest.mark.parametrize("size", [1e-38, 1e-33, 1e-20, 1e20, 1e30])
 def test_small_and_large_activations_keep_their_digits(quant: str, size: float) -> None:
     weight, x = random_weight(quant, 20, 512), random_x(5, 512) * size
-    weight.data.reshape(20, -1)[:, SCALES[quant][0] + 1] &= 0x8F  # d below 2^-8, so that no sum overflows
     want = x.double() @ decode_weight(weight).double().T
     nmse = float(((product(weight, x) - want) ** 2).sum() / (want**2).sum())
     assert nmse <= (1e-3 if size < 1e-36 else FLOAT32_NMSE), nmse  # what is subnormal has few digits to begin with
