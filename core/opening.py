@@ -80,10 +80,14 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     emit(Event("phase", "loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from core.kernels.library import library, must_compile
     from core.run import can_use_cuda, open_side
 
     if source.device == "auto" and device != "cpu" and not can_use_cuda():
         device, reason = "cpu", f"{reason}, but this torch cannot use it"
+    if device == "cpu" and must_compile():
+        emit(Event("phase", "compiling kernels for this processor, once"))
+        library()
     return open_side(file, device, source.compute, source.threads, source.plant), reason
 
 
