@@ -93,13 +93,13 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
     columns, peaks = _columns(x_TW)
     top = tuple((channel, first + row, value) for channel, row, value in peaks)
     stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
-    absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
-    absmax_T = np.where(np.isfinite(absmax_T), absmax_T, -1.0)
-    largest = absmax_T.max(initial=-1.0)
+    largest = abs(peaks[0][2]) if peaks else -1.0
     if largest > MASSIVE_SIZE:
-        stats = replace(stats, massive=_massive(x_TW, first, float(largest)))
-    if factors and largest >= 0:
-        stats = replace(stats, factors=_factors(factors, int(absmax_T.argmax()), stats))
+        stats = replace(stats, massive=_massive(x_TW, first, largest))
+    if factors and peaks:
+        absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
+        row = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
+        stats = replace(stats, factors=_factors(factors, row, stats))
     return stats
 
 
@@ -161,9 +161,12 @@ def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
 
 def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Factors:
     channel = int(stats.peak_channel[row])
-    left, right = (product[stage][row].double().cpu().numpy() for stage in ("ffn_silu", "ffn_up"))
-    good = np.isfinite(left) & np.isfinite(right)
-    a, b = (side[good] - side[good].mean() for side in (left, right))
+    left, right = (product[stage][row].cpu().numpy().astype(np.float64) for stage in ("ffn_silu", "ffn_up"))
+    a, b = left, right
+    if not math.isfinite(left.sum() + right.sum()):
+        good = np.isfinite(left) & np.isfinite(right)
+        a, b = left[good], right[good]
+    a, b = a - a.mean(), b - b.mean()
     norm = math.sqrt(float(a @ a) * float(b @ b))
     correlation = float(a @ b) / norm if norm else None
     return Factors(stats.first + row, channel, float(left[channel]), float(right[channel]), correlation)

@@ -15,9 +15,46 @@
 
 // ROWS x TOKENS sums fill the registers; ALONE: rows at a time where there is one token.
 constexpr int ROWS = VL == 16 ? 4 : 2, TOKENS = VL == 16 ? 6 : VL == 8 ? 3 : 2, ALONE = VL == 16 ? 8 : 4;
-constexpr long CHUNK = 1536;    // of K, at most: four rows of it are half of a first-level cache
-constexpr long TILE_ROWS = 32;  // decoded at a time: 192 KiB, in the second-level cache, each read for all tokens
+constexpr long CHUNK = 1024;    // of K, at most: four rows of it and six tokens' fit the first-level cache
+constexpr long TILE_ROWS = 32;  // decoded at a time: 128 KiB, in the second-level cache, each read for all tokens
 constexpr long ALONE_MACS = 1 << 17;  // up to here waking a second thread costs more than it saves
+
+#if defined(__AVX2__)
+// Lanes i and i + 8, then i and i + 4.
+static inline __m128 add_to_four(const Vec* v) {
+#if defined(__AVX512F__)
+    const __m512d all = _mm512_castps_pd(v[0]);
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm256_castpd_ps(_mm512_extractf64x4_pd(all, 1)));
+#else
+    const __m256 eight = _mm256_add_ps(v[0], v[1]);
+#endif
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+}
+
+// Lanes i and i + 2, then i and i + 1, of four sums.
+static inline __m128 add_fours(__m128 a, __m128 b, __m128 c, __m128 d) {
+    const __m128 ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+    const __m128 cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+    return _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd));
+}
+#endif
+
+// The sums of R rows and token t, each with its 16 lanes added in the order of add_lanes.
+template <int R, int T>
+static inline void add_lanes_of(const Vec (&sum)[R][T][PARTS], int t, float* s) {
+    int r = 0;
+#if defined(__AVX2__)
+    const __m128 none = _mm_setzero_ps();
+    for (; r + 4 <= R; r += 4)
+        _mm_storeu_ps(s + r, add_fours(add_to_four(sum[r][t]), add_to_four(sum[r + 1][t]), add_to_four(sum[r + 2][t]),
+                                       add_to_four(sum[r + 3][t])));
+    for (; r + 2 <= R; r += 2) {
+        const __m128 two = add_fours(add_to_four(sum[r][t]), add_to_four(sum[r + 1][t]), none, none);
+        _mm_storel_pi(reinterpret_cast<__m64*>(s + r), two);
+    }
+#endif
+    for (; r < R; r++) s[r] = add_lanes<float>(sum[r][t]);
+}
 
 // out[t][r] (+)= w[r] . x[t] over n values (a multiple of 16).
 template <int R, int T>
@@ -34,11 +71,11 @@ static void dots(
                 for (int r = 0; r < R; r++) sum[r][t][p] += a[r][p] * b;
             }
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
-            const float s = add_lanes<float>(sum[r][t]);
-            out[t * out_step + r] = first ? s : out[t * out_step + r] + s;
-        }
+    for (int t = 0; t < T; t++) {
+        float s[R];
+        add_lanes_of(sum, t, s);
+        for (int r = 0; r < R; r++) out[t * out_step + r] = first ? s[r] : out[t * out_step + r] + s[r];
+    }
 }
 
 using Dots = void (*)(const float*, long, const float*, long, long, float*, long, bool);

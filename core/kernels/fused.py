@@ -14,6 +14,7 @@ from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
 
 COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")  # statistics.cpp's
+N_REAL = 5  # of them are float64, the others whole numbers
 Peak = tuple[int, int, float]  # channel, row, value
 TOP_CHANNELS = 8
 CALL_MACS = 1 << 31  # multiplications in one call, about 20 ms: how often a run can be cancelled
@@ -50,14 +51,14 @@ def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[
     """Return the per-token columns of TokenStats, and the peaks of the 8 channels that have the largest."""
     x_TW = x_TW.contiguous()
     n_token, width = x_TW.shape
-    room = np.empty(10 * n_token + 3 * TOP_CHANNELS)  # one allocation, its address asked once: each takes microseconds
-    at, row = room.ctypes.data, 8 * n_token
-    moments = room[:5 * n_token].reshape(5, n_token)
-    counts = room[5 * n_token:10 * n_token].view(np.int64).reshape(5, n_token)
-    ends = (at, at + 5 * row, at + 10 * row, at + 10 * row + 16 * TOP_CHANNELS)
-    n_top = kernels.measure(x_TW.data_ptr(), n_token, width, *ends, torch.get_num_threads())
+    room = np.empty(10 * n_token + 3 * TOP_CHANNELS)  # one block for all: a call takes microseconds, and is made often
+    n_top = kernels.measure(x_TW.data_ptr(), n_token, width, room.ctypes.data, torch.get_num_threads())
     if n_top < 0:
         raise MemoryError(f"no memory to measure {n_token} x {width} values")
-    places, values = room[10 * n_token:-TOP_CHANNELS].view(np.int64).reshape(2, TOP_CHANNELS), room[-TOP_CHANNELS:]
-    peaks = zip(places[0, :n_top].tolist(), places[1, :n_top].tolist(), values[:n_top].tolist(), strict=True)
-    return dict(zip(COLUMNS, (*moments, *counts), strict=True)), list(peaks)
+    whole = room.view(np.int64)
+    columns: dict[str, np.ndarray[Any, Any]] = {}
+    for i, name in enumerate(COLUMNS):
+        columns[name] = (room if i < N_REAL else whole)[i * n_token:(i + 1) * n_token]
+    places, values = whole[10 * n_token:].tolist(), room[-TOP_CHANNELS:].tolist()
+    peaks = [(places[i], places[TOP_CHANNELS + i], values[i]) for i in range(n_top)]
+    return columns, peaks

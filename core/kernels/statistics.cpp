@@ -12,7 +12,7 @@
 #include "vectors.h"
 
 constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
-constexpr long TOKENS_A_TASK = 8, ALONE_VALUES = 1 << 17;  // fewer values than that are not worth waking a thread for
+constexpr long TOKENS_A_TASK = 8, ALONE_VALUES = 1 << 19;  // fewer values than that are not worth waking a thread for
 
 constexpr int TOP = 8;
 
@@ -27,8 +27,8 @@ static int32_t bits_of(float f) {
     return i;
 }
 
-// The order of the sums is that of the fast path: lane i takes values i, i + 16 ... that are finite.
-static Row take_odd(const float* x, long n, float* peak) {
+// A row with NaN or Inf. The order of the sums is that of take: lane i has values i, i + 16 ... that are finite.
+static Row take_odd(const float* x, long n) {
     constexpr double infinity = std::numeric_limits<double>::infinity();
     Row row{0, 0, infinity, -infinity, 0, 0, 0, 0, -1, -1};
     double sum[LANES] = {}, square[LANES] = {}, spread[LANES] = {};
@@ -45,7 +45,6 @@ static Row take_odd(const float* x, long n, float* peak) {
             finite++, row.zero += d == 0, row.least = std::min(row.least, d), row.most = std::max(row.most, d);
             sum[i % LANES] += d, square[i % LANES] += d * d;
             if (size > largest) largest = size, row.peak_channel = i;
-            peak[i] = std::max(peak[i], size);
         }
     }
     row.mean = add_lanes<double>(sum) / static_cast<double>(std::max(1L, finite));
@@ -58,34 +57,25 @@ static Row take_odd(const float* x, long n, float* peak) {
 #if defined(__AVX512F__)
 static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Ints smaller(Ints a, Ints b) { return (Ints)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
-static inline Ints count_zeros(Ints n, Ints v) {
-    const __mmask16 zero = _mm512_testn_epi32_mask((__m512i)v, (__m512i)v);
-    return (Ints)_mm512_mask_add_epi32((__m512i)n, zero, (__m512i)n, _mm512_set1_epi32(1));
-}
-static inline Ints larger_finite(Ints a, Ints b) {
-    const __mmask16 finite = _mm512_cmplt_epi32_mask((__m512i)b, _mm512_set1_epi32(NOT_FINITE));
-    return (Ints)_mm512_mask_max_epi32((__m512i)a, finite, (__m512i)a, (__m512i)b);
-}
 static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)
-static inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Ints smaller(Ints a, Ints b) { return (Ints)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 static inline Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
-static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
-static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
+static inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 #else
+static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+static inline Ints smaller(Ints a, Ints b) { return a < b ? a : b; }
+static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 static inline bool any(Ints mask) {
     int found = 0;
     for (int i = 0; i < VL; i++) found |= mask[i];
     return found;
 }
-static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
-static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
-static inline Ints larger_finite(Ints a, Ints b) { return larger(a, b | (b >= NOT_FINITE)); }  // -1, below every size
-static inline Ints count_zeros(Ints n, Ints v) { return n - (v == 0); }
 #endif
 
 // Sum of squared deviations; the same lanes as in take.
@@ -95,10 +85,11 @@ static double spread_of(const float* x, long n, double mean) {
     return add_lanes<double>(spread);
 }
 
-static Row take(const float* x, long n, float* peak) {
+// A row; peak is of use only where it has no NaN and no Inf, which odd then tells.
+static Row take(const float* x, long n, float* peak, bool& odd) {
     constexpr int STEP = VL / 2, HALVES = LANES / STEP;
     Vec least = Vec{} + x[0], most = least;
-    Ints size_most = {}, zeros = {};
+    Ints size_least = Ints{} + NO_SIGN;
     Double sum[HALVES] = {}, square[HALVES] = {};
     const long whole = n / LANES * LANES;
     for (long k = 0; k < whole; k += LANES) {
@@ -106,9 +97,8 @@ static Row take(const float* x, long n, float* peak) {
         for (int p = 0; p < PARTS; p++) {
             const Vec v = load<Vec>(x + k + p * VL);
             const Ints size = load<Ints>(x + k + p * VL) & NO_SIGN;  // sizes as whole numbers keep their order
-            least = smaller(least, v), most = larger(most, v);
-            size_most = larger(size_most, size), zeros = count_zeros(zeros, size);
-            const Ints most_yet = larger_finite(load<Ints>(peak + k + p * VL), size);
+            least = smaller(least, v), most = larger(most, v), size_least = smaller(size_least, size);
+            const Ints most_yet = larger(load<Ints>(peak + k + p * VL), size);
             memcpy(peak + k + p * VL, &most_yet, sizeof most_yet);
         }
         for (int p = 0; p < HALVES; p++) {
@@ -118,27 +108,36 @@ static Row take(const float* x, long n, float* peak) {
     }
     double sums[LANES], squares[LANES];
     memcpy(sums, sum, sizeof sum), memcpy(squares, square, sizeof square);
-    int32_t largest = 0, zero = 0;
     float low = x[0], high = x[0];
-    for (int i = 0; i < VL; i++) {
-        largest = std::max(largest, size_most[i]), zero += zeros[i];
-        low = std::min(low, least[i]), high = std::max(high, most[i]);
-    }
+    int32_t smallest = NO_SIGN;
+    for (int i = 0; i < VL; i++)
+        low = std::min(low, least[i]), high = std::max(high, most[i]), smallest = std::min(smallest, size_least[i]);
     for (long k = whole; k < n; k++) {
         const double d = x[k];
-        const int32_t size = bits_of(x[k]) & NO_SIGN;
-        sums[k - whole] += d, squares[k - whole] += d * d;
-        low = std::min(low, x[k]), high = std::max(high, x[k]), largest = std::max(largest, size), zero += size == 0;
-        if (size < NOT_FINITE) peak[k] = std::max(peak[k], std::fabs(x[k]));
+        sums[k - whole] += d, squares[k - whole] += d * d, peak[k] = std::max(peak[k], std::fabs(x[k]));
+        low = std::min(low, x[k]), high = std::max(high, x[k]), smallest = std::min(smallest, bits_of(x[k]) & NO_SIGN);
     }
-    if (largest >= NOT_FINITE) return take_odd(x, n, peak);
-
+    const double sumsq = add_lanes<double>(squares);
+    if (!std::isfinite(sumsq)) {  // squares of floats cannot overflow
+        odd = true;
+        return take_odd(x, n);
+    }
     const double count = static_cast<double>(n), mean = add_lanes<double>(sums) / count;
-    const double sumsq = add_lanes<double>(squares), about_zero = count * mean * mean, rest = sumsq - about_zero;
-    int64_t at = 0;
+    const double about_zero = count * mean * mean, rest = sumsq - about_zero;
+    int64_t zero = 0, at = 0;
+    for (long k = 0; smallest == 0 && k < n; k++) zero += x[k] == 0;
+    const int32_t largest = bits_of(std::max(-low, high)) & NO_SIGN;
     while (at < whole && !any((load<Ints>(x + at) & NO_SIGN) == largest)) at += VL;
     while ((bits_of(x[at]) & NO_SIGN) != largest) at++;
     return {mean, about_zero <= 4 * rest ? rest : spread_of(x, n, mean), low, high, sumsq, 0, 0, zero, at, -1};
+}
+
+// The peaks of the channels where some values are not finite.
+static void find_peaks(const float* x, long tokens, long width, float* peak) {
+    std::fill_n(peak, width, -1.0f);
+    for (long t = 0; t < tokens; t++, x += width)
+        for (long c = 0; c < width; c++)
+            if (std::isfinite(x[c])) peak[c] = std::max(peak[c], std::fabs(x[c]));
 }
 
 // The channels of the largest peaks, the lowest first on a tie, and for each its first token. Returns how many.
@@ -156,29 +155,36 @@ static int find_top(const float* x, long tokens, long width, const float* peak, 
     return n;
 }
 
-// moments: [5][tokens] mean, m2, min, max, sumsq; counts: [5][tokens] nan, inf, zero, peak and first NaN channel;
-// top: [2][8] channels, tokens; peaks: [8] their values. Returns how many there are, -1 where memory is lacking.
+// room: [5][tokens] mean, m2, min, max, sumsq; [5][tokens] (int64) nan, inf, zero, peak and first NaN channel;
+// [2][8] (int64) channels with the largest peaks and their tokens; [8] the values there.
+// Returns how many channels there are, -1 where memory is lacking.
 extern "C" __attribute__((visibility("default"))) int measure(
-    const float* x, long tokens, long width, double* moments, int64_t* counts, int64_t* top, double* peaks,
-    int threads) {
+    const float* x, long tokens, long width, double* room, int threads) {
+    static_assert(sizeof(double) == sizeof(int64_t));
+    double *moments = room, *peaks = room + 10 * tokens + 2 * TOP;
+    int64_t *counts = reinterpret_cast<int64_t*>(room + 5 * tokens), *top = counts + 5 * tokens;
     const long tasks = (tokens + TOKENS_A_TASK - 1) / TOKENS_A_TASK;
     const int crew = static_cast<int>(std::min<long>(tokens * width < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
     if (!most) return -1;
     std::fill_n(most.get(), crew * width, -1.0f);
     std::atomic<long> next{0};
+    std::atomic<bool> any_odd{false};
     pool().run(crew, crew, [&](long worker) {
         float* mine = most.get() + worker * width;
+        bool odd = false;
         for (long task; (task = next.fetch_add(1)) < tasks;)
             for (long t = task * TOKENS_A_TASK; t < std::min(tokens, (task + 1) * TOKENS_A_TASK); t++) {
-                const Row row = take(x + t * width, width, mine);
+                const Row row = take(x + t * width, width, mine, odd);
                 const double reals[] = {row.mean, row.m2, row.least, row.most, row.sumsq};
                 const int64_t whole[] = {row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};
                 for (int i = 0; i < 5; i++) moments[i * tokens + t] = reals[i], counts[i * tokens + t] = whole[i];
             }
+        if (odd) any_odd = true;
     });
     for (int worker = 1; worker < crew; worker++)
         for (long c = 0; c < width; c++) most[c] = std::max(most[c], most[worker * width + c]);
+    if (any_odd) find_peaks(x, tokens, width, most.get());
     const int n = find_top(x, tokens, width, most.get(), top, top + TOP);
     for (int i = 0; i < n; i++) peaks[i] = x[top[TOP + i] * width + top[i]];
     return n;

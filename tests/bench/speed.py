@@ -3,7 +3,8 @@
 python -m tests.bench.speed --model FILE [--prompts 7,32,128,512] [--runs 5] [--threads 2] [--out FILE.json]
 Each engine runs in a child process of its own and they take turns, so that a busy machine slows both. Traced means all
 stages with all statistics, on both sides by the same code; logits are of the last token; our witness is off.
-llama.cpp is llama-cpp-python with its defaults. It judges nothing: the targets are printed beside the figures.
+llama.cpp is llama-cpp-python with its defaults; waiting threads sleep on both sides (OMP_WAIT_POLICY=PASSIVE).
+It judges nothing: the targets are printed beside the figures.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ class Ours:
     """This project's forward."""
 
     def __init__(self, model: Path, threads: int) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         from core import reader
@@ -82,7 +82,7 @@ class LlamaCpp:
 
     def _context(self, watcher: object | None) -> Any:
         options = self.api.llama_context_default_params()
-        options.n_ctx = options.n_batch = options.n_ubatch = 1024
+        options.n_ctx, options.n_batch, options.n_ubatch = 1024, 512, 512
         options.n_threads = options.n_threads_batch = self.threads
         if watcher is not None:
             self.callback = self.api.ggml_backend_sched_eval_callback(watcher)
@@ -162,10 +162,11 @@ class Child:
     """An engine in a process of its own; ask() returns None once it has died."""
 
     def __init__(self, name: str, model: Path, threads: int) -> None:
+        self.name = name
         options = ["--serve", name, "--model", str(model), "--threads", str(threads)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.speed", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, bufsize=1)
+            stderr=subprocess.DEVNULL, text=True, bufsize=1, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
         self.about = self._read()
 
     def ask(self, *request: object) -> Any:
@@ -194,6 +195,15 @@ def start_llama(model: Path, threads: int) -> Child | None:
         if child.about and all(child.ask("prompt", n, False) is not None for n in (2, 32)):
             return child
     return None
+
+
+def peak_memory(name: str, model: Path, threads: int, n: int) -> float:
+    """GiB of a fresh child after one prompt: ours traced; llama.cpp untraced, without the torch of our statistics."""
+    child = Child(name, model, threads)
+    child.ask("prompt", n, name == "ours")
+    peak: float = child.ask("memory")
+    child.end()
+    return peak
 
 
 def first_row(model: Path, threads: int) -> float:
@@ -228,9 +238,9 @@ def compare(model: Path, prompts: list[int], runs: int, threads: int) -> dict[st
         for name, child in children.items():
             rates[name].append(N_DECODE / child.ask("decode", N_DECODE))
     result["decode"] = {name: statistics.median(values) for name, values in rates.items()}
-    result["memory"] = {name: child.ask("memory") for name, child in children.items()}
     for child in children.values():
         child.end()
+    result["memory"] = {name: peak_memory(child.name, model, threads, max(prompts)) for name, child in children.items()}
     result["first_row"] = statistics.median(first_row(model, threads) for _ in range(3))
     return result
 
