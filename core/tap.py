@@ -167,6 +167,6 @@ def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Fact
         good = np.isfinite(left) & np.isfinite(right)
         a, b = left[good], right[good]
     a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float(a @ a) * float(b @ b))
-    correlation = float(a @ b) / norm if norm else None
+    norm = math.sqrt(float((a * a).sum() * (b * b).sum()))  # not a @ b: BLAS wakes its threads for that
+    correlation = float((a * b).sum()) / norm if norm else None
     return Factors(stats.first + row, channel, float(left[channel]), float(right[channel]), correlation)

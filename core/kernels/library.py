@@ -63,13 +63,15 @@ def library() -> Library | Absent:
         levels = tuple(v for v in levels if v.name == override)
         if not levels:
             return Absent(f"{OVERRIDE}={override}: this machine has {names} or decode")
-    reason, failures = f"{OVERRIDE}={override}" if override else "the best for this processor", list[str]()
+    failures: dict[str, str] = {}
+    reason = f"{OVERRIDE}={override}" if override else "the best for this processor"
     for level in levels:
         try:
-            return load(level, "; ".join((reason, *failures)))
+            return load(level, "; ".join((reason, *(f"not {name}: {why}" for name, why in failures.items()))))
         except _NoKernel as error:
-            failures.append(f"not {level.name}: {error}")
-    return Absent("; ".join(failures))
+            failures[level.name] = str(error)
+    one = set(failures.values())
+    return Absent(one.pop() if len(one) == 1 else "; ".join(f"{name}: {why}" for name, why in failures.items()))
 
 
 def must_compile() -> bool:
