@@ -64,8 +64,11 @@ def _kernels(device: str) -> dict[str, str]:
     """The kernel path on the device and why, as matmul.kernel_path says it of a run; nothing is compiled."""
     if device != "cpu":
         path, why = _cpu_kernels()
-        return {"path": "decode-then-multiply, whole tensors", "why": f"the only path of this build on {device}",
-                "on_cpu": f"{path} ({why})"}
+        triton = _version("triton")
+        on_gpu = (f"Triton {triton} for {' '.join(library.FUSED)}; other types decode-then-multiply",
+                  "float32 without TF32, weights quantised on the device") if triton else (
+                 "decode-then-multiply, whole tensors", "the Python package triton is not installed")
+        return {"path": on_gpu[0], "why": on_gpu[1], "on_cpu": f"{path} ({why})"}
     return dict(zip(("path", "why"), _cpu_kernels(), strict=True))
 
 

@@ -67,6 +67,8 @@ def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCance
                 _round(lanes, check)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"the device is out of memory: {error}. Use --device cpu, or a shorter prompt.") from error
+    except torch.AcceleratorError as error:
+        raise DeviceError(f"the device failed: {str(error).splitlines()[0]}. Use --device cpu.") from error
     finally:
         for lane in lanes:
             lane.steps.close()
@@ -84,7 +86,7 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
         lanes[i].take_threads()
         asks = [(waiting[j].x, lanes[j].compute) for j in same]
-        products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same])
+        products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same], ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():
         lanes[i].advance(value)

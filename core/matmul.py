@@ -7,6 +7,7 @@ Not here: the decoders (decode.py), the forward that asks for products (forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from core.decode import decode_rows
 from core.kernels.fused import is_fused, multiply_fused
 from core.kernels.library import FUSED, Absent, library
+from core.kernels.planes import LAYOUTS
+from core.kernels.resident import Resident, why_no_kernels
 from core.model_file import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
@@ -62,8 +65,13 @@ COMPUTES = {
 
 def kernel_path(compute: str, device: torch.device) -> str:
     """Name the kernel path and say why it was chosen; the first call compiles the kernels where they are not yet."""
+    missing = why_no_kernels(device)
+    if missing is None:
+        how = "one token: 24-bit whole numbers by groups of 256, exact sums; more: three bfloat16 parts, float32 sums"
+        return (f"Triton {version('triton')} {compute}, no TF32, weights quantised on the device ({how}) for "
+                f"{' '.join(LAYOUTS)}; other types decode-then-multiply")
     if device.type == "cuda":
-        return f"decode-then-multiply {compute}, whole tensors (the only path of this build)"
+        return f"decode-then-multiply {compute}, whole tensors ({missing})"
     steps = f"decode-then-multiply {compute}, {CHUNK_WEIGHTS} weights at a time"
     if compute == "bf16":
         return f"{steps} (bf16 is not fused)"
@@ -75,13 +83,17 @@ def kernel_path(compute: str, device: torch.device) -> str:
 
 
 def multiply(
-    weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None], plain: Sequence[bool] = ()
+    weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None], plain: Sequence[bool] = (),
+    resident: Resident | None = None,
 ) -> list[Tensor]:
     """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all asks of a path.
 
     cancelled: called between chunks; it raises to end the run. plain: for each ask, whether it goes without kernels.
+    resident: the weights on their GPU, where each ask has a launch of its own, so that its bits are its own.
     """
     inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
+    if resident is not None:
+        return _resident_multiply(resident, weight, inputs, [x.dtype for x, _ in asks], cancelled, plain)
     fused = [i for i, x in enumerate(inputs) if is_fused(weight, x) and not (plain and plain[i])]
     kernels = library() if fused else None
     if kernels is None or isinstance(kernels, Absent):
@@ -95,6 +107,18 @@ def multiply(
         decoded = _decode_multiply(weight, [inputs[i] for i in rest], [asks[i][0].dtype for i in rest], cancelled)
         parts |= dict(zip(rest, decoded, strict=True))
     return [parts[i] for i in range(len(inputs))]
+
+
+def _resident_multiply(
+    resident: Resident, weight: Weight, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype],
+    cancelled: Callable[[], None], plain: Sequence[bool],
+) -> list[Tensor]:
+    served = [resident.serves(weight, x) and not (plain and p) for x, p in zip(inputs, plain or dtypes, strict=True)]
+    rest = [i for i, is_served in enumerate(served) if not is_served]
+    others = _decode_multiply(weight, [inputs[i] for i in rest], [dtypes[i] for i in rest], cancelled) if rest else []
+    decoded = iter(others)
+    return [resident.multiply(weight, x) if is_served else next(decoded)
+            for x, is_served in zip(inputs, served, strict=True)]
 
 
 def _decode_multiply(

@@ -81,10 +81,11 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from core.kernels.library import library, must_compile
-    from core.run import can_use_cuda, open_side
+    from core.run import open_side, why_unusable
 
-    if source.device == "auto" and device != "cpu" and not can_use_cuda():
-        device, reason = "cpu", f"{reason}, but this torch cannot use it"
+    why_not = why_unusable(device) if source.device == "auto" else None
+    if why_not:
+        device, reason = "cpu", f"{reason}, but {why_not}"
     if device == "cpu" and must_compile():
         emit(Event("phase", "compiling kernels for this processor, once"))
         library()

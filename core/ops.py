@@ -6,6 +6,8 @@ Shape letters: T tokens, S positions so far, D model, N query heads, K key-value
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,9 +60,14 @@ def rotate(x_TNH: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     return torch.cat((out, rest), -1) if rest.shape[-1] else out
 
 
-def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
-    """Return softmax(q k / sqrt(H)) v [T, N * H]; causal, the T queries being the last of the S positions."""
+def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None = None) -> Tensor:
+    """Return softmax(q k / sqrt(H)) v [T, N * H]; causal, the T queries being the last of the S positions.
+
+    position: the first query's, where the keys and values have room for more than S positions.
+    """
     n_token, n_head, _ = q_TNH.shape
+    if position is not None:
+        k_SKH, v_SKH = (t[:int(position) + n_token] for t in (k_SKH, v_SKH))
     n_past, group = k_SKH.shape[0] - n_token, n_head // k_SKH.shape[1]
     q, k, v = (t.transpose(0, 1) for t in (q_TNH, k_SKH, v_SKH))
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
@@ -69,6 +76,18 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
         mask = torch.ones(n_token, k.shape[1], dtype=torch.bool, device=q.device).tril(n_past)
     mix = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=n_past == 0 and n_token > 1)
     return mix[0].transpose(0, 1).flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """The operations that a device may have its own kernels for, by the names that they have here."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    rotate: Callable[[Tensor, Tensor, Tensor, str], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+PLAIN = Ops(rms_norm, rotate, attend)
 
 
 def _yarn_end(rope: Rope, turns: float) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from core.arch import read_arch
 from core.errors import DeviceError, UsageError
 from core.forward import Cache, Model, Tap, forward
+from core.graph_decode import decode_captured, likeliest
+from core.kernels.library import Absent
+from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
 from core.matmul import COMPUTES
 from core.model_file import ModelFile
@@ -34,18 +38,29 @@ def open_side(
         raise UsageError(f"--compute {compute!r}: this build computes in {', '.join(COMPUTES)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: a number from 1 is needed.")
-    if device.startswith("cuda") and not can_use_cuda():
-        raise DeviceError(f"{device} is there, but this torch ({torch.__version__}) is built without CUDA or cannot "
-                          "start it. Install a CUDA build of torch, or use --device cpu.")
+    why_not = why_unusable(device)
+    if why_not:
+        raise DeviceError(f"{device} is there, but {why_not}. Use --device cpu.")
     arch = read_arch(file)
     if plant:
         parse_plant(plant, arch.n_layer)
-    return Side(Model(file, arch, torch.device(device)), compute, threads or default_threads(), plant)
+    place = torch.device(device)
+    resident = open_resident(place)
+    model = Model(file, arch, place, resident=None if isinstance(resident, Absent) else resident)
+    return Side(model, compute, threads or default_threads(), plant)
 
 
-def can_use_cuda() -> bool:
-    """Say whether this torch is a CUDA build that can start it."""
-    return torch.cuda.is_available()
+def why_unusable(device: str) -> str | None:
+    """Say why torch cannot compute on a device that the driver shows; None where it can."""
+    if not device.startswith("cuda"):
+        return None
+    if not torch.cuda.is_available():
+        return f"this torch ({torch.__version__}) is built without CUDA or cannot start it: install a CUDA build of it"
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:  # another process holds the card, its memory is full, the index is hidden
+        return f"it takes no work ({str(error).splitlines()[0]})"
+    return None
 
 
 @cache
@@ -67,7 +82,7 @@ class Side:
         """The planted bug as a tap; no_tap where there is none."""
         return plant_tap(self.plant, self.model) if self.plant else no_tap
 
-    def lane(self, tokens: Sequence[int], tap: Tap, cache: Cache | None = None) -> Lane:
+    def lane(self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None) -> Lane:
         """A run of this side's forward with the tap in it."""
         return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads)
 
@@ -83,7 +98,7 @@ def run_traced(
         cells[place] = stats
         emit(Event("cell", place=place, cell=stats))
 
-    watch = within(layers, record(seen, len(tokens), keep))
+    watch = within(layers, _recorder(side)(seen, len(tokens), keep))
     lanes = [side.lane(tokens, chain(side.bug(), watch))]
     if witness:
         lanes.append(side.lane(tokens, side.bug()))
@@ -92,20 +107,41 @@ def run_traced(
     return cells, logits[0], same_bits(*logits) if witness else None
 
 
+def _recorder(side: Side) -> Callable[..., Tap]:
+    """The watching tap of the side's device."""
+    if side.model.resident is None:
+        return record
+    from core.device_watch import record_on_device
+
+    return record_on_device
+
+
 def continue_greedily(
     side: Side, tokens: Sequence[int], n_token: int, end: Sequence[int], said: Callable[[int], None],
     cancelled: IsCancelled,
 ) -> list[int]:
     """Return up to n_token next tokens, each the likeliest, through the cache, unwatched; stops after one of end."""
-    cache, out, feed = Cache(), [], list(tokens)
-    for _ in range(n_token):
-        logits = drive([side.lane(feed, side.bug(), cache)], cancelled)[0]
-        feed = [int(torch.nan_to_num(logits[0], nan=float("-inf")).argmax())]
-        out += feed
-        said(feed[0])
-        if feed[0] in end:
+    model, resident = side.model, side.model.resident
+    if resident is not None and resident.is_whole and not side.plant:
+        steps = decode_captured(model, lambda ids, cache: side.lane(ids, no_tap, cache), tokens, n_token, cancelled)
+    else:
+        steps = _decode(side, tokens, cancelled)
+    out: list[int] = []
+    for token in islice(steps, n_token):
+        out.append(token)
+        said(token)
+        if token in end:
             break
     return out
+
+
+def _decode(side: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Iterator[int]:
+    """Yield the likeliest next token, again and again, through the cache."""
+    cache, feed = Cache(), list(tokens)
+    while True:
+        logits = drive([side.lane(feed, side.bug(), cache)], cancelled)[0]
+        feed = [int(likeliest(logits))]
+        yield feed[0]
 
 
 def top_tokens(file: ModelFile, logits: Tensor, k: int = 5) -> tuple[NextToken, ...]:

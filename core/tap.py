@@ -90,7 +90,13 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    columns, peaks = _columns(x_TW)
+    return finish(x_TW, first, *_columns(x_TW), factors)
+
+
+def finish(
+    x_TW: Tensor, first: int, columns: Mapping[str, Values], peaks: list[Peak], factors: Mapping[str, Tensor] | None
+) -> TokenStats:
+    """Make TokenStats of the per-token columns and the channels' peaks; the values themselves where a peak is large."""
     top = tuple((channel, first + row, value) for channel, row, value in peaks)
     stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
     largest = abs(peaks[0][2]) if peaks else -1.0

@@ -26,7 +26,7 @@ FLOORS = {
     "2 readers": "apr_file apr_keys apr_metadata apr_writer bpe chat_sandbox chat_template demo demo_model "
                  "faults_bytes gguf_file gguf_walk gguf_writer reader spm tokenizer",
     "3 math": "arch convert decode forward kernels matmul ops wrong_ops",
-    "4 watching": "finding lanes plants run stats tap trace",
+    "4 watching": "device_watch finding graph_decode lanes plants run stats tap trace",
     "5 judging": "activation_crush bisection captured captured_verdict carriers comparability compare decoded distance "
                  "gates grid ladder_file pair replay reproducer saved_pair sources spikes symptoms verdict weight_diff "
                  "train_checkpoint train_config train_corpus train_gates train_grads train_invariants train_log "
@@ -50,6 +50,7 @@ class Package:
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
     "torch": Package(r"floor [345]|session|captures|opening"),  # from floor 7 only inside functions
+    "triton": Package(r"kernels\.triton_.*"),
     "polars": Package(r"evidence", lazy=True),
     "gguf": Package(r"decode|gguf_writer|faults_bytes|quantise", lazy=True),
     "pynvml": Package(r"telemetry", lazy=True),

@@ -1,0 +1,86 @@
+"""The watching tap on a GPU: a layer is measured in one launch and read while the next ones run. Definitions: stats.py.
+
+No stage waits for the host. A layer's values are held until its statistics are there, of two layers at most, so that
+what only few cells need (massive values, the factors of a product) can still be taken from them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.forward import Tap
+from core.kernels.triton_statistics import launch_statistics, read_statistics
+from core.stages import Place
+from core.stats import TokenStats
+from core.tap import finish
+
+FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
+AHEAD = 2  # layers that may wait for their statistics
+
+
+@dataclass(slots=True)
+class Batch:
+    """Stages that are measured together: their places and values, then the host's copy and when it is whole."""
+
+    values: dict[Place, Tensor] = field(default_factory=dict)
+    host: Tensor | None = None
+    ready: torch.cuda.Event | None = None
+
+
+def record_on_device(
+    seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None
+) -> Tap:
+    """Measure as tap.record does and tell seen in the same order, a layer or two later; the logits end it."""
+    waiting: deque[Batch] = deque()
+    batch = Batch()
+    beside = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
+
+    def tell(done: Batch) -> None:
+        assert done.host is not None
+        if done.ready is not None:
+            done.ready.synchronize()
+        measured = read_statistics(done.host.numpy(), [x.shape[1] for x in done.values.values()])
+        for (place, x), (columns, peaks) in zip(done.values.items(), measured, strict=True):
+            factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
+            with torch.cuda.stream(beside):  # its values are there; the computation's own stream goes on
+                stats = finish(x, n_token - len(x), columns, peaks, factors)
+            seen(place, stats)
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        nonlocal batch
+        values = batch.values
+        if values and (layer is None or (layer, stage) in values or next(iter(values))[0] != layer):
+            waiting.append(_launched(batch))
+            batch = Batch()
+        batch.values[layer, stage] = value.contiguous()
+        if keep is not None:
+            keep[layer, stage] = value.cpu().clone()
+        last = stage == "logits"
+        if last:
+            waiting.append(_launched(batch))
+        while waiting and (last or len(waiting) > AHEAD or _is_ready(waiting[0])):
+            tell(waiting.popleft())
+        return value
+
+    return tap
+
+
+def _launched(batch: Batch) -> Batch:
+    measured = launch_statistics(list(batch.values.values()))
+    if measured.device.type != "cuda":
+        batch.host = measured
+        return batch
+    batch.host = torch.empty(measured.shape, dtype=measured.dtype, pin_memory=True)
+    batch.host.copy_(measured, non_blocking=True)
+    batch.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    batch.ready.record()
+    return batch
+
+
+def _is_ready(batch: Batch) -> bool:
+    return batch.ready is None or bool(batch.ready.query())  # type: ignore[no-untyped-call]

@@ -1,0 +1,80 @@
+"""Greedy decoding on a GPU from a captured graph: one launch a token, the numbers those of the uncaptured forward.
+
+The forward is the same; only its cache has room for every position and knows the next one on the device. The first
+step runs uncaptured (it compiles what is missing), the second is captured. It watches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from core.forward import Cache, Model
+from core.lanes import Lane, drive
+from core.ops import rope_angles
+from core.trace import IsCancelled
+
+Start = Callable[[Tensor, Cache], Lane]  # tokens [T] on the device -> a run of the forward
+
+
+class RoomyCache(Cache):
+    """Keys and values with room for n_max positions, allocated once; which is next is known on the device."""
+
+    def __init__(self, model: Model, n_max: int) -> None:
+        self.next = torch.zeros(1, dtype=torch.int64, device=model.device)
+        super().__init__(position=self.next)
+        cos, sin = rope_angles(model.arch.rope, 0, n_max, model.vector("rope_freqs.weight"))
+        self.cos, self.sin = cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
+        shape = (n_max, model.arch.n_kv_head, model.arch.head_dim)
+        for layer in range(model.arch.n_layer):
+            self.keys[layer] = torch.zeros(shape, dtype=model.dtype, device=model.device)
+            self.values[layer] = torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    def angles(self, model: Model, n_token: int) -> tuple[Tensor, Tensor]:
+        """Return RoPE's cos and sin for the next positions."""
+        where = self._where(n_token)
+        return self.cos[where], self.sin[where]
+
+    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
+        """Put them in their places and return all the room."""
+        where = self._where(len(k_TKH))
+        self.keys[layer].index_copy_(0, where, k_TKH)
+        self.values[layer].index_copy_(0, where, v_TKH)
+        return self.keys[layer], self.values[layer]
+
+    def _where(self, n_token: int) -> Tensor:
+        return self.next + torch.arange(n_token, device=self.next.device)
+
+
+def decode_captured(
+    model: Model, start: Start, tokens: Sequence[int], n_token: int, cancelled: IsCancelled
+) -> Iterator[int]:
+    """Yield the likeliest next token n_token times. Without CUDA (Triton's interpreter) no step is captured."""
+    cache = RoomyCache(model, len(tokens) + n_token)
+    ids = torch.zeros(1, dtype=torch.int64, device=model.device)
+
+    def step(feed: Tensor) -> None:
+        logits = drive([start(feed, cache)], cancelled)[0]
+        ids.copy_(likeliest(logits))
+        cache.next.add_(len(feed))
+
+    step(torch.tensor(tokens, device=model.device))
+    yield int(ids)
+    graph = None
+    for i in range(1, n_token):
+        if graph is None and i > 1 and model.device.type == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step(ids)
+        if graph is None:
+            step(ids)
+        else:
+            graph.replay()
+        yield int(ids)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token of the largest logit [1, V]; a NaN is the least likely."""
+    return torch.nan_to_num(logits[0], nan=float("-inf")).argmax()

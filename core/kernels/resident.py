@@ -1,0 +1,112 @@
+"""Keep a model's weights on its GPU, still quantised, and answer the forward's products and small operations there.
+
+Where the memory does not hold them all, the others are brought again for each product. No arithmetic of its own: the
+kernels are in triton_*.py, and Triton is imported with the first Resident.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from core import ops
+from core.kernels.library import OVERRIDE, Absent
+from core.kernels.planes import LAYOUTS, Planes, to_planes
+from core.model_file import Weight
+
+if TYPE_CHECKING:
+    from core.kernels.triton_products import Split
+
+SPARE_BYTES = 1 << 30  # of the device's memory, left to activations
+COPIES = 3  # of a weight, while it is split
+LEAST_CAPABILITY = (8, 0)  # bfloat16 matrix units
+SHARED = 8  # splits kept: q, k and v share one, gate and up another, in each of the lanes that walk side by side
+
+
+@functools.cache
+def why_no_kernels(device: torch.device) -> str | None:
+    """Say why the fused kernels cannot serve on a device; None where they can."""
+    if os.environ.get(OVERRIDE) == "decode":
+        return f"{OVERRIDE}=decode"
+    if importlib.util.find_spec("triton") is None:
+        return "the Python package triton is not installed"
+    if device.type == "cpu":
+        return "the device is a CPU"
+    has = torch.cuda.get_device_capability(device)
+    if has < LEAST_CAPABILITY:
+        return f"compute capability {has[0]}.{has[1]}; {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} is needed"
+    return None
+
+
+def open_resident(device: torch.device) -> Resident | Absent:
+    """Return a new store for one model on the device, or why there is none."""
+    why_not = why_no_kernels(device)
+    return Absent(why_not) if why_not else Resident(device)
+
+
+class Resident:
+    """The weights of one model on its device; the memory goes with it."""
+
+    def __init__(self, device: torch.device) -> None:
+        from core.kernels import triton_layer, triton_products
+
+        self.device = device
+        self.is_whole = True  # whether every weight asked for so far has stayed
+        self.ops = ops.Ops(triton_layer.rms_norm, triton_layer.rotate, _attend)
+        self._products, self._layer = triton_products, triton_layer
+        self._planes: dict[str, Planes] = {}
+        self._vectors: dict[str, Tensor | None] = {}
+        self._splits: list[Split] = []
+
+    def serves(self, weight: Weight, x: Tensor) -> bool:
+        """Say whether the kernels serve this product."""
+        return weight.quant in LAYOUTS and len(weight.shape) == 2 and x.dtype in (torch.float32, torch.bfloat16)
+
+    def multiply(self, weight: Weight, x: Tensor) -> Tensor:
+        """Return x W^T [T, rows] float32."""
+        digits = self._products.is_one_token(weight.quant, x)
+        return self._products.multiply_planes(self.planes(weight), self._split(x, digits))
+
+    def embed(self, weight: Weight, ids: Tensor) -> Tensor:
+        """Decode the rows of these token ids [T] to [T, D] float32."""
+        return self._layer.decode_planes(self.planes(weight), ids)
+
+    def vector(self, name: str, decode: Callable[[], Tensor | None]) -> Tensor | None:
+        """Return a norm weight or bias, decoded once."""
+        if name not in self._vectors:
+            self._vectors[name] = decode()
+        return self._vectors[name]
+
+    def planes(self, weight: Weight) -> Planes:
+        """Return the weight on the device, brought there where it is not."""
+        kept = self._planes.get(weight.name)
+        if kept is not None:
+            return kept
+        stays = self.device.type == "cpu" or (
+            torch.cuda.mem_get_info(self.device)[0] > SPARE_BYTES + COPIES * weight.data.nbytes)
+        brought = to_planes(weight, self.device)
+        if stays:
+            self._planes[weight.name] = brought
+        self.is_whole &= stays
+        return brought
+
+    def _split(self, x: Tensor, digits: bool) -> Split:
+        for known in self._splits:
+            if known.x is x and (known.parts.dtype == torch.int8) == digits:
+                return known
+        made = self._products.split(x, digits)
+        self._splits = [made, *self._splits[:SHARED - 1]]
+        return made
+
+
+def _attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None = None) -> Tensor:
+    from core.kernels import triton_layer
+
+    few = len(q_TNH) <= triton_layer.FEW_TOKENS
+    return (triton_layer.attend_few if few else ops.attend)(q_TNH, k_SKH, v_SKH, position)

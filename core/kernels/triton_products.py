@@ -1,0 +1,290 @@
+"""Multiply float32 activations by weights that stay quantised on a GPU: Triton kernels, and the choice between them.
+
+One token: an activation becomes a 24-bit whole number of its group of 256, as three signed bytes, and the weight's
+whole numbers meet them four at a time (dp4a); those sums are exact, scales are applied to them in float32.
+More tokens: tiles on the matrix units. Those take bfloat16, so an activation is split into three (3 x 8 bits hold its
+24) and a weight's whole number is one as it is; the products are exact, sums are float32. No TF32 anywhere.
+A token's sum does not depend on the tokens beside it, but on their number: it chooses the kernel.
+Shapes: R rows and N tokens of a program, G groups at a time. planes.py says what a group, a chunk and a slot are.
+An activation of Inf may leave NaN where float32 has Inf; a NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from core.kernels.planes import GROUP, LAYOUTS, Planes
+from core.kernels.triton_blocks import (
+    block_scale,
+    dot_bfloat16,
+    dot_four,
+    first_column,
+    group_scales,
+    high_bits,
+    numbers,
+    to_bfloat16,
+)
+
+INTERPRETED = triton.knobs.runtime.interpret
+PLAIN = ("F16", "BF16", "F32")  # types without scales
+PROGRAMS, LEAST_GROUPS = 512, 2  # wanted at once: about four a multiprocessor; columns of one that are worth a start
+ONE_TOKEN = tuple(quant for quant in LAYOUTS if quant not in PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a product is cut: rows and tokens of a program, its warps, loads in flight; groups at a time (one token)."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int = 3
+    groups: int = 1
+    splits: int = 1  # programs that share the columns of a tile; their sums are added in order
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Activations made ready for the products that share them. digits or parts [3, T, columns], the largest first."""
+
+    x: Tensor      # [T, cols] as given, so that nothing else takes its place in memory
+    parts: Tensor  # int8 digits (one token), bfloat16 parts, or x itself in bfloat16 [T, cols]
+    units: Tensor  # [T, G] float32: what a whole number counts in; parts have none
+    sums: Tensor   # [T, G * 16] float32: sums of 16 activations
+
+
+def tiling(rows: int, n_group: int, tokens: int) -> Tiling:
+    """Choose by the size of the product alone, so that equal products have equal bits."""
+    if tokens == 1:
+        return Tiling(16, 1, 4, groups=2) if rows >= 8192 else Tiling(8, 1, 4, groups=2)
+    how = Tiling(64, 16, 2) if tokens <= 16 else Tiling(128, 32, 4)
+    programs = triton.cdiv(rows, how.rows) * triton.cdiv(tokens, how.tokens)
+    return replace(how, splits=max(1, min(PROGRAMS // programs, n_group // LEAST_GROUPS)))
+
+
+def is_one_token(quant: str, x: Tensor) -> bool:
+    """Say whether the kernel for one token serves: it is for whole numbers, and float32 activations."""
+    return len(x) == 1 and quant in ONE_TOKEN and x.dtype == torch.float32
+
+
+def split(x: Tensor, digits: bool) -> Split:
+    """Make activations [T, cols] ready. digits: for the one-token kernel. bfloat16 ones are ready as they are."""
+    dense = x.contiguous()
+    if x.dtype == torch.bfloat16:
+        return Split(x, dense, dense, dense)
+    n_token, cols = x.shape
+    n_group = triton.cdiv(cols, GROUP)
+    kind = torch.int8 if digits else torch.bfloat16
+    parts = torch.empty((3, n_token, n_group * GROUP), dtype=kind, device=x.device)
+    units = torch.empty((n_token, n_group), dtype=torch.float32, device=x.device)
+    sums = torch.empty((n_token, n_group * 16), dtype=torch.float32, device=x.device)
+    if n_token:
+        _split[(n_group, n_token)](dense, parts, units, sums, cols, parts.stride(0), n_group, DIGITS=digits,
+                                   INTERPRETED=INTERPRETED, num_warps=1)
+    return Split(x, parts, units, sums)
+
+
+def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) -> Tensor:
+    """Return x W^T [T, rows] float32. bfloat16 activations are for weights rounded to bfloat16 as well."""
+    n_token = len(inputs.x)
+    how = how or tiling(planes.rows, planes.n_group, 1 if inputs.parts.dtype == torch.int8 else max(2, n_token))
+    out = torch.empty((how.splits, n_token, planes.rows), dtype=torch.float32, device=inputs.x.device)
+    grid = (triton.cdiv(planes.rows, how.rows), triton.cdiv(n_token, how.tokens), how.splits)
+    quants, high, scales, supers = planes.quants, planes.high, planes.scales, planes.supers
+    sizes = (planes.rows, inputs.parts.shape[-1], planes.n_group, n_token, inputs.parts.stride(0))
+    options = {"QUANT": planes.quant, "INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
+               "num_stages": how.stages}
+    if inputs.parts.dtype == torch.int8:
+        _one_token[grid[:1]](quants.view(torch.int32), high.view(torch.int32), scales, supers,
+                             inputs.parts.view(torch.int32), inputs.units, inputs.sums, out, planes.rows,
+                             planes.n_group, G=how.groups, **options)
+    elif n_token:
+        options |= {"N": how.tokens, "HALVES": inputs.x.dtype == torch.bfloat16}
+        if planes.quant in PLAIN:
+            _tile_plain[grid](quants, inputs.parts, out, *sizes, **options)
+        else:
+            _tile[grid](quants, high, scales, supers, inputs.parts, inputs.sums, out, *sizes, **options)
+    return out[0] if how.splits == 1 else out.sum(0)
+
+
+@triton.jit
+def _split(x, parts, units, sums, cols, step, n_group, DIGITS: tl.constexpr, INTERPRETED: tl.constexpr):
+    group, token = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    column = group * 256 + lane
+    value = tl.load(x + token.to(tl.int64) * cols + column, mask=column < cols, other=0.0)
+    at = parts + token.to(tl.int64) * n_group * 256 + column
+    if DIGITS:
+        nothing = value * 0.0  # NaN where the value is not finite
+        most = tl.maximum(tl.max(tl.max(tl.abs(value), 1), 0), 1e-30)
+        unit = most / 8300000.0 + tl.sum(tl.sum(nothing, 1), 0)  # three digits hold 127 * (2^16 + 2^8 + 1) = 8355711
+        number = tl.where(nothing == 0.0, tl.floor(value * (8300000.0 / most) + 0.5), 0.0).to(tl.int32)
+        third = ((number & 255) ^ 128) - 128
+        second = ((((number - third) >> 8) & 255) ^ 128) - 128
+        first = (number - third - second * 256) >> 16
+        tl.store(at, first.to(tl.int8))
+        tl.store(at + step, second.to(tl.int8))
+        tl.store(at + 2 * step, third.to(tl.int8))
+        tl.store(units + token * n_group + group, unit)
+        total = tl.sum(number, 1).to(tl.float32) * unit
+    else:
+        first = to_bfloat16(value, INTERPRETED)
+        rest = tl.where(tl.abs(value) < float("inf"), value - first.to(tl.float32), 0.0)
+        second = to_bfloat16(rest, INTERPRETED)
+        tl.store(at, first)
+        tl.store(at + step, second)
+        tl.store(at + 2 * step, to_bfloat16(rest - second.to(tl.float32), INTERPRETED))
+        total = tl.sum(value, 1)
+    tl.store(sums + (token * n_group + group) * 16 + tl.arange(0, 16), total)
+
+
+@triton.jit
+def _dot_digits(w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Words w [R, n, 4] times the three digits of the activations [n, 4], summed over the last axis; each sum exact."""
+    first = tl.sum(dot_four(w, tl.load(digits, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
+    second = tl.sum(dot_four(w, tl.load(digits + step, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
+    third = tl.sum(dot_four(w, tl.load(digits + 2 * step, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
+    return (first.to(tl.float32) * 256.0 + second.to(tl.float32)) * 256.0 + third.to(tl.float32)
+
+
+@triton.jit
+def _high_bytes(QUANT: tl.constexpr, high, group, chunk, lane, inside, w):
+    """The bytes that hold the high bits of a chunk of each group [R, lanes]; w where the type has none."""
+    if QUANT == "Q5_K":
+        return tl.load(high + (group * 32)[:, None] + lane[None, :], mask=inside[:, None], other=0)
+    elif QUANT == "Q6_K":
+        far = chunk // 4 * 32 + chunk % 2 * 16
+        return tl.load(high + (group * 64 + far)[:, None] + lane[None, :], mask=inside[:, None], other=0)
+    else:
+        return w
+
+
+@triton.jit
+def _one_token(
+    quants, high, scales, supers, digits, units, sums, out, rows, n_group,
+    QUANT: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = 16 if QUANT == "Q8_0" else 8  # of 16 bytes, in a group
+    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
+    SIGNED: tl.constexpr = QUANT == "Q8_0"
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    each = tl.arange(0, G * CHUNKS)
+    word = tl.arange(0, 4)
+    chunk = each % CHUNKS
+    acc = tl.zeros((R, G * CHUNKS), tl.float32)
+    for start in range(0, n_group, G):
+        g = start + each // CHUNKS
+        inside = (row < rows)[:, None] & (g < n_group)[None, :]
+        group = row.to(tl.int64)[:, None] * n_group + g[None, :]
+        at = (group * CHUNKS + chunk[None, :])[:, :, None] * 4 + word[None, None, :]
+        w = tl.load(quants + at, mask=inside[:, :, None], other=0)
+        h = w
+        if QUANT == "Q5_K":
+            far = (chunk % 2 * 4)[None, :]
+            h = tl.load(high + (group * 8 + far)[:, :, None] + word, mask=inside[:, :, None], other=0)
+        if QUANT == "Q6_K":
+            far = (chunk // 4 * 8 + chunk % 2 * 4)[None, :]
+            h = tl.load(high + (group * 16 + far)[:, :, None] + word, mask=inside[:, :, None], other=0)
+        d, least = group_scales(QUANT, supers, group, inside)
+        unit = tl.load(units + g, mask=g < n_group, other=0.0)[None, :]
+        for slot in tl.static_range(SLOTS):
+            column = first_column(QUANT, chunk, slot)
+            number = w
+            if SLOTS == 2:
+                number = (w >> (4 * slot)) & 0x0F0F0F0F
+            if QUANT == "Q5_K" or QUANT == "Q6_K":
+                number |= high_bits(QUANT, h, chunk[None, :, None], slot, 0x01010101)
+            x = digits + (g * 64 + column // 4)[:, None] + word[None, :]
+            there = (g < n_group)[:, None]
+            total = _dot_digits(number, x, n_group * 64, there, SIGNED, INTERPRETED)
+            s, m = block_scale(QUANT, scales, group, column[None, :], d, least, inside)
+            acc += s * (total * unit)
+            if not SIGNED:
+                acc -= m * tl.load(sums + g * 16 + column // 16, mask=g < n_group, other=0.0)[None, :]
+    tl.store(out + row, tl.sum(acc, 1), mask=row < rows)
+
+
+@triton.jit
+def _dot_parts(w, parts, step, here, INTERPRETED: tl.constexpr):
+    """w times the three parts of the activations [K, N]; the smallest first."""
+    total = dot_bfloat16(w, tl.load(parts + 2 * step, mask=here, other=0.0), INTERPRETED)
+    total += dot_bfloat16(w, tl.load(parts + step, mask=here, other=0.0), INTERPRETED)
+    return total + dot_bfloat16(w, tl.load(parts, mask=here, other=0.0), INTERPRETED)
+
+
+@triton.jit
+def _tile(
+    quants, high, scales, supers, parts, sums, out, rows, width, n_group, n_token, step,
+    QUANT: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+):
+    SPAN: tl.constexpr = 16 if QUANT == "Q6_K" or QUANT == "Q4_0" else 32  # values under one scale, side by side
+    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
+    CHUNKS: tl.constexpr = 256 // (SPAN * SLOTS)
+    row, token = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * N + tl.arange(0, N)
+    lane, inside, there = tl.arange(0, SPAN), row < rows, token < n_token
+    share = tl.cdiv(n_group, tl.num_programs(2)) * CHUNKS
+    acc = tl.zeros((R, N), tl.float32)
+    for t in range(tl.program_id(2) * share, tl.minimum(tl.program_id(2) * share + share, n_group * CHUNKS)):
+        g = t // CHUNKS
+        chunk = t % CHUNKS * (SPAN // 16)  # of 16 bytes
+        group = row.to(tl.int64) * n_group + g
+        at = (group * (CHUNKS * SPAN) + chunk * 16)[:, None] + lane[None, :]
+        w = tl.load(quants + at, mask=inside[:, None], other=0)
+        h = _high_bytes(QUANT, high, group, chunk, lane, inside, w)
+        d, least = group_scales(QUANT, supers, group, inside)
+        for slot in tl.static_range(SLOTS):
+            column = g * 256 + first_column(QUANT, chunk, slot)
+            x = parts + token.to(tl.int64)[None, :] * width + (column + lane)[:, None]
+            here = (column + lane < width)[:, None] & there[None, :]
+            s, m = block_scale(QUANT, scales, group, column % 256, d, least, inside)
+            value = numbers(QUANT, slot, w, h, chunk).to(tl.float32)
+            if HALVES:
+                weight = value * s[:, None] - (0.0 if QUANT == "Q8_0" else m[:, None])
+                acc += dot_bfloat16(to_bfloat16(weight, INTERPRETED), tl.load(x, mask=here, other=0.0), INTERPRETED)
+            else:
+                acc += s[:, None] * _dot_parts(value.to(tl.bfloat16), x, step, here, INTERPRETED)
+                if QUANT != "Q8_0":
+                    some = sums + token.to(tl.int64) * (n_group * 16) + column // 16
+                    total = tl.load(some, mask=there, other=0.0)
+                    if SPAN == 32:
+                        total += tl.load(some + 1, mask=there, other=0.0)
+                    acc -= m[:, None] * total[None, :]
+    at = out + (tl.program_id(2) * n_token + token).to(tl.int64)[None, :] * rows + row[:, None]
+    tl.store(at, acc, mask=inside[:, None] & there[None, :])
+
+
+@triton.jit
+def _tile_plain(
+    values, parts, out, rows, width, n_group, n_token, step,
+    QUANT: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+):
+    SPAN: tl.constexpr = 32
+    row, token = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * N + tl.arange(0, N)
+    lane, inside, there = tl.arange(0, SPAN), row < rows, token < n_token
+    share = tl.cdiv(n_group, tl.num_programs(2)) * (256 // SPAN)
+    acc = tl.zeros((R, N), tl.float32)
+    for t in range(tl.program_id(2) * share, tl.minimum(tl.program_id(2) * share + share, n_group * (256 // SPAN))):
+        column = t * SPAN + lane
+        at = values + row.to(tl.int64)[:, None] * (n_group * 256) + column[None, :]
+        value = tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32)
+        x = parts + token.to(tl.int64)[None, :] * width + column[:, None]
+        here = (column < width)[:, None] & there[None, :]
+        first = to_bfloat16(value, INTERPRETED)
+        if HALVES:
+            acc += dot_bfloat16(first, tl.load(x, mask=here, other=0.0), INTERPRETED)
+        else:
+            acc += _dot_parts(first, x, step, here, INTERPRETED)
+            if QUANT != "BF16":  # more bits than a bfloat16 holds: a second one, of F32 a third
+                rest = tl.where(tl.abs(value) < float("inf"), value - first.to(tl.float32), 0.0)
+                second = to_bfloat16(rest, INTERPRETED)
+                acc += _dot_parts(second, x, step, here, INTERPRETED)
+                if QUANT == "F32":
+                    third = to_bfloat16(rest - second.to(tl.float32), INTERPRETED)
+                    acc += _dot_parts(third, x, step, here, INTERPRETED)
+    at = out + (tl.program_id(2) * n_token + token).to(tl.int64)[None, :] * rows + row[:, None]
+    tl.store(at, acc, mask=inside[:, None] & there[None, :])

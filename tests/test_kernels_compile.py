@@ -1,0 +1,28 @@
+"""Every Triton kernel compiles for a GPU that is not here, as it is launched, without spilling registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from core.kernels.planes import LAYOUTS
+
+pytest.importorskip("triton")
+SHARED_BYTES = 227 << 10  # that a block of a Hopper GPU may have; of an A100: 163 KiB
+
+
+@pytest.mark.parametrize("quants", [["Q4_K"], pytest.param(list(LAYOUTS)[1:], marks=pytest.mark.slow)], ids=len)
+def test_kernels_compile_and_keep_their_values_in_registers(quants):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.compile_kernels", *quants]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    names = {"_split", "_tile", "_decode", "_rms_norm", "_rotate", "_attend", "_segment"}
+    assert {row["kernel"] for row in rows} - {"_one_token", "_tile_plain"} == names
+    bad = [row for row in rows if row["stack"] or row["shared"] > SHARED_BYTES]
+    assert not bad, bad
