@@ -81,18 +81,25 @@ def dot_bfloat16(w, x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def dot_four(w, x, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Sum of the products of the four bytes of w, signed or not, and the four signed bytes of x."""
+def dot_four(w, x, total, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Add to total the products of the four bytes of w, signed or not, and the four signed bytes of x."""
     if INTERPRETED:
-        total = tl.zeros((1,), tl.int32)
         for b in tl.static_range(4):
             byte = (w << (24 - 8 * b)) >> 24
             total += (byte if SIGNED else byte & 255) * ((x << (24 - 8 * b)) >> 24)
         return total
-    zero = tl.zeros((1,), tl.int32)
     if SIGNED:
-        return tl.inline_asm_elementwise("dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [w, x, zero], tl.int32, True, 1)
-    return tl.inline_asm_elementwise("dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [w, x, zero], tl.int32, True, 1)
+        return tl.inline_asm_elementwise("dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [w, x, total], tl.int32, True, 1)
+    return tl.inline_asm_elementwise("dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [w, x, total], tl.int32, True, 1)
+
+
+@triton.jit
+def quarters(x, M: tl.constexpr, N: tl.constexpr):
+    """The four words of the last axis of x [M, N, 4], each [M, N]."""
+    even, odd = tl.split(tl.reshape(x, (M, N, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from core.kernels.triton_blocks import (
     group_scales,
     high_bits,
     numbers,
+    quarters,
     to_bfloat16,
 )
 
@@ -144,12 +145,18 @@ def _split(x, parts, units, sums, cols, step, n_group, DIGITS: tl.constexpr, INT
 
 
 @triton.jit
-def _dot_digits(w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Words w [R, n, 4] times the three digits of the activations [n, 4], summed over the last axis; each sum exact."""
-    first = tl.sum(dot_four(w, tl.load(digits, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
-    second = tl.sum(dot_four(w, tl.load(digits + step, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
-    third = tl.sum(dot_four(w, tl.load(digits + 2 * step, mask=there, other=0)[None, :, :], SIGNED, INTERPRETED), 2)
-    return (first.to(tl.float32) * 256.0 + second.to(tl.float32)) * 256.0 + third.to(tl.float32)
+def _dot_digits(w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
+    """Words w [R, P, 4] times the three digits of the activations [P, 4], summed over the last axis, each sum exact."""
+    total = tl.zeros((R, P), tl.float32)
+    a, b, c, d = quarters(w, R, P)
+    for digit in tl.static_range(3):
+        p, q, r, s = quarters(tl.load(digits + digit * step, mask=there, other=0)[None, :, :], 1, P)
+        part = dot_four(a, p, tl.zeros((R, P), tl.int32), SIGNED, INTERPRETED)
+        part = dot_four(b, q, part, SIGNED, INTERPRETED)
+        part = dot_four(c, r, part, SIGNED, INTERPRETED)
+        part = dot_four(d, s, part, SIGNED, INTERPRETED)
+        total = total * 256.0 + part.to(tl.float32)
+    return total
 
 
 @triton.jit
@@ -201,7 +208,7 @@ def _one_token(
                 number |= high_bits(QUANT, h, chunk[None, :, None], slot, 0x01010101)
             x = digits + (g * 64 + column // 4)[:, None] + word[None, :]
             there = (g < n_group)[:, None]
-            total = _dot_digits(number, x, n_group * 64, there, SIGNED, INTERPRETED)
+            total = _dot_digits(number, x, n_group * 64, there, SIGNED, INTERPRETED, R, G * CHUNKS)
             s, m = block_scale(QUANT, scales, group, column[None, :], d, least, inside)
             acc += s * (total * unit)
             if not SIGNED:
