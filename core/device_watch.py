@@ -38,7 +38,7 @@ def record_on_device(
     """Measure as tap.record does and tell seen in the same order, a layer or two later; the logits end it."""
     waiting: deque[Batch] = deque()
     batch = Batch()
-    beside = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
+    beside: torch.cuda.Stream | None = None
 
     def tell(done: Batch) -> None:
         assert done.host is not None
@@ -52,7 +52,9 @@ def record_on_device(
             seen(place, stats)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        nonlocal batch
+        nonlocal batch, beside
+        if beside is None and value.is_cuda:
+            beside = torch.cuda.Stream(value.device)  # type: ignore[no-untyped-call]
         values = batch.values
         if values and (layer is None or (layer, stage) in values or next(iter(values))[0] != layer):
             waiting.append(_launched(batch))

@@ -20,7 +20,7 @@ from core.trace import IsCancelled, never
 
 @dataclass(slots=True)
 class Lane:
-    """One run of the forward with its compute and thread count; result is set when it ends.
+    """One run of the forward with its compute, thread count and device; result is set when it ends.
 
     plain: multiply decoded weights, whatever kernels there are: what a kernel is held against must not be itself.
     """
@@ -29,19 +29,22 @@ class Lane:
     compute: str = "f32"
     threads: int | None = None
     plain: bool = False
+    device: torch.device | None = None
     ask: Product | None = None
     result: Tensor | None = None
 
     def advance(self, value: Tensor | None) -> None:
         """Send the product it waits for (None at the start) and run to its next request or its end."""
-        self.take_threads()
+        self.settle()
         try:
             self.ask = next(self.steps) if value is None else self.steps.send(value)
         except StopIteration as end:
             self.ask, self.result = None, end.value
 
-    def take_threads(self) -> None:
-        """Set torch to this lane's thread count."""
+    def settle(self) -> None:
+        """Set torch to this lane's thread count, and to its GPU."""
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
@@ -84,7 +87,7 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
         if i in answers:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
-        lanes[i].take_threads()
+        lanes[i].settle()
         asks = [(waiting[j].x, lanes[j].compute) for j in same]
         products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same], ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}

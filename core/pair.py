@@ -75,7 +75,7 @@ def run_pair(
         a.lane(tokens, chain(chain(a.bug(), watch[0]), record_values(now_a))),
         a.lane(tokens, chain(chain(a.bug(), noise), noisy)),
         b.lane(tokens, chain(chain(b.bug(), watch[1]), record_values(now_b))),
-        Lane(forward(b.model, tokens, chain(b.bug(), local)), b.compute, b.threads),
+        Lane(forward(b.model, tokens, chain(b.bug(), local)), b.compute, b.threads, device=b.model.device),
     ]
     if witness:
         lanes += [a.lane(tokens, a.bug()), b.lane(tokens, b.bug())]

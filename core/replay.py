@@ -77,7 +77,7 @@ def replay(
         errors[place] = error
         seen(place, error)
 
-    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads, plain=True),
+    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads, plain=True, device=side.model.device),
              Lane(forward(exact, tokens, truth), "f32", side.threads)]
     if values is None:
         lanes.insert(0, side.lane(tokens, chain(chain(side.bug(), watch), keep)))

@@ -84,7 +84,7 @@ class Side:
 
     def lane(self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None) -> Lane:
         """A run of this side's forward with the tap in it."""
-        return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads)
+        return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads, device=self.model.device)
 
 
 def run_traced(

@@ -28,7 +28,7 @@ from core.kernels.triton_products import Tiling, is_one_token, multiply_planes, 
 
 GPU = pytest.mark.gpu
 HERE = "cpu" if triton_products.INTERPRETED else "cuda"
-FEW = [(5, 256, 1), (33, 256, 2), (18, 512, 7), (9, 300, 1), (9, 96, 20)]  # rows, cols, tokens
+FEW = [(5, 256, 1), (33, 256, 2), (18, 512, 7), (9, 300, 1), (9, 96, 20), (3, 256, 70)]  # rows, cols, tokens
 MANY = [(1, 256, 1), (37, 1792, 3), (512, 3584, 7), (3584, 1536, 8), (130, 8960, 16), (515, 2048, 17),
         (3584, 18944, 32), (257, 3584, 128), (152064, 1536, 1), (18944, 3584, 1), (3584, 18944, 1), (1030, 768, 512)]
 SHAPES = [*FEW, *(pytest.param(*shape, marks=GPU) for shape in MANY)]

@@ -139,6 +139,39 @@ def test_auto_takes_the_cpu_where_a_gpu_is_there_and_torch_cannot_use_it(monkeyp
         session.trace(replace(source, device="cuda:0"), PROMPT)
 
 
+def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypatch, source):
+    import torch
+
+    def busy(*size, device=None, **more):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nand more lines")
+
+    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", busy)
+        with pytest.raises(DeviceError, match=r"busy or unavailable.*Use --device cpu") as caught:
+            session.trace(replace(source, device="cuda:0"), PROMPT)
+        assert caught.value.code == 6
+        result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    assert result.facts.device == "cpu" and "busy or unavailable" in result.origin["device_reason"]
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    ("OutOfMemoryError", "out of memory"), ("AcceleratorError", "the device failed: CUDA error: unspecified launch")])
+def test_a_device_that_fails_while_it_runs_ends_with_its_own_exit_code(error, said):
+    import torch
+
+    from core.lanes import Lane, drive
+
+    def steps():
+        raise getattr(torch, error)("CUDA error: unspecified launch failure")
+        yield
+
+    with pytest.raises(DeviceError, match=said) as caught:
+        drive([Lane(steps())])
+    assert caught.value.code == 6
+
+
 def test_a_cancelled_trace_raises_and_a_cancelled_comparison_too(source):
     for n_call in (0, 3, 20):
         calls = iter([False] * n_call + [True] * 10_000)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core import ops
 from core.kernels.library import OVERRIDE, Absent
@@ -106,7 +107,10 @@ class Resident:
 
 
 def _attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None = None) -> Tensor:
+    """Attention of few tokens in one launch; of many by torch's plain products, which round as float32 does."""
     from core.kernels import triton_layer
 
-    few = len(q_TNH) <= triton_layer.FEW_TOKENS
-    return (triton_layer.attend_few if few else ops.attend)(q_TNH, k_SKH, v_SKH, position)
+    if len(q_TNH) <= triton_layer.FEW_TOKENS:
+        return triton_layer.attend_few(q_TNH, k_SKH, v_SKH, position)
+    with sdpa_kernel(SDPBackend.MATH):
+        return ops.attend(q_TNH, k_SKH, v_SKH, position)

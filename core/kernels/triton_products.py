@@ -145,7 +145,9 @@ def _split(x, parts, units, sums, cols, step, n_group, DIGITS: tl.constexpr, INT
 
 
 @triton.jit
-def _dot_digits(w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
+def _dot_digits(
+    w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, P: tl.constexpr
+):
     """Words w [R, P, 4] times the three digits of the activations [P, 4], summed over the last axis, each sum exact."""
     total = tl.zeros((R, P), tl.float32)
     a, b, c, d = quarters(w, R, P)
