@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import FileError
-from core.train_log import GPU, GRADS, RUN, TRAIN, VAL, Tail, read_document, read_gates, read_grads, read_record
-from core.train_records import RUNNING, Grads, RunView, Step, Validation
+from core.train_log import (
+    GPU,
+    GRADS,
+    RUN,
+    TRAIN,
+    VAL,
+    Tail,
+    read_document,
+    read_gates,
+    read_grads,
+    read_health,
+    read_record,
+)
+from core.train_records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
 
@@ -25,6 +37,7 @@ class RunReader:
         self._steps: list[Step] = []
         self._validations: list[Validation] = []
         self._grads: Grads | None = None
+        self._health: list[Health] = []
         self._gpu: Mapping[str, Any] | None = None
 
     def view(self) -> RunView:
@@ -37,7 +50,8 @@ class RunReader:
         self._read()
         return RunView(
             self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations), self._grads,
-            read_gates(self.out), self._gpu, _newest_checkpoint(self.out), self._age(), _is_alive(run))
+            read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), _is_alive(run),
+            tuple(self._health))
 
     def _read(self) -> None:
         rows, began_anew = self._tails[TRAIN].read()
@@ -48,7 +62,11 @@ class RunReader:
         if began_anew:
             self._validations.clear()
         self._validations += [read_record(Validation, row) for row in rows]
-        for row in self._tails[GRADS].read()[0][-1:]:
+        rows, began_anew = self._tails[GRADS].read()
+        if began_anew:
+            self._health.clear()
+        self._health += [health for row in rows if (health := read_health(row)) is not None]
+        for row in rows[-1:]:
             self._grads = read_grads(row)
         for row in self._tails[GPU].read()[0][-1:]:
             self._gpu = row
@@ -68,7 +86,8 @@ def open_run(folder: Path) -> RunView:
     return RunReader(folder).view()
 
 
-def _newest_checkpoint(out: Path) -> Path | None:
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None where there is none."""
     folder = out / CHECKPOINTS
     names = sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
     return max(names, key=lambda p: (len(p.name), p.name), default=None)

@@ -180,6 +180,22 @@ def test_a_resume_on_other_text_is_refused_and_harms_nothing(tmp_path):
     assert (tmp_path / "run" / "train.jsonl").read_bytes() == before
 
 
+def test_a_resume_with_fewer_steps_than_are_done_is_refused_and_harms_nothing(tmp_path):
+    out = run(tmp_path).out
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"--steps 2: .*step-000006 has 6 steps already"):
+        train(options(tmp_path, resume=True, corpus=None, config=None, seed=None, steps=2))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_counts_what_its_rules_were_held_to_before(tmp_path):
+    emit, cancelled = stop_after(4)
+    train(options(tmp_path, steps=9), emit, cancelled)
+    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+    measured = {gate.id: gate.measured for gate in rest.gates}
+    assert measured["INV-CLIP"] == "9 steps" and measured["INV-GRADIENT"] == "9 gradient tables"
+
+
 def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
     wishes, told = Wishes(), []
 
@@ -234,6 +250,7 @@ def test_a_disk_that_is_full_at_a_step_is_named():
 
 
 @pytest.mark.parametrize("change, error, says", [
+    ({"seed": -1}, UsageError, "--seed -1: a whole number from 0"), ({"seed": 1 << 63}, UsageError, "from 0 to 2"),
     ({"device": "gpu"}, UsageError, "is not a device"), ({"device": "cuda:15"}, DeviceError, "--device cuda:15"),
     ({"resume": True}, FileError, "run.json"), ({"init": Path("nowhere.gguf")}, FileError, "does not exist"),
     ({"corpus": Path("nowhere")}, FileError, "--corpus .*nowhere does not exist"),
