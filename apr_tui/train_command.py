@@ -50,7 +50,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def train_options(options: argparse.Namespace) -> TrainOptions:
     """Turn parsed words into the record that core takes."""
-    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions)})
+    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions) if hasattr(options, f.name)})
 
 
 def result_text(result: TrainResult) -> str:

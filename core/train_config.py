@@ -100,6 +100,7 @@ class TrainOptions:
     resume: bool = False
     oracle: bool = False
     command: str = ""
+    checkpoints: bool = True  # False for a measurement, which nobody goes on with
 
 
 @dataclass(frozen=True, slots=True)

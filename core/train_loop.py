@@ -62,6 +62,7 @@ class Trainer:
     emit: TrainEmit
     cancelled: Callable[[], bool]
     wishes: Wishes = field(default_factory=Wishes)
+    keeps: bool = True          # whether checkpoints are written
     steps_done: int = 0
     tokens_seen: int = 0
     memory: Memory = field(default_factory=Memory)
@@ -190,11 +191,13 @@ class Trainer:
         self._rest()
 
     def _save(self) -> None:
-        """Write a checkpoint, unless the weights hold NaN or Inf, or it is there already."""
+        """Write a checkpoint, unless the weights hold NaN or Inf, it is there already, or the run keeps none."""
         self.looked["INV-CENSUS"] += 1
         sentence = not_finite(census(self.stepper.named), self.steps_done - 1)
         if sentence is not None:
             self.broken = self.broken or ("INV-CENSUS", sentence)
+        if sentence is not None or not self.keeps:
+            self._rest()
             return
         weights = gathered(self.stepper.model.state_dict())
         moments = gathered(moments_of(self.stepper.model, self.stepper.optimizer))

@@ -42,7 +42,7 @@ from core.train_step import Stepper, make_optimizer
 from core.train_windows import judge_windows
 from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
 
-LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "checkpoints"}  # what a rule is held against; else steps
+LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}  # what a rule is held against; else steps
 
 
 def run_training(
@@ -94,7 +94,7 @@ def _build(
     stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
                       *((world.sum_up, world.size, world.largest) if world.size > 1 else ()))
     trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
-                      cancelled, wishes)
+                      cancelled, wishes, ready.options.checkpoints)
     if saved is not None:
         trainer.restore(saved)
     return trainer, facts, probes

@@ -42,7 +42,7 @@ def test_a_sound_run_keeps_every_rule(tmp_path):
     windows = {id: rules.pop(id) for id in ("INV-COLLAPSE", "INV-NOISE", "INV-HEADROOM")}
     assert len(rules) == 10 and set(rules.values()) == {PASS}
     assert FAIL not in windows.values() and windows["INV-COLLAPSE"] == NOT_MEASURED, "6 steps are no window"
-    assert {gate.id: gate.measured for gate in result.gates}["INV-CENSUS"] == "2 checkpoints"
+    assert {gate.id: gate.measured for gate in result.gates}["INV-CENSUS"] == "2 looks at all weights"
 
 
 def test_a_rule_that_the_only_step_was_not_held_to_is_not_measured(tmp_path, monkeypatch):

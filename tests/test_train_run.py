@@ -122,6 +122,11 @@ def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeyp
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 8, 10]
 
 
+def test_a_measurement_leaves_no_checkpoint(tmp_path):
+    result = run(tmp_path, checkpoints=False)
+    assert result.status == DONE and result.checkpoint is None and not (result.out / "ckpt").exists()
+
+
 def test_a_validation_above_twice_the_last_one_aborts_at_the_epoch_s_end(tmp_path, monkeypatch):
     values = iter((3.0, 6.0, 12.1))
     monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
