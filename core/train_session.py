@@ -18,7 +18,17 @@ from core.train_config import VAL_WINDOWS, Plan
 from core.train_corpus import Corpus
 from core.train_gates import Facts, judge
 from core.train_invariants import RULES, schedule_notes
-from core.train_log import GATES, GRADS, RUN, TRAIN, VAL, read_health, read_lines, read_record, write_document
+from core.train_log import (
+    GATES,
+    GRADS,
+    RUN,
+    TRAIN,
+    VAL,
+    read_health,
+    read_lines,
+    read_record,
+    write_document,
+)
 from core.train_loop import Trainer, facts_of_residency
 from core.train_model import Decoder, load_decoder, make_decoder
 from core.train_oracle import oracle_gate, write_oracle
@@ -42,7 +52,8 @@ from core.train_step import Stepper, make_optimizer
 from core.train_windows import judge_windows
 from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
 
-LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}  # what a rule is held against; else steps
+# what a rule is held against; else steps
+LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}
 
 
 def run_training(
@@ -84,13 +95,14 @@ def _build(
     is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
     if is_compiled and len(windows) > plan.batch:  # whole batches: another shape would be compiled anew
         windows = windows[: len(windows) // plan.batch * plan.batch]
-    facts = {
+    facts: dict[str, Any] = {
         "device_name": _device_name(world), "processes": world.size, "parallel": f"{parallel}: {parallel_reason}",
         "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
     for name in ("parallel", "compile"):
         emit(TrainEvent("note", f"{name}: {facts[name]}"))
     saved = _newest(ready)
-    probes = _probe(model, plan, world, emit) if saved is None else {}
+    probes = _probe(ready, model, world, emit) if saved is None else _probes_before(ready)
+    facts["probes"] = sorted(id for id, sentence in probes.items() if sentence is None)
     stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
                       *((world.sum_up, world.size, world.largest) if world.size > 1 else ()))
     trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
@@ -173,11 +185,16 @@ def _model(plan: Plan) -> Decoder:
     return make_decoder(plan.arch, plan.seed)
 
 
-def _probe(model: Decoder, plan: Plan, world: World, emit: TrainEmit) -> dict[str, str | None]:
+def _probe(ready: Ready, model: Decoder, world: World, emit: TrainEmit) -> dict[str, str | None]:
     """Run the probes on the model before it is wrapped."""
     emit(TrainEvent("phase", "probing the model before step 0"))
     stepper = Stepper(model, model, make_optimizer(model), world.device)
-    return {id: probe(stepper, plan.arch, plan.seed) for id, _, probe in PROBES}
+    return {id: probe(stepper, ready.plan.arch, ready.plan.seed) for id, _, probe in PROBES}
+
+
+def _probes_before(ready: Ready) -> dict[str, str | None]:
+    """The probes that a run which goes on has passed when it began."""
+    return dict.fromkeys((ready.run or {}).get("probes", ()))
 
 
 def _newest(ready: Ready) -> State | None:

@@ -32,8 +32,8 @@ def norm_collapse(plan: Plan, steps: Sequence[Step], health: Sequence[Health]) -
     medians = [statistics.median(s.grad_norm for s in window) for window in windows]
     falls = [(medians[i] / max(medians[:i]) if max(medians[:i]) else 0.0, i) for i in range(1, len(medians))]
     share, i = min(falls)
-    text = (f"lowest: {medians[i]:.3g} in steps {windows[i][0].step}..{windows[i][-1].step}, {share:.2f} x the highest "
-            f"window before; limit {COLLAPSE:g}")
+    text = (f"{share:.2f} x the highest window before, the lowest: {medians[i]:.3g} in steps {windows[i][0].step}.."
+            f"{windows[i][-1].step}; limit {COLLAPSE:g}")
     return text, FAIL if share < COLLAPSE else PASS
 
 
@@ -45,7 +45,7 @@ def gradient_noise(plan: Plan, steps: Sequence[Step], health: Sequence[Health]) 
     rows = [(h.noise_power, h.signal_power) for h in health[len(health) // 2:]
             if h.noise_power is not None and h.signal_power is not None and math.isfinite(h.noise_power)]
     if len(rows) < TABLES:
-        return f"{len(rows)} tables with two sequences or more, {TABLES} are needed", NOT_MEASURED
+        return f"{len(rows)} of {TABLES} tables that it needs, of two sequences or more", NOT_MEASURED
     noise, signal = (statistics.fmean(column) for column in zip(*rows, strict=True))
     error = DEVIATIONS * statistics.stdev(row[1] for row in rows) / math.sqrt(len(rows))
     least, most = (_batches(plan, noise, signal + sign * error) for sign in (1, -1))

@@ -25,7 +25,19 @@ from apr_tui.train_screen import TrainScreen
 from apr_tui.train_worker import Training, farewell
 from core.errors import Cancelled, UsageError
 from core.train_config import TrainOptions, settle
-from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, GradRow, Grads, Step, TrainEvent, TrainResult, Validation
+from core.train_records import (
+    FAIL,
+    NOT_MEASURED,
+    PASS,
+    Gate,
+    GradRow,
+    Grads,
+    Health,
+    Step,
+    TrainEvent,
+    TrainResult,
+    Validation,
+)
 from core.train_view import RunReader
 
 GATES = (
@@ -74,7 +86,8 @@ def write_run(folder, n_step=40, status="RUNNING", sentence="", gpu=SAMPLE, gate
     names = {f"blk.{i}.attn_q.weight": (0.5, 1e-3, 0.0) for i in range(4)}
     names["token_embd.weight"] = (0.7, None, 0.25)
     if n_step:
-        append(folder / "grads.jsonl", Grads(n_step - 1, (*rows, GradRow(None, 0.7, 2e-4, 0.25)), names))
+        append(folder / "grads.jsonl", Grads(n_step - 1, (*rows, GradRow(None, 0.7, 2e-4, 0.25)), names,
+               Health(n_step - 1, 118.25, "backward, after layer 2", 3.0, 0.5)))
     if gpu:
         append(folder / "gpu.jsonl", gpu)
     if gates:

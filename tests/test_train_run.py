@@ -199,6 +199,7 @@ def test_a_resumed_run_counts_what_its_rules_were_held_to_before(tmp_path):
     rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
     measured = {gate.id: gate.measured for gate in rest.gates}
     assert measured["INV-CLIP"] == "9 steps" and measured["INV-GRADIENT"] == "9 gradient tables"
+    assert measured["PROBE-FUTURE"] == measured["PROBE-POSITION"] == "tried before step 0"
 
 
 def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):

@@ -52,7 +52,8 @@ def gate_of(result, id):
 def test_the_published_fall_of_the_gradient_norm_is_a_collapse(plan):
     steps = steps_of(*[9.0] * 5, *[0.08] * 40, *[0.01] * WINDOW)
     gate = judged(plan, "INV-COLLAPSE", steps)
-    assert gate.verdict == FAIL and "0.01 in steps 45..54, 0.12 x the highest window before" in gate.measured
+    assert gate.verdict == FAIL
+    assert "0.12 x the highest window before, the lowest: 0.01 in steps 45..54" in gate.measured
     assert judged(plan, "INV-COLLAPSE", steps[:-WINDOW]).verdict == PASS, "the warm-up's own fall is none"
 
 
@@ -140,7 +141,7 @@ def test_a_gradient_below_its_noise_fails_where_enough_was_seen_and_is_not_measu
     assert few.verdict == NOT_MEASURED and "too few to tell" in few.measured
     assert judged(plan, "INV-NOISE", health=noisy(2 * TABLES - 2, 0.5)).verdict == NOT_MEASURED
     alone = [Health(i, 120.0, "x") for i in range(20)]  # one sequence a step
-    assert "0 tables with two sequences" in judged(plan, "INV-NOISE", health=alone).measured
+    assert "0 of 3 tables" in judged(plan, "INV-NOISE", health=alone).measured
     assert pytest.approx((1 + BETAS[0]) / (1 - BETAS[0]), rel=0.1) == NOISE_BATCHES
 
 
