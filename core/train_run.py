@@ -33,7 +33,7 @@ from core.train_records import (
     no_train_emit,
 )
 from core.train_tokenizer import Vocabulary, file_vocabulary, read_vocabulary
-from core.train_view import newest_checkpoint, open_run
+from core.train_view import is_alive, newest_checkpoint, open_run
 
 __all__ = ["Ready", "is_first", "open_run", "prepare", "train"]
 
@@ -81,6 +81,9 @@ def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
         plan = resumed(plan_of(run["plan"]), options)
     except (KeyError, TypeError) as error:
         raise FileError(f"{options.out / RUN} is no training run ({error!r}). Give the folder of one.") from error
+    if is_first() and is_alive(run):
+        raise UsageError(f"{options.out} is being trained by process {run['pid']}. Follow it by --watch {options.out}, "
+                         "or stop it first.")
     newest = newest_checkpoint(options.out)
     done = int(newest.name.partition("-")[2]) if newest is not None else 0
     if plan.steps < done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -26,6 +27,8 @@ from core.train_log import (
 from core.train_records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
+START_FIELD = 18  # of /proc/PID/stat after the state: starttime, in clock ticks since the machine started
+CLOCK_S = 60.0    # by which the wall clock may have been set since
 
 
 class RunReader:
@@ -50,7 +53,7 @@ class RunReader:
         self._read()
         return RunView(
             self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations), self._grads,
-            read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), _is_alive(run),
+            read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), is_alive(run),
             tuple(self._health))
 
     def _read(self) -> None:
@@ -93,7 +96,7 @@ def newest_checkpoint(out: Path) -> Path | None:
     return max(names, key=lambda p: (len(p.name), p.name), default=None)
 
 
-def _is_alive(run: Mapping[str, Any]) -> bool | None:
+def is_alive(run: Mapping[str, Any]) -> bool | None:
     """Whether the run's process is there; None where another machine wrote it, False once it has ended."""
     if run["status"] != RUNNING:
         return False
@@ -105,4 +108,16 @@ def _is_alive(run: Mapping[str, Any]) -> bool | None:
         return False
     except OSError:
         return True
-    return True
+    return _is_the_run(run)
+
+
+def _is_the_run(run: Mapping[str, Any]) -> bool:
+    """Whether the process of this id is the one that wrote run.json: not a dead one's rest, and not begun after it."""
+    written = max([run.get("started", math.inf), *(resume["at"] for resume in run.get("resumes", ()))])
+    try:
+        state, *rest = Path(f"/proc/{run['pid']}/stat").read_text().rpartition(")")[2].split()
+        booted = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
+        began = booted + int(rest[START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):  # no Linux: the id is all there is
+        return True
+    return state != "Z" and began <= written + CLOCK_S

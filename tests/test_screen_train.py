@@ -225,7 +225,7 @@ async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     (4.0, True, "RUNNING"), (200.0, True, "STALLED"), (200.0, None, "STALLED"), (4.0, False, "GONE")])
 async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_folder, age, alive, state):
     monkeypatch.setattr(RunReader, "_age", lambda self: age)
-    monkeypatch.setattr("core.train_view._is_alive", lambda run: alive)
+    monkeypatch.setattr("core.train_view.is_alive", lambda run: alive)
     async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run")))
         assert state in lines_of(app)[0]

@@ -171,5 +171,8 @@ def test_two_processes_train_to_the_loss_curve_of_one(tmp_path, parallel):
         assert b.train_loss == pytest.approx(a.train_loss, rel=CURVE)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=10 * CURVE)
         assert (a.cursor, a.batch_hash) == (b.cursor, b.batch_hash)
+    for a, b in zip(one.health, two.health, strict=True):
+        assert b.noise_power == pytest.approx(a.noise_power, rel=100 * CURVE)
+        assert (b.step, b.headroom_at, b.headroom_bits) == (a.step, a.headroom_at, pytest.approx(a.headroom_bits))
     assert two.validations[-1].val_loss == pytest.approx(one.validations[-1].val_loss, rel=CURVE)
     assert two.run["parallel"].startswith(parallel) and options(tmp_path).out == two.out

@@ -185,6 +185,20 @@ def test_a_resume_on_other_text_is_refused_and_harms_nothing(tmp_path):
     assert (tmp_path / "run" / "train.jsonl").read_bytes() == before
 
 
+def test_a_run_that_is_still_trained_is_not_resumed_and_a_process_id_that_was_used_again_hinders_nobody(tmp_path):
+    emit, cancelled = stop_after(4)
+    out = train(options(tmp_path, steps=9), emit, cancelled).out
+    document = json.loads((out / "run.json").read_text()) | {"status": RUNNING}
+    goes_on = options(tmp_path, resume=True, corpus=None, config=None, seed=None)
+    for seconds, is_refused in ((0, True), (-86400, False)):  # a run of yesterday: this process began after it
+        (out / "run.json").write_text(json.dumps(document | {"started": document["started"] + seconds}))
+        assert open_run(out).alive is is_refused
+        if is_refused:
+            with pytest.raises(UsageError, match=f"is being trained by process {document['pid']}"):
+                train(goes_on)
+    assert train(goes_on).status == DONE
+
+
 def test_a_resume_with_fewer_steps_than_are_done_is_refused_and_harms_nothing(tmp_path):
     out = run(tmp_path).out
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
