@@ -5,13 +5,11 @@ NaN was born. Nothing is judged here (train_windows), and watching changes no va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from core.train_grads import Named, whole
 
 EPS = 1e-6  # beside the mean square of a residual stream
 Figures = Callable[[Tensor], Tensor]  # added up, or the largest taken, over processes
@@ -19,7 +17,10 @@ Figures = Callable[[Tensor], Tensor]  # added up, or the largest taken, over pro
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The largest |value| at a place. birth: what has computed it, so where it went wrong if it did."""
+    """The largest |value| at a place; of a parameter's gradient its L2 norm, which is no smaller and costs nothing.
+
+    birth: what has computed it, so where it went wrong if it did.
+    """
 
     place: str
     birth: str
@@ -51,18 +52,17 @@ class Watch:
             x_TBD.register_hook(note)  # type: ignore[no-untyped-call]
         return x_TBD
 
-    def peaks(self, named: Named, largest: Figures | None = None) -> list[Peak]:
-        """Read all peaks, in the order in which a step computes them; NaN reads as inf."""
-        have = [(name, weight.grad) for name, weight in named if weight.grad is not None]
+    def peaks(self, norms: Mapping[str, float], largest: Figures | None = None) -> list[Peak]:
+        """Read all peaks, in the order in which a step computes them; NaN reads as inf. norms: of each gradient."""
         n, back = len(self.forward), sorted(self.backward, reverse=True)
         places = [*((f"forward, after {_layer(i)}", f"forward pass of {_layer(i)}") for i in range(n)),
                   *((f"backward, after {_layer(i)}", f"backward pass of {_layer(i + 1)}" if i + 1 < n else
                      "head or the loss") for i in back),
-                  *((f"gradient of {name}", f"gradient of {name}") for name, _ in have)]
-        gradients = [whole(n) for n in torch._foreach_norm([g for _, g in have], math.inf)] if have else []
-        figures = [*self.forward, *(self.backward[i] for i in back), *gradients]
-        values = torch.nan_to_num(torch.stack([f.float() for f in figures]), nan=math.inf, posinf=math.inf)
-        read = (largest(values) if largest is not None else values).tolist()
+                  *((f"gradient of {name}", f"gradient of {name}") for name in norms)]
+        figures = torch.stack([f.float() for f in (*self.forward, *(self.backward[i] for i in back))])
+        figures = torch.nan_to_num(figures, nan=math.inf, posinf=math.inf)
+        read = (largest(figures) if largest is not None else figures).tolist()
+        read += [math.inf if math.isnan(norm) else norm for norm in norms.values()]
         return [Peak(*place, value) for place, value in zip(places, read, strict=True)]
 
     def noise(self, sum_up: Figures | None = None) -> tuple[float, float] | None:
@@ -104,5 +104,4 @@ def _layer(index: int) -> str:
 
 
 def _peak(x: Tensor) -> Tensor:
-    peak: Tensor = torch.linalg.vector_norm(x, math.inf)
-    return peak
+    return x.abs().amax()  # NaN stays NaN

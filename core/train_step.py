@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -79,7 +79,7 @@ class Stepper:
             group["lr"] = lr
         loss, watch = self._backward(batch, statistics)
         gradients = gradient_figures(self.named) if statistics else None
-        health = self._health(step, watch) if statistics else None
+        health = self._health(step, watch, gradients) if gradients is not None else None
         norm, clipped = clip([weight for _, weight in self.named], CLIP)
         measured = self._read(loss.detach(), norm, clipped, wants_stop)
         if not measured.is_finite:
@@ -121,15 +121,15 @@ class Stepper:
         torch.autograd.backward(loss)
         return loss, watch
 
-    def _health(self, step: int, watch: Watch) -> Health:
+    def _health(self, step: int, watch: Watch, gradients: Mapping[str, tuple[float, float]]) -> Health:
         """Read what was watched, before clipping."""
-        noise = watch.noise(self.sum_up)
-        return Health(step, *headroom(watch.peaks(self.named, self.largest), self.dtype), *(noise or (None, None)))
+        peaks, noise = watch.peaks(_norms(gradients), self.largest), watch.noise(self.sum_up)
+        return Health(step, *headroom(peaks, self.dtype), *(noise or (None, None)))
 
     def _birthplace(self, batch: Tensor) -> str:
         """Run a batch that gave NaN or Inf once more, watched, on the weights that it left alone."""
         _, watch = self._backward(batch, is_watched=True)
-        return birthplace(watch.peaks(self.named, self.largest))
+        return birthplace(watch.peaks(_norms(gradient_figures(self.named)), self.largest))
 
     def _read(self, loss: Tensor, norm: Tensor, clipped: Tensor, wants_stop: bool) -> Measured:
         """The one synchronisation: the loss averaged over processes, the wish of any of them to stop heard."""
@@ -155,3 +155,7 @@ def clip(weights: Sequence[nn.Parameter], max_norm: float) -> tuple[Tensor, Tens
     torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     clipped = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
     return whole(norm).float(), whole(clipped).float()
+
+
+def _norms(gradients: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: norm for name, (norm, _) in gradients.items()}

@@ -171,6 +171,7 @@ def test_two_processes_train_to_the_loss_curve_of_one(tmp_path, parallel):
         assert b.train_loss == pytest.approx(a.train_loss, rel=CURVE)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=10 * CURVE)
         assert (a.cursor, a.batch_hash) == (b.cursor, b.batch_hash)
+    assert [r.zero_share for r in two.grads.rows] == pytest.approx([r.zero_share for r in one.grads.rows], abs=1e-3)
     for a, b in zip(one.health, two.health, strict=True):
         assert b.noise_power == pytest.approx(a.noise_power, rel=100 * CURVE)
         assert (b.step, b.headroom_at, b.headroom_bits) == (a.step, a.headroom_at, pytest.approx(a.headroom_bits))

@@ -159,14 +159,14 @@ def test_a_run_on_text_without_any_order_is_caught_and_one_on_text_is_not(tmp_pa
 # -- headroom
 
 def test_headroom_is_counted_in_doublings_and_its_place_is_named():
-    model = make_decoder(settle(TrainOptions(out=None)).arch, 0)
     watch = Watch()
     for value in (1.0, -2.0**10, 4.0):
         watch.tap(torch.full((2, 2, 4), value))
-    bits, place = headroom(watch.peaks(list(model.named_parameters())), torch.float32)
+    bits, place = headroom(watch.peaks({"a": 512.0}), torch.float32)
     assert bits == pytest.approx(118, abs=1e-5) and place == "forward, after layer 0"
-    assert headroom(watch.peaks([]), torch.bfloat16)[0] == pytest.approx(118, abs=0.01)
-    assert headroom(watch.peaks([]), torch.float16)[0] == pytest.approx(6, abs=0.01)
+    assert headroom(watch.peaks({"a": 2048.0}), torch.float32)[1] == "gradient of a"
+    assert headroom(watch.peaks({}), torch.bfloat16)[0] == pytest.approx(118, abs=0.01)
+    assert headroom(watch.peaks({}), torch.float16)[0] == pytest.approx(6, abs=0.01)
 
 
 class Scaled(torch.autograd.Function):
@@ -225,7 +225,7 @@ def test_a_nan_of_the_loss_alone_is_laid_to_the_head():
     watch = Watch()
     x = torch.ones(2, 2, 4, requires_grad=True)
     (watch.tap(watch.tap(x) * 1) * math.nan).sum().backward()
-    assert birthplace(watch.peaks([])) == "born in the head or the loss"
+    assert birthplace(watch.peaks({})) == "born in the head or the loss"
     assert birthplace([]) == "not seen again when the batch is run once more"
 
 
