@@ -191,8 +191,11 @@ def age(seconds: float | None) -> str:
 
 
 def live_gates(view: RunView) -> tuple[Gate, ...]:
-    """The gates that can be judged while a run goes on: those of a window of steps."""
-    return judge_windows(plan_of(view.run["plan"]), view.steps, view.health)
+    """The gates that can be judged while a run goes on: those of a window of steps; none of another build's plan."""
+    try:
+        return judge_windows(plan_of(view.run["plan"]), view.steps, view.health)
+    except (KeyError, TypeError):
+        return ()
 
 
 def gate_lines(view: RunView, width: int) -> list[list[Span]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import DeviceError, UsageError
 
-SMI_S = 1.5  # an explicit device that is absent must be refused within 2 s
+SMI_S = 5.0  # a driver that keeps no GPU awake takes seconds; where there is none, the command is absent at once
 DEVICE = re.compile(r"^(cpu|cuda(:([0-9]|1[0-5]))?|auto)$")
 
 

@@ -207,6 +207,18 @@ async def test_a_run_without_a_gpu_says_so_in_ascii(monkeypatch, in_folder):
         assert text_of(app).isascii() and "GPU ? not measured" in text_of(app)
 
 
+async def test_a_run_of_another_build_is_still_shown(monkeypatch, in_folder):
+    folder = write_run(in_folder / "run")
+    document = json.loads((folder / "run.json").read_text())
+    del document["plan"]["warm_up"]
+    (folder / "run.json").write_text(json.dumps(document))
+    async with console(monkeypatch, small_door()) as (app, pilot):
+        await show(app, pilot, Training(folder))
+        await pilot.press("o")
+        await pilot.pause()
+        assert "token_embd" in text_of(app) and "INV-COLLAPSE" not in text_of(app)
+
+
 async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     folder = write_run(in_folder / "run", n_step=0, gpu=None, checkpoint=0)
     async with console(monkeypatch, small_door()) as (app, pilot):
