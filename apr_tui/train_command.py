@@ -50,7 +50,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def train_options(options: argparse.Namespace) -> TrainOptions:
     """Turn parsed words into the record that core takes."""
-    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions)})
+    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions) if hasattr(options, f.name)})
 
 
 def result_text(result: TrainResult) -> str:
@@ -77,7 +77,8 @@ def view_text(view: RunView) -> str:
     """A run's state in a few lines: how far, how fast, and how old its newest step is."""
     run, last = view.run, view.steps[-1] if view.steps else None
     steps = run["plan"]["steps"]
-    lines = [f"{view.out}: {view.status}{' - ' + view.sentence if view.sentence else ''}"]
+    status = "GONE" if view.status == RUNNING and view.alive is False else view.status
+    lines = [f"{view.out}: {status}{' - ' + view.sentence if view.sentence else ''}"]
     if last is None:
         lines.append(f"no step of {steps} is recorded yet")
     else:
@@ -166,11 +167,14 @@ def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield whether a signal asked for the end; a second one ends at once."""
+    """Yield whether a signal asked for the end; the same one again ends at once.
+
+    Another one does not: torchrun sends its processes SIGTERM right after the Ctrl-C that they have had themselves.
+    """
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 
 from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
+from core.train_config import plan_of
 from core.train_records import (
     ABORTED,
     DONE,
@@ -27,6 +28,7 @@ from core.train_records import (
     RunView,
     Step,
 )
+from core.train_windows import judge_windows
 
 PAUSED, STALLED, GONE, STARTING = "PAUSED", "STALLED", "GONE", "STARTING"
 STATUS_MARKS = {RUNNING: OK, DONE: OK, PAUSED: WATCH, STALLED: WATCH, INTERRUPTED: WATCH, STARTING: OK, GONE: BAD,
@@ -104,7 +106,7 @@ def body_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
     first = _chart(LOSS, view, left, height - 2 * low)
     first += [*_chart(NORM, view, left, low), *_chart(RATE, view, left, low)]
     second = [*_chart(SPEED, view, right, rest // 2), *_chart(WALL, view, right, rest - rest // 2),
-              *gpu_lines(view, right), *gate_lines(view.gates, right)]
+              *gpu_lines(view, right), *gate_lines(view, right)]
     return [[*crop(a, left), (" ", "quiet"), *crop(b, right)] for a, b in zip(first, second, strict=False)]
 
 
@@ -114,7 +116,7 @@ def _few_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
     for of in (NORM, RATE, SPEED, WALL):
         value = of.form.format(getattr(view.steps[-1], of.field)) if view.steps else "no step yet"
         rest.append([(f" {of.title} ", "title"), (value, "a")])
-    rest += [gpu_lines(view, width)[0], gate_lines(view.gates, width)[0]]
+    rest += [gpu_lines(view, width)[0], gate_lines(view, width)[0]]
     rest = [crop(line, width) for line in rest][:max(height - 3, 0)]
     return [*_chart(LOSS, view, width, height - len(rest)), *rest]
 
@@ -188,11 +190,21 @@ def age(seconds: float | None) -> str:
     return age_text(seconds)
 
 
-def gate_lines(gates: Sequence[Gate], width: int) -> list[list[Span]]:
-    """How many gates hold, and those that do not."""
+def live_gates(view: RunView) -> tuple[Gate, ...]:
+    """The gates that can be judged while a run goes on: those of a window of steps; none of another build's plan."""
+    try:
+        return judge_windows(plan_of(view.run["plan"]), view.steps, view.health)
+    except (KeyError, TypeError):
+        return ()
+
+
+def gate_lines(view: RunView, width: int) -> list[list[Span]]:
+    """How many gates hold, and those that do not; before the end, those of windows."""
+    gates = view.gates
     if not gates:
-        return [[(" gates ", "title"), (f"{UNKNOWN} judged when the run ends", STATES[UNKNOWN][1])],
-                *([] for _ in range(GATE_LINES - 1))]
+        lines = [[(" gates ", "title"), (f"{UNKNOWN} the others when the run ends", STATES[UNKNOWN][1])],
+                 *(gate_spans(gate, width) for gate in live_gates(view))]
+        return [*lines, *([] for _ in range(GATE_LINES - len(lines)))]
     counts = {verdict: sum(gate.verdict == verdict for gate in gates) for verdict in (PASS, FAIL, NOT_MEASURED)}
     title: list[Span] = [(" gates ", "title"), (f"{OK} {counts[PASS]} pass ", "text"),
                          (f"{BAD} {counts[FAIL]} FAIL " if counts[FAIL] else "", "bad"),
@@ -217,8 +229,8 @@ def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> list[l
     """The page of the gates: verdict, rule, what was measured, the file that shows it; then what the run is."""
     lines: list[list[Span]] = [[]]
     if view is None or not view.gates:
-        lines.append([(f" {UNKNOWN} Gates are judged when the run ends; abort rules are held at every step.", "quiet")])
-    for gate in view.gates if view is not None else ():
+        lines.append([(f" {UNKNOWN} These stand now; the others are judged when the run ends.", "quiet")])
+    for gate in (view.gates or live_gates(view)) if view is not None else ():
         mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
         word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))
         lines.append([(f" {mark} {word:<13}", STATES[mark][1]), (foreign(gate.id), "title"),

@@ -23,7 +23,7 @@ from apr_tui.paint import Lines, Span, foreign, wrap
 from apr_tui.train_ask import ask_training
 from apr_tui.train_command import age_text, stall_text
 from apr_tui.train_grid import COLUMNS, MEANINGS, GradView
-from apr_tui.train_panels import body_lines, gates_page, title_spans, waiting_lines
+from apr_tui.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
 from apr_tui.train_state import phase_of, sentence_of, state_of
 from apr_tui.train_worker import Training, TrainNews
 from core.errors import AprError
@@ -131,7 +131,10 @@ class TrainScreen(Screen[None]):
     def _show_parameters(self) -> None:
         lines = self.view.parameter_lines(self.grid.row, self.size.width - GRADS_WIDTH)
         outside = self.view.parameter_lines(None, self.size.width - GRADS_WIDTH)
-        self.parameters.show([*lines, [], *outside] if lines else [[("   ? not measured yet", "rule")]])
+        run = self.training.view
+        gates = live_gates(run) if run is not None else ()
+        health = [gate_spans(gate, self.size.width - GRADS_WIDTH) for gate in gates]
+        self.parameters.show([*lines, [], *outside, [], *health] if lines else [[("   ? not measured yet", "rule")]])
 
     def _note_lines(self, width: int) -> list[list[Span]]:
         """A message; else what went wrong, or how it ended; else the newest checkpoint."""
@@ -147,7 +150,7 @@ class TrainScreen(Screen[None]):
             spans = [(f" {column}", "title"), (f"{at}: {MEANINGS[column]}", "quiet")]
         else:
             phase = phase_of(self.training)
-            spans = [(f" {foreign(phase)}", "text")] if phase else []
+            spans = [(f" {foreign(phase)} ", "text")] if phase else []
             if view is not None and view.status == RUNNING and view.last_step_age_s is not None:
                 stall = stall_text(view) if not self.training.is_own else ""
                 spans += [(f" last step {age_text(view.last_step_age_s)} ago", "quiet"), (stall, "watch")]

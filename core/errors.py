@@ -7,6 +7,11 @@ class AprError(Exception):
     code = 70
 
 
+def os_reason(error: Exception) -> str:
+    """What the system said, without its number and the path that the message names anyway."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class UsageError(AprError):
     """Wrong option, plant, token or prompt; an existing bundle without --force; an extra not installed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from core.errors import DeviceError, UsageError
 
+SMI_S = 5.0  # a driver that keeps no GPU awake takes seconds; where there is none, the command is absent at once
 DEVICE = re.compile(r"^(cpu|cuda(:([0-9]|1[0-5]))?|auto)$")
 
 
@@ -30,7 +32,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     try:
         import pynvml
     except ImportError:
-        return (), "nvidia-ml-py is not installed"
+        return ask_nvidia_smi("nvidia-ml-py is not installed")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -46,6 +48,19 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
         return (), f"NVML failed ({error})"
     finally:
         pynvml.nvmlShutdown()
+
+
+def ask_nvidia_smi(why_not: str) -> tuple[tuple[Gpu, ...], str]:
+    """List the GPUs by the driver's own command, where NVML cannot be asked; why_not is kept where it fails too."""
+    fields = "--query-gpu=index,name,memory.total"
+    try:
+        ran = subprocess.run(["nvidia-smi", fields, "--format=csv,noheader,nounits"], capture_output=True, text=True,
+                             timeout=SMI_S, check=True)
+        rows = [line.rsplit(",", 1) for line in ran.stdout.splitlines() if line.strip()]
+        gpus = tuple(Gpu(int(head.partition(",")[0]), head.partition(",")[2].strip(), int(mib)) for head, mib in rows)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return (), f"{why_not}, and nvidia-smi lists no GPU"
+    return gpus, "" if gpus else "nvidia-smi lists no GPU"
 
 
 def choose_device(wanted: str) -> tuple[str, str]:
@@ -118,8 +133,7 @@ class GpuSampler:
             return
         try:
             pynvml.nvmlInit()
-            handle = (pynvml.nvmlDeviceGetHandleByUUID(self._uuid) if self._uuid
-                      else pynvml.nvmlDeviceGetHandleByIndex(self._index))
+            handle = self._handle(pynvml)
         except pynvml.NVMLError as error:
             self.why_not = f"no NVML ({error})"
             return
@@ -131,6 +145,13 @@ class GpuSampler:
             self._end.wait(self._period_s)
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+    def _handle(self, nvml: Any) -> Any:  # noqa: ANN401 (nvidia-ml-py has no types)
+        """The GPU by its UUID, for CUDA_VISIBLE_DEVICES renumbers; by its index where the UUID is not known to NVML."""
+        if self._uuid:
+            with contextlib.suppress(nvml.NVMLError):
+                return nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        return nvml.nvmlDeviceGetHandleByIndex(self._index)
 
 
 def sample_gpu(nvml: Any, handle: Any) -> GpuSample:  # noqa: ANN401 (nvidia-ml-py has no types)

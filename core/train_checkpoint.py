@@ -24,7 +24,7 @@ from torch import Tensor
 
 from core.apr_writer import write_apr
 from core.arch import Arch
-from core.errors import FileError, OutputError
+from core.errors import FileError, OutputError, os_reason
 from core.file_map import Bytes
 from core.gguf_writer import write_gguf
 from core.jsontext import to_json
@@ -67,7 +67,7 @@ def write_checkpoint(
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except (OSError, SafetensorError, OutputError) as error:
-        raise OutputError(f"the checkpoint after {steps_done} steps could not be written: {_reason(error)}. Those "
+        raise OutputError(f"the checkpoint after {steps_done} steps could not be written: {os_reason(error)}. Those "
                           f"before it are whole; free some space and go on with --resume --out {run}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -139,7 +139,3 @@ def _drop_old(run: Path, best: int | None) -> None:
         if steps != best:
             with contextlib.suppress(OSError):
                 shutil.rmtree(path)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import ARCHS, Arch, Rope
-from core.errors import FileError, UsageError
+from core.errors import FileError, UsageError, os_reason
 
 ARCH = "llama"
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0
 VAL_WINDOWS = 32       # held-out windows of one validation
+SEEDS = 1 << 63        # torch and numpy both take a seed below this
 WARM_UP_SHARE = 10     # warm-up takes at most this part of a run: a tenth
 
 
@@ -99,6 +100,7 @@ class TrainOptions:
     resume: bool = False
     oracle: bool = False
     command: str = ""
+    checkpoints: bool = True  # False for a measurement, which nobody goes on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,8 @@ def read_preset(name: str) -> Preset:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FileError(f"--config {name}: {error}. A TOML file with the sizes of a model is needed.") from error
+        raise FileError(f"--config {name}: {os_reason(error)}. "
+                        "A TOML file with the sizes of a model is needed.") from error
     return _preset_of(name, values)
 
 
@@ -200,6 +203,7 @@ def hold_plan(plan: Plan) -> None:
         (a.head_dim % 2 == 0, f"head_dim {a.head_dim} is odd; RoPE turns channels in pairs. Change n_head or d_model"),
         (a.n_head % a.n_kv_head == 0, f"{a.n_head} query heads cannot share {a.n_kv_head} key-value heads evenly"),
         (plan.seq <= a.n_ctx, f"--seq {plan.seq} is longer than the model's context of {a.n_ctx}"),
+        (0 <= plan.seed < SEEDS, f"--seed {plan.seed}: a whole number from 0 to 2^63 - 1 is needed"),
         (plan.warm_up <= plan.steps, f"--warm-up {plan.warm_up} is longer than the run of {plan.steps} steps"),
     )
     for holds, found in rules:

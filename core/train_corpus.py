@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ def open_corpus(
     for base in (cache_folder(), spare):
         target = base / f"corpus-{key[:16]}"
         try:
-            if not (target / MANIFEST).is_file():
+            if not _is_built(target, n_vocab, said):
                 _build(target, root, chosen, given, n_vocab, said)
         except OutputError:
             if base == spare:
@@ -164,8 +165,26 @@ def _published(root: Path, given: Vocabulary | None, n_vocab: int) -> Corpus:
     folder = root.parent if root.is_file() else root
     if given is None and (folder / "vocab.json").is_file():
         given = read_vocabulary(folder)
+    shards = open_shards(root, n_vocab)
+    made_by = shards.manifest.get("tokenizer_sha256") if shards.manifest.get("schema") == SCHEMA else None
+    if given is not None and made_by not in (None, given.sha256):
+        raise UsageError(f"{folder} was made with another tokenizer ({str(made_by)[:12]}) than the one that is given "
+                         f"({given.sha256[:12]}): its ids would stand for other words. Give the one in {folder}.")
     notes = () if given is not None else ("the shards came without a tokenizer: checkpoints trace with --tokens only",)
-    return Corpus(open_shards(root, n_vocab), None if given is None else padded(given, n_vocab), notes)
+    return Corpus(shards, None if given is None else padded(given, n_vocab), notes)
+
+
+def _is_built(target: Path, n_vocab: int, said: Said) -> bool:
+    """Whether an earlier run has made the shards; damaged ones are removed."""
+    if not (target / MANIFEST).is_file():
+        return False
+    try:
+        open_shards(target, n_vocab)
+    except FileError as error:
+        said(f"making shards again, for {error}")
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    return True
 
 
 def _read_built(folder: Path, given: Vocabulary | None) -> Vocabulary:

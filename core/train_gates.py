@@ -109,6 +109,9 @@ def records_are_whole(facts: Facts) -> Judged:
     if numbers != list(range(len(numbers))):
         return f"{len(numbers)} records, but not steps 0 to {len(numbers) - 1}, each once", FAIL
     names = METRICS + (GPU_METRICS if facts.on_gpu else ())
+    if facts.on_gpu and all(getattr(s, n) is None for s in facts.steps for n in GPU_METRICS):
+        why = (facts.residency or {}).get("why_not", "the driver does not say")
+        return f"{len(numbers)} steps; no GPU figure was to be had: {why}", NOT_MEASURED
     missing = [(s.step, n) for s in facts.steps for n in names if not _is_number(getattr(s, n))]
     if missing:
         return f"{len(missing)} figures are missing, first {missing[0][1]} of step {missing[0][0]}", FAIL

@@ -21,9 +21,9 @@ def gradient_figures(named: Named) -> dict[str, tuple[float, float]]:
     """Return each parameter's gradient norm (L2) and share of exact zeros; (0, 1) where it has no gradient."""
     have = [(name, weight.grad) for name, weight in named if weight.grad is not None]
     norms = torch.stack([whole(n).float() for n in torch._foreach_norm([g for _, g in have])])
-    zeros = torch.stack([whole((g == 0).sum()).float() / g.numel() for _, g in have])
+    full = torch.stack([whole(torch.count_nonzero(g)).float() / g.numel() for _, g in have])
     figures = dict.fromkeys((name for name, _ in named), (0.0, 1.0))
-    read = torch.stack([norms, zeros]).tolist()
+    read = torch.stack([norms, 1 - full]).tolist()
     return figures | {name: (norm, zero) for (name, _), norm, zero in zip(have, *read, strict=True)}
 
 

@@ -49,7 +49,8 @@ def finite(seen: Seen, memory: Memory) -> str | None:
     """The weights were left as they were."""
     for name, value in (("loss", seen.measured.loss), ("gradient norm", seen.measured.grad_norm)):
         if not math.isfinite(value):
-            return f"the {name} of step {seen.step} is {value}; the weights are those before the step"
+            born = f", {seen.measured.birth}" if seen.measured.birth else ""
+            return f"the {name} of step {seen.step} is {value}{born}; the weights are those before the step"
     return None
 
 
@@ -126,6 +127,13 @@ def broken(seen: Seen, memory: Memory) -> tuple[str, str] | None:
         if sentence is not None:
             return id, sentence
     return None
+
+
+def looked_at(seen: Seen, broke: str | None) -> list[str]:
+    """List the rules that this step was held to: up to the one that it broke; gradients only where they were read."""
+    ids = [id for id, _, _ in RULES]
+    held = ids[: ids.index(broke) + 1] if broke in ids else ids
+    return [id for id in held if id != "INV-GRADIENT" or seen.measured.grads is not None]
 
 
 def remember(seen: Seen, memory: Memory) -> None:

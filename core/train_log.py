@@ -15,9 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from core.errors import FileError, OutputError
+from core.errors import FileError, OutputError, os_reason
 from core.jsontext import from_json, number, to_json
-from core.train_records import Gate, GradRow, Grads, Step, Validation
+from core.train_records import Gate, GradRow, Grads, Health, Step, Validation
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
 SUPERSEDED = "train.superseded.jsonl"
@@ -65,7 +65,7 @@ def read_document(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
     try:
         return from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} could not be read: {error}. Give the folder of a training run.") from error
+        raise FileError(f"{path} could not be read: {os_reason(error)}. Give the folder of a training run.") from error
 
 
 class Tail:
@@ -127,7 +127,18 @@ def read_record(kind: type[T], row: Mapping[str, Any]) -> T:
 def read_grads(row: Mapping[str, Any]) -> Grads:
     """Read a gradient table back."""
     rows = tuple(GradRow(**{f.name: r[f.name] for f in fields(GradRow)}) for r in row["rows"])
-    return Grads(row["step"], rows, {name: (v[0], v[1], v[2]) for name, v in row["parameters"].items()})
+    return Grads(
+        row["step"], rows, {name: (v[0], v[1], v[2]) for name, v in row["parameters"].items()},
+        read_health(row))
+
+
+def read_health(row: Mapping[str, Any]) -> Health | None:
+    """Read what a gradient table says of its step; None for one of a build that did not measure it."""
+    seen = row.get("health")
+    if seen is None:
+        return None
+    return Health(seen["step"], number(seen["headroom_bits"]), str(seen["headroom_at"]), number(seen["noise_power"]),
+                  number(seen["signal_power"]))
 
 
 def read_gates(run: Path) -> tuple[Gate, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,13 +23,25 @@ from core.train_checkpoint import State, checkpoints, load_moments, moments_of, 
 from core.train_config import Plan, learning_rate
 from core.train_gates import diverged
 from core.train_grads import census
-from core.train_invariants import Memory, Seen, broken, not_finite, remember
+from core.train_invariants import Memory, Seen, broken, looked_at, not_finite, remember
 from core.train_log import GPU, GRADS, TRAIN, VAL, Lines
 from core.train_model import load_values
-from core.train_records import ABORTED, DONE, INTERRUPTED, Step, TrainEmit, TrainEvent, Validation, Wishes
+from core.train_records import (
+    ABORTED,
+    DONE,
+    FAIL,
+    INTERRUPTED,
+    Health,
+    Step,
+    TrainEmit,
+    TrainEvent,
+    Validation,
+    Wishes,
+)
 from core.train_shards import Order, Tokens, batch_hash
 from core.train_step import Measured, Stepper
 from core.train_tokenizer import Vocabulary
+from core.train_windows import judge_windows
 from core.train_world import World, gathered
 
 PAUSE_S = 0.05
@@ -49,13 +62,17 @@ class Trainer:
     emit: TrainEmit
     cancelled: Callable[[], bool]
     wishes: Wishes = field(default_factory=Wishes)
+    keeps: bool = True          # whether checkpoints are written
     steps_done: int = 0
     tokens_seen: int = 0
     memory: Memory = field(default_factory=Memory)
     steps: list[Step] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     best: tuple[float, int] | None = None
+    health: list[Health] = field(default_factory=list)
     broken: tuple[str, str] | None = None
+    looked: Counter[str] = field(default_factory=Counter)  # how often each rule was held against something
+    told: set[str] = field(default_factory=set)            # gates of windows that were told to have failed
     began: float = 0.0          # monotonic clock at step 0 of this process
     _mark: float = 0.0
     _sampled: float = 0.0
@@ -122,6 +139,7 @@ class Trainer:
             step, self.rows(tokens), learning_rate(self.plan, step), with_table, self._wants_stop())
         seen = Seen(self.plan, step, measured, batch_hash(tokens), cursor, cursor // len(self.order.windows), step == 0)
         self.broken = broken(seen, self.memory)
+        self.looked.update(looked_at(seen, self.broken[0] if self.broken else None))
         if measured.is_finite:
             remember(seen, self.memory)
             self.steps_done += 1
@@ -145,6 +163,7 @@ class Trainer:
             self._write(GPU, {"step": seen.step, **asdict(sample)})
         if measured.grads is not None:
             self._write(GRADS, measured.grads)
+            self.health += [measured.grads.health] if measured.grads.health is not None else []
         self.emit(TrainEvent("step", step=record, grads=measured.grads))
 
     def _validate(self) -> None:
@@ -163,15 +182,22 @@ class Trainer:
         sentence = diverged(self.plan, self.validations[-2:] if len(self.validations) > 1 else self.validations)
         if sentence is not None:
             self.broken = ("GATE-TRAIN-005", sentence)
-        elif self.best is None or loss < self.best[0]:
+        for gate in judge_windows(self.plan, self.steps, self.health):
+            if gate.verdict == FAIL and gate.id not in self.told:
+                self.told.add(gate.id)
+                self.emit(TrainEvent("note", f"{gate.id}: {gate.measured}"))
+        if sentence is None and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.steps_done)
         self._rest()
 
     def _save(self) -> None:
-        """Write a checkpoint, unless the weights hold NaN or Inf, or it is there already."""
+        """Write a checkpoint, unless the weights hold NaN or Inf, it is there already, or the run keeps none."""
+        self.looked["INV-CENSUS"] += 1
         sentence = not_finite(census(self.stepper.named), self.steps_done - 1)
         if sentence is not None:
             self.broken = self.broken or ("INV-CENSUS", sentence)
+        if sentence is not None or not self.keeps:
+            self._rest()
             return
         weights = gathered(self.stepper.model.state_dict())
         moments = gathered(moments_of(self.stepper.model, self.stepper.optimizer))

@@ -7,7 +7,7 @@ Shape letters: T tokens, B batch, D model, N query heads, K key-value heads, H h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -24,6 +24,11 @@ INIT_STD = 0.02
 TENSOR_CORE_ROWS = 64  # a head of 50257 rows makes the tensor cores take a slower path; rows are filled up with zeros
 
 Angles = tuple[Tensor, Tensor]
+
+
+def no_tap(x_TBD: Tensor) -> Tensor:
+    """Let the residual stream pass."""
+    return x_TBD
 
 
 class Values(nn.Module):
@@ -71,11 +76,12 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole model; its output is a loss, so that a wrapper sees one scalar."""
+    """The whole model; its output is a loss, so that a wrapper sees one scalar. tap: sees the residual stream."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
+        self.tap: Callable[[Tensor], Tensor] = no_tap
         self.token_embd = Values(arch.n_vocab, arch.d_model)
         self.blk = nn.ModuleList(Block(arch) for _ in range(arch.n_layer))
         self.output_norm = Values(arch.d_model)
@@ -95,10 +101,10 @@ class Decoder(nn.Module):
 
     def hidden(self, inputs_BT: Tensor) -> Tensor:
         """Return the residual stream [T, B, D] after the last layer."""
-        x_TBD = embedding(inputs_BT.t(), self.token_embd.weight)
+        x_TBD = self.tap(embedding(inputs_BT.t(), self.token_embd.weight))
         angles = self.angles(len(x_TBD))
         for block in self.blk:
-            x_TBD = block(x_TBD, angles)
+            x_TBD = self.tap(block(x_TBD, angles))
         return x_TBD
 
     def loss(self, x_TBD: Tensor, targets_TB: Tensor) -> Tensor:

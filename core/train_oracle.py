@@ -6,7 +6,6 @@ directional derivative, (L(w + h d) - L(w - h d)) / 2h, knows nothing of autogra
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from core.train_log import write_document
 from core.train_loop import Trainer
-from core.train_model import Decoder, layer_of
+from core.train_model import Decoder, layer_of, load_values
 from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, TrainEvent
 
 ORACLE = "oracle.json"
@@ -62,8 +61,8 @@ def write_oracle(trainer: Trainer) -> list[OracleCell]:
 
 def oracle_cells(model: Decoder, batch: Tensor, found: dict[str, Tensor], tolerance: float) -> list[OracleCell]:
     """Compare each parameter's gradient; the model is copied to float64 and left alone."""
-    exact = copy.deepcopy(model).double()
-    exact.zero_grad(set_to_none=True)
+    exact = Decoder(model.arch).to(batch.device).double()  # a new one: a copy would take compiled parts along
+    load_values(exact, dict(model.named_parameters()))
     loss = exact(batch[:, :-1], batch[:, 1:])
     torch.autograd.backward(loss)
     return [_cell(exact, batch, name, weight, found.get(name), tolerance) for name, weight in exact.named_parameters()]

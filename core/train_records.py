@@ -64,12 +64,28 @@ class GradRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """What a statistics step says of itself beside its gradients.
+
+    headroom_bits: what its largest value may still grow before the type in use overflows; headroom_at: where that is.
+    noise_power, signal_power: tr(Sigma) and |G|^2 of one sequence's gradient; None below two sequences a step.
+    """
+
+    step: int
+    headroom_bits: float | None = None
+    headroom_at: str = ""
+    noise_power: float | None = None
+    signal_power: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Grads:
     """The gradient table of one step. parameters: name -> (grad_norm, update_ratio, zero_share)."""
 
     step: int
     rows: tuple[GradRow, ...]
     parameters: Mapping[str, tuple[float, float | None, float]] = field(repr=False)
+    health: Health | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +168,4 @@ class RunView:
     checkpoint: Path | None
     last_step_age_s: float | None
     alive: bool | None
+    health: tuple[Health, ...] = ()

@@ -33,7 +33,7 @@ from core.train_records import (
     no_train_emit,
 )
 from core.train_tokenizer import Vocabulary, file_vocabulary, read_vocabulary
-from core.train_view import open_run
+from core.train_view import is_alive, newest_checkpoint, open_run
 
 __all__ = ["Ready", "is_first", "open_run", "prepare", "train"]
 
@@ -64,11 +64,7 @@ def prepare(options: TrainOptions) -> Ready:
     """
     device, reason = choose_device(options.device)
     if options.resume:
-        run = read_document(options.out / RUN)
-        try:
-            return Ready(options, resumed(plan_of(run["plan"]), options), device, reason, run)
-        except (KeyError, TypeError) as error:
-            raise FileError(f"{options.out / RUN} is no training run ({error!r}). Give the folder of one.") from error
+        return _prepare_resume(options, device, reason)
     if is_first():
         hold_folder(options.out)
     arch = None
@@ -76,6 +72,23 @@ def prepare(options: TrainOptions) -> Ready:
         file = open_model(options.init)
         arch = read_arch(file)
     return Ready(options, settle(options, arch), device, reason, None)
+
+
+def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
+    """Take the plan from run.json; no fewer steps than the newest checkpoint has."""
+    run = read_document(options.out / RUN)
+    try:
+        plan = resumed(plan_of(run["plan"]), options)
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{options.out / RUN} is no training run ({error!r}). Give the folder of one.") from error
+    if is_first() and is_alive(run):
+        raise UsageError(f"{options.out} is being trained by process {run['pid']}. Follow it by --watch {options.out}, "
+                         "or stop it first.")
+    newest = newest_checkpoint(options.out)
+    done = int(newest.name.partition("-")[2]) if newest is not None else 0
+    if plan.steps < done:
+        raise UsageError(f"--steps {plan.steps}: {newest} has {done} steps already. Give more, or leave --steps out.")
+    return Ready(options, plan, device, reason, run)
 
 
 def is_first() -> bool:

@@ -18,7 +18,17 @@ from core.train_config import VAL_WINDOWS, Plan
 from core.train_corpus import Corpus
 from core.train_gates import Facts, judge
 from core.train_invariants import RULES, schedule_notes
-from core.train_log import GATES, RUN, TRAIN, VAL, read_lines, read_record, write_document
+from core.train_log import (
+    GATES,
+    GRADS,
+    RUN,
+    TRAIN,
+    VAL,
+    read_health,
+    read_lines,
+    read_record,
+    write_document,
+)
 from core.train_loop import Trainer, facts_of_residency
 from core.train_model import Decoder, load_decoder, make_decoder
 from core.train_oracle import oracle_gate, write_oracle
@@ -39,7 +49,11 @@ from core.train_records import (
 from core.train_run import Ready, first_document, next_document, read_corpus
 from core.train_shards import held_out, make_order
 from core.train_step import Stepper, make_optimizer
+from core.train_windows import judge_windows
 from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
+
+# what a rule is held against; else steps
+LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}
 
 
 def run_training(
@@ -58,8 +72,7 @@ def run_training(
         document = _open_run(ready, corpus, facts, trainer) if world.is_first else {}
         world.wait()
         if ready.run is not None:
-            trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
-            trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
+            _take_up_logs(trainer)
         if cancelled() and world.size == 1 and not trainer.steps_done:
             raise Cancelled("stopped before step 0; nothing was trained")
         return _finish(ready, trainer, document, probes)
@@ -82,17 +95,18 @@ def _build(
     is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
     if is_compiled and len(windows) > plan.batch:  # whole batches: another shape would be compiled anew
         windows = windows[: len(windows) // plan.batch * plan.batch]
-    facts = {
+    facts: dict[str, Any] = {
         "device_name": _device_name(world), "processes": world.size, "parallel": f"{parallel}: {parallel_reason}",
         "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
     for name in ("parallel", "compile"):
         emit(TrainEvent("note", f"{name}: {facts[name]}"))
     saved = _newest(ready)
-    probes = _probe(model, plan, world, emit) if saved is None else {}
+    probes = _probe(ready, model, world, emit) if saved is None else _probes_before(ready)
+    facts["probes"] = sorted(id for id, sentence in probes.items() if sentence is None)
     stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
-                      world.sum_up if world.size > 1 else None, world.size)
+                      *((world.sum_up, world.size, world.largest) if world.size > 1 else ()))
     trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
-                      cancelled, wishes)
+                      cancelled, wishes, ready.options.checkpoints)
     if saved is not None:
         trainer.restore(saved)
     return trainer, facts, probes
@@ -143,7 +157,7 @@ def _judge(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dic
     rules = [(id, rule) for id, rule, _ in PROBES] + [(id, rule) for id, rule, _ in RULES]
     rules.append(("INV-CENSUS", "no weight of a checkpoint is NaN or Inf"))
     rows_ = [_invariant(id, rule, trainer, probes) for id, rule in rules]
-    return (*judge(facts), *rows_)
+    return (*judge(facts), *rows_, *judge_windows(ready.plan, trainer.steps, trainer.health))
 
 
 def _invariant(id: str, rule: str, trainer: Trainer, probes: dict[str, str | None]) -> Gate:
@@ -151,9 +165,18 @@ def _invariant(id: str, rule: str, trainer: Trainer, probes: dict[str, str | Non
         return Gate(id, rule, trainer.broken[1], FAIL, TRAIN)
     if id in probes:
         return Gate(id, rule, "tried before step 0", PASS, RUN)
-    looked = bool(trainer.steps) and not id.startswith("PROBE")
-    measured = f"{len(trainer.steps)} steps" if looked else "not looked at"
-    return Gate(id, rule, measured, PASS if looked else NOT_MEASURED, TRAIN)
+    looked, of = trainer.looked[id], LOOKED_AT.get(id, "steps")
+    return Gate(id, rule, f"{looked} {of}" if looked else "not looked at", PASS if looked else NOT_MEASURED, TRAIN)
+
+
+def _take_up_logs(trainer: Trainer) -> None:
+    """Read what the run has logged before; each logged step was held to the rules when it was taken."""
+    trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
+    trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
+    tables = read_lines(trainer.out / GRADS)
+    trainer.health = [health for row in tables if (health := read_health(row)) is not None]
+    trainer.looked.update({id: len(trainer.steps) for id, _, _ in RULES} | {
+        "INV-GRADIENT": len(tables), "INV-CENSUS": len(checkpoints(trainer.out))})
 
 
 def _model(plan: Plan) -> Decoder:
@@ -162,11 +185,16 @@ def _model(plan: Plan) -> Decoder:
     return make_decoder(plan.arch, plan.seed)
 
 
-def _probe(model: Decoder, plan: Plan, world: World, emit: TrainEmit) -> dict[str, str | None]:
+def _probe(ready: Ready, model: Decoder, world: World, emit: TrainEmit) -> dict[str, str | None]:
     """Run the probes on the model before it is wrapped."""
     emit(TrainEvent("phase", "probing the model before step 0"))
     stepper = Stepper(model, model, make_optimizer(model), world.device)
-    return {id: probe(stepper, plan.arch, plan.seed) for id, _, probe in PROBES}
+    return {id: probe(stepper, ready.plan.arch, ready.plan.seed) for id, _, probe in PROBES}
+
+
+def _probes_before(ready: Ready) -> dict[str, str | None]:
+    """The probes that a run which goes on has passed when it began."""
+    return dict.fromkeys((ready.run or {}).get("probes", ()))
 
 
 def _newest(ready: Ready) -> State | None:

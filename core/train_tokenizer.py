@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.errors import FileError, UsageError
+from core.errors import FileError, UsageError, os_reason
 from core.model_file import LazyArray, ModelFile, Value
 
 END = "<|endoftext|>"
@@ -46,7 +46,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         ids: Any = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise FileError(f"--tokenizer {folder}: {error}. A folder with vocab.json and merges.txt is needed.") from error
+        raise FileError(f"--tokenizer {folder}: {os_reason(error)}. "
+                        "A folder with vocab.json and merges.txt is needed.") from error
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
         raise FileError(f"{folder / 'vocab.json'} does not map {len(ids)} tokens to the ids 0 to {len(ids) - 1}.")
     tokens = tuple(sorted(ids, key=lambda token: int(ids[token])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -10,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import FileError
-from core.train_log import GPU, GRADS, RUN, TRAIN, VAL, Tail, read_document, read_gates, read_grads, read_record
-from core.train_records import RUNNING, Grads, RunView, Step, Validation
+from core.train_log import (
+    GPU,
+    GRADS,
+    RUN,
+    TRAIN,
+    VAL,
+    Tail,
+    read_document,
+    read_gates,
+    read_grads,
+    read_health,
+    read_record,
+)
+from core.train_records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
+START_FIELD = 18  # of /proc/PID/stat after the state: starttime, in clock ticks since the machine started
+CLOCK_S = 60.0    # by which the wall clock may have been set since
 
 
 class RunReader:
@@ -25,6 +40,7 @@ class RunReader:
         self._steps: list[Step] = []
         self._validations: list[Validation] = []
         self._grads: Grads | None = None
+        self._health: list[Health] = []
         self._gpu: Mapping[str, Any] | None = None
 
     def view(self) -> RunView:
@@ -37,7 +53,8 @@ class RunReader:
         self._read()
         return RunView(
             self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations), self._grads,
-            read_gates(self.out), self._gpu, _newest_checkpoint(self.out), self._age(), _is_alive(run))
+            read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), is_alive(run),
+            tuple(self._health))
 
     def _read(self) -> None:
         rows, began_anew = self._tails[TRAIN].read()
@@ -48,7 +65,11 @@ class RunReader:
         if began_anew:
             self._validations.clear()
         self._validations += [read_record(Validation, row) for row in rows]
-        for row in self._tails[GRADS].read()[0][-1:]:
+        rows, began_anew = self._tails[GRADS].read()
+        if began_anew:
+            self._health.clear()
+        self._health += [health for row in rows if (health := read_health(row)) is not None]
+        for row in rows[-1:]:
             self._grads = read_grads(row)
         for row in self._tails[GPU].read()[0][-1:]:
             self._gpu = row
@@ -68,13 +89,14 @@ def open_run(folder: Path) -> RunView:
     return RunReader(folder).view()
 
 
-def _newest_checkpoint(out: Path) -> Path | None:
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None where there is none."""
     folder = out / CHECKPOINTS
     names = sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
     return max(names, key=lambda p: (len(p.name), p.name), default=None)
 
 
-def _is_alive(run: Mapping[str, Any]) -> bool | None:
+def is_alive(run: Mapping[str, Any]) -> bool | None:
     """Whether the run's process is there; None where another machine wrote it, False once it has ended."""
     if run["status"] != RUNNING:
         return False
@@ -86,4 +108,16 @@ def _is_alive(run: Mapping[str, Any]) -> bool | None:
         return False
     except OSError:
         return True
-    return True
+    return _is_the_run(run)
+
+
+def _is_the_run(run: Mapping[str, Any]) -> bool:
+    """Whether the process of this id is the one that wrote run.json: not a dead one's rest, and not begun after it."""
+    written = max([run.get("started", math.inf), *(resume["at"] for resume in run.get("resumes", ()))])
+    try:
+        state, *rest = Path(f"/proc/{run['pid']}/stat").read_text().rpartition(")")[2].split()
+        booted = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
+        began = booted + int(rest[START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):  # no Linux: the id is all there is
+        return True
+    return state != "Z" and began <= written + CLOCK_S

@@ -41,6 +41,11 @@ class World:
         dist.all_reduce(figures)
         return figures
 
+    def largest(self, figures: Tensor) -> Tensor:
+        """Take the largest of each figure over all processes."""
+        dist.all_reduce(figures, dist.ReduceOp.MAX)
+        return figures
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

@@ -30,8 +30,8 @@ FLOORS = {
     "5 judging": "activation_crush bisection captured captured_verdict carriers comparability compare decoded distance "
                  "gates grid ladder_file pair replay reproducer saved_pair sources spikes symptoms verdict weight_diff "
                  "train_checkpoint train_config train_corpus train_gates train_grads train_invariants train_log "
-                 "train_loop train_model train_oracle train_probes train_records train_run train_session train_shards "
-                 "train_step train_tokenizer train_view train_world",
+                 "train_loop train_model train_oracle train_peaks train_probes train_records train_run train_session "
+                 "train_shards train_step train_tokenizer train_view train_windows train_world",
     "6 proof": "cell_table evidence manifest report verdict_files",
     "7 door": "captures opening session",
 }

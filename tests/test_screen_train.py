@@ -25,7 +25,19 @@ from apr_tui.train_screen import TrainScreen
 from apr_tui.train_worker import Training, farewell
 from core.errors import Cancelled, UsageError
 from core.train_config import TrainOptions, settle
-from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, GradRow, Grads, Step, TrainEvent, TrainResult, Validation
+from core.train_records import (
+    FAIL,
+    NOT_MEASURED,
+    PASS,
+    Gate,
+    GradRow,
+    Grads,
+    Health,
+    Step,
+    TrainEvent,
+    TrainResult,
+    Validation,
+)
 from core.train_view import RunReader
 
 GATES = (
@@ -74,7 +86,8 @@ def write_run(folder, n_step=40, status="RUNNING", sentence="", gpu=SAMPLE, gate
     names = {f"blk.{i}.attn_q.weight": (0.5, 1e-3, 0.0) for i in range(4)}
     names["token_embd.weight"] = (0.7, None, 0.25)
     if n_step:
-        append(folder / "grads.jsonl", Grads(n_step - 1, (*rows, GradRow(None, 0.7, 2e-4, 0.25)), names))
+        append(folder / "grads.jsonl", Grads(n_step - 1, (*rows, GradRow(None, 0.7, 2e-4, 0.25)), names,
+               Health(n_step - 1, 118.25, "backward, after layer 2", 3.0, 0.5)))
     if gpu:
         append(folder / "gpu.jsonl", gpu)
     if gates:
@@ -194,6 +207,18 @@ async def test_a_run_without_a_gpu_says_so_in_ascii(monkeypatch, in_folder):
         assert text_of(app).isascii() and "GPU ? not measured" in text_of(app)
 
 
+async def test_a_run_of_another_build_is_still_shown(monkeypatch, in_folder):
+    folder = write_run(in_folder / "run")
+    document = json.loads((folder / "run.json").read_text())
+    del document["plan"]["warm_up"]
+    (folder / "run.json").write_text(json.dumps(document))
+    async with console(monkeypatch, small_door()) as (app, pilot):
+        await show(app, pilot, Training(folder))
+        await pilot.press("o")
+        await pilot.pause()
+        assert "token_embd" in text_of(app) and "INV-COLLAPSE" not in text_of(app)
+
+
 async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     folder = write_run(in_folder / "run", n_step=0, gpu=None, checkpoint=0)
     async with console(monkeypatch, small_door()) as (app, pilot):
@@ -212,7 +237,7 @@ async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     (4.0, True, "RUNNING"), (200.0, True, "STALLED"), (200.0, None, "STALLED"), (4.0, False, "GONE")])
 async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_folder, age, alive, state):
     monkeypatch.setattr(RunReader, "_age", lambda self: age)
-    monkeypatch.setattr("core.train_view._is_alive", lambda run: alive)
+    monkeypatch.setattr("core.train_view.is_alive", lambda run: alive)
     async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run")))
         assert state in lines_of(app)[0]

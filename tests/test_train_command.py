@@ -70,6 +70,15 @@ def test_a_signal_ends_the_step_cleanly_with_a_checkpoint_and_130(tmp_path, caps
     assert main(["train", "--resume", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run")]) == 0
 
 
+def test_a_second_signal_of_another_kind_waits_for_the_step_and_the_same_one_does_not():
+    with train_command._stop_on_signals() as cancelled:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # as torchrun sends it after a Ctrl-C
+        assert cancelled()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 ABSENT = """
 import sys, time
 started = time.monotonic()
@@ -133,6 +142,7 @@ def test_an_old_step_is_called_stalled_and_a_dead_process_is_named(tmp_path):
     view = open_run(run(tmp_path).out)
     stalled = replace(view, status=RUNNING, sentence="", alive=True, last_step_age_s=200.0)
     assert "last step 3 min 20 s ago; STALLED" in view_text(stalled)
+    assert ": GONE\n" in view_text(replace(stalled, alive=False))
     assert "its process is gone. Go on with: apr-tui train --resume --out" in view_text(replace(stalled, alive=False))
     assert "STALLED" not in view_text(replace(stalled, last_step_age_s=5.0))
     assert "no step of 6 is recorded yet" in view_text(replace(stalled, steps=(), last_step_age_s=None))
@@ -161,5 +171,9 @@ def test_two_processes_train_to_the_loss_curve_of_one(tmp_path, parallel):
         assert b.train_loss == pytest.approx(a.train_loss, rel=CURVE)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=10 * CURVE)
         assert (a.cursor, a.batch_hash) == (b.cursor, b.batch_hash)
+    assert [r.zero_share for r in two.grads.rows] == pytest.approx([r.zero_share for r in one.grads.rows], abs=1e-3)
+    for a, b in zip(one.health, two.health, strict=True):
+        assert b.noise_power == pytest.approx(a.noise_power, rel=100 * CURVE)
+        assert (b.step, b.headroom_at, b.headroom_bits) == (a.step, a.headroom_at, pytest.approx(a.headroom_bits))
     assert two.validations[-1].val_loss == pytest.approx(one.validations[-1].val_loss, rel=CURVE)
     assert two.run["parallel"].startswith(parallel) and options(tmp_path).out == two.out

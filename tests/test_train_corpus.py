@@ -74,6 +74,24 @@ def test_changed_text_makes_other_shards(tmp_path):
     assert opened(tmp_path / "text", tmp_path).shards.folder != first.shards.folder
 
 
+def test_shards_that_were_damaged_since_are_made_again(tmp_path):
+    first = opened(write_corpus(tmp_path / "text"), tmp_path)
+    whole = np.concatenate(first.shards.train)
+    for damage in (lambda p: p.write_bytes(p.read_bytes()[:-4]), lambda p: p.write_bytes(b"abc")):
+        damage(next(first.shards.folder.glob("train-*.bin")))
+        said = []
+        again = opened(tmp_path / "text", tmp_path, said.append)
+        assert np.array_equal(np.concatenate(again.shards.train), whole) and "making shards again" in said[0]
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path):
+    made = opened(write_corpus(tmp_path / "text"), tmp_path)
+    other = train_vocabulary(["quite another text " * 9], 300)
+    with pytest.raises(UsageError, match="was made with another tokenizer"):
+        open_corpus(made.shards.folder, other, 300, None, tmp_path / "spare", print)
+    assert open_corpus(made.shards.folder, None, 300, None, tmp_path / "spare", print).vocabulary == made.vocabulary
+
+
 def test_files_that_are_no_text_are_left_out_and_copies_count_once(tmp_path):
     folder = write_corpus(tmp_path / "text", 3)
     (folder / "picture.bin.png").write_bytes(b"\x89PNG\0\xff")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from core import telemetry
+from core.errors import DeviceError
 from core.train_config import TrainOptions, settle
 from core.train_gates import Facts, diverged, judge
 from core.train_records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
@@ -64,7 +66,7 @@ PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
     ("GATE-GPUTRAIN-003", {"steps": [step(i, gpu_util_pct=0.0) for i in range(60)]}, "busy in 0 of 50"),
     ("GATE-GPUTRAIN-004", {"steps": [step(i, wall_ms=47.5) for i in range(60)]}, "median 47.50"),
     ("GATE-GPUTRAIN-005", {"golden_difference": 1e-3}, "0.001 nats"),
-    ("GATE-TRAIN-001", {"steps": [step(i) for i in range(60)]}, "first gpu_util_pct of step 0"),
+    ("GATE-TRAIN-001", {"steps": [step(i, gpu_util_pct=9.0) for i in range(60)]}, "first gpu_mem_mib of step 0"),
     ("GATE-TRAIN-001", {"steps": [step(i) for i in (0, 2)]}, "2 records, but not steps 0 to 1"),
     ("GATE-TRAIN-005", {"validations": [Validation(0, 1, 21.7, None, 1, 1)]}, "above from-scratch's cap of 21.65"),
     ("GATE-TRAIN-007", {"broken": ("INV-FINITE", "the loss of step 3 is nan")}, "step 3 is nan"),
@@ -73,6 +75,13 @@ PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
 def test_a_broken_rule_fails_its_gate_and_says_the_number(facts, id, changes, says):
     gate = verdict(on_gpu(facts, **changes), id)
     assert gate.verdict == FAIL and says in gate.measured
+
+
+def test_a_gpu_that_nobody_could_ask_leaves_the_records_not_measured_and_says_why(facts):
+    silent = on_gpu(facts, steps=facts.steps, residency={"why_not": "nvidia-ml-py is not installed"})
+    gate = verdict(silent, "GATE-TRAIN-001")
+    assert gate.verdict == NOT_MEASURED and "nvidia-ml-py is not installed" in gate.measured
+    assert FAIL not in {gate.verdict for gate in judge(silent)}
 
 
 def test_a_plan_judged_by_the_other_mode_s_cap_fails(facts):
@@ -154,3 +163,36 @@ def test_a_sampler_without_a_gpu_says_why_and_ends(monkeypatch):
     sampler.start()
     sampler.stop()
     assert sampler.latest is None and "no NVML" in sampler.why_not
+
+
+SMI = """#!/bin/sh
+echo "0, NVIDIA H200, 143771"
+echo "1, NVIDIA H200, 143771"
+"""
+
+
+@pytest.mark.parametrize("script, wanted", [
+    (SMI, ("cuda:0", "NVIDIA H200 is there")), ("#!/bin/sh\nexit 9\n", None), (None, None)])
+def test_where_nvml_is_not_installed_the_driver_s_own_command_is_asked(tmp_path, monkeypatch, script, wanted):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if script else str(tmp_path))
+    if script:
+        (tmp_path / "nvidia-smi").write_text(script)
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    if wanted is not None:
+        assert telemetry.choose_device("auto") == wanted and telemetry.choose_device("cuda:1")[0] == "cuda:1"
+        assert telemetry.find_gpus()[0][1] == telemetry.Gpu(1, "NVIDIA H200", 143771)
+        return
+    assert telemetry.choose_device("auto")[0] == "cpu"
+    with pytest.raises(DeviceError, match="nvidia-ml-py is not installed, and nvidia-smi lists no GPU"):
+        telemetry.choose_device("cuda")
+
+
+def test_a_sampler_takes_the_index_where_nvml_does_not_know_the_uuid():
+    def unknown(uuid):
+        raise Refusal
+
+    nvml = fake_nvml(nvmlDeviceGetHandleByUUID=unknown, nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}")
+    assert telemetry.GpuSampler(3, "GPU-x")._handle(nvml) == "gpu 3"
+    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
+    assert telemetry.GpuSampler(3, "GPU-x")._handle(nvml) == "GPU-x"

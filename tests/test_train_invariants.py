@@ -11,7 +11,7 @@ import torch
 from core.ops import attend, rms_norm
 from core.train_config import TrainOptions, settle
 from core.train_invariants import Memory, Seen, broken, not_finite, schedule_notes
-from core.train_records import ABORTED, DONE, FAIL, PASS
+from core.train_records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS
 from core.train_shards import Order
 from core.train_step import Measured, Stepper
 from core.train_step import clip as sound_clip
@@ -39,7 +39,17 @@ def test_a_sound_run_keeps_every_rule(tmp_path):
     result = run(tmp_path)
     assert result.status == DONE and result.exit_code == 0, result.sentence
     rules = {gate.id: gate.verdict for gate in result.gates if gate.id.startswith(("INV", "PROBE"))}
+    windows = {id: rules.pop(id) for id in ("INV-COLLAPSE", "INV-NOISE", "INV-HEADROOM")}
     assert len(rules) == 10 and set(rules.values()) == {PASS}
+    assert FAIL not in windows.values() and windows["INV-COLLAPSE"] == NOT_MEASURED, "6 steps are no window"
+    assert {gate.id: gate.measured for gate in result.gates}["INV-CENSUS"] == "2 looks at all weights"
+
+
+def test_a_rule_that_the_only_step_was_not_held_to_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.train_model.rms_norm", lambda x, w, eps: rms_norm(x, w.detach(), eps))
+    verdicts = {gate.id: gate.verdict for gate in run(tmp_path).gates}
+    ids = ("INV-FINITE", "INV-LOSS", "INV-GRADIENT", "INV-CLIP", "INV-RATE", "INV-CURSOR")
+    assert [verdicts[id] for id in ids] == [PASS, PASS, FAIL, *[NOT_MEASURED] * 3]
 
 
 def test_norms_that_never_receive_a_gradient_are_named(tmp_path, monkeypatch):

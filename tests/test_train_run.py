@@ -122,6 +122,11 @@ def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeyp
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 8, 10]
 
 
+def test_a_measurement_leaves_no_checkpoint(tmp_path):
+    result = run(tmp_path, checkpoints=False)
+    assert result.status == DONE and result.checkpoint is None and not (result.out / "ckpt").exists()
+
+
 def test_a_validation_above_twice_the_last_one_aborts_at_the_epoch_s_end(tmp_path, monkeypatch):
     values = iter((3.0, 6.0, 12.1))
     monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
@@ -180,6 +185,37 @@ def test_a_resume_on_other_text_is_refused_and_harms_nothing(tmp_path):
     assert (tmp_path / "run" / "train.jsonl").read_bytes() == before
 
 
+def test_a_run_that_is_still_trained_is_not_resumed_and_a_process_id_that_was_used_again_hinders_nobody(tmp_path):
+    emit, cancelled = stop_after(4)
+    out = train(options(tmp_path, steps=9), emit, cancelled).out
+    document = json.loads((out / "run.json").read_text()) | {"status": RUNNING}
+    goes_on = options(tmp_path, resume=True, corpus=None, config=None, seed=None)
+    for seconds, is_refused in ((0, True), (-86400, False)):  # a run of yesterday: this process began after it
+        (out / "run.json").write_text(json.dumps(document | {"started": document["started"] + seconds}))
+        assert open_run(out).alive is is_refused
+        if is_refused:
+            with pytest.raises(UsageError, match=f"is being trained by process {document['pid']}"):
+                train(goes_on)
+    assert train(goes_on).status == DONE
+
+
+def test_a_resume_with_fewer_steps_than_are_done_is_refused_and_harms_nothing(tmp_path):
+    out = run(tmp_path).out
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"--steps 2: .*step-000006 has 6 steps already"):
+        train(options(tmp_path, resume=True, corpus=None, config=None, seed=None, steps=2))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_counts_what_its_rules_were_held_to_before(tmp_path):
+    emit, cancelled = stop_after(4)
+    train(options(tmp_path, steps=9), emit, cancelled)
+    rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
+    measured = {gate.id: gate.measured for gate in rest.gates}
+    assert measured["INV-CLIP"] == "9 steps" and measured["INV-GRADIENT"] == "9 gradient tables"
+    assert measured["PROBE-FUTURE"] == measured["PROBE-POSITION"] == "tried before step 0"
+
+
 def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
     wishes, told = Wishes(), []
 
@@ -234,6 +270,7 @@ def test_a_disk_that_is_full_at_a_step_is_named():
 
 
 @pytest.mark.parametrize("change, error, says", [
+    ({"seed": -1}, UsageError, "--seed -1: a whole number from 0"), ({"seed": 1 << 63}, UsageError, "from 0 to 2"),
     ({"device": "gpu"}, UsageError, "is not a device"), ({"device": "cuda:15"}, DeviceError, "--device cuda:15"),
     ({"resume": True}, FileError, "run.json"), ({"init": Path("nowhere.gguf")}, FileError, "does not exist"),
     ({"corpus": Path("nowhere")}, FileError, "--corpus .*nowhere does not exist"),
