@@ -19,17 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from core.kernels.planes import GROUP, LAYOUTS, Planes
-from core.kernels.triton_blocks import (
-    block_scale,
-    dot_bfloat16,
-    dot_four,
-    first_column,
-    group_scales,
-    high_bits,
-    numbers,
-    quarters,
-    to_bfloat16,
-)
+from core.kernels.triton_blocks import to_bfloat16
+from core.kernels.triton_one_token import one_token
+from core.kernels.triton_tile import tile, tile_plain
 
 INTERPRETED = triton.knobs.runtime.interpret
 PLAIN = ("F16", "BF16", "F32")  # types without scales
@@ -101,15 +93,15 @@ def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) ->
     options = {"QUANT": planes.quant, "INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
                "num_stages": how.stages}
     if inputs.parts.dtype == torch.int8:
-        _one_token[grid[:1]](quants.view(torch.int32), high.view(torch.int32), scales, supers,
-                             inputs.parts.view(torch.int32), inputs.units, inputs.sums, out, planes.rows,
-                             planes.n_group, G=how.groups, **options)
+        one_token[grid[:1]](quants.view(torch.int32), high.view(torch.int32), scales, supers,
+                            inputs.parts.view(torch.int32), inputs.units, inputs.sums, out, planes.rows,
+                            planes.n_group, G=how.groups, **options)
     elif n_token:
         options |= {"N": how.tokens, "HALVES": inputs.x.dtype == torch.bfloat16}
         if planes.quant in PLAIN:
-            _tile_plain[grid](quants, inputs.parts, out, *sizes, **options)
+            tile_plain[grid](quants, inputs.parts, out, *sizes, **options)
         else:
-            _tile[grid](quants, high, scales, supers, inputs.parts, inputs.sums, out, *sizes, **options)
+            tile[grid](quants, high, scales, supers, inputs.parts, inputs.sums, out, *sizes, **options)
     return out[0] if how.splits == 1 else out.sum(0)
 
 
@@ -142,158 +134,3 @@ def _split(x, parts, units, sums, cols, step, n_group, DIGITS: tl.constexpr, INT
         tl.store(at + 2 * step, to_bfloat16(rest - second.to(tl.float32), INTERPRETED))
         total = tl.sum(value, 1)
     tl.store(sums + (token * n_group + group) * 16 + tl.arange(0, 16), total)
-
-
-@triton.jit
-def _dot_digits(
-    w, digits, step, there, SIGNED: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, P: tl.constexpr
-):
-    """Words w [R, P, 4] times the three digits of the activations [P, 4], summed over the last axis, each sum exact."""
-    total = tl.zeros((R, P), tl.float32)
-    a, b, c, d = quarters(w, R, P)
-    for digit in tl.static_range(3):
-        p, q, r, s = quarters(tl.load(digits + digit * step, mask=there, other=0)[None, :, :], 1, P)
-        part = dot_four(a, p, tl.zeros((R, P), tl.int32), SIGNED, INTERPRETED)
-        part = dot_four(b, q, part, SIGNED, INTERPRETED)
-        part = dot_four(c, r, part, SIGNED, INTERPRETED)
-        part = dot_four(d, s, part, SIGNED, INTERPRETED)
-        total = total * 256.0 + part.to(tl.float32)
-    return total
-
-
-@triton.jit
-def _high_bytes(QUANT: tl.constexpr, high, group, chunk, lane, inside, w):
-    """The bytes that hold the high bits of a chunk of each group [R, lanes]; w where the type has none."""
-    if QUANT == "Q5_K":
-        return tl.load(high + (group * 32)[:, None] + lane[None, :], mask=inside[:, None], other=0)
-    elif QUANT == "Q6_K":
-        far = chunk // 4 * 32 + chunk % 2 * 16
-        return tl.load(high + (group * 64 + far)[:, None] + lane[None, :], mask=inside[:, None], other=0)
-    else:
-        return w
-
-
-@triton.jit
-def _one_token(
-    quants, high, scales, supers, digits, units, sums, out, rows, n_group,
-    QUANT: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
-):
-    CHUNKS: tl.constexpr = 16 if QUANT == "Q8_0" else 8  # of 16 bytes, in a group
-    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
-    SIGNED: tl.constexpr = QUANT == "Q8_0"
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    each = tl.arange(0, G * CHUNKS)
-    word = tl.arange(0, 4)
-    chunk = each % CHUNKS
-    acc = tl.zeros((R, G * CHUNKS), tl.float32)
-    for start in range(0, n_group, G):
-        g = start + each // CHUNKS
-        inside = (row < rows)[:, None] & (g < n_group)[None, :]
-        group = row.to(tl.int64)[:, None] * n_group + g[None, :]
-        at = (group * CHUNKS + chunk[None, :])[:, :, None] * 4 + word[None, None, :]
-        w = tl.load(quants + at, mask=inside[:, :, None], other=0)
-        h = w
-        if QUANT == "Q5_K":
-            far = (chunk % 2 * 4)[None, :]
-            h = tl.load(high + (group * 8 + far)[:, :, None] + word, mask=inside[:, :, None], other=0)
-        if QUANT == "Q6_K":
-            far = (chunk // 4 * 8 + chunk % 2 * 4)[None, :]
-            h = tl.load(high + (group * 16 + far)[:, :, None] + word, mask=inside[:, :, None], other=0)
-        d, least = group_scales(QUANT, supers, group, inside)
-        unit = tl.load(units + g, mask=g < n_group, other=0.0)[None, :]
-        for slot in tl.static_range(SLOTS):
-            column = first_column(QUANT, chunk, slot)
-            number = w
-            if SLOTS == 2:
-                number = (w >> (4 * slot)) & 0x0F0F0F0F
-            if QUANT == "Q5_K" or QUANT == "Q6_K":
-                number |= high_bits(QUANT, h, chunk[None, :, None], slot, 0x01010101)
-            x = digits + (g * 64 + column // 4)[:, None] + word[None, :]
-            there = (g < n_group)[:, None]
-            total = _dot_digits(number, x, n_group * 64, there, SIGNED, INTERPRETED, R, G * CHUNKS)
-            s, m = block_scale(QUANT, scales, group, column[None, :], d, least, inside)
-            acc += s * (total * unit)
-            if not SIGNED:
-                acc -= m * tl.load(sums + g * 16 + column // 16, mask=g < n_group, other=0.0)[None, :]
-    tl.store(out + row, tl.sum(acc, 1), mask=row < rows)
-
-
-@triton.jit
-def _dot_parts(w, parts, step, here, INTERPRETED: tl.constexpr):
-    """w times the three parts of the activations [K, N]; the smallest first."""
-    total = dot_bfloat16(w, tl.load(parts + 2 * step, mask=here, other=0.0), INTERPRETED)
-    total += dot_bfloat16(w, tl.load(parts + step, mask=here, other=0.0), INTERPRETED)
-    return total + dot_bfloat16(w, tl.load(parts, mask=here, other=0.0), INTERPRETED)
-
-
-@triton.jit
-def _tile(
-    quants, high, scales, supers, parts, sums, out, rows, width, n_group, n_token, step,
-    QUANT: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
-):
-    SPAN: tl.constexpr = 16 if QUANT == "Q6_K" or QUANT == "Q4_0" else 32  # values under one scale, side by side
-    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
-    CHUNKS: tl.constexpr = 256 // (SPAN * SLOTS)
-    row, token = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * N + tl.arange(0, N)
-    lane, inside, there = tl.arange(0, SPAN), row < rows, token < n_token
-    share = tl.cdiv(n_group, tl.num_programs(2)) * CHUNKS
-    acc = tl.zeros((R, N), tl.float32)
-    for t in range(tl.program_id(2) * share, tl.minimum(tl.program_id(2) * share + share, n_group * CHUNKS)):
-        g = t // CHUNKS
-        chunk = t % CHUNKS * (SPAN // 16)  # of 16 bytes
-        group = row.to(tl.int64) * n_group + g
-        at = (group * (CHUNKS * SPAN) + chunk * 16)[:, None] + lane[None, :]
-        w = tl.load(quants + at, mask=inside[:, None], other=0)
-        h = _high_bytes(QUANT, high, group, chunk, lane, inside, w)
-        d, least = group_scales(QUANT, supers, group, inside)
-        for slot in tl.static_range(SLOTS):
-            column = g * 256 + first_column(QUANT, chunk, slot)
-            x = parts + token.to(tl.int64)[None, :] * width + (column + lane)[:, None]
-            here = (column + lane < width)[:, None] & there[None, :]
-            s, m = block_scale(QUANT, scales, group, column % 256, d, least, inside)
-            value = numbers(QUANT, slot, w, h, chunk).to(tl.float32)
-            if HALVES:
-                weight = value * s[:, None] - (0.0 if QUANT == "Q8_0" else m[:, None])
-                acc += dot_bfloat16(to_bfloat16(weight, INTERPRETED), tl.load(x, mask=here, other=0.0), INTERPRETED)
-            else:
-                acc += s[:, None] * _dot_parts(value.to(tl.bfloat16), x, step, here, INTERPRETED)
-                if QUANT != "Q8_0":
-                    some = sums + token.to(tl.int64) * (n_group * 16) + column // 16
-                    total = tl.load(some, mask=there, other=0.0)
-                    if SPAN == 32:
-                        total += tl.load(some + 1, mask=there, other=0.0)
-                    acc -= m[:, None] * total[None, :]
-    at = out + (tl.program_id(2) * n_token + token).to(tl.int64)[None, :] * rows + row[:, None]
-    tl.store(at, acc, mask=inside[:, None] & there[None, :])
-
-
-@triton.jit
-def _tile_plain(
-    values, parts, out, rows, width, n_group, n_token, step,
-    QUANT: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
-):
-    SPAN: tl.constexpr = 32
-    row, token = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * N + tl.arange(0, N)
-    lane, inside, there = tl.arange(0, SPAN), row < rows, token < n_token
-    share = tl.cdiv(n_group, tl.num_programs(2)) * (256 // SPAN)
-    acc = tl.zeros((R, N), tl.float32)
-    for t in range(tl.program_id(2) * share, tl.minimum(tl.program_id(2) * share + share, n_group * (256 // SPAN))):
-        column = t * SPAN + lane
-        at = values + row.to(tl.int64)[:, None] * (n_group * 256) + column[None, :]
-        value = tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32)
-        x = parts + token.to(tl.int64)[None, :] * width + column[:, None]
-        here = (column < width)[:, None] & there[None, :]
-        first = to_bfloat16(value, INTERPRETED)
-        if HALVES:
-            acc += dot_bfloat16(first, tl.load(x, mask=here, other=0.0), INTERPRETED)
-        else:
-            acc += _dot_parts(first, x, step, here, INTERPRETED)
-            if QUANT != "BF16":  # more bits than a bfloat16 holds: a second one, of F32 a third
-                rest = tl.where(tl.abs(value) < float("inf"), value - first.to(tl.float32), 0.0)
-                second = to_bfloat16(rest, INTERPRETED)
-                acc += _dot_parts(second, x, step, here, INTERPRETED)
-                if QUANT == "F32":
-                    third = to_bfloat16(rest - second.to(tl.float32), INTERPRETED)
-                    acc += _dot_parts(third, x, step, here, INTERPRETED)
-    at = out + (tl.program_id(2) * n_token + token).to(tl.int64)[None, :] * rows + row[:, None]
-    tl.store(at, acc, mask=inside[:, None] & there[None, :])
