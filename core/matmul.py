@@ -1,6 +1,6 @@
 """Multiply by a stored weight at the declared compute, on the fused path or by decode-then-multiply.
 
-Fused (float32 on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
+Fused (float32 values on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
 Not here: the decoders (decode.py), the forward that asks for products (forward.py).
 """
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from core.decode import decode_rows
 from core.kernels.fused import is_fused, multiply_fused
-from core.kernels.library import FUSED, Absent, library
+from core.kernels.library import FUSED, Absent, Library, library
 from core.model_file import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
 K_BLOCK, SMALL_BLOCK = 256, 32
+ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # weights whose activations ggml rounds to their own type
 
 
@@ -65,13 +66,12 @@ def kernel_path(compute: str, device: torch.device) -> str:
     if device.type == "cuda":
         return f"decode-then-multiply {compute}, whole tensors (the only path of this build)"
     steps = f"decode-then-multiply {compute}, {CHUNK_WEIGHTS} weights at a time"
-    if compute == "bf16":
-        return f"{steps} (bf16 is not fused)"
     kernels = library()
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
     level = kernels.level
-    return f"fused {level.name} ({level.says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
+    says = {"f32": level.says, "q8": level.says_q8, "bf16": level.says_bf16}[compute]
+    return f"fused {level.name} ({says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
 
 
 def multiply(
@@ -81,20 +81,31 @@ def multiply(
 
     cancelled: called between chunks; it raises to end the run. plain: for each ask, whether it goes without kernels.
     """
-    inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
-    fused = [i for i, x in enumerate(inputs) if is_fused(weight, x) and not (plain and plain[i])]
-    kernels = library() if fused else None
-    if kernels is None or isinstance(kernels, Absent):
-        return _decode_multiply(weight, inputs, [x.dtype for x, _ in asks], cancelled)
-    x = inputs[fused[0]] if len(fused) == 1 else torch.cat([inputs[i] for i in fused])
-    products = multiply_fused(kernels, weight, x, cancelled)
-    ends = list(accumulate(len(inputs[i]) for i in fused))
-    parts = {i: products[end - len(inputs[i]):end] for i, end in zip(fused, ends, strict=True)}
-    rest = [i for i in range(len(inputs)) if i not in parts]
-    if rest:
-        decoded = _decode_multiply(weight, [inputs[i] for i in rest], [asks[i][0].dtype for i in rest], cancelled)
-        parts |= dict(zip(rest, decoded, strict=True))
+    kernels = library() if any(is_fused(weight, x) for x, _ in asks) else None
+    ready = isinstance(kernels, Library)
+    kinds = [_kind(compute, weight) if ready and is_fused(weight, x) and not (plain and plain[i]) else ""
+             for i, (x, compute) in enumerate(asks)]
+    inputs = [x if kind in ROUNDED_INSIDE else _rounded(x, compute, weight.quant)
+              for (x, compute), kind in zip(asks, kinds, strict=True)]
+    parts: dict[int, Tensor] = {}
+    for kind in dict.fromkeys(kinds):
+        same = [i for i, other in enumerate(kinds) if other == kind]
+        if not kind or not isinstance(kernels, Library):
+            parts |= zip(same, _decode_multiply(
+                weight, [inputs[i] for i in same], [asks[i][0].dtype for i in same], cancelled), strict=True)
+            continue
+        x = inputs[same[0]] if len(same) == 1 else torch.cat([inputs[i] for i in same])
+        products = multiply_fused(kernels, weight, x, cancelled, kind)
+        ends = list(accumulate(len(inputs[i]) for i in same))
+        parts |= {i: products[end - len(inputs[i]):end] for i, end in zip(same, ends, strict=True)}
     return [parts[i] for i in range(len(inputs))]
+
+
+def _kind(compute: str, weight: Weight) -> str:
+    """Name the kernels' own rounding that serves a compute: f32 takes values that have been rounded before."""
+    if compute == "q8" and weight.quant.endswith("_K") and weight.shape[1] % K_BLOCK == 0:
+        return "q8_k"
+    return "bf16" if compute == "bf16" else "f32"
 
 
 def _decode_multiply(

@@ -15,9 +15,11 @@ from core.quants import QUANTS, row_bytes
 
 COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")  # statistics.cpp's
 N_REAL = 5  # of them are float64, the others whole numbers
+KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 Peak = tuple[int, int, float]  # channel, row, value
 TOP_CHANNELS = 8
 CALL_MACS = 1 << 31  # multiplications in one call, about 20 ms: how often a run can be cancelled
+FASTER = {"f32": 1, "q8_k": 2, "bf16": 4}  # so many times as many: each call rounds the activations anew
 
 
 def is_fused(weight: Weight, x: Tensor) -> bool:
@@ -25,18 +27,24 @@ def is_fused(weight: Weight, x: Tensor) -> bool:
     return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu" and len(weight.shape) == 2
 
 
-def multiply_fused(kernels: Library, weight: Weight, x: Tensor, cancelled: Callable[[], None]) -> Tensor:
-    """Return x W^T [T, rows]; a token's values do not depend on the other tokens, nor on the number of threads."""
+def multiply_fused(
+    kernels: Library, weight: Weight, x: Tensor, cancelled: Callable[[], None], kind: str = "f32"
+) -> Tensor:
+    """Return x W^T [T, rows]; a token's values do not depend on the other tokens, nor on the number of threads.
+
+    kind: of KINDS. q8_k rounds x as ggml does (blocks of 256); bf16 rounds x, the weights and the product.
+    """
     (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
     x = x.contiguous()
     out = x.new_empty(x.shape[0], rows)
     assert weight.data.size >= rows * size and weight.data.flags.c_contiguous, weight.name
-    step = max(64, CALL_MACS // (cols * max(1, len(x))) // 64 * 64)
+    step = max(64, FASTER[kind] * CALL_MACS // (cols * max(1, len(x))) // 64 * 64)
     for start in range(0, rows, step):
         cancelled()
         failed = kernels.multiply(
-            FUSED.index(weight.quant), weight.data.ctypes.data + start * size, min(step, rows - start), cols,
-            x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows, torch.get_num_threads())
+            FUSED.index(weight.quant), KINDS.index(kind), weight.data.ctypes.data + start * size,
+            min(step, rows - start), cols, x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows,
+            torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
     return out

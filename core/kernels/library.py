@@ -95,7 +95,7 @@ def load(level: Level, reason: str) -> Library:
         raise _NoKernel("the operating system does not let programs use it")
     _keep_freed_memory()
     size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-    multiply.argtypes = (count, pointer, size, size, pointer, size, size, pointer, size, count)
+    multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
     measure.argtypes = (pointer, size, size, pointer, count)
     return Library(level, reason, multiply, measure)
 

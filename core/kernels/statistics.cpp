@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "pool.h"
+#include "rounding.h"
 #include "vectors.h"
 
 constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
@@ -20,12 +21,6 @@ struct Row {
     double mean, m2, least, most, sumsq;
     int64_t nan, inf, zero, peak_channel, nan_channel;
 };
-
-static int32_t bits_of(float f) {
-    int32_t i;
-    memcpy(&i, &f, 4);
-    return i;
-}
 
 // A row with NaN or Inf. The order of the sums is that of take: lane i has values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n) {
