@@ -14,7 +14,7 @@ from core import matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
-from core.kernels.fused import measure_fused, multiply_fused
+from core.kernels.fused import correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.model_file import Weight
@@ -316,6 +316,30 @@ def test_compiled_statistics_of_a_token_do_not_depend_on_its_company_or_the_thre
                 assert column[[0, 31, 63]].tobytes() == np.concatenate([a[name] for a in alone]).tobytes(), name
     finally:
         torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 100, 129, 1000, 8960])
+def test_a_compiled_correlation_has_numpy_s_bits(width: int) -> None:
+    left, right = random_x(2, width), random_x(2, width, seed=5) + 2
+    a, b = (v[1].numpy().astype(np.float64) for v in (left, right))
+    a, b = a - a.mean(), b - b.mean()
+    assert correlate(kernels(), left[1], right[1]) == ((a * b).sum(), (a * a).sum(), (b * b).sum())
+    left[1, width // 2] = float("inf")
+    assert correlate(kernels(), left[1], right[1]) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_compiled_massive_values_are_torch_s(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    x = random_x(int(rng.integers(1, 40)), int(rng.integers(1, 300)), seed) * float(rng.random())
+    for value in rng.choice([5000.0, -5000.0, float("nan"), float("inf"), 900.0, -2e4], rng.integers(1, 8)):
+        x[int(rng.integers(0, x.shape[0])), int(rng.integers(0, x.shape[1]))] = float(value)
+    peaks = tap._top_channels(x)
+    if not peaks:
+        pytest.skip("nothing finite")
+    got = tap._massive(x, 3, abs(peaks[0][2]))
+    monkeypatch.setattr(tap, "library", lambda: Absent("for a test"))
+    assert got == tap._massive(x, 3, abs(peaks[0][2]))
 
 
 def test_products_asked_from_several_threads_at_once_are_right() -> None:

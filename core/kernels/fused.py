@@ -63,10 +63,35 @@ def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[
     n_top = kernels.measure(x_TW.data_ptr(), n_token, width, room.ctypes.data, torch.get_num_threads())
     if n_top < 0:
         raise MemoryError(f"no memory to measure {n_token} x {width} values")
-    whole = room.view(np.int64)
-    columns: dict[str, np.ndarray[Any, Any]] = {}
-    for i, name in enumerate(COLUMNS):
-        columns[name] = (room if i < N_REAL else whole)[i * n_token:(i + 1) * n_token]
-    places, values = whole[10 * n_token:].tolist(), room[-TOP_CHANNELS:].tolist()
-    peaks = [(places[i], places[TOP_CHANNELS + i], values[i]) for i in range(n_top)]
-    return columns, peaks
+    whole, end = room.view(np.int64), 10 * n_token
+    rows = [(room if i < N_REAL else whole)[i * n_token:(i + 1) * n_token] for i in range(10)]
+    places, values = whole[end:].tolist(), room[-TOP_CHANNELS:].tolist()
+    peaks = list(zip(places[:n_top], places[TOP_CHANNELS:TOP_CHANNELS + n_top], values, strict=False))
+    return dict(zip(COLUMNS, rows, strict=True)), peaks
+
+
+def find_massive(
+    kernels: Library, x_TW: Tensor, least_size: float, multiple: float, most: int
+) -> tuple[float, list[tuple[int, int, float]]] | None:
+    """Return the median |x| and the largest (row, channel, value) of each channel that is far out; None for none.
+
+    Far out: |x| over least_size and over multiple times the median, in at most `most` channels.
+    """
+    room = np.empty(1 + 3 * most)
+    x_TW = x_TW.contiguous()
+    n = kernels.massive(x_TW.data_ptr(), *x_TW.shape, least_size, multiple, most, room.ctypes.data)
+    if n < 0:
+        raise MemoryError(f"no memory to find the median of {x_TW.numel()} values")
+    found = room[1:1 + 3 * n].reshape(n, 3).tolist()
+    return (float(room[0]), [(int(t), int(c), v) for t, c, v in found]) if n else None
+
+
+def correlate(kernels: Library, left: Tensor, right: Tensor) -> tuple[float, float, float] | None:
+    """Return the sums of a * b, a * a, b * b of two rows less their means, as numpy adds them; None: not all finite."""
+    room = np.empty(3)
+    left, right = left.contiguous(), right.contiguous()
+    done = kernels.correlate(left.data_ptr(), right.data_ptr(), len(left), room.ctypes.data)
+    if done < 0:
+        raise MemoryError(f"no memory to correlate {len(left)} values")
+    ab, aa, bb = room.tolist()
+    return (ab, aa, bb) if done else None

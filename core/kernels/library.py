@@ -38,6 +38,8 @@ class Library:
     reason: str
     multiply: Callable[..., int]
     measure: Callable[..., int]
+    massive: Callable[..., int]
+    correlate: Callable[..., int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,18 @@ def load(level: Level, reason: str) -> Library:
     try:
         shared = ctypes.CDLL(str(path))
         multiply, measure, ready = shared.multiply, shared.measure, shared.ready
+        massive, correlate = shared.massive, shared.correlate
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
     if not ready():
         raise _NoKernel("the operating system does not let programs use it")
     _keep_freed_memory()
-    size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
     measure.argtypes = (pointer, size, size, pointer, count)
-    return Library(level, reason, multiply, measure)
+    massive.argtypes = (pointer, size, size, real, real, count, pointer)
+    correlate.argtypes = (pointer, pointer, size, pointer)
+    return Library(level, reason, multiply, measure, massive, correlate)
 
 
 def _keep_freed_memory() -> None:
