@@ -39,6 +39,8 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
         stats = measure(value, first=n_token - value.shape[0], factors=product if stage == "ffn_swigl" else None)
         if stage in ("ffn_up", "ffn_silu"):
             product[stage] = value
+        elif stage == "ffn_swigl":
+            product.clear()
         if keep is not None:
             keep[layer, stage] = value.cpu().clone()
         seen((layer, stage), stats)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.file_map import let_go
 from core.kernels.library import FUSED, Library
 from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
@@ -19,6 +20,7 @@ KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the 
 Peak = tuple[int, int, float]  # channel, row, value
 TOP_CHANNELS = 8
 CALL_MACS = 1 << 31  # multiplications in one call, about 20 ms: how often a run can be cancelled
+LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
 FASTER = {"f32": 1, "q8_k": 2, "bf16": 4}  # so many times as many: each call rounds the activations anew
 
 
@@ -47,6 +49,8 @@ def multiply_fused(
             torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
+    if len(x) >= LET_GO_TOKENS:
+        let_go(weight.data)
     return out
 
 

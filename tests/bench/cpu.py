@@ -123,6 +123,10 @@ def take_start(model: Path, threads: int, runs: int, big: Path | None) -> Sample
             samples.setdefault(f"first row, {'cold' if cold else 'warm'}", []).append(said["cell"] - start)
             if cold:
                 samples["compiling"] = [said["tracing"] - said["compiling"]]
+    for _ in range(runs):
+        start = time.time()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        samples.setdefault("import torch alone", []).append(time.time() - start)
     for path in (model, *([big] if big else [])):
         for _ in range(runs):
             done = subprocess.run([sys.executable, "-c", OPENING, str(path)], stdout=subprocess.PIPE, check=True)
@@ -179,7 +183,8 @@ def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
     for n in sorted({int(key.split()[1]) for key in median if key.startswith("peak")}):
         ratio(f"f32, {n} tokens: peak memory, traced / llama.cpp untraced", f"peak, {n} tokens, ours",
               f"peak, {n} tokens, llama.cpp", 1.0)
-    seconds = {"first row, warm": 1.5, "compiling": 15.0, "first row, cold": None}
+    seconds = {"first row, warm": 1.5, "compiling": 15.0, "first row, cold": None,
+                                         "import torch alone": None}
     seconds |= {key: 0.3 for key in median if key.startswith("opening")}
     rows += [Row(model, key, median[key], target, "s") for key, target in seconds.items() if key in median]
     return rows
