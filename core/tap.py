@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import TOP_CHANNELS, Peak, correlate, find_massive, is_measured, measure_fused
+from core.kernels.fused import COLUMNS, TOP_CHANNELS, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.library import Library, library
 from core.stages import Place
 from core.stats import Factors, Massive, TokenStats
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
+LEAST, MOST, PEAK_CHANNEL = (COLUMNS.index(name) for name in ("min", "max", "peak_channel"))
 BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
 
 Values = np.ndarray[Any, Any]
@@ -97,21 +98,20 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
     if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
         massive = _massive(x_TW, first, abs(peaks[0][2]))
     if factors and peaks:
-        absmax_T = np.maximum(np.abs(columns["min"]), np.abs(columns["max"]))
+        absmax_T = np.maximum(np.abs(columns[LEAST]), np.abs(columns[MOST]))
         row = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-        why = _factors(factors, row, int(columns["peak_channel"][row]), first)
-    return TokenStats(width=x_TW.shape[1], first=first, top=top, massive=massive, factors=why,
-                      **columns)  # type: ignore[arg-type]
+        why = _factors(factors, row, int(columns[PEAK_CHANNEL][row]), first)
+    return TokenStats(x_TW.shape[1], first, *columns, top, massive, why)  # type: ignore[arg-type]
 
 
-def _columns(x_TW: Tensor) -> tuple[dict[str, Values], list[Peak]]:
-    """Return the per-token columns of TokenStats, and the peaks of the 8 channels that have the largest."""
+def _columns(x_TW: Tensor) -> tuple[list[Values], list[Peak]]:
+    """Return the columns of COLUMNS, a value a token, and the peaks of the 8 channels that have the largest."""
     kernels = library() if is_measured(x_TW) else None
     if isinstance(kernels, Library):
         return measure_fused(kernels, x_TW)
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
     blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    return {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}, _top_channels(x_TW)
+    return [np.concatenate([b[name] for b in blocks]) for name in COLUMNS], _top_channels(x_TW)
 
 
 def _moments(x_TW: Tensor) -> dict[str, Values]:

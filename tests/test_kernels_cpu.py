@@ -14,7 +14,7 @@ from core import matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
-from core.kernels.fused import correlate, measure_fused, multiply_fused
+from core.kernels.fused import COLUMNS, correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.model_file import Weight
@@ -289,11 +289,16 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
     return x
 
 
+def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
+    columns, top = measure_fused(kernels(), x)
+    return dict(zip(COLUMNS, columns, strict=True)), top
+
+
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (1, 7), (3, 16), (2, 33), (9, 100), (40, 4096), (65, 2100)])
 def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> None:
     x = values(tokens, width, kind)
-    got, top = measure_fused(kernels(), x)
+    got, top = measured(x)
     want = tap._moments(x)
     for name in ("nan", "inf", "zero", "peak_channel", "nan_channel", "min", "max"):
         assert got[name].tolist() == want[name].tolist(), name
@@ -306,12 +311,12 @@ def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> 
 def test_compiled_statistics_of_a_token_do_not_depend_on_its_company_or_the_threads(kind: str) -> None:
     x = values(64, 3000, kind)
     usual = torch.get_num_threads()
-    together = measure_fused(kernels(), x)[0]
+    together = measured(x)[0]
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert measure_fused(kernels(), x)[1] == tap._top_channels(x)
-            alone = [measure_fused(kernels(), x[t:t + 1])[0] for t in (0, 31, 63)]
+            assert measured(x)[1] == tap._top_channels(x)
+            alone = [measured(x[t:t + 1])[0] for t in (0, 31, 63)]
             for name, column in together.items():
                 assert column[[0, 31, 63]].tobytes() == np.concatenate([a[name] for a in alone]).tobytes(), name
     finally:

@@ -14,7 +14,8 @@ from core.kernels.library import FUSED, Library
 from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
 
-COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")  # statistics.cpp's
+# of TokenStats, in its order and that of statistics.cpp
+COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")
 N_REAL = 5  # of them are float64, the others whole numbers
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 Peak = tuple[int, int, float]  # channel, row, value
@@ -59,8 +60,8 @@ def is_measured(x_TW: Tensor) -> bool:
     return x_TW.dtype == torch.float32 and x_TW.device.type == "cpu" and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[Any, Any]], list[Peak]]:
-    """Return the per-token columns of TokenStats, and the peaks of the 8 channels that have the largest."""
+def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[list[np.ndarray[Any, Any]], list[Peak]]:
+    """Return the columns of COLUMNS, a value a token, and the peaks of the 8 channels that have the largest."""
     x_TW = x_TW.contiguous()
     n_token, width = x_TW.shape
     room = np.empty(10 * n_token + 3 * TOP_CHANNELS)  # one block for all: a call takes microseconds, and is made often
@@ -71,7 +72,7 @@ def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[dict[str, np.ndarray[
     rows = [(room if i < N_REAL else whole)[i * n_token:(i + 1) * n_token] for i in range(10)]
     places, values = whole[end:].tolist(), room[-TOP_CHANNELS:].tolist()
     peaks = list(zip(places[:n_top], places[TOP_CHANNELS:TOP_CHANNELS + n_top], values, strict=False))
-    return dict(zip(COLUMNS, rows, strict=True)), peaks
+    return rows, peaks
 
 
 def find_massive(
@@ -94,8 +95,6 @@ def correlate(kernels: Library, left: Tensor, right: Tensor) -> tuple[float, flo
     """Return the sums of a * b, a * a, b * b of two rows less their means, as numpy adds them; None: not all finite."""
     room = np.empty(3)
     left, right = left.contiguous(), right.contiguous()
-    done = kernels.correlate(left.data_ptr(), right.data_ptr(), len(left), room.ctypes.data)
-    if done < 0:
-        raise MemoryError(f"no memory to correlate {len(left)} values")
+    done = kernels.correlate(left.data_ptr(), right.data_ptr(), left.shape[0], room.ctypes.data)
     ab, aa, bb = room.tolist()
     return (ab, aa, bb) if done else None

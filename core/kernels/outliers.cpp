@@ -2,6 +2,7 @@
 //
 // Not here: the statistics that every stage has (statistics.cpp), which are taken far more often.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <new>
@@ -34,25 +35,34 @@ static float size_of_rank(const float* x, long n, long k) {
     return float_of(high << 15 | low);
 }
 
-// The sum in numpy's order: its bits stand in bundles. Source: numpy, pairwise_sum in loops_utils.h.src.
-static double add_pairwise(const double* v, long n) {
-    if (n < 8) {
-        double sum = -0.0;
-        for (long i = 0; i < n; i++) sum += v[i];
-        return sum;
-    }
-    if (n > 128) {
+// N sums of value(i, N numbers) over i, in numpy's order: their bits stand in bundles.
+// Source: numpy, pairwise_sum in loops_utils.h.src. Through a block in memory, lest a product be fused with its sum.
+template <int N, class Value>
+static std::array<double, N> add_pairwise(const Value& value, long begin, long n) {
+    constexpr long BLOCK = 128;
+    std::array<double, N> sums;
+    if (n > BLOCK) {
         const long half = n / 2 - n / 2 % 8;
-        return add_pairwise(v, half) + add_pairwise(v + half, n - half);
+        const auto left = add_pairwise<N>(value, begin, half), right = add_pairwise<N>(value, begin + half, n - half);
+        for (int k = 0; k < N; k++) sums[k] = left[k] + right[k];
+        return sums;
     }
-    double r[8];
-    std::copy_n(v, 8, r);
-    long i = 8;
-    for (; i < n - n % 8; i += 8)
-        for (int lane = 0; lane < 8; lane++) r[lane] += v[i + lane];
-    double sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-    for (; i < n; i++) sum += v[i];
-    return sum;
+    double block[N][BLOCK];
+    for (long i = 0; i < n; i++) value(begin + i, block, i);
+    for (int k = 0; k < N; k++) {
+        const double* v = block[k];
+        double r[8] = {}, sum = -0.0;
+        long i = 0;
+        if (n >= 8) {
+            std::copy_n(v, 8, r);
+            for (i = 8; i < n - n % 8; i += 8)
+                for (int lane = 0; lane < 8; lane++) r[lane] += v[i + lane];
+            sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+        }
+        for (; i < n; i++) sum += v[i];
+        sums[k] = sum;
+    }
+    return sums;
 }
 
 // Values over least and over multiple times the median size, in at most `most` channels: room gets the median and
@@ -91,21 +101,19 @@ extern "C" __attribute__((visibility("default"))) int massive(
     return -1;
 }
 
-// room: the sums of a * b, a * a and b * b, where a and b are left and right less their means. Returns 1; 0 where not
-// all values are finite, -1 where memory is lacking.
+// room: the sums of a * b, a * a and b * b, where a and b are left and right less their means.
+// Returns 1; 0 where not all values are finite.
 extern "C" __attribute__((visibility("default"))) int correlate(
-    const float* left, const float* right, long n, double* room) try {
-    std::vector<double> a(left, left + n), b(right, right + n), product(static_cast<size_t>(n));
-    const double sum_a = add_pairwise(a.data(), n), sum_b = add_pairwise(b.data(), n);
-    if (!std::isfinite(sum_a + sum_b)) return 0;
-    const double mean_a = sum_a / static_cast<double>(n), mean_b = sum_b / static_cast<double>(n);
-    for (long i = 0; i < n; i++) a[i] -= mean_a, b[i] -= mean_b;
-    const auto add_products = [&](const std::vector<double>& v, const std::vector<double>& w) {
-        for (long i = 0; i < n; i++) product[i] = v[i] * w[i];
-        return add_pairwise(product.data(), n);
-    };
-    room[0] = add_products(a, b), room[1] = add_products(a, a), room[2] = add_products(b, b);
+    const float* left, const float* right, long n, double* room) {
+    const auto means = add_pairwise<2>([&](long at, auto& block, long i) {
+        block[0][i] = left[at], block[1][i] = right[at];
+    }, 0, n);
+    if (!std::isfinite(means[0] + means[1])) return 0;
+    const double mean_a = means[0] / static_cast<double>(n), mean_b = means[1] / static_cast<double>(n);
+    const auto sums = add_pairwise<3>([&](long at, auto& block, long i) {
+        const double a = left[at] - mean_a, b = right[at] - mean_b;
+        block[0][i] = a * b, block[1][i] = a * a, block[2][i] = b * b;
+    }, 0, n);
+    std::copy_n(sums.data(), 3, room);
     return 1;
-} catch (const std::bad_alloc&) {
-    return -1;
 }

@@ -54,8 +54,8 @@ class Row:
 def take_prompts(children: Mapping[str, Child], prompts: list[int], computes: list[str], runs: int) -> Samples:
     """Seconds of each prompt each way, the engines in turns."""
     ways = [("llama.cpp", "traced", "")]
-    ways += [("ours", way, compute) for compute in computes for way in ("untraced", "traced")]
-    ways.append(("ours", "witness", computes[0]))
+    ways += [("ours", "traced", compute) for compute in computes]
+    ways += [("ours", way, computes[0]) for way in ("untraced", "witness")]
     ways = [way for way in ways if way[0] in children]
     samples: Samples = {}
     for n in prompts:
@@ -170,10 +170,9 @@ def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
         for n in prompts:
             ratio(f"{compute}, {n} tokens: traced / llama.cpp traced", f"{n} tokens, ours {compute} traced",
                   f"{n} tokens, llama.cpp traced", 1.5 if compute == "f32" else 1.0)
-    for compute in computes:
-        for n in prompts:
-            ratio(f"{compute}, {n} tokens: traced / untraced", f"{n} tokens, ours {compute} traced",
-                  f"{n} tokens, ours {compute} untraced", 1.05)
+    for n in prompts:
+        ratio(f"{computes[0]}, {n} tokens: traced / untraced", f"{n} tokens, ours {computes[0]} traced",
+              f"{n} tokens, ours {computes[0]} untraced", 1.05)
     for n in prompts:
         ratio(f"{computes[0]}, {n} tokens: with witness / without", f"{n} tokens, ours {computes[0]} witness",
               f"{n} tokens, ours {computes[0]} traced", 2.0)

@@ -31,9 +31,12 @@ class Ours:
     """This project's forward."""
 
     def __init__(self, model: Path, threads: int) -> None:
+        from core import opening, reader
+        from core.trace import no_emit
+
+        opening.load_torch("cpu", no_emit)
         import torch
 
-        from core import reader
         from core.matmul import COMPUTES, kernel_path
         from core.run import open_side
 
