@@ -101,7 +101,7 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
         absmax_T = np.maximum(np.abs(columns[LEAST]), np.abs(columns[MOST]))
         row = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
         why = _factors(factors, row, int(columns[PEAK_CHANNEL][row]), first)
-    return TokenStats(x_TW.shape[1], first, *columns, top, massive, why)  # type: ignore[arg-type]
+    return TokenStats(x_TW.shape[1], first, *columns, top, massive, why)  # type: ignore[arg-type, call-arg]
 
 
 def _columns(x_TW: Tensor) -> tuple[list[Values], list[Peak]]:
