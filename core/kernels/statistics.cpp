@@ -14,7 +14,7 @@
 
 constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
 constexpr long TASK_VALUES = 1 << 14;   // of the tokens of one task, at least
-constexpr long ALONE_VALUES = 1 << 15;  // fewer values than that are not worth waking a thread for
+constexpr long ALONE_VALUES = 1 << 17;  // fewer values than that are not worth waking a thread for
 
 constexpr int TOP = 8;
 
