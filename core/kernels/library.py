@@ -24,7 +24,7 @@ FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
-COMPILE_SECONDS = 60  # 4 on an idle machine
+COMPILE_SECONDS = 60  # 5 on an idle machine
 KEPT_BYTES = 1 << 30
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
@@ -55,7 +55,7 @@ class _NoKernel(Exception):
 
 @functools.cache
 def library() -> Library | Absent:
-    """Return this machine's kernels, compiled first where the cache has none (3 seconds)."""
+    """Return this machine's kernels, compiled first where the cache has none (5 seconds)."""
     override = os.environ.get(OVERRIDE, "")
     if override == "decode":
         return Absent(f"{OVERRIDE}=decode")
