@@ -10,6 +10,8 @@ constexpr int HALF_STEP = 32, HALF_STEPS = SUPER / HALF_STEP, PAIRS = HALF_STEP 
 
 static const __m512 FROM_0 = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+constexpr long HALF_ROWS = 64;  // of one call at most: four tiles, so four chains of sums
+
 // 256 values of 16 tokens, as AMX wants them: [2 values][token][value].
 struct HalfInputs {
     alignas(64) uint16_t pairs[HALF_STEPS][PAIRS][TILE][2];
@@ -164,32 +166,32 @@ static inline void store_column(const float (*y)[TILE], long token, float* out, 
     std::copy_n(column, n, out);
 }
 
-// Rows first .. last - 1 (at most GROUP) times all tokens; x: [blocks of 256][groups of 16 tokens].
+// Rows first .. last - 1 (at most HALF_ROWS) times all tokens; x: [blocks of 256][groups of 16 tokens].
 static void multiply_halves(const Job& job, const HalfInputs* x, long first, long last) {
-    constexpr long PARTS_OF_GROUP = GROUP / TILE;
+    constexpr long N_PART = HALF_ROWS / TILE;
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     const long next_block = SUPER / job.layout.block * job.layout.block_bytes;
     static thread_local std::vector<float> kept;
-    static thread_local std::unique_ptr<HalfWeights[]> w(new HalfWeights[PARTS_OF_GROUP]());
-    kept.assign(static_cast<size_t>(PARTS_OF_GROUP * groups * TILE * TILE + 16), 0.0f);
+    static thread_local std::unique_ptr<HalfWeights[]> w(new HalfWeights[N_PART]());
+    kept.assign(static_cast<size_t>(N_PART * groups * TILE * TILE + 16), 0.0f);
     auto* y = reinterpret_cast<float(*)[TILE][TILE]>((reinterpret_cast<uintptr_t>(kept.data()) + 63) / 64 * 64);
     const auto begin = [&](long p) { return std::min(first + p * TILE, last); };
     const Tiles tiles;
     if (groups == 1) {
-        for (long p = 0; p < PARTS_OF_GROUP; p++)
+        for (long p = 0; p < N_PART; p++)
             for (long j = 0; j < blocks; j++) {
                 take_halves(job, j * SUPER, begin(p), begin(p + 1), TILE * job.row_bytes, w[0]);
                 add_halves(w[0], x[j], y[p]);
             }
     } else {
         for (long j = 0; j < blocks; j++) {
-            for (long p = 0; p < PARTS_OF_GROUP; p++)
+            for (long p = 0; p < N_PART; p++)
                 take_halves(job, j * SUPER, begin(p), begin(p + 1), next_block, w[p]);
             for (long g = 0; g < groups; g++) add_halves(w.get(), x[j * groups + g], y + g, groups);
         }
     }
     for (long t = 0; t < job.tokens; t++)
-        for (long p = 0; p < PARTS_OF_GROUP; p++)
+        for (long p = 0; p < N_PART; p++)
             store_column(y[p * groups + t / TILE], t % TILE, job.out + t * job.out_step + begin(p),
                          begin(p + 1) - begin(p));
 }

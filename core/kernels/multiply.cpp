@@ -90,7 +90,7 @@ static void multiply_digits(const Job& job, Compute compute, Digitise digits, On
     if (!odd_tokens.empty()) multiply_odd_tokens(job, odd_tokens, threads);
 }
 
-// Products of bfloat16, rows shared out by groups of GROUP.
+// Products of bfloat16, rows shared out by groups of HALF_ROWS.
 static void multiply_bf16(const Job& job, int threads) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
@@ -102,8 +102,8 @@ static void multiply_bf16(const Job& job, int threads) {
         for (long t = first; t < std::min(first + TILE, job.tokens); t++)
             to_pairs(job.x + t * job.x_step + j * SUPER, n, inputs[i], static_cast<int>(t - first));
     });
-    pool().run((job.rows + GROUP - 1) / GROUP, threads,
-               [&](long i) { multiply_halves(job, inputs, i * GROUP, std::min(job.rows, (i + 1) * GROUP)); });
+    pool().run((job.rows + HALF_ROWS - 1) / HALF_ROWS, threads,
+               [&](long i) { multiply_halves(job, inputs, i * HALF_ROWS, std::min(job.rows, (i + 1) * HALF_ROWS)); });
 }
 
 constexpr bool ROUNDS_HALVES = true;

@@ -153,7 +153,7 @@ struct TileJob {
     int first_digit;  // 2 where the digits before are 0
 };
 
-constexpr long GROUP = 64;  // rows of one call at most: their digits stay in the second-level cache
+constexpr long GROUP = 128;  // rows of one call at most: their digits stay in the second-level cache
 
 // The digits of a super-block of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
 static inline void take_digits(

@@ -52,19 +52,18 @@ class Row:
 
 
 def take_prompts(children: Mapping[str, Child], prompts: list[int], computes: list[str], runs: int) -> Samples:
-    """Seconds of each prompt each way, the engines in turns."""
-    ways = [("llama.cpp", "traced", "")]
-    ways += [("ours", "traced", compute) for compute in computes]
-    ways += [("ours", way, computes[0]) for way in ("untraced", "witness")]
-    ways = [way for way in ways if way[0] in children]
+    """Seconds of each traced prompt, the engines in turns; then ours untraced, traced and with a witness in turns."""
+    engines = [("llama.cpp", "traced", "")] if "llama.cpp" in children else []
+    engines += [("ours", "traced", compute) for compute in computes]
+    alone = [("ours", way, computes[0]) for way in ("untraced", "traced", "witness")]
     samples: Samples = {}
     for n in prompts:
-        for name, way, compute in ways:
-            children[name].ask("prompt", min(n, 32), way, compute)
-        for i in range(runs * (SHORT_MORE if n <= SHORT_TOKENS else 1)):
-            for name, way, compute in ways[::1 - 2 * (i % 2)]:  # whoever comes after another engine finds colder caches
-                if way != "witness" or n <= WITNESS_TOKENS:
-                    key = f"{n} tokens, {' '.join(filter(None, (name, compute, way)))}"
+        for what, ways in (("", engines), ("alone ", alone if n <= WITNESS_TOKENS else alone[:2])):
+            for name, way, compute in ways:
+                children[name].ask("prompt", min(n, 32), way, compute)
+            for i in range(runs * (SHORT_MORE if n <= SHORT_TOKENS else 1)):
+                for name, way, compute in ways[::1 - 2 * (i % 2)]:  # who comes after another engine finds cold caches
+                    key = f"{n} tokens, {what}{' '.join(filter(None, (name, compute, way)))}"
                     samples.setdefault(key, []).append(children[name].ask("prompt", n, way, compute))
                     show(f"{key} {samples[key][-1]:.3f} s")
     return samples
@@ -171,11 +170,11 @@ def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
             ratio(f"{compute}, {n} tokens: traced / llama.cpp traced", f"{n} tokens, ours {compute} traced",
                   f"{n} tokens, llama.cpp traced", 1.5 if compute == "f32" else 1.0)
     for n in prompts:
-        ratio(f"{computes[0]}, {n} tokens: traced / untraced", f"{n} tokens, ours {computes[0]} traced",
-              f"{n} tokens, ours {computes[0]} untraced", 1.05)
+        ratio(f"{computes[0]}, {n} tokens: traced / untraced", f"{n} tokens, alone ours {computes[0]} traced",
+              f"{n} tokens, alone ours {computes[0]} untraced", 1.05)
     for n in prompts:
-        ratio(f"{computes[0]}, {n} tokens: with witness / without", f"{n} tokens, ours {computes[0]} witness",
-              f"{n} tokens, ours {computes[0]} traced", 2.0)
+        ratio(f"{computes[0]}, {n} tokens: with witness / without", f"{n} tokens, alone ours {computes[0]} witness",
+              f"{n} tokens, alone ours {computes[0]} traced", 2.0)
     unit = "tokens/s"
     ratio("f32: greedy decode / llama.cpp", "decode, ours", "decode, llama.cpp", 0.5, at_least=True)
     unit = "GiB"
