@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
+from core.kernels.fused import COLUMNS
 from core.kernels.triton_statistics import launch_statistics, read_statistics
 from core.stages import Place
 from core.stats import TokenStats
@@ -48,7 +49,7 @@ def record_on_device(
         for (place, x), (columns, peaks) in zip(done.values.items(), measured, strict=True):
             factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
             with torch.cuda.stream(beside):  # its values are there; the computation's own stream goes on
-                stats = finish(x, n_token - len(x), columns, peaks, factors)
+                stats = finish(x, n_token - len(x), [columns[name] for name in COLUMNS], peaks, factors)
             seen(place, stats)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:

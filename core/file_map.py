@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,19 @@ def map_file(path: Path) -> Bytes:
         raise FileError(f"{path} does not exist. Give the path of a .gguf or .apr file.") from None
     except (OSError, ValueError) as error:
         raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error
+
+
+def let_go(data: Bytes) -> None:
+    """Take the whole pages of mapped bytes out of this process; the system's file cache keeps them. Else do nothing."""
+    owner: object = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return  # never on other memory: there the bytes themselves would go
+    begin = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def shown(name: str) -> str:

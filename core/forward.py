@@ -107,6 +107,7 @@ class Cache:
         """Append and return all keys and values of the layer."""
         if layer in self.keys:
             k_TKH, v_TKH = torch.cat((self.keys[layer], k_TKH)), torch.cat((self.values[layer], v_TKH))
+        v_TKH = v_TKH.contiguous()  # a part of qkv would keep all of it
         self.keys[layer], self.values[layer] = k_TKH, v_TKH
         return k_TKH, v_TKH
 

@@ -1,6 +1,6 @@
 """Multiply by a stored weight at the declared compute, on the fused path or by decode-then-multiply.
 
-Fused (float32 on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
+Fused (float32 values on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
 Not here: the decoders (decode.py), the forward that asks for products (forward.py).
 """
 
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from core.decode import decode_rows
 from core.kernels.fused import is_fused, multiply_fused
-from core.kernels.library import FUSED, Absent, library
+from core.kernels.library import FUSED, Absent, Library, library
 from core.kernels.planes import LAYOUTS
 from core.kernels.resident import Resident, why_no_kernels
 from core.model_file import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
 K_BLOCK, SMALL_BLOCK = 256, 32
+DECODED, RESIDENT = "", "resident"  # kinds of products beside those of the compiled kernels
+ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # weights whose activations ggml rounds to their own type
 
 
@@ -73,13 +75,12 @@ def kernel_path(compute: str, device: torch.device) -> str:
     if device.type == "cuda":
         return f"decode-then-multiply {compute}, whole tensors ({missing})"
     steps = f"decode-then-multiply {compute}, {CHUNK_WEIGHTS} weights at a time"
-    if compute == "bf16":
-        return f"{steps} (bf16 is not fused)"
     kernels = library()
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
     level = kernels.level
-    return f"fused {level.name} ({level.says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
+    says = {"f32": level.says, "q8": level.says_q8, "bf16": level.says_bf16}[compute]
+    return f"fused {level.name} ({says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
 
 
 def multiply(
@@ -91,34 +92,38 @@ def multiply(
     cancelled: called between chunks; it raises to end the run. plain: for each ask, whether it goes without kernels.
     resident: the weights on their GPU, where each ask has a launch of its own, so that its bits are its own.
     """
-    inputs = [_rounded(x, compute, weight.quant) for x, compute in asks]
-    if resident is not None:
-        return _resident_multiply(resident, weight, inputs, [x.dtype for x, _ in asks], cancelled, plain)
-    fused = [i for i, x in enumerate(inputs) if is_fused(weight, x) and not (plain and plain[i])]
-    kernels = library() if fused else None
-    if kernels is None or isinstance(kernels, Absent):
-        return _decode_multiply(weight, inputs, [x.dtype for x, _ in asks], cancelled)
-    x = inputs[fused[0]] if len(fused) == 1 else torch.cat([inputs[i] for i in fused])
-    products = multiply_fused(kernels, weight, x, cancelled)
-    ends = list(accumulate(len(inputs[i]) for i in fused))
-    parts = {i: products[end - len(inputs[i]):end] for i, end in zip(fused, ends, strict=True)}
-    rest = [i for i in range(len(inputs)) if i not in parts]
-    if rest:
-        decoded = _decode_multiply(weight, [inputs[i] for i in rest], [asks[i][0].dtype for i in rest], cancelled)
-        parts |= dict(zip(rest, decoded, strict=True))
+    kernels = library() if resident is None and any(is_fused(weight, x) for x, _ in asks) else None
+    kinds = [DECODED if plain and plain[i] else _kind(weight, x, compute, kernels, resident)
+             for i, (x, compute) in enumerate(asks)]
+    inputs = [x if kind in ROUNDED_INSIDE else _rounded(x, compute, weight.quant)
+              for (x, compute), kind in zip(asks, kinds, strict=True)]
+    parts: dict[int, Tensor] = {}
+    for kind in dict.fromkeys(kinds):
+        same = [i for i, other in enumerate(kinds) if other == kind]
+        if kind == RESIDENT and resident is not None:
+            parts |= {i: resident.multiply(weight, inputs[i]) for i in same}
+        elif kind == DECODED or not isinstance(kernels, Library):
+            parts |= zip(same, _decode_multiply(
+                weight, [inputs[i] for i in same], [asks[i][0].dtype for i in same], cancelled), strict=True)
+        else:
+            x = inputs[same[0]] if len(same) == 1 else torch.cat([inputs[i] for i in same])
+            products = multiply_fused(kernels, weight, x, cancelled, kind)
+            ends = list(accumulate(len(inputs[i]) for i in same))
+            parts |= {i: products[end - len(inputs[i]):end] for i, end in zip(same, ends, strict=True)}
     return [parts[i] for i in range(len(inputs))]
 
 
-def _resident_multiply(
-    resident: Resident, weight: Weight, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype],
-    cancelled: Callable[[], None], plain: Sequence[bool],
-) -> list[Tensor]:
-    served = [resident.serves(weight, x) and not (plain and p) for x, p in zip(inputs, plain or dtypes, strict=True)]
-    rest = [i for i, is_served in enumerate(served) if not is_served]
-    others = _decode_multiply(weight, [inputs[i] for i in rest], [dtypes[i] for i in rest], cancelled) if rest else []
-    decoded = iter(others)
-    return [resident.multiply(weight, x) if is_served else next(decoded)
-            for x, is_served in zip(inputs, served, strict=True)]
+def _kind(
+    weight: Weight, x: Tensor, compute: str, kernels: Library | Absent | None, resident: Resident | None
+) -> str:
+    """Name what serves a product: DECODED, RESIDENT, or one of the compiled kernels' kinds."""
+    if resident is not None:
+        return RESIDENT if resident.serves(weight, x) else DECODED
+    if not isinstance(kernels, Library) or not is_fused(weight, x):
+        return DECODED
+    if compute == "q8" and weight.quant.endswith("_K") and weight.shape[1] % K_BLOCK == 0:
+        return "q8_k"
+    return "bf16" if compute == "bf16" else "f32"  # f32 takes values that have been rounded before
 
 
 def _decode_multiply(

@@ -5,8 +5,10 @@ Nothing is run here; session.py does. Nothing imports torch or polars before a r
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from core.errors import FileError, UsageError
 from core.model_file import ModelFile
 from core.source import Prompt, Source
 from core.telemetry import choose_device
+from core.token_child import start_encoding, take_encoded
 from core.tokenizer import open_tokenizer
 from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace
 
@@ -51,11 +54,39 @@ def open_saved(source: Source) -> Trace:
 
 def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
     """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable, with the way out)."""
-    arch, tokenizer = read_arch(model), open_tokenizer(model)
+    tokenizer = open_tokenizer(model)
     if prompt.tokens is not None:
         ids = list(prompt.tokens)
     else:
         ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
+    _hold_tokens(model, ids)
+    return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
+
+
+def encode_beside(model: ModelFile, prompt: Prompt, work: Callable[[], object]) -> tuple[Token, ...]:
+    """Encode as encode does while work(), the import of torch, goes on here; one after the other where that is done."""
+    if prompt.tokens is not None or "torch" in sys.modules:
+        tokens = encode(model, prompt)
+        work()
+        return tokens
+    try:
+        child = start_encoding(model.path, prompt)
+    except (OSError, UnicodeEncodeError):
+        return encode(model, prompt)
+    with child:
+        try:
+            work()
+            found = take_encoded(child)
+        finally:
+            child.kill()
+    if found is None:
+        return encode(model, prompt)  # which says what is wrong
+    _hold_tokens(model, [i for i, _ in found])
+    return tuple(Token(i, text) for i, text in found)
+
+
+def _hold_tokens(model: ModelFile, ids: Sequence[int]) -> None:
+    arch = read_arch(model)
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
     outside = [i for i in ids if not 0 <= i < arch.n_vocab]
@@ -64,7 +95,6 @@ def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
     if len(ids) > arch.n_ctx:
         raise UsageError(
             f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
-    return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
 def refuse_scheme(source: Source) -> None:
@@ -74,12 +104,29 @@ def refuse_scheme(source: Source) -> None:
                          "Use compare, or bisect model files.")
 
 
-def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
-    """Set an opened file on its device, and say why that one. Imports torch (one to two seconds, once)."""
-    device, reason = choose_device(source.device)
+def load_torch(device: str, emit: Emit) -> tuple[str, str]:
+    """Import torch and what runs a forward (one to two seconds, once), and say on which device and why.
+
+    Errors: those of choose_device, before the import.
+    """
+    chosen = choose_device(device)
+    if "core.run" in sys.modules:
+        return chosen
     emit(Event("phase", "loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.disable()  # a tenth of the import is a search for garbage that is not there
+    try:
+        import core.run  # noqa: F401
+    finally:
+        gc.freeze()  # nor is it later, in what has been imported
+        gc.enable()
+    return chosen
+
+
+def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
+    """Set an opened file on its device, and say why that one; loads torch."""
+    device, reason = load_torch(source.device, emit)
     from core.kernels.library import library, must_compile
     from core.run import open_side, why_unusable
 

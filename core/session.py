@@ -19,7 +19,9 @@ from core.opening import (
     continue_text,
     describe,
     encode,
+    encode_beside,
     is_bundle,
+    load_torch,
     open_bundle,
     open_model,
     open_pair,
@@ -61,11 +63,11 @@ def trace(
     if is_bundle(source.path):
         return open_saved(source)
     file = open_model(source.path)
-    tokens = encode(file, prompt)
     arch = read_arch(file)
     if layers is not None and not 0 <= layers[0] < layers[1] <= arch.n_layer:
         raise UsageError(
             f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {arch.n_layer} is needed (B excluded).")
+    tokens = encode_beside(file, prompt, lambda: load_torch(source.device, emit))
     if scope.startswith("pos:") and not scope_positions(scope, len(tokens)):
         raise UsageError(f"--scope {scope}: the prompt has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}.")
     emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
@@ -163,7 +165,7 @@ def check(
 
         return check_source(source, prompt or Prompt(), model, emit=emit, cancelled=cancelled)
     file = open_model(source.path)
-    tokens = encode(file, prompt or Prompt())
+    tokens = encode_beside(file, prompt or Prompt(), lambda: load_torch(source.device, emit))
     emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
     from core import run

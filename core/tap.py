@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import TOP_CHANNELS, Peak, is_measured, measure_fused
+from core.kernels.fused import COLUMNS, TOP_CHANNELS, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.library import Library, library
 from core.stages import Place
 from core.stats import Factors, Massive, TokenStats
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
+LEAST, MOST, PEAK_CHANNEL = (COLUMNS.index(name) for name in ("min", "max", "peak_channel"))
 BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
 
 Values = np.ndarray[Any, Any]
@@ -40,6 +40,8 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
         stats = measure(value, first=n_token - value.shape[0], factors=product if stage == "ffn_swigl" else None)
         if stage in ("ffn_up", "ffn_silu"):
             product[stage] = value
+        elif stage == "ffn_swigl":
+            product.clear()
         if keep is not None:
             keep[layer, stage] = value.cpu().clone()
         seen((layer, stage), stats)
@@ -94,29 +96,28 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
 
 def finish(
-    x_TW: Tensor, first: int, columns: Mapping[str, Values], peaks: list[Peak], factors: Mapping[str, Tensor] | None
+    x_TW: Tensor, first: int, columns: list[Values], peaks: list[Peak], factors: Mapping[str, Tensor] | None
 ) -> TokenStats:
-    """Make TokenStats of the per-token columns and the channels' peaks; the values themselves where a peak is large."""
-    top = tuple((channel, first + row, value) for channel, row, value in peaks)
-    stats = TokenStats(width=x_TW.shape[1], first=first, top=top, **columns)  # type: ignore[arg-type]
-    largest = abs(peaks[0][2]) if peaks else -1.0
-    if largest > MASSIVE_SIZE:
-        stats = replace(stats, massive=_massive(x_TW, first, largest))
+    """Make TokenStats of the columns of COLUMNS and the channels' peaks; of the values where one is large."""
+    top = tuple([(channel, first + row, value) for channel, row, value in peaks])
+    massive, why = None, None
+    if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
+        massive = _massive(x_TW, first, abs(peaks[0][2]))
     if factors and peaks:
-        absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
+        absmax_T = np.maximum(np.abs(columns[LEAST]), np.abs(columns[MOST]))
         row = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-        stats = replace(stats, factors=_factors(factors, row, stats))
-    return stats
+        why = _factors(factors, row, int(columns[PEAK_CHANNEL][row]), first)
+    return TokenStats(x_TW.shape[1], first, *columns, top, massive, why)  # type: ignore[arg-type, call-arg]
 
 
-def _columns(x_TW: Tensor) -> tuple[dict[str, Values], list[Peak]]:
-    """Return the per-token columns of TokenStats, and the peaks of the 8 channels that have the largest."""
+def _columns(x_TW: Tensor) -> tuple[list[Values], list[Peak]]:
+    """Return the columns of COLUMNS, a value a token, and the peaks of the 8 channels that have the largest."""
     kernels = library() if is_measured(x_TW) else None
     if isinstance(kernels, Library):
         return measure_fused(kernels, x_TW)
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
     blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    return {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]}, _top_channels(x_TW)
+    return [np.concatenate([b[name] for b in blocks]) for name in COLUMNS], _top_channels(x_TW)
 
 
 def _moments(x_TW: Tensor) -> dict[str, Values]:
@@ -151,6 +152,10 @@ def _top_channels(x_TW: Tensor) -> list[Peak]:
 
 
 def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
+    kernels = library() if is_measured(x_TW) else None
+    if isinstance(kernels, Library):
+        found = find_massive(kernels, x_TW, MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS)
+        return None if found is None else _sorted_massive(found[0], first, found[1])
     small = int((x_TW.abs() < largest / MASSIVE_MULTIPLE).sum())  # NaN is not counted; the median needs a sort
     if 2 * small < int(torch.isfinite(x_TW).sum()):
         return None
@@ -161,12 +166,22 @@ def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
     if not 0 < len(channels) <= MASSIVE_CHANNELS:
         return None
     tokens = [int(torch.nan_to_num(x_TW[:, c].abs(), nan=0.0, posinf=0.0).argmax()) for c in channels]
-    places = ((first + t, c, float(x_TW[t, c])) for c, t in zip(channels, tokens, strict=True))
-    return Massive(median, tuple(sorted(places, key=lambda p: -abs(p[2]))))
+    return _sorted_massive(
+        median, first, [(t, c, float(x_TW[t, c])) for c, t in zip(channels, tokens, strict=True)])
 
 
-def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Factors:
-    channel = int(stats.peak_channel[row])
+def _sorted_massive(median: float, first: int, places: list[tuple[int, int, float]]) -> Massive:
+    return Massive(median, tuple(sorted(((first + t, c, v) for t, c, v in places), key=lambda p: -abs(p[2]))))
+
+
+def _factors(product: Mapping[str, Tensor], row: int, channel: int, first: int) -> Factors:
+    kernels = library() if all(is_measured(value) for value in product.values()) else None
+    if isinstance(kernels, Library):
+        x, y = product["ffn_silu"][row], product["ffn_up"][row]
+        sums = correlate(kernels, x, y)
+        if sums is not None:
+            norm = math.sqrt(sums[1] * sums[2])
+            return Factors(first + row, channel, float(x[channel]), float(y[channel]), sums[0] / norm if norm else None)
     left, right = (product[stage][row].cpu().numpy().astype(np.float64) for stage in ("ffn_silu", "ffn_up"))
     a, b = left, right
     if not math.isfinite(left.sum() + right.sum()):
@@ -175,4 +190,4 @@ def _factors(product: Mapping[str, Tensor], row: int, stats: TokenStats) -> Fact
     a, b = a - a.mean(), b - b.mean()
     norm = math.sqrt(float((a * a).sum() * (b * b).sum()))  # not a @ b: BLAS wakes its threads for that
     correlation = float((a * b).sum()) / norm if norm else None
-    return Factors(stats.first + row, channel, float(left[channel]), float(right[channel]), correlation)
+    return Factors(first + row, channel, float(left[channel]), float(right[channel]), correlation)

@@ -24,7 +24,7 @@ FLOORS = {
     "0 words": "errors stages safe_text source",
     "1 bytes": "file_map jsontext model_file new_file new_folder packed quantise quants telemetry value_file",
     "2 readers": "apr_file apr_keys apr_metadata apr_writer bpe chat_sandbox chat_template demo demo_model "
-                 "faults_bytes gguf_file gguf_walk gguf_writer reader spm tokenizer",
+                 "faults_bytes gguf_file gguf_walk gguf_writer reader spm token_child tokenizer",
     "3 math": "arch convert decode forward kernels matmul ops wrong_ops",
     "4 watching": "device_watch finding graph_decode lanes plants run stats tap trace",
     "5 judging": "activation_crush bisection captured captured_verdict carriers comparability compare decoded distance "

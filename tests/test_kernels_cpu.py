@@ -14,7 +14,7 @@ from core import matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
-from core.kernels.fused import measure_fused, multiply_fused
+from core.kernels.fused import COLUMNS, correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.model_file import Weight
@@ -22,6 +22,7 @@ from core.quants import QUANTS, tensor_bytes
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
+HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
 LEVELS = [v.name for v in usable_levels()]
 
 
@@ -69,6 +70,59 @@ def test_a_product_is_float64_s_within_float32_rounding(quant: str, rows: int, c
     want = x.double() @ decode_weight(weight).double().T
     nmse = float(((product(weight, x) - want) ** 2).sum() / (want**2).sum())
     assert nmse <= FLOAT32_NMSE, f"{quant} {rows} x {cols} x {tokens}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("quant", FUSED)
+def test_a_product_of_bfloat16_is_that_of_decoded_weights(quant: str, level: str) -> None:
+    for rows, cols, tokens in ((3, 512, 2), (37, 1792, 1), (65, 300, 17), (130, 256, 33), (9, 40, 5)):
+        weight, x = random_weight(quant, rows, cols), random_x(tokens, cols)
+        got = multiply_fused(kernels(level), weight, x, lambda: None, "bf16")
+        want = matmul.bf16(x).double() @ matmul.bf16(decode_weight(weight)).double().T
+        assert torch.equal(got, matmul.bf16(got).float()), "the product is rounded, as torch's is"
+        off = float(((got - want).abs() / (want.abs() + 2**-12 * want.norm(dim=1, keepdim=True))).max())
+        assert off <= HALF_ROUNDING, f"{quant} {rows} x {cols} x {tokens} on {level}: off by {off:.1e}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("quant", [name for name in FUSED if name.endswith("_K")])
+@pytest.mark.parametrize("tokens", [1, 7, 33])
+def test_a_product_of_activations_as_ggml_rounds_them_is_float64_s(quant: str, level: str, tokens: int) -> None:
+    weight, x = random_weight(quant, 37, 1792), random_x(tokens, 1792)
+    x[0, :256], x[-1, 300:310] = 0, 40
+    got = multiply_fused(kernels(level), weight, x, lambda: None, "q8_k")
+    assert same_bits(got, product(weight, matmul.q8_k(x), level)) or level == "amx"
+    want = matmul.q8_k(x).double() @ decode_weight(weight).double().T
+    nmse = float(((got - want) ** 2).sum() / (want**2).sum())
+    assert nmse <= FLOAT32_NMSE, f"{quant} on {level}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
+
+
+@pytest.mark.parametrize("kind", ["q8_k", "bf16"])
+def test_a_rounded_product_s_bits_do_not_depend_on_company_or_threads(kind: str) -> None:
+    weight, x = random_weight("Q4_K", 77, 2048), random_x(40, 2048)
+    usual = torch.get_num_threads()
+    together = multiply_fused(kernels(), weight, x, lambda: None, kind)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for first, last in ((0, 1), (3, 5), (7, 40)):
+                alone = multiply_fused(kernels(), weight, x[first:last], lambda: None, kind)
+                assert same_bits(alone, together[first:last]), (threads, first, last)
+    finally:
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["q8_k", "bf16"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_rounded_product_shows_what_is_not_finite_in_its_token_and_row_only(
+    kind: str, level: str, bad: float
+) -> None:
+    weight, x = random_weight("Q4_K", 40, 512), random_x(9, 512)
+    weight.data.reshape(40, -1)[2, :2] = np.array([0x7E01], "<u2").view(np.uint8)
+    x[4, 300] = bad
+    out = multiply_fused(kernels(level), weight, x, lambda: None, kind)
+    assert torch.isfinite(out).tolist() == [[t != 4 and r != 2 for r in range(40)] for t in range(9)]
 
 
 @pytest.mark.parametrize("quant", FUSED)
@@ -235,11 +289,16 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
     return x
 
 
+def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
+    columns, top = measure_fused(kernels(), x)
+    return dict(zip(COLUMNS, columns, strict=True)), top
+
+
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (1, 7), (3, 16), (2, 33), (9, 100), (40, 4096), (65, 2100)])
 def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> None:
     x = values(tokens, width, kind)
-    got, top = measure_fused(kernels(), x)
+    got, top = measured(x)
     want = tap._moments(x)
     for name in ("nan", "inf", "zero", "peak_channel", "nan_channel", "min", "max"):
         assert got[name].tolist() == want[name].tolist(), name
@@ -252,16 +311,40 @@ def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> 
 def test_compiled_statistics_of_a_token_do_not_depend_on_its_company_or_the_threads(kind: str) -> None:
     x = values(64, 3000, kind)
     usual = torch.get_num_threads()
-    together = measure_fused(kernels(), x)[0]
+    together = measured(x)[0]
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert measure_fused(kernels(), x)[1] == tap._top_channels(x)
-            alone = [measure_fused(kernels(), x[t:t + 1])[0] for t in (0, 31, 63)]
+            assert measured(x)[1] == tap._top_channels(x)
+            alone = [measured(x[t:t + 1])[0] for t in (0, 31, 63)]
             for name, column in together.items():
                 assert column[[0, 31, 63]].tobytes() == np.concatenate([a[name] for a in alone]).tobytes(), name
     finally:
         torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 100, 129, 1000, 8960])
+def test_a_compiled_correlation_has_numpy_s_bits(width: int) -> None:
+    left, right = random_x(2, width), random_x(2, width, seed=5) + 2
+    a, b = (v[1].numpy().astype(np.float64) for v in (left, right))
+    a, b = a - a.mean(), b - b.mean()
+    assert correlate(kernels(), left[1], right[1]) == ((a * b).sum(), (a * a).sum(), (b * b).sum())
+    left[1, width // 2] = float("inf")
+    assert correlate(kernels(), left[1], right[1]) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_compiled_massive_values_are_torch_s(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    x = random_x(int(rng.integers(1, 40)), int(rng.integers(1, 300)), seed) * float(rng.random())
+    for value in rng.choice([5000.0, -5000.0, float("nan"), float("inf"), 900.0, -2e4], rng.integers(1, 8)):
+        x[int(rng.integers(0, x.shape[0])), int(rng.integers(0, x.shape[1]))] = float(value)
+    peaks = tap._top_channels(x)
+    if not peaks:
+        pytest.skip("nothing finite")
+    got = tap._massive(x, 3, abs(peaks[0][2]))
+    monkeypatch.setattr(tap, "library", lambda: Absent("for a test"))
+    assert got == tap._massive(x, 3, abs(peaks[0][2]))
 
 
 def test_products_asked_from_several_threads_at_once_are_right() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,3 +240,33 @@ def test_the_default_output_folder_depends_on_the_input_and_not_on_the_run():
 def test_the_same_input_gives_the_same_trace(source, traced):
     again = session.trace(source, PROMPT, emit=no_emit, cancelled=never)
     assert again.top == traced.top and all(again.cells[p].at("all") == traced.cells[p].at("all") for p in traced.cells)
+
+
+def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
+    begin = ("from pathlib import Path; from core import opening, session\nfrom core.source import Prompt, Source\n"
+             "from core.trace import no_emit\n")
+    return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[1])
+
+
+def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
+    code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
+            "beside = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
+            "import sys; assert 'torch' in sys.modules; print(beside == session.encode(file, text), len(beside) > 3)")
+    done = in_a_fresh_process(code)
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_what_is_wrong_with_a_prompt_is_said_though_it_is_encoded_elsewhere(path):
+    long = in_a_fresh_process(f"session.trace(Source(Path({str(path)!r}), device='cpu'), Prompt('2 + 2 ' * 40))")
+    assert "has a context of 32" in long.stderr, long.stderr
+    no_words = write_model(path.with_name("n.gguf"))
+    silent = in_a_fresh_process(f"session.trace(Source(Path({str(no_words)!r}), device='cpu'), Prompt('hello'))")
+    assert "has no usable tokenizer" in silent.stderr and silent.stderr.count("Traceback") == 1, silent.stderr
+
+
+def test_a_device_that_is_not_there_is_told_before_torch_is_loaded(path):
+    done = in_a_fresh_process(
+        f"import sys\ntry: session.trace(Source(Path({str(path)!r}), device='cuda:15'), Prompt())\n"
+        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)")
+    assert done.stdout == "DeviceError False\n", done.stderr

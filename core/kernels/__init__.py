@@ -1,1 +1,1 @@
-"""The fused product of float32 activations and stored quantised weights: C++ sources, their build and loading."""
+"""Fused products of activations and stored weights, and statistics: C++ sources, their build and loading."""

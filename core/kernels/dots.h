@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "blocks.h"
+#include "rounding.h"
 #include "vectors.h"
 
 // ROWS x TOKENS sums fill the registers; ALONE: rows at a time where there is one token.
@@ -101,6 +102,7 @@ struct Job {
     long tokens, x_step;
     float* out;
     long out_step;
+    bool halves;  // weights and outputs are rounded to bfloat16, as x has been
 };
 
 static float* tile() {
@@ -135,8 +137,13 @@ static void multiply_rows(const Job& job, long first, long last) {
                 float* row = w + (i - from) * step;
                 job.layout.decode(job.w + i * job.row_bytes + k / block * job.layout.block_bytes, row, whole);
                 std::fill(row + n, row + padded, 0.0f);
+                if (job.halves) std::transform(row, row + n, row, round_half);
             }
             for (long t = 0; t < job.tokens; t += TOKENS) multiply_panel(job, w, step, from, to, t, k, padded);
         }
+    }
+    for (long t = 0; job.halves && t < job.tokens; t++) {
+        float* out = job.out + t * job.out_step;
+        std::transform(out + first, out + last, out + first, round_half);
     }
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 X86 = frozenset({"x86_64", "amd64"})
 V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
-AMX = {"amx_tile", "amx_int8", "avx512_vnni"}
+AMX = {"amx_tile", "amx_int8", "amx_bf16", "avx512_vnni", "avx512_bf16"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
@@ -27,11 +27,16 @@ class Level:
     needs: frozenset[str]  # processor flags as Linux names them
     flags: tuple[str, ...]
     says: str = "float32 products and sums"
+    says_q8: str = "float32 products and sums"
+    says_bf16: str = "float32 sums of bfloat16's products"
 
 
 LEVELS = (  # the first that this machine has is taken
-    Level("amx", X86, V4 | AMX, ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
-          "K-quants: activations as 24-bit whole numbers by blocks of 256, sums of a block exact; else float32"),
+    Level("amx", X86, V4 | AMX, (
+        "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+          "K-quants: activations as 24-bit whole numbers by blocks of 256, sums of a block exact; else float32",
+          "K-quants: activations as 8-bit whole numbers, sums of a block of 256 exact; else float32",
+          "tiles of bfloat16, sums in float32"),
     Level("avx512", X86, V4, ("-march=x86-64-v4",)),
     Level("avx2", X86, V3, ("-march=x86-64-v3",)),
     Level("plain", frozenset(), frozenset(), ()),  # SSE2 on x86-64, NEON on arm64

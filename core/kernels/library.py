@@ -24,7 +24,7 @@ FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
-COMPILE_SECONDS = 60  # 4 on an idle machine
+COMPILE_SECONDS = 60  # 5 on an idle machine
 KEPT_BYTES = 1 << 30
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
@@ -38,6 +38,8 @@ class Library:
     reason: str
     multiply: Callable[..., int]
     measure: Callable[..., int]
+    massive: Callable[..., int]
+    correlate: Callable[..., int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class _NoKernel(Exception):
 
 @functools.cache
 def library() -> Library | Absent:
-    """Return this machine's kernels, compiled first where the cache has none (3 seconds)."""
+    """Return this machine's kernels, compiled first where the cache has none (5 seconds)."""
     override = os.environ.get(OVERRIDE, "")
     if override == "decode":
         return Absent(f"{OVERRIDE}=decode")
@@ -89,15 +91,18 @@ def load(level: Level, reason: str) -> Library:
     try:
         shared = ctypes.CDLL(str(path))
         multiply, measure, ready = shared.multiply, shared.measure, shared.ready
+        massive, correlate = shared.massive, shared.correlate
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
     if not ready():
         raise _NoKernel("the operating system does not let programs use it")
     _keep_freed_memory()
-    size, pointer, count = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-    multiply.argtypes = (count, pointer, size, size, pointer, size, size, pointer, size, count)
+    size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
+    multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
     measure.argtypes = (pointer, size, size, pointer, count)
-    return Library(level, reason, multiply, measure)
+    massive.argtypes = (pointer, size, size, real, real, count, pointer)
+    correlate.argtypes = (pointer, pointer, size, pointer)
+    return Library(level, reason, multiply, measure, massive, correlate)
 
 
 def _keep_freed_memory() -> None:

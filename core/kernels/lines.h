@@ -83,7 +83,7 @@ static inline unsigned sum_rows(
         finite |= static_cast<unsigned>(d - d == 0 && dmin - dmin == 0) << (row + r);
         for (int i = 0; i < STEPS; i++) {
             const Scaled w = VALUES(raw, sc, i);
-            for (int digit = 0; digit < 3; digit++) {
+            for (int digit = job.first_digit; digit < 3; digit++) {
                 const __m512i from = MINS ? _mm512_setzero_si512() : _mm512_load_si512(x.offset[digit][i]);
                 const __m512i four = _mm512_dpbusd_epi32(from, w.q, _mm512_load_si512(x.digits[digit][i]));
                 p[digit][r] = _mm512_dpwssd_epi32(p[digit][r], four, w.sc);

@@ -7,6 +7,7 @@
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
 
+#include "halves.h"
 #include "lines.h"
 
 // Ask the kernel once for the tile registers.
@@ -32,20 +33,21 @@ static void multiply_odd_tokens(const Job& job, const std::vector<long>& odd, in
     const long n = static_cast<long>(odd.size()), width = job.x_step;
     std::vector<float> x(static_cast<size_t>(n * width)), out(static_cast<size_t>(n * job.rows));
     for (long i = 0; i < n; i++) std::copy_n(job.x + odd[i] * width, width, x.data() + i * width);
-    const Job some{job.layout, job.w, job.rows, job.cols, job.row_bytes, x.data(), n, width, out.data(), job.rows};
+    Job some = job;
+    some.x = x.data(), some.tokens = n, some.x_step = width, some.out = out.data(), some.out_step = job.rows;
     multiply_dots(some, threads);
     for (long i = 0; i < n; i++) std::copy_n(out.data() + i * job.rows, job.rows, job.out + odd[i] * job.out_step);
 }
 
 // Turn the activations into whole numbers, 16 tokens of a super-block a task; returns the tokens that cannot be scaled.
-static std::vector<long> split_all(const Job& job, long blocks, Inputs* inputs, int threads) {
+static std::vector<long> split_all(const Job& job, long blocks, float top, Inputs* inputs, int threads) {
     const long groups = (job.tokens + TILE - 1) / TILE;
     std::vector<char> unfit(static_cast<size_t>(blocks * job.tokens));
     pool().run(blocks * groups, threads, [&](long i) {
         const long j = i / groups, first = i % groups * TILE, n = std::min<long>(SUPER, job.cols - j * SUPER);
         for (long t = first; t < std::min(first + TILE, job.tokens); t++) {
             const float* x = job.x + t * job.x_step + j * SUPER;
-            unfit[j * job.tokens + t] = !split(x, n, inputs[i], static_cast<int>(t - first));
+            unfit[j * job.tokens + t] = !split(x, n, top, inputs[i], static_cast<int>(t - first));
         }
     });
     std::vector<long> odd;
@@ -61,18 +63,19 @@ using Digitise = bool (*)(const uint8_t*, Digits&, int);
 using OneLine = void (*)(const TileJob&, const Line*, long, long, std::vector<long>&);
 
 template <bool MINS>
-static void multiply_digits(const Job& job, Digitise digits, OneLine line, int threads) {
+static void multiply_digits(const Job& job, Compute compute, Digitise digits, OneLine line, int threads) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
     static thread_local std::vector<Inputs> kept;
     if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
     Inputs* inputs = kept.data();
-    const std::vector<long> odd_tokens = split_all(job, blocks, inputs, job.tokens == 1 ? 1 : threads);
+    const float top = compute == Q8_K ? Q8_TOP : TOP;
+    const std::vector<long> odd_tokens = split_all(job, blocks, top, inputs, job.tokens == 1 ? 1 : threads);
     std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
     for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
 
     const TileJob tiles{digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out,
-                        job.out_step};
+                        job.out_step, compute == Q8_K ? 2 : 0};
     std::mutex lock;
     std::vector<long> odd_rows;
     pool().run((job.rows + GROUP - 1) / GROUP, threads, [&](long i) {
@@ -86,32 +89,74 @@ static void multiply_digits(const Job& job, Digitise digits, OneLine line, int t
                [&](long i) { multiply_rows(job, odd_rows[i], odd_rows[i] + 1); });
     if (!odd_tokens.empty()) multiply_odd_tokens(job, odd_tokens, threads);
 }
+
+// Products of bfloat16, rows shared out by groups of HALF_ROWS.
+static void multiply_bf16(const Job& job, int threads) {
+    const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
+    if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
+    static thread_local std::vector<HalfInputs> kept;
+    if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
+    HalfInputs* inputs = kept.data();
+    pool().run(blocks * groups, job.tokens == 1 ? 1 : threads, [&](long i) {
+        const long j = i / groups, first = i % groups * TILE, n = std::min<long>(SUPER, job.cols - j * SUPER);
+        for (long t = first; t < std::min(first + TILE, job.tokens); t++)
+            to_pairs(job.x + t * job.x_step + j * SUPER, n, inputs[i], static_cast<int>(t - first));
+    });
+    pool().run((job.rows + HALF_ROWS - 1) / HALF_ROWS, threads,
+               [&](long i) { multiply_halves(job, inputs, i * HALF_ROWS, std::min(job.rows, (i + 1) * HALF_ROWS)); });
+}
+
+constexpr bool ROUNDS_HALVES = true;
+
+static void multiply_all(const Job& job, Compute compute, int threads) {
+    if (compute == BF16)
+        multiply_bf16(job, threads);
+    else if (job.layout.decode == q4_k)
+        multiply_digits<true>(job, compute, digits_q4_k, multiply_line<values_q4_k, true>, threads);
+    else if (job.layout.decode == q5_k)
+        multiply_digits<true>(job, compute, digits_q5_k, multiply_line<values_q5_k, true>, threads);
+    else if (job.layout.decode == q6_k)
+        multiply_digits<false>(job, compute, digits_q6_k, multiply_line<values_q6_k, false>, threads);
+    else
+        multiply_dots(job, threads);
+}
+#else
+constexpr bool ROUNDS_HALVES = false;  // multiply_all, by itself
+
+static void multiply_all(const Job& job, Compute, int threads) { multiply_dots(job, threads); }
 #endif
+
+// x as the compute wants it, each token padded with zeros to whole lanes; Q8_K needs whole blocks.
+static std::vector<float> prepare(
+    const float* x, long tokens, long x_step, long cols, long padded, Compute compute, int threads) {
+    std::vector<float> copy(static_cast<size_t>(padded * tokens));
+    pool().run(tokens, threads, [&](long t) {
+        const float* from = x + t * x_step;
+        float* to = copy.data() + t * padded;
+        if (compute == BF16)
+            std::transform(from, from + cols, to, round_half);
+        else if (compute == Q8_K)
+            for (long k = 0; k < cols; k += Q8_BLOCK) round_q8_k(from + k, to + k);
+        else
+            std::copy_n(from, cols, to);
+    });
+    return copy;
+}
 
 // out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
 extern "C" __attribute__((visibility("default"))) int multiply(
-    int quant, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step, float* out,
-    long out_step, int threads) try {
+    int quant, int compute, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step,
+    float* out, long out_step, int threads) try {
     const Layout& layout = LAYOUTS[quant];
+    const Compute how = static_cast<Compute>(compute);
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::vector<float> copy;
-    if (padded != cols) {
-        copy.resize(static_cast<size_t>(padded * tokens));
-        for (long t = 0; t < tokens; t++) std::copy_n(x + t * x_step, cols, copy.data() + t * padded);
+    if (how == Q8_K || (how == BF16 ? !ROUNDS_HALVES : padded != cols)) {
+        copy = prepare(x, tokens, x_step, cols, padded, how, tokens < TOKENS ? 1 : threads);
         x = copy.data(), x_step = padded;
     }
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
-    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step};
-#if defined(__AMX_INT8__)
-    if (layout.decode == q4_k)
-        multiply_digits<true>(job, digits_q4_k, multiply_line<values_q4_k, true>, threads);
-    else if (layout.decode == q5_k)
-        multiply_digits<true>(job, digits_q5_k, multiply_line<values_q5_k, true>, threads);
-    else if (layout.decode == q6_k)
-        multiply_digits<false>(job, digits_q6_k, multiply_line<values_q6_k, false>, threads);
-    else
-#endif
-        multiply_dots(job, threads);
+    multiply_all({layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == BF16}, how, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;

@@ -70,9 +70,9 @@ class Resident:
         return weight.quant in LAYOUTS and len(weight.shape) == 2 and x.dtype in (torch.float32, torch.bfloat16)
 
     def multiply(self, weight: Weight, x: Tensor) -> Tensor:
-        """Return x W^T [T, rows] float32."""
+        """Return x W^T [T, rows] in x's type; bfloat16 activations are for weights rounded to bfloat16 as well."""
         digits = self._products.is_one_token(weight.quant, x)
-        return self._products.multiply_planes(self.planes(weight), self._split(x, digits))
+        return self._products.multiply_planes(self.planes(weight), self._split(x, digits)).to(x.dtype)
 
     def embed(self, weight: Weight, ids: Tensor) -> Tensor:
         """Decode the rows of these token ids [T] to [T, D] float32."""

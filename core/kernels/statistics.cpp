@@ -9,10 +9,12 @@
 #include <memory>
 
 #include "pool.h"
+#include "rounding.h"
 #include "vectors.h"
 
 constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
-constexpr long TOKENS_A_TASK = 8, ALONE_VALUES = 1 << 19;  // fewer values than that are not worth waking a thread for
+constexpr long TASK_VALUES = 1 << 14;   // of the tokens of one task, at least
+constexpr long ALONE_VALUES = 1 << 17;  // fewer values than that are not worth waking a thread for
 
 constexpr int TOP = 8;
 
@@ -20,12 +22,6 @@ struct Row {
     double mean, m2, least, most, sumsq;
     int64_t nan, inf, zero, peak_channel, nan_channel;
 };
-
-static int32_t bits_of(float f) {
-    int32_t i;
-    memcpy(&i, &f, 4);
-    return i;
-}
 
 // A row with NaN or Inf. The order of the sums is that of take: lane i has values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n) {
@@ -163,7 +159,7 @@ extern "C" __attribute__((visibility("default"))) int measure(
     static_assert(sizeof(double) == sizeof(int64_t));
     double *moments = room, *peaks = room + 10 * tokens + 2 * TOP;
     int64_t *counts = reinterpret_cast<int64_t*>(room + 5 * tokens), *top = counts + 5 * tokens;
-    const long tasks = (tokens + TOKENS_A_TASK - 1) / TOKENS_A_TASK;
+    const long at_once = std::min(8L, (TASK_VALUES + width - 1) / width), tasks = (tokens + at_once - 1) / at_once;
     const int crew = static_cast<int>(std::min<long>(tokens * width < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
     if (!most) return -1;
@@ -174,7 +170,7 @@ extern "C" __attribute__((visibility("default"))) int measure(
         float* mine = most.get() + worker * width;
         bool odd = false;
         for (long task; (task = next.fetch_add(1)) < tasks;)
-            for (long t = task * TOKENS_A_TASK; t < std::min(tokens, (task + 1) * TOKENS_A_TASK); t++) {
+            for (long t = task * at_once; t < std::min(tokens, (task + 1) * at_once); t++) {
                 const Row row = take(x + t * width, width, mine, odd);
                 const double reals[] = {row.mean, row.m2, row.least, row.most, row.sumsq};
                 const int64_t whole[] = {row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};

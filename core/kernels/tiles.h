@@ -12,6 +12,7 @@
 #include "digits.h"
 
 constexpr float TOP = 8355000.0f;     // below 0x7f7f7f, the largest number of three signed bytes
+constexpr float Q8_TOP = 127.0f;      // of activations that are whole multiples of a 127th of their block's largest
 constexpr float SMALLEST = 0x1p-90f;  // of a block's largest |x|: below it E loses digits
 
 // A super-block of 16 tokens. digits: three bytes of X, the highest first, as AMX wants them: [4 values][token][value].
@@ -21,8 +22,8 @@ struct Inputs {
     alignas(64) float scale[TILE];    // E
 };
 
-// One token's n values (up to 256) of a super-block; returns whether they can be scaled.
-static inline bool split(const float* x, long n, Inputs& out, int token) {
+// One token's n values (up to 256) of a super-block, the largest to become top; returns whether they can be scaled.
+static inline bool split(const float* x, long n, float top, Inputs& out, int token) {
     alignas(64) float v[SUPER];
     std::copy_n(x, n, v), std::fill(v + n, v + SUPER, 0.0f);
     __m512i size = _mm512_setzero_si512();
@@ -32,7 +33,7 @@ static inline bool split(const float* x, long n, Inputs& out, int token) {
     float most;
     memcpy(&most, &most_bits, 4);
     const bool fine = most_bits == 0 || (most >= SMALLEST && most_bits < 0x7f800000);
-    const float inverse = fine && most_bits ? TOP / most : 0.0f;
+    const float inverse = fine && most_bits ? top / most : 0.0f;
     out.scale[token] = fine && most_bits ? static_cast<float>(1.0 / static_cast<double>(inverse)) : 0.0f;
     if (!fine) std::fill(v, v + SUPER, 0.0f);
     const __m512i round = _mm512_set1_epi32(128);
@@ -76,9 +77,22 @@ static inline __m512 with_block(__m512 y, __m512i p0, __m512i p1, __m512i p2, __
     return _mm512_fmadd_ps(scale, _mm512_fmsub_ps(d, sum, least), y);
 }
 
-// y[row][token] += one super-block's part.
-template <bool MINS>
-static inline void add_block(const Digits& w, const Inputs& x, float (*y)[TILE]) {
+// Exact sums of weights times the last digit: the only one that is not 0 where activations are whole 127ths.
+static inline void add_last_digit(const Digits& w, const Inputs& x, int32_t (*sums)[TILE][TILE]) {
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int i = 0; i < STEPS; i++) {
+        _tile_loadd(7, x.digits[2][i], STEP);
+        _tile_loadd(6, w.high[i], STEP);
+        _tile_dpbssd(4, 6, 7);
+        _tile_loadd(3, w.low[i], STEP);
+        _tile_dpbusd(5, 3, 7);
+    }
+    _tile_stored(4, sums[4], STEP);
+    _tile_stored(5, sums[5], STEP);
+}
+
+static inline void add_digits(const Digits& w, const Inputs& x, int32_t (*sums)[TILE][TILE]) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -100,17 +114,23 @@ static inline void add_block(const Digits& w, const Inputs& x, float (*y)[TILE])
         _tile_loadd(6, w.low[i], STEP);
         _tile_dpbusd(5, 6, 7);
     }
-    alignas(64) int32_t sums[6][TILE][TILE];
     _tile_stored(0, sums[0], STEP);
     _tile_stored(1, sums[1], STEP);
     _tile_stored(2, sums[2], STEP);
     _tile_stored(3, sums[3], STEP);
     _tile_stored(4, sums[4], STEP);
     _tile_stored(5, sums[5], STEP);
+}
+
+// y[row][token] += one super-block's part.
+template <bool MINS>
+static inline void add_block(const Digits& w, const Inputs& x, int first_digit, float (*y)[TILE]) {
+    alignas(64) int32_t sums[6][TILE][TILE];
+    first_digit ? add_last_digit(w, x, sums) : add_digits(w, x, sums);
     const __m512 scale = _mm512_load_ps(x.scale);
     for (int row = 0; row < TILE; row++) {
-        __m512i p[3];
-        for (int digit = 0; digit < 3; digit++) {
+        __m512i p[3] = {};
+        for (int digit = first_digit; digit < 3; digit++) {
             const __m512i high = _mm512_slli_epi32(_mm512_load_si512(sums[2 * digit][row]), 8);
             p[digit] = _mm512_add_epi32(high, _mm512_load_si512(sums[2 * digit + 1][row]));
         }
@@ -130,9 +150,10 @@ struct TileJob {
     long tokens;
     float* out;
     long out_step;
+    int first_digit;  // 2 where the digits before are 0
 };
 
-constexpr long GROUP = 64;  // rows of one call at most: their digits stay in the second-level cache
+constexpr long GROUP = 128;  // rows of one call at most: their digits stay in the second-level cache
 
 // The digits of a super-block of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
 static inline void take_digits(
@@ -161,14 +182,15 @@ static void multiply_tiles(const TileJob& job, long first, long last, std::vecto
         for (long p = 0; p < parts; p++)
             for (long j = 0; j < blocks; j++) {
                 take_digits(job, j, first + p * TILE, end(p), TILE * job.row_bytes, w[0], bad + p * TILE);
-                add_block<MINS>(w[0], job.x[j], y[p]);
+                add_block<MINS>(w[0], job.x[j], job.first_digit, y[p]);
             }
     } else {
         for (long j = 0; j < blocks; j++) {
             for (long p = 0; p < parts; p++)
                 take_digits(job, j, first + p * TILE, end(p), job.block_bytes, w[p], bad + p * TILE);
             for (long g = 0; g < groups; g++)
-                for (long p = 0; p < parts; p++) add_block<MINS>(w[p], job.x[j * groups + g], y[p * groups + g]);
+                for (long p = 0; p < parts; p++)
+                    add_block<MINS>(w[p], job.x[j * groups + g], job.first_digit, y[p * groups + g]);
         }
     }
     for (long t = 0; t < job.tokens; t++)
