@@ -12,7 +12,7 @@ import numpy as np
 SHAPES = {  # d_model, layers, heads, kv heads, d_ff, vocabulary
     "7b": (3584, 28, 28, 4, 18944, 152064),
     "1.5b": (1536, 28, 12, 2, 8960, 151936),
-    "tiny": (256, 2, 4, 2, 512, 512),
+    "tiny": (256, 2, 4, 2, 256, 256),
 }
 POOL_BLOCKS = 1 << 16  # of random blocks of a type; a tensor starts at a place of its own
 BLOCK_BYTES, MEAN_SQUARE = {"Q4_K": 144, "Q6_K": 210}, {"Q4_K": 190.0, "Q6_K": 1365.0}  # of scale x number
