@@ -110,12 +110,12 @@ def test_the_first_bad_stage_is_named_even_where_later_ones_are_bad_too(models):
     assert result.first == (0, "attn_mix") and result.verdict == "FAIL"
 
 
-@pytest.mark.parametrize("compute", ["f32", "q8"])
+@pytest.mark.parametrize("compute", ["f32", "q8", "bf16"])
 def test_a_wrong_kernel_is_found_though_every_run_uses_it(compute, models, monkeypatch):
     plain = matmul.multiply_fused
 
-    def wrong(kernels, weight, x, cancelled):
-        out = plain(kernels, weight, x, cancelled)
+    def wrong(kernels, weight, x, cancelled, kind):
+        out = plain(kernels, weight, x, cancelled, kind)
         if weight.name == "blk.1.ffn_up.weight":
             out[:, 5] *= 4
         return out

@@ -252,7 +252,8 @@ def main() -> None:
     rows = [row for name, taken in samples.items() for row in rows_of(name, taken, args.computes)]
     told, missed = machine(), [row for row in rows if row.verdict == "MISSED"]
     head = [f"`{command_of(args)}`", f"{told.get('processor', '')}, {told['processors']} processors, "
-            f"{told['system']} {told['release']}; medians of {args.runs}; {(time.time() - began) / 60:.0f} minutes."]
+            f"{told['system']} {told['release']}; medians of {args.runs} "
+            f"({args.runs * SHORT_MORE} up to {SHORT_TOKENS} tokens); {(time.time() - began) / 60:.0f} minutes."]
     head += [f"- {name}: {about}" for name, about in abouts.items()]
     head.append(f"{len(missed)} of {sum(row.target is not None for row in rows)} targets are missed"
                 + (": " + "; ".join(f"{r.model} {r.what} {r.figure:.2f}" for r in missed) if missed else "") + ".")
