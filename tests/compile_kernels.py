@@ -1,6 +1,6 @@
 """Compile the Triton kernels for a GPU that need not be there, as their callers launch them; print what each takes.
 
-python -m tests.compile_kernels [--capability 90] [QUANT ...]
+python -m tests.compile_kernels [--capability 90] [--tokens 1,7] [QUANT ...]
 A line of JSON a kernel: name, type, tokens, registers, bytes of stack (spilled registers), shared memory, and the
 instructions of its longest loop. No device is used: launches are caught, and go to ptxas.
 """
@@ -31,6 +31,7 @@ from tests.test_kernels_cpu import random_weight
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
          torch.int8: "i8", torch.uint8: "u8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SIZES = (1, 7, 32, 512)  # numbers of tokens
 CALLS: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
 
 
@@ -39,13 +40,14 @@ def catch(kernel: JITFunction, *args: object, grid: object, warmup: bool, **opti
     CALLS.append((kernel, args, options))
 
 
-def launches(quants: list[str]) -> Iterator[tuple[str, int, JITFunction, tuple[Any, ...], dict[str, Any]]]:
+def launches(
+    quants: list[str], sizes: tuple[int, ...] = SIZES
+) -> Iterator[tuple[str, int, JITFunction, tuple[Any, ...], dict[str, Any]]]:
     """Call what the forward calls, for each type and some numbers of tokens; nothing runs."""
     JITFunction.run = catch
     for quant in quants:
         planes = to_planes(random_weight(quant, 64, 512), torch.device("cpu"))
-        for tokens, dtype in ((1, torch.float32), (7, torch.float32), (32, torch.float32), (512, torch.float32),
-                              (7, torch.bfloat16)):
+        for tokens, dtype in (*((n, torch.float32) for n in sizes), *((n, torch.bfloat16) for n in sizes if n > 32)):
             x = torch.zeros((tokens, 512), dtype=dtype)
             digits = triton_products.is_one_token(quant, x)
             triton_products.multiply_planes(planes, triton_products.split(x, digits))
@@ -110,10 +112,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("quants", nargs="*", default=list(LAYOUTS))
     parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--tokens", default=",".join(map(str, SIZES)))
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: there is nothing to compile")
-    for quant, tokens, kernel, given, options in launches(args.quants):
+    for quant, tokens, kernel, given, options in launches(args.quants, tuple(map(int, args.tokens.split(",")))):
         made = compile_call(kernel, given, options, args.capability)
         row = {"kernel": kernel.fn.__name__, "quant": quant, "tokens": tokens, "shared": made.metadata.shared}
         print(json.dumps(row | resources(made.asm["cubin"])), flush=True)
