@@ -30,7 +30,8 @@ GPU = pytest.mark.gpu
 HERE = "cpu" if triton_products.INTERPRETED else "cuda"
 FEW = [(5, 512, 1), (18, 512, 7), (9, 300, 1), (9, 96, 20)]  # rows, cols, tokens
 MANY = [(1, 256, 1), (33, 256, 2), (37, 1792, 3), (512, 3584, 7), (3584, 1536, 8), (130, 8960, 16),
-        (515, 2048, 17), (3584, 18944, 32), (257, 3584, 128), (1030, 768, 512), (152064, 1536, 1), (18944, 3584, 1), (3584, 18944, 1)]
+        (515, 2048, 17), (3584, 18944, 32), (257, 3584, 128), (1030, 768, 512), (152064, 1536, 1),
+        (18944, 3584, 1), (3584, 18944, 1)]
 LARGE = 1 << 24  # weights: making and decoding them takes seconds
 SHAPES = [*FEW, *(pytest.param(*shape, marks=GPU) for shape in MANY)]
 DROWNED = 20  # times the NMSE of a plain float32 product, as for the kernels of the CPU
