@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from apr_tui.leaving import on_signals
 from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
 from core.errors import AprError, Cancelled, UsageError
 from core.safe_text import safe_text
@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _INTERRUPTS.clear()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+    on_signals(_interrupt)
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from apr_tui import text
 from apr_tui.launch import open_console, prompt_of, read_text, source_of
+from apr_tui.leaving import on_signals
 from core import session
 from core.errors import UsageError
 from core.gates import contract_gates, judge_gates
@@ -51,6 +52,12 @@ def progress(options: argparse.Namespace) -> Emit:
     return emit
 
 
+def wrote(options: argparse.Namespace, path: Path) -> None:
+    """Say what stands on the disk; from here on the work is done, and no signal calls it interrupted."""
+    on_signals(lambda number, frame: None)
+    say(options, f"wrote {path}")
+
+
 def _trace(options: argparse.Namespace) -> int:
     check_out(options)
     started = time.monotonic()
@@ -63,7 +70,7 @@ def _trace(options: argparse.Namespace) -> int:
         session.export_trace(
             traced, options.out, scope=options.scope, threshold=options.threshold, force=options.force,
             command=options.command, durations={"trace_seconds": time.monotonic() - started})
-        say(options, f"wrote {options.out}")
+        wrote(options, options.out)
     if options.csv is not None:
         session.export_csv(traced, options.csv, options.scope)
     shown = [] if options.contract is None else contract_gates(
@@ -86,7 +93,7 @@ def _check(options: argparse.Namespace) -> int:
         for prompt in prompts_of(options)], lambda c: c.first is not None)
     if options.out is not None:
         session.export_check(result, options.out, force=options.force, command=options.command)
-        say(options, f"wrote {options.out}")
+        wrote(options, options.out)
     sys.stdout.write(to_json(check_document(result)) + "\n" if options.json else text.check_text(result))
     return 0 if result.first is None and not is_disturbed(result.trace) else 1
 
@@ -101,7 +108,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.out is not None:
         session.export_comparison(
             result, options.out, threshold=options.threshold, force=options.force, command=options.command)
-        say(options, f"wrote {options.out}")
+        wrote(options, options.out)
     sys.stdout.write(to_json(comparison_document(result)) + "\n" if options.json else text.comparison_text(result))
     return TRACED_DIFFERS if is_disturbed(result.a, result.b) else EXIT_CODES[result.verdict]
 
@@ -131,7 +138,7 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.out is not None:
         session.export_bisection(
             result, options.out, threshold=options.threshold, force=options.force, command=options.command)
-        say(options, f"wrote {options.out}")
+        wrote(options, options.out)
     sys.stdout.write(to_json(bisection_document(result)) + "\n" if options.json else text.bisection_text(result))
     pair = result.comparison
     return TRACED_DIFFERS if is_disturbed(pair.a, pair.b) else EXIT_CODES[pair.verdict]
@@ -147,14 +154,14 @@ def _import(options: argparse.Namespace) -> int:
     findings = session.hints(traced, scope, options.threshold)
     sys.stdout.write(text.trace_json(traced, scope, findings) + "\n" if options.json
                      else report_text(traced, scope, findings, options.threshold))
-    say(options, f"wrote {options.out}")
+    wrote(options, options.out)
     return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
     for note in session.convert(Path(options.IN), Path(options.OUT), to=options.to, force=options.force):
         say(options, f"note: {note}")
-    say(options, f"wrote {options.OUT}")
+    wrote(options, options.OUT)
     return 0
 
 

@@ -81,7 +81,7 @@ def _cpu_kernels() -> tuple[str, str]:
     if isinstance(kernels, library.Absent):
         return "decode-then-multiply", kernels.reason
     types = " ".join(library.FUSED)
-    return f"fused {kernels.level.name} for {types}; other types and bf16 compute decode-then-multiply", kernels.reason
+    return f"fused {kernels.level.name} for {types}; other types decode-then-multiply", kernels.reason
 
 
 def _not_compiled() -> Path | None:

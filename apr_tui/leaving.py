@@ -5,15 +5,25 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import termios
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 SIGNAL_EXIT = 130
 PATIENCE_S = 4.0  # a writer blocked on a dead line cannot be waited for
 TRAIN_PATIENCE_S = 60.0  # a training step in flight and its checkpoint can
+
+
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have the signals that end a command handled so, where this system has them and this thread may say so."""
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), handler)
 
 
 def end_soon(code: int, restore: Callable[[], None], seconds: float = PATIENCE_S) -> None:

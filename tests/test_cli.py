@@ -44,7 +44,7 @@ def model(folder) -> Path:
 def run(capsys, monkeypatch, tmp_path):
     """Run a command in this process; the signal handlers that it sets are put back."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    kept = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def go(*words: object) -> SimpleNamespace:
         code = cli.main([str(w) for w in words])
@@ -401,6 +401,20 @@ def test_a_signal_in_the_middle_exits_130_and_leaves_nothing(number, tmp_path):
     assert "Traceback" not in rest and "interrupted" in rest and printed == ""
     assert [p.name for p in tmp_path.iterdir() if p.name != "long.gguf"] in ([], ["out"]) and not out.exists()
     assert not list((tmp_path / "out").glob("**/*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_signal_after_the_bundle_is_written_does_not_call_it_interrupted(run, model, tmp_path, monkeypatch):
+    from apr_tui import commands
+
+    def late(*more):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return "the report\n"
+
+    monkeypatch.setattr(commands, "report_text", late)
+    written = run("trace", model, *TOKENS, "--out", tmp_path / "b")
+    assert (written.code, written.out) == (0, "the report\n") and (tmp_path / "b" / "manifest.json").is_file()
+    assert run("trace", model, *TOKENS).code == 130
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_tell(model):
