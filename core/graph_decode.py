@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.forward import Cache, Model
+from core.kernels.planes import LAYOUTS
 from core.lanes import Lane, drive
 from core.ops import rope_angles
 from core.trace import IsCancelled
@@ -51,7 +52,7 @@ class RoomyCache(Cache):
 def decode_captured(
     model: Model, start: Start, tokens: Sequence[int], n_token: int, cancelled: IsCancelled
 ) -> Iterator[int]:
-    """Yield the likeliest next token n_token times. Without CUDA (Triton's interpreter) no step is captured."""
+    """Yield the likeliest next token n_token times; no step is captured where a weight must be brought for it."""
     cache = RoomyCache(model, len(tokens) + n_token)
     ids = torch.zeros(1, dtype=torch.int64, device=model.device)
 
@@ -64,7 +65,7 @@ def decode_captured(
     yield int(ids)
     graph = None
     for i in range(1, n_token):
-        if graph is None and i > 1 and model.device.type == "cuda":
+        if graph is None and i > 1 and is_capturable(model):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 step(ids)
@@ -73,6 +74,13 @@ def decode_captured(
         else:
             graph.replay()
         yield int(ids)
+
+
+def is_capturable(model: Model) -> bool:
+    """Say whether a step brings nothing to its GPU: once each weight has been asked for, all of them stay there."""
+    resident, matrices = model.resident, [w for w in model.file.weights.values() if len(w.shape) == 2]
+    is_there = resident is not None and resident.is_whole and all(w.quant in LAYOUTS for w in matrices)
+    return model.device.type == "cuda" and is_there
 
 
 def likeliest(logits: Tensor) -> Tensor:

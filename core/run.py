@@ -15,7 +15,6 @@ from core.arch import read_arch
 from core.errors import DeviceError, UsageError
 from core.forward import Cache, Model, Tap, forward
 from core.graph_decode import decode_captured, likeliest
-from core.kernels.library import Absent
 from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
 from core.matmul import COMPUTES
@@ -45,9 +44,7 @@ def open_side(
     if plant:
         parse_plant(plant, arch.n_layer)
     place = torch.device(device)
-    resident = open_resident(place)
-    model = Model(file, arch, place, resident=None if isinstance(resident, Absent) else resident)
-    return Side(model, compute, threads or default_threads(), plant)
+    return Side(Model(file, arch, place, resident=open_resident(place)), compute, threads or default_threads(), plant)
 
 
 def why_unusable(device: str) -> str | None:
@@ -121,9 +118,9 @@ def continue_greedily(
     cancelled: IsCancelled,
 ) -> list[int]:
     """Return up to n_token next tokens, each the likeliest, through the cache, unwatched; stops after one of end."""
-    model, resident = side.model, side.model.resident
-    if resident is not None and resident.is_whole and not side.plant:
-        steps = decode_captured(model, lambda ids, cache: side.lane(ids, no_tap, cache), tokens, n_token, cancelled)
+    if side.model.resident is not None and not side.plant:
+        steps = decode_captured(
+            side.model, lambda ids, cache: side.lane(ids, no_tap, cache), tokens, n_token, cancelled)
     else:
         steps = _decode(side, tokens, cancelled)
     out: list[int] = []

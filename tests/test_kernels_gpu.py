@@ -12,6 +12,7 @@ import torch
 from core import matmul, ops, tap
 from core.arch import Rope
 from core.decode import decode_weight, embedding_rows
+from core.graph_decode import is_capturable
 from core.kernels.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
 from core.model_file import Weight
@@ -213,6 +214,17 @@ def test_decoding_with_room_gives_the_tokens_of_the_growing_cache_and_of_the_pla
     tokens = [continue_greedily(side, IDS_HERE, n_token, (), lambda i: None, never) for side in (plain, ours)]
     assert tokens[0] == tokens[1]
     assert HERE == "cpu" or tokens[1] == list(islice(_decode(ours, IDS_HERE, never), n_token))
+
+
+def test_a_step_that_must_bring_a_weight_is_not_captured(sides, monkeypatch):
+    model = sides[1].model
+    on_gpu = replace(model, device=torch.device("cuda"), resident=Resident(model.device))
+    assert is_capturable(on_gpu) and not is_capturable(sides[0].model)
+    monkeypatch.setattr(on_gpu.resident, "is_whole", False)  # the memory did not hold them all
+    assert not is_capturable(on_gpu)
+    more = Weight("w", "Q5_0", (1, 32), np.zeros(22, np.uint8))
+    other = replace(model.file, weights={**model.file.weights, "w": more})
+    assert not is_capturable(replace(on_gpu, file=other, resident=Resident(model.device)))
 
 
 def test_bf16_and_q8_go_through_the_kernels(sides):

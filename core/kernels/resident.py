@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core import ops
-from core.kernels.library import OVERRIDE, Absent
+from core.kernels.library import OVERRIDE
 from core.kernels.planes import LAYOUTS, Planes, to_planes
 from core.model_file import Weight
 
@@ -45,10 +45,9 @@ def why_no_kernels(device: torch.device) -> str | None:
     return None
 
 
-def open_resident(device: torch.device) -> Resident | Absent:
-    """Return a new store for one model on the device, or why there is none."""
-    why_not = why_no_kernels(device)
-    return Absent(why_not) if why_not else Resident(device)
+def open_resident(device: torch.device) -> Resident | None:
+    """Return a new store for one model on the device; None where the kernels cannot serve there."""
+    return None if why_no_kernels(device) else Resident(device)
 
 
 class Resident:

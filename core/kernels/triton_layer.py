@@ -60,9 +60,9 @@ def attend_few(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | N
 
 def decode_planes(planes: Planes, ids: Tensor) -> Tensor:
     """Decode the rows ids [T] (int64, on the device) to float32 [T, cols], bit for bit as core/decode.py."""
-    out = torch.empty((len(ids), planes.cols), dtype=torch.float32, device=planes.quants.device)
     if planes.quant in PLAIN:
         return planes.quants.flatten(1)[ids, :planes.cols].float()
+    out = torch.empty((len(ids), planes.cols), dtype=torch.float32, device=planes.quants.device)
     if len(ids):
         _decode[(len(ids), planes.n_group)](planes.quants, planes.high, planes.scales, planes.supers, ids, out,
                                             planes.cols, planes.n_group, QUANT=planes.quant, num_warps=1)
