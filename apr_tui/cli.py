@@ -17,6 +17,7 @@ from types import FrameType
 from apr_tui.leaving import on_signals
 from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
 from core.errors import AprError, Cancelled, UsageError
+from core.gpu_failure import device_error
 from core.safe_text import safe_text
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _INTERRUPTS:  # it broke an import, which raised an error of its own
             _tell("apr-tui: interrupted")
             return INTERRUPTED
+        failed = device_error(error)
+        if failed is not None:
+            _tell(f"apr-tui: {failed}")
+            return failed.code
         _tell(f"apr-tui: internal error ({type(error).__name__}); the log is {write_log(error)}")
         return INTERNAL
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from textual.message import Message
 
 from core.errors import AprError, Cancelled
+from core.gpu_failure import device_error
 from core.stages import Place
 
 FRAME_S = 0.08     # at most a dozen frames a second
@@ -221,7 +222,7 @@ class RunWorker:
         except AprError as found:
             error = found
         except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)
-            error = found
+            error = device_error(found) or found
         frame = feed.frame()
         if frame is not None:
             self._posts.post_message(Progress(frame))

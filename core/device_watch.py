@@ -7,7 +7,8 @@ what only few cells need (massive values, the factors of a product) can still be
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +19,10 @@ from core.kernels.fused import COLUMNS
 from core.kernels.triton_statistics import launch_statistics, read_statistics
 from core.stages import Place
 from core.stats import TokenStats
-from core.tap import finish
+from core.tap import MASSIVE_SIZE, finish
 
 FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
+ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
 
 
@@ -41,17 +43,6 @@ def record_on_device(
     batch = Batch()
     beside: torch.cuda.Stream | None = None
 
-    def tell(done: Batch) -> None:
-        assert done.host is not None
-        if done.ready is not None:
-            done.ready.synchronize()
-        measured = read_statistics(done.host.numpy(), [x.shape[1] for x in done.values.values()])
-        for (place, x), (columns, peaks) in zip(done.values.items(), measured, strict=True):
-            factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
-            with torch.cuda.stream(beside):  # its values are there; the computation's own stream goes on
-                stats = finish(x, n_token - len(x), [columns[name] for name in COLUMNS], peaks, factors)
-            seen(place, stats)
-
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         nonlocal batch, beside
         if beside is None and value.is_cuda:
@@ -67,10 +58,26 @@ def record_on_device(
         if last:
             waiting.append(_launched(batch))
         while waiting and (last or len(waiting) > AHEAD or _is_ready(waiting[0])):
-            tell(waiting.popleft())
+            for place, stats in _taken(waiting.popleft(), n_token, beside):
+                seen(place, stats)
         return value
 
     return tap
+
+
+def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Iterator[tuple[Place, TokenStats]]:
+    """The statistics of a batch, once they are there; what needs its values is done beside the computation's stream."""
+    assert done.host is not None
+    if done.ready is not None:
+        done.ready.synchronize()
+    measured = read_statistics(done.host.numpy(), len(done.values))
+    for (place, x), (columns, peaks) in zip(done.values.items(), measured, strict=True):
+        factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
+        is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
+        with torch.cuda.stream(beside) if is_large or factors else nullcontext():
+            few = x.cpu() if is_large and x.numel() <= ON_HOST else x
+            stats = finish(few, n_token - len(x), [columns[name] for name in COLUMNS], peaks, factors)
+        yield place, stats
 
 
 def _launched(batch: Batch) -> Batch:

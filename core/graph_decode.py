@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from core.errors import Cancelled
 from core.forward import Cache, Model
 from core.kernels.planes import LAYOUTS
 from core.lanes import Lane, drive
@@ -25,6 +26,7 @@ class RoomyCache(Cache):
 
     def __init__(self, model: Model, n_max: int) -> None:
         self.next = torch.zeros(1, dtype=torch.int64, device=model.device)
+        self.here = self.next  # where the tokens of the running step go
         super().__init__(position=self.next)
         cos, sin = rope_angles(model.arch.rope, 0, n_max, model.vector("rope_freqs.weight"))
         self.cos, self.sin = cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
@@ -34,19 +36,15 @@ class RoomyCache(Cache):
             self.values[layer] = torch.zeros(shape, dtype=model.dtype, device=model.device)
 
     def angles(self, model: Model, n_token: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for the next positions."""
-        where = self._where(n_token)
-        return self.cos[where], self.sin[where]
+        """Return RoPE's cos and sin for the next positions; a step asks for them first."""
+        self.here = self.next + torch.arange(n_token, device=self.next.device)
+        return self.cos[self.here], self.sin[self.here]
 
     def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
         """Put them in their places and return all the room."""
-        where = self._where(len(k_TKH))
-        self.keys[layer].index_copy_(0, where, k_TKH)
-        self.values[layer].index_copy_(0, where, v_TKH)
+        self.keys[layer].index_copy_(0, self.here, k_TKH)
+        self.values[layer].index_copy_(0, self.here, v_TKH)
         return self.keys[layer], self.values[layer]
-
-    def _where(self, n_token: int) -> Tensor:
-        return self.next + torch.arange(n_token, device=self.next.device)
 
 
 def decode_captured(
@@ -65,9 +63,12 @@ def decode_captured(
     yield int(ids)
     graph = None
     for i in range(1, n_token):
+        if cancelled():  # a replay asks nobody
+            raise Cancelled("the run was cancelled")
         if graph is None and i > 1 and is_capturable(model):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            beside = torch.cuda.Stream(model.device)  # torch keeps one for all devices
+            with torch.cuda.device(model.device), torch.cuda.graph(graph, stream=beside):
                 step(ids)
         if graph is None:
             step(ids)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.errors import Cancelled, DeviceError
+from core.errors import Cancelled
 from core.forward import Product, Steps
+from core.gpu_failure import device_error
 from core.matmul import multiply
 from core.trace import IsCancelled, never
 
@@ -68,10 +69,11 @@ def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCance
             while any(lane.ask for lane in lanes) and not enough():
                 check()
                 _round(lanes, check)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(f"the device is out of memory: {error}. Use --device cpu, or a shorter prompt.") from error
-    except torch.AcceleratorError as error:
-        raise DeviceError(f"the device failed: {str(error).splitlines()[0]}. Use --device cpu.") from error
+    except RuntimeError as error:
+        failed = device_error(error)
+        if failed is None:
+            raise
+        raise failed from error
     finally:
         for lane in lanes:
             lane.steps.close()

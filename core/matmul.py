@@ -7,7 +7,6 @@ Not here: the decoders (decode.py), the forward that asks for products (forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from itertools import accumulate
 
 import torch
@@ -39,7 +38,7 @@ def q8_k(x: Tensor) -> Tensor:
     """
     blocks = x.reshape(-1, K_BLOCK)
     peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    inverse = torch.where(peak == 0, 0.0, peak.new_tensor(-127.0) / peak)  # -127.0 / peak would round twice
+    inverse = torch.where(peak == 0, 0.0, torch.full_like(peak, -127.0) / peak)  # -127.0 / peak rounds twice
     q = (inverse * blocks).round().clamp(max=127)
     return torch.where((inverse == 0) & ~peak.isinf() | inverse.isinf(), 0.0, q * (1 / inverse)).reshape(x.shape)
 
@@ -51,7 +50,7 @@ def q8_0(x: Tensor) -> Tensor:
     """
     blocks = x.reshape(-1, SMALL_BLOCK)
     peak = blocks.abs().amax(1, keepdim=True)
-    inverse = peak.new_tensor(127.0) / peak
+    inverse = torch.full_like(peak, 127.0) / peak
     q = torch.where(inverse.isinf(), 0.0, (blocks * inverse).round())
     return (q * (peak / 127).half().to(x.dtype)).reshape(x.shape)
 
@@ -70,7 +69,9 @@ def kernel_path(compute: str, device: torch.device) -> str:
     missing = why_no_kernels(device)
     if missing is None:
         how = "one token: 24-bit whole numbers by groups of 256, exact sums; more: three bfloat16 parts, float32 sums"
-        return (f"Triton {version('triton')} {compute}, no TF32, weights quantised on the device ({how}) for "
+        from core.kernels.triton_products import VERSION
+
+        return (f"Triton {VERSION} {compute}, no TF32, weights quantised on the device ({how}) for "
                 f"{' '.join(LAYOUTS)}; other types decode-then-multiply")
     if device.type == "cuda":
         return f"decode-then-multiply {compute}, whole tensors ({missing})"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from core import reader
 from core.arch import read_arch
 from core.errors import FileError, UsageError
+from core.gpu_failure import why_unusable
 from core.model_file import ModelFile
 from core.source import Prompt, Source
 from core.telemetry import choose_device
@@ -128,7 +129,7 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one; loads torch."""
     device, reason = load_torch(source.device, emit)
     from core.kernels.library import library, must_compile
-    from core.run import open_side, why_unusable
+    from core.run import open_side
 
     why_not = why_unusable(device) if source.device == "auto" else None
     if why_not:

@@ -14,6 +14,7 @@ from torch import Tensor
 from core.arch import read_arch
 from core.errors import DeviceError, UsageError
 from core.forward import Cache, Model, Tap, forward
+from core.gpu_failure import why_unusable
 from core.graph_decode import decode_captured, likeliest
 from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
@@ -44,20 +45,10 @@ def open_side(
     if plant:
         parse_plant(plant, arch.n_layer)
     place = torch.device(device)
+    if place.type == "cuda":  # what float32 promises, whatever the environment has set
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return Side(Model(file, arch, place, resident=open_resident(place)), compute, threads or default_threads(), plant)
-
-
-def why_unusable(device: str) -> str | None:
-    """Say why torch cannot compute on a device that the driver shows; None where it can."""
-    if not device.startswith("cuda"):
-        return None
-    if not torch.cuda.is_available():
-        return f"this torch ({torch.__version__}) is built without CUDA or cannot start it: install a CUDA build of it"
-    try:
-        torch.zeros(1, device=device).item()
-    except RuntimeError as error:  # another process holds the card, its memory is full, the index is hidden
-        return f"it takes no work ({str(error).splitlines()[0]})"
-    return None
 
 
 @cache

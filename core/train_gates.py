@@ -108,13 +108,17 @@ def records_are_whole(facts: Facts) -> Judged:
     numbers = [s.step for s in facts.steps]
     if numbers != list(range(len(numbers))):
         return f"{len(numbers)} records, but not steps 0 to {len(numbers) - 1}, each once", FAIL
-    names = METRICS + (GPU_METRICS if facts.on_gpu else ())
-    if facts.on_gpu and all(getattr(s, n) is None for s in facts.steps for n in GPU_METRICS):
+    on_gpu = GPU_METRICS if facts.on_gpu else ()
+    untold = tuple(n for n in on_gpu if all(getattr(s, n) is None for s in facts.steps))  # by a slice of a GPU
+    if on_gpu and untold == on_gpu:
         why = (facts.residency or {}).get("why_not", "the driver does not say")
         return f"{len(numbers)} steps; no GPU figure was to be had: {why}", NOT_MEASURED
+    names = tuple(n for n in METRICS + on_gpu if n not in untold)
     missing = [(s.step, n) for s in facts.steps for n in names if not _is_number(getattr(s, n))]
     if missing:
         return f"{len(missing)} figures are missing, first {missing[0][1]} of step {missing[0][0]}", FAIL
+    if untold:
+        return f"{len(numbers)} steps; the driver tells no {' and no '.join(untold)}", NOT_MEASURED
     return f"{len(numbers)} steps with {len(names)} figures each", PASS
 
 

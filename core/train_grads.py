@@ -36,7 +36,7 @@ def move_figures(named: Named, before: Sequence[Tensor]) -> dict[str, tuple[floa
     """Return |old| (L2), |new - old| (L2) and the largest |new - old| of each parameter."""
     after = [weight.detach() for _, weight in named]
     moves = torch._foreach_sub(after, list(before))
-    figures = (torch._foreach_norm(list(before)), torch._foreach_norm(moves), [m.abs().max() for m in moves])
+    figures = (torch._foreach_norm(list(before)), torch._foreach_norm(moves), torch._foreach_norm(moves, torch.inf))
     read = torch.stack([torch.stack([whole(v).float() for v in values]) for values in figures]).tolist()
     return {name: (old, moved, top) for (name, _), old, moved, top in zip(named, *read, strict=True)}
 

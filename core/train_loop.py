@@ -231,8 +231,11 @@ def facts_of_residency(trainer: Trainer, device_index: int) -> dict[str, Any]:
     own = sampler.first_own
     if own is None:
         listed = sampler.latest.n_listed if sampler.latest else None
-        return {"why_not": sampler.why_not or f"NVML lists {listed or 0} processes, none with this process's id "
-                           "(a container hides them)"}
+        seen = "no processes to us" if listed is None else (
+            f"{listed} processes, none with this process's id and its memory (a container hides them)")
+        return {"why_not": sampler.why_not or f"NVML lists {seen}"}
+    if not trainer.began:
+        return {"why_not": "no step was begun"}
     seconds = max(0.0, own.at - trainer.began)
     ends = itertools.accumulate(s.wall_ms / 1000 for s in trainer.steps)
     return {"pid": os.getpid(), "device_index": device_index, "used_memory_mib": own.own_mib,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.errors import Cancelled, DeviceError, OutputError
+from core.gpu_failure import device_error, why_unusable
 from core.reader import open_model
 from core.telemetry import GpuSampler
 from core.train_checkpoint import State, checkpoints, read_checkpoint
@@ -62,6 +64,7 @@ def run_training(
     """Train what is ready; corpus None: the first process opens it, the others after it."""
     if ready.options.threads is not None:
         torch.set_num_threads(ready.options.threads)
+    ready = _usable(ready, emit)
     world = join(ready.device, ready.plan)
     try:
         if corpus is None:
@@ -79,8 +82,24 @@ def run_training(
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"{world.device} ran out of memory with {ready.plan.batch} x {ready.plan.seq} tokens a step "
                           f"on {world.size} process(es). Give a smaller --batch or --seq.") from error
+    except RuntimeError as error:
+        failed = device_error(error, "The last checkpoint is kept: go on with --resume.")
+        if failed is None:
+            raise
+        raise failed from error
     finally:
         leave(world)
+
+
+def _usable(ready: Ready, emit: TrainEmit) -> Ready:
+    """The same, on the CPU where the device was left to us and takes no work; DeviceError where it was asked for."""
+    why_not = why_unusable(ready.device)
+    if why_not is None:
+        return ready
+    if ready.options.device != "auto":
+        raise DeviceError(f"{ready.device} is there, but {why_not}. Use --device cpu.")
+    emit(TrainEvent("note", f"device cpu: {ready.reason}, but {why_not}"))
+    return replace(ready, device="cpu", reason=f"{ready.reason}, but {why_not}")
 
 
 def _build(

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import DeviceError, UsageError
+from core.gpu_failure import why_unusable
 from core.train_config import Plan, n_parameters
 from core.train_model import Decoder
 
@@ -63,10 +64,10 @@ def join(device: str, plan: Plan) -> World:
     if size > 1 and plan.batch % size:
         raise UsageError(f"--batch {plan.batch} does not divide among {size} processes. Give a multiple of {size}.")
     if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise DeviceError(f"{device} is there, but this torch ({torch.__version__}) is built without CUDA or "
-                              "cannot start it. Install a CUDA build of torch, or use --device cpu.")
         device = f"cuda:{local}" if size > 1 else device
+        why_not = why_unusable(device) if size > 1 else None
+        if why_not:
+            raise DeviceError(f"{device} is there, but {why_not}. Use --device cpu, or fewer processes.")
         torch.cuda.set_device(torch.device(device))
     if size > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

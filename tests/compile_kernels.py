@@ -80,7 +80,7 @@ def compile_call(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, 
             if isinstance(value, int) and value % 16 == 0:
                 aligned[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
-    own = {k: v for k, v in options.items() if k in ("num_warps", "num_stages")}
+    own = {k: v for k, v in options.items() if k in ("num_warps", "num_stages", "enable_fp_fusion")}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=own)
 
 

@@ -28,7 +28,7 @@ from core.kernels import triton_layer, triton_products, triton_statistics
 from core.kernels.triton_products import Tiling, is_one_token, multiply_planes, split
 
 GPU = pytest.mark.gpu
-HERE = "cpu" if triton_products.INTERPRETED else "cuda"
+HERE = "cuda:0" if torch.cuda.is_available() else "cpu"
 FEW = [(5, 512, 1), (18, 512, 7), (9, 300, 1), (9, 96, 20)]  # rows, cols, tokens
 MANY = [(1, 256, 1), (33, 256, 2), (37, 1792, 3), (512, 3584, 7), (3584, 1536, 8), (130, 8960, 16),
         (515, 2048, 17), (3584, 18944, 32), (257, 3584, 128), (1030, 768, 512), (152064, 1536, 1),
@@ -156,14 +156,16 @@ def test_attention_is_float64_s_and_ignores_room_that_is_not_used(tokens, positi
     assert torch.equal(triton_layer.attend_few(q, keys, values, position), got)
 
 
-def test_statistics_of_many_tensors_in_one_launch_are_those_of_each():
+@pytest.mark.parametrize("at_once", [triton_statistics.CANDIDATES, 16])
+def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, monkeypatch):
+    monkeypatch.setattr(triton_statistics, "CANDIDATES", at_once)  # of 32 here: in one piece, or in two
     wide = random_x(4, 4500)
     wide[0, 7] = wide[0, 4000] = float("nan")
     wide[1, 3], wide[1, 3000], wide[2], wide[3] = float("inf"), float("nan"), 0.0, float("nan")
     wide[2, 9], wide[2, 12] = -5.0, 5.0  # a tie: the lowest channel
     tensors = [wide, random_x(4, 64) * 300, torch.zeros(4, 2049)]
     measured = triton_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
-    for x, (columns, peaks) in zip(tensors, triton_statistics.read_statistics(measured, [4500, 64, 2049]), strict=True):
+    for x, (columns, peaks) in zip(tensors, triton_statistics.read_statistics(measured, 3), strict=True):
         for name, want in tap._moments(x).items():
             np.testing.assert_allclose(columns[name], want, **EXACT, err_msg=name)
         assert peaks == tap._top_channels(x)
@@ -179,13 +181,13 @@ def sides(request, tmp_path_factory) -> tuple[Side, Side]:
     return plain, replace(plain, model=replace(plain.model, device=device, resident=Resident(device)))
 
 
-IDS_HERE = IDS if HERE == "cuda" else IDS[:3]
+IDS_HERE = IDS[:3] if triton_products.INTERPRETED else IDS
 
 
 @pytest.fixture
 def few_programs(monkeypatch):
     """Large programs, where each is interpreted: a whole forward has thousands of the usual ones."""
-    if HERE == "cpu":
+    if triton_products.INTERPRETED:
         monkeypatch.setattr(triton_products, "tiling", lambda rows, n_group, tokens: Tiling(128, 16, 1))
 
 
@@ -210,7 +212,7 @@ def test_a_watched_run_is_the_plain_path_s_and_the_witness_has_its_bits(sides, f
 
 def test_decoding_with_room_gives_the_tokens_of_the_growing_cache_and_of_the_plain_path(sides, few_programs):
     plain, ours = sides
-    n_token = 24 if HERE == "cuda" else 3  # on a GPU all but the first two from a captured graph
+    n_token = 4 if triton_products.INTERPRETED else 24  # on a GPU all but the first two from a captured graph
     tokens = [continue_greedily(side, IDS_HERE, n_token, (), lambda i: None, never) for side in (plain, ours)]
     assert tokens[0] == tokens[1]
     assert HERE == "cpu" or tokens[1] == list(islice(_decode(ours, IDS_HERE, never), n_token))
@@ -218,7 +220,7 @@ def test_decoding_with_room_gives_the_tokens_of_the_growing_cache_and_of_the_pla
 
 def test_a_step_that_must_bring_a_weight_is_not_captured(sides, monkeypatch):
     model = sides[1].model
-    on_gpu = replace(model, device=torch.device("cuda"), resident=Resident(model.device))
+    on_gpu = replace(model, device=torch.device("cuda:0"), resident=Resident(model.device))
     assert is_capturable(on_gpu) and not is_capturable(sides[0].model)
     monkeypatch.setattr(on_gpu.resident, "is_whole", False)  # the memory did not hold them all
     assert not is_capturable(on_gpu)

@@ -66,7 +66,8 @@ PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
     ("GATE-GPUTRAIN-003", {"steps": [step(i, gpu_util_pct=0.0) for i in range(60)]}, "busy in 0 of 50"),
     ("GATE-GPUTRAIN-004", {"steps": [step(i, wall_ms=47.5) for i in range(60)]}, "median 47.50"),
     ("GATE-GPUTRAIN-005", {"golden_difference": 1e-3}, "0.001 nats"),
-    ("GATE-TRAIN-001", {"steps": [step(i, gpu_util_pct=9.0) for i in range(60)]}, "first gpu_mem_mib of step 0"),
+    ("GATE-TRAIN-001", {"steps": [step(i, gpu_util_pct=9.0, gpu_mem_mib=None if i == 7 else 5e3) for i in range(60)]},
+     "first gpu_mem_mib of step 7"),
     ("GATE-TRAIN-001", {"steps": [step(i) for i in (0, 2)]}, "2 records, but not steps 0 to 1"),
     ("GATE-TRAIN-005", {"validations": [Validation(0, 1, 21.7, None, 1, 1)]}, "above from-scratch's cap of 21.65"),
     ("GATE-TRAIN-007", {"broken": ("INV-FINITE", "the loss of step 3 is nan")}, "step 3 is nan"),
@@ -82,6 +83,11 @@ def test_a_gpu_that_nobody_could_ask_leaves_the_records_not_measured_and_says_wh
     gate = verdict(silent, "GATE-TRAIN-001")
     assert gate.verdict == NOT_MEASURED and "nvidia-ml-py is not installed" in gate.measured
     assert FAIL not in {gate.verdict for gate in judge(silent)}
+
+
+def test_a_figure_that_a_slice_of_a_gpu_never_tells_is_not_measured_and_named(facts):
+    gate = verdict(on_gpu(facts, steps=[step(i, gpu_mem_mib=5000.0) for i in range(60)]), "GATE-TRAIN-001")
+    assert gate.verdict == NOT_MEASURED and "gpu_util_pct" in gate.measured
 
 
 def test_a_plan_judged_by_the_other_mode_s_cap_fails(facts):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SPARE_BYTES = 1 << 30  # of the device's memory, left to activations
 COPIES = 3  # of a weight, while it is split
 LEAST_CAPABILITY = (8, 0)  # bfloat16 matrix units
+QUERIES = 512  # of a long prompt that attention takes at a time: its scores are kept whole
 SHARED = 8  # splits kept: q, k and v share one, gate and up another, in each of the lanes that walk side by side
 
 
@@ -42,7 +43,7 @@ def why_no_kernels(device: torch.device) -> str | None:
     has = torch.cuda.get_device_capability(device)
     if has < LEAST_CAPABILITY:
         return f"compute capability {has[0]}.{has[1]}; {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} is needed"
-    return None
+    return _why_not_compiled(device)
 
 
 def open_resident(device: torch.device) -> Resident | None:
@@ -88,8 +89,7 @@ class Resident:
         kept = self._planes.get(weight.name)
         if kept is not None:
             return kept
-        stays = self.device.type == "cpu" or (
-            torch.cuda.mem_get_info(self.device)[0] > SPARE_BYTES + COPIES * weight.data.nbytes)
+        stays = self.device.type == "cpu" or _free_bytes(self.device) > SPARE_BYTES + COPIES * weight.data.nbytes
         brought = to_planes(weight, self.device)
         if stays:
             self._planes[weight.name] = brought
@@ -109,7 +109,30 @@ def _attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None
     """Attention of few tokens in one launch; of many by torch's plain products, which round as float32 does."""
     from core.kernels import triton_layer
 
-    if len(q_TNH) <= triton_layer.FEW_TOKENS:
+    n_token = len(q_TNH)
+    if n_token <= triton_layer.FEW_TOKENS:
         return triton_layer.attend_few(q_TNH, k_SKH, v_SKH, position)
+    n_past = len(k_SKH) - n_token if position is None else int(position)
+    ends = [*range(QUERIES, n_token, QUERIES), n_token]
     with sdpa_kernel(SDPBackend.MATH):
-        return ops.attend(q_TNH, k_SKH, v_SKH, position)
+        return torch.cat([ops.attend(q_TNH[i * QUERIES:end], k_SKH[:n_past + end], v_SKH[:n_past + end])
+                          for i, end in enumerate(ends)])
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What may still be allocated: what the driver has, and what torch has taken and does not use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + held)
+
+
+def _why_not_compiled(device: torch.device) -> str | None:
+    """Launch the smallest kernel: Triton wants a C compiler, Python's headers and a folder to write in."""
+    from core.kernels import triton_layer
+
+    try:
+        with torch.cuda.device(device):
+            triton_layer.rms_norm(*torch.ones(2, 1, 16, device=device).unbind(), 1e-6)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the reason is told and another path serves)
+        first = next((line for line in str(error).splitlines() if line), "")
+        return f"Triton cannot compile here: {type(error).__name__} {first}".rstrip()
+    return None

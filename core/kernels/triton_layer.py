@@ -26,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(rows)
     if len(rows):
         _rms_norm[(len(rows),)](rows, weight, out, rows.stride(0), width, eps, W=triton.next_power_of_2(width),
-                                num_warps=8 if width > 2048 else 4)
+                                num_warps=8 if width > 2048 else 4, enable_fp_fusion=True)
     return out.view(x.shape)
 
 
@@ -38,7 +38,8 @@ def rotate(x_TNH: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     if n_token:
         _rotate[(n_token, n_head)](
             x_TNH, cos, sin, out, x_TNH.stride(0), x_TNH.stride(1), width, cos.shape[1],
-            ADJACENT=pairing != "halves", W=triton.next_power_of_2(width), num_warps=1)
+            ADJACENT=pairing != "halves", W=triton.next_power_of_2(width), num_warps=1,
+            enable_fp_fusion=True)
     return out
 
 
@@ -54,7 +55,8 @@ def attend_few(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | N
         _attend[(n_token, n_head)](
             q_TNH, k_SKH, v_SKH, q_TNH if position is None else position, out, k_SKH.shape[0] - n_token,
             k_SKH.stride(0), k_SKH.stride(1), v_SKH.stride(0), v_SKH.stride(1), n_head // k_SKH.shape[1], width,
-            width**-0.5, FIXED=position is None, S=POSITIONS, W=triton.next_power_of_2(width), num_warps=4)
+            width**-0.5, FIXED=position is None, S=POSITIONS, W=triton.next_power_of_2(width), num_warps=4,
+            enable_fp_fusion=True)
     return out
 
 
@@ -65,7 +67,8 @@ def decode_planes(planes: Planes, ids: Tensor) -> Tensor:
     out = torch.empty((len(ids), planes.cols), dtype=torch.float32, device=planes.quants.device)
     if len(ids):
         _decode[(len(ids), planes.n_group)](planes.quants, planes.high, planes.scales, planes.supers, ids, out,
-                                            planes.cols, planes.n_group, QUANT=planes.quant, num_warps=1)
+                                            planes.cols, planes.n_group, QUANT=planes.quant, num_warps=1,
+                                            enable_fp_fusion=True)
     return out
 
 

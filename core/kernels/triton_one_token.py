@@ -44,7 +44,7 @@ def _high_words(QUANT: tl.constexpr, high, group, chunk, word, inside, w):
 @triton.jit
 def one_token(
     quants, high, scales, supers, digits, units, sums, out, rows, n_group,
-    QUANT: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    QUANT: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr, STAGES: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = 16 if QUANT == "Q8_0" else 8  # of 16 bytes, in a group
     SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
@@ -54,7 +54,7 @@ def one_token(
     word = tl.arange(0, 4)
     chunk = each % CHUNKS
     acc = tl.zeros((R, G * CHUNKS), tl.float32)
-    for start in range(0, n_group, G):
+    for start in tl.range(0, n_group, G, num_stages=STAGES):  # without tl.dot only a loop's own number pipelines it
         g = start + each // CHUNKS
         inside = (row < rows)[:, None] & (g < n_group)[None, :]
         group = row.to(tl.int64)[:, None] * n_group + g[None, :]

@@ -23,7 +23,7 @@ from core.kernels.triton_blocks import to_bfloat16
 from core.kernels.triton_one_token import one_token
 from core.kernels.triton_tile import tile, tile_plain
 
-INTERPRETED = triton.knobs.runtime.interpret
+VERSION, INTERPRETED = triton.__version__, triton.knobs.runtime.interpret
 PLAIN = ("F16", "BF16", "F32")  # types without scales
 PROGRAMS, LEAST_GROUPS = 512, 2  # wanted at once: about four a multiprocessor; columns of one that are worth a start
 ONE_TOKEN = tuple(quant for quant in LAYOUTS if quant not in PLAIN)
@@ -54,7 +54,7 @@ class Split:
 def tiling(rows: int, n_group: int, tokens: int) -> Tiling:
     """Choose by the size of the product alone, so that equal products have equal bits."""
     if tokens == 1:
-        return Tiling(16, 1, 4, groups=2) if rows >= 8192 else Tiling(8, 1, 4, groups=2)
+        return Tiling(16, 1, 4, groups=2) if rows >= 8192 else Tiling(4, 1, 4, groups=2)
     how = Tiling(64, 16, 2) if tokens <= 16 else Tiling(128, 32, 4)
     programs = triton.cdiv(rows, how.rows) * triton.cdiv(tokens, how.tokens)
     return replace(how, splits=max(1, min(PROGRAMS // programs, n_group // LEAST_GROUPS)))
@@ -78,7 +78,7 @@ def split(x: Tensor, digits: bool) -> Split:
     sums = torch.empty((n_token, n_group * 16), dtype=torch.float32, device=x.device)
     if n_token:
         _split[(n_group, n_token)](dense, parts, units, sums, cols, parts.stride(0), n_group, DIGITS=digits,
-                                   INTERPRETED=INTERPRETED, num_warps=1)
+                                   INTERPRETED=INTERPRETED, num_warps=1, enable_fp_fusion=True)
     return Split(x, parts, units, sums)
 
 
@@ -91,11 +91,11 @@ def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) ->
     quants, high, scales, supers = planes.quants, planes.high, planes.scales, planes.supers
     sizes = (planes.rows, inputs.parts.shape[-1], planes.n_group, n_token, inputs.parts.stride(0))
     options = {"QUANT": planes.quant, "INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
-               "num_stages": how.stages}
+               "num_stages": how.stages, "enable_fp_fusion": True}
     if inputs.parts.dtype == torch.int8:
         one_token[grid[:1]](quants.view(torch.int32), high.view(torch.int32), scales, supers,
                             inputs.parts.view(torch.int32), inputs.units, inputs.sums, out, planes.rows,
-                            planes.n_group, G=how.groups, **options)
+                            planes.n_group, G=how.groups, STAGES=how.stages, **options)
     elif n_token:
         options |= {"N": how.tokens, "HALVES": inputs.x.dtype == torch.bfloat16}
         if planes.quant in PLAIN:

@@ -1,13 +1,14 @@
-"""Measure every stage of a layer on a GPU in one launch, copied to the host behind the computation's back.
+"""Measure every stage of a layer on a GPU in three launches, copied to the host behind the computation's back.
 
-A program takes one segment of one token's values, in registers, in float64; segments are merged on the host (parallel
-moments), so no sum depends on what else is measured. Definitions: core/stats.py. Its caller: device_watch.py.
-Shapes: J segments, T tokens.
+A program takes one segment of one token's values, in registers, in float64; then one merges a token's segments
+(parallel moments), and one finds a stage's largest channels: no sum depends on what else is measured.
+Definitions: core/stats.py. Its caller: device_watch.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,69 +17,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SEGMENT, TOP = 2048, 8
-COLUMNS = ("n", "mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "nan_channel")
-WIDTH = len(COLUMNS) + 2 * TOP  # then the channels and the values of the largest |x|
+SEGMENT, TOP, CANDIDATES = 2048, 8, 1024
+COLUMNS = ("n", "mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "nan_channel", "peak_channel")
+WIDTH = len(COLUMNS) - 1 + 2 * TOP  # the last is the first of 8 channels; then the values there, the largest |x| first
+WHOLE = COLUMNS.index("nan")  # from here on they are whole numbers
 Peak = tuple[int, int, float]  # channel, row, value
 Columns = dict[str, np.ndarray[Any, Any]]
 
 
 def launch_statistics(values: Sequence[Tensor]) -> Tensor:
-    """Start measuring [T, width] float32 tensors of one T; returns [T, J, WIDTH] float64 on their device."""
-    n_token = len(values[0])
+    """Start measuring [T, width] float32 tensors of one T; returns what read_statistics takes, on their device."""
+    n_token, device = len(values[0]), values[0].device
+    assert all(x.is_contiguous() and len(x) == n_token and x.dtype == torch.float32 for x in values)
     jobs = [(x.data_ptr() + 4 * start, x.shape[1], min(SEGMENT, x.shape[1] - start), start)
             for x in values for start in range(0, x.shape[1], SEGMENT)]
-    table = torch.tensor(jobs, dtype=torch.int64).to(values[0].device, non_blocking=True)
-    out = torch.empty((n_token, len(jobs), WIDTH), dtype=torch.float64, device=values[0].device)
-    assert all(x.is_contiguous() and len(x) == n_token and x.dtype == torch.float32 for x in values)
+    counts = [-(-x.shape[1] // SEGMENT) for x in values]
+    stages = [(first, n, 0, 0) for first, n in zip(accumulate([0, *counts[:-1]]), counts, strict=True)]
+    table = torch.tensor([*jobs, *stages], dtype=torch.int64).to(device, non_blocking=True)
+    parts = torch.empty((n_token, len(jobs), WIDTH), dtype=torch.float64, device=device)
+    out = torch.empty(len(values) * (n_token * WIDTH + 3 * TOP), dtype=torch.float64, device=device)
+    rows, peaks = out[:len(values) * n_token * WIDTH], out[len(values) * n_token * WIDTH:]
+    sizes = {"PEAKS": TOP, "COLUMNS": WIDTH, "num_warps": 4, "enable_fp_fusion": True}
     if n_token:
-        _segment[(len(jobs), n_token)](table, out, SIZE=SEGMENT, PEAKS=TOP, COLUMNS=WIDTH, num_warps=4)
+        _segment[(len(jobs), n_token)](table, parts, SIZE=SEGMENT, **sizes)
+        _token[(len(values), n_token)](table[len(jobs):], parts, rows, len(jobs),
+                                       JOBS=triton.next_power_of_2(max(counts)), **sizes)
+    _channels[(len(values),)](rows, peaks, n_token * TOP, SIZE=CANDIDATES, **sizes)
     return out
 
 
-def read_statistics(measured: np.ndarray[Any, Any], widths: Sequence[int]) -> list[tuple[Columns, list[Peak]]]:
-    """Merge each tensor's segments: the per-token columns of TokenStats, and the peaks of the 8 largest channels."""
-    results, first = [], 0
-    for width in widths:
-        last = first + -(-width // SEGMENT)
-        results.append(_merge(measured[:, first:last]))
-        first = last
-    return results
-
-
-def _merge(part_TJ: np.ndarray[Any, Any]) -> tuple[Columns, list[Peak]]:
-    each = {name: part_TJ[:, :, i] for i, name in enumerate(COLUMNS)}
-    n, mean, m2 = (each[name][:, 0].copy() for name in ("n", "mean", "m2"))
-    for j in range(1, part_TJ.shape[1]):
-        more, gap = each["n"][:, j], each["mean"][:, j] - mean
-        total = np.maximum(n + more, 1)
-        mean = mean + gap * (more / total)
-        m2 = m2 + each["m2"][:, j] + gap**2 * (n * more / total)
-        n = n + more
-    channels, values = (part_TJ[:, :, at:at + TOP] for at in (len(COLUMNS), len(COLUMNS) + TOP))
-    largest = np.where(channels[:, :, 0] >= 0, np.abs(values[:, :, 0]), -1.0).argmax(1)
-    rows = np.arange(len(part_TJ))
-    bad = np.where(each["nan_channel"] >= 0, each["nan_channel"], np.inf).min(1)
-    columns = {
-        "mean": mean, "m2": m2, "min": each["min"].min(1), "max": each["max"].max(1), "sumsq": each["sumsq"].sum(1),
-        "nan": each["nan"].sum(1), "inf": each["inf"].sum(1), "zero": each["zero"].sum(1),
-        "peak_channel": channels[rows, largest, 0], "nan_channel": np.where(np.isfinite(bad), bad, -1),
-    }
-    whole = ("nan", "inf", "zero", "peak_channel", "nan_channel")
-    return {k: v.astype(np.int64) if k in whole else v for k, v in columns.items()}, _peaks(channels, values)
-
-
-def _peaks(channels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> list[Peak]:
-    """The largest of each channel, of the 8 channels that have the largest; a tie goes to the lowest channel, then row.
-
-    A channel of the 8 is among the 8 of its segment in the row where it peaks, so the candidates hold all of them.
-    """
-    row, _, _ = np.nonzero(channels >= 0)
-    channel, value = channels[channels >= 0].astype(np.int64), values[channels >= 0]
-    order = np.lexsort((row, channel, -np.abs(value)))
-    _, seen = np.unique(channel[order], return_index=True)
-    best = order[np.sort(seen)[:TOP]]
-    return [(int(channel[i]), int(row[i]), float(value[i])) for i in best]
+def read_statistics(measured: np.ndarray[Any, Any], n_stage: int) -> list[tuple[Columns, list[Peak]]]:
+    """Return, for each tensor, the per-token columns of TokenStats and the peaks of the 8 largest channels."""
+    last = n_stage * 3 * TOP
+    columns = measured[:-last].reshape(n_stage, -1, WIDTH).transpose(0, 2, 1).copy()  # each column by itself
+    whole = columns[:, WHOLE:len(COLUMNS)].astype(np.int64)
+    peaks = measured[-last:].reshape(n_stage, TOP, 3).tolist()
+    return [(dict(zip(COLUMNS, [*columns[i, :WHOLE], *whole[i]], strict=True)),
+             [(int(channel), int(row), value) for channel, row, value in peaks[i] if channel >= 0])
+            for i in range(n_stage)]
 
 
 @triton.jit
@@ -116,3 +92,78 @@ def _segment(table, out, SIZE: tl.constexpr, PEAKS: tl.constexpr, COLUMNS: tl.co
         tl.store(row + 10 + i, tl.where(peak >= 0.0, where + channel, -1).to(tl.float64))
         tl.store(row + 10 + PEAKS + i, value)
         left = tl.where(at == where, -2.0, left)
+
+
+@triton.jit
+def _token(table, parts, out, n_job, JOBS: tl.constexpr, PEAKS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Merge the segments of one token of one stage; its row has the columns of a segment's."""
+    stage, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    first, count = tl.load(table + 4 * stage), tl.load(table + 4 * stage + 1)
+    part = parts + (token * n_job + first) * COLUMNS
+    row = out + (stage * tl.num_programs(1) + token) * COLUMNS
+    n, mean, m2 = tl.load(part), tl.load(part + 1), tl.load(part + 2)
+    for j in range(1, count):
+        more, gap = tl.load(part + j * COLUMNS), tl.load(part + j * COLUMNS + 1) - mean
+        total = tl.maximum(n + more, 1.0)
+        mean += gap * (more / total)
+        m2 += tl.load(part + j * COLUMNS + 2) + gap * gap * (n * more / total)
+        n += more
+    tl.store(row, n)
+    tl.store(row + 1, mean)
+    tl.store(row + 2, m2)
+    job = tl.arange(0, JOBS)
+    at, there = part + job * COLUMNS, job < count
+    tl.store(row + 3, tl.min(tl.load(at + 3, mask=there, other=float("inf")), 0))
+    tl.store(row + 4, tl.max(tl.load(at + 4, mask=there, other=float("-inf")), 0))
+    for column in tl.static_range(5, 9):
+        tl.store(row + column, tl.sum(tl.load(at + column, mask=there, other=0.0), 0))
+    nan = tl.load(at + 9, mask=there, other=-1.0)
+    nan = tl.min(tl.where(nan >= 0.0, nan, float("inf")), 0)
+    tl.store(row + 9, tl.where(nan < float("inf"), nan, -1.0))
+    each = tl.arange(0, JOBS * PEAKS)
+    at, there = part + each // PEAKS * COLUMNS + 10 + each % PEAKS, each < count * PEAKS
+    channel = tl.load(at, mask=there, other=-1.0)
+    value = tl.load(at + PEAKS, mask=there, other=0.0)
+    left = tl.where(channel >= 0.0, tl.abs(value), -1.0)
+    for i in tl.static_range(PEAKS):
+        peak = tl.max(left, 0)
+        found = tl.min(tl.where(left == peak, channel, float("inf")), 0)
+        tl.store(row + 10 + i, tl.where(peak >= 0.0, found, -1.0))
+        tl.store(row + 10 + PEAKS + i, tl.sum(tl.where(channel == found, value, 0.0), 0))
+        left = tl.where(channel == found, -2.0, left)
+
+
+@triton.jit
+def _channels(rows, peaks, n_candidate, SIZE: tl.constexpr, PEAKS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Find the 8 channels of a stage with the largest |x|: channel, token and value; a tie goes to the lowest.
+
+    A channel of the 8 is among the 8 of the token where it peaks, so the tokens' channels hold all of them.
+    """
+    stage, each, slot = tl.program_id(0), tl.arange(0, SIZE), tl.arange(0, PEAKS)
+    base = rows + stage * (n_candidate // PEAKS) * COLUMNS + 10
+    taken = tl.full((PEAKS,), -2.0, tl.float64)
+    for i in tl.static_range(PEAKS):
+        peak, best = tl.full((), -1.0, tl.float64), tl.full((), float("inf"), tl.float64)
+        where, signed = tl.full((), 0, tl.int32), tl.full((), 0.0, tl.float64)
+        for start in range(0, n_candidate, SIZE):
+            at = start + each
+            token, there = at // PEAKS, at < n_candidate
+            place = base + token.to(tl.int64) * COLUMNS + at % PEAKS
+            channel = tl.load(place, mask=there, other=-1.0)
+            value = tl.load(place + PEAKS, mask=there, other=0.0)
+            is_free = tl.sum((channel[:, None] == taken[None, :]).to(tl.int32), 1) == 0
+            size = tl.where(is_free, tl.where(channel >= 0.0, tl.abs(value), -1.0), -1.0)
+            most = tl.max(size, 0)
+            found = tl.min(tl.where(size == most, channel, float("inf")), 0)
+            is_found = tl.where(channel == found, size == most, False)
+            first = tl.min(tl.where(is_found, token, n_candidate), 0)
+            here = tl.sum(tl.where(token == first, tl.where(is_found, value, 0.0), 0.0), 0)
+            is_better = tl.where(most == peak, found < best, most > peak)
+            signed = tl.where(is_better, here, signed)
+            peak, best, where = (tl.where(is_better, most, peak), tl.where(is_better, found, best),
+                                 tl.where(is_better, first, where))
+        is_there = peak >= 0.0
+        taken = tl.where(slot == i, tl.where(is_there, best, -2.0), taken)
+        tl.store(peaks + (stage * PEAKS + i) * 3, tl.where(is_there, best, -1.0))
+        tl.store(peaks + (stage * PEAKS + i) * 3 + 1, where.to(tl.float64))
+        tl.store(peaks + (stage * PEAKS + i) * 3 + 2, signed)

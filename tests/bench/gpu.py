@@ -16,12 +16,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 PROMPTS, N_DECODE, DECODE_PROMPT, RUNS = (7, 128, 512, 2048), 64, 16, 9
+LONG_TOKENS, LONG_RUNS = 512, 3  # prompts from here on are run less often
+PLANES, FRESH = 20, 3  # layers that take turns; they are read from memory where they take so many times its cache
 TARGETS = {"decode": "at least 0.50 of the measured bandwidth, stretch 0.70",
            "traced 7": "at most 3 x the bytes' floor", "traced / untraced": "at most 1.10"}
 TILINGS = {  # rows, tokens of a program, warps, loads in flight, groups, splits (0: as chosen)
@@ -55,7 +57,7 @@ class Clock:
                 out.append((time.perf_counter() - start) * 1e3)
         return out
 
-    def replayed(self, work: Callable[[], object], n: int = 20) -> float:
+    def replayed(self, work: Callable[[], object], n: int) -> float:
         """Milliseconds of one call among n in a captured graph: what the device takes, without the host's launches."""
         import torch
 
@@ -98,7 +100,9 @@ def products(clock: Clock, side: Any, rates: dict[str, float]) -> list[dict[str,
     for part in ("attn_k", "attn_q", "ffn_up", "ffn_down"):
         names = [f"blk.{i}.{part}.weight" for i in range(model.arch.n_layer)]
         quant = model.file.weight(names[-1]).quant
-        planes = [model.resident.planes(model.file.weight(n)) for n in names if model.file.weight(n).quant == quant][:8]
+        planes = [model.resident.planes(model.file.weight(n)) for n in names if model.file.weight(n).quant == quant]
+        planes = planes[:PLANES]
+        cached = sum(p.n_bytes for p in planes) < FRESH * torch.cuda.get_device_properties(0).L2_cache_size
         for tokens, tilings in TILINGS.items():
             x = torch.randn(tokens, planes[0].cols, device=clock.device)
             ready = split(x, is_one_token(quant, x))
@@ -106,13 +110,13 @@ def products(clock: Clock, side: Any, rates: dict[str, float]) -> list[dict[str,
                 turn = iter(range(1 << 30))
                 try:
                     ms = clock.replayed(
-                        lambda p=planes, r=ready, h=how, t=turn: multiply_planes(p[next(t) % len(p)], r, h))
+                        lambda p=planes, r=ready, h=how, t=turn: multiply_planes(p[next(t) % len(p)], r, h), PLANES)
                 except Exception as error:  # noqa: BLE001 (a tiling that this card cannot hold is a result)
                     rows.append({"part": part, "tokens": tokens, "tiling": str(how), "failed": repr(error)[:200]})
                     continue
                 rows.append({
                     "part": part, "quant": quant, "rows": planes[0].rows, "cols": planes[0].cols, "tokens": tokens,
-                    "tiling": "chosen" if how is None else str(how), "ms": ms,
+                    "tiling": "chosen" if how is None else str(how), "ms": ms, "cached": cached,
                     "bandwidth": planes[0].n_bytes / ms / 1e6 / rates["copy_gb_s"],
                     "tflop_s": 2 * tokens * planes[0].rows * planes[0].cols / ms / 1e9})
     return rows
@@ -159,7 +163,7 @@ def prompts(clock: Clock, side: Any, rates: dict[str, float], sizes: tuple[int, 
             drive([side.lane(ids, record_on_device(lambda place, stats: None, n) if traced else no_tap)])
 
         taken: dict[str, list[float]] = {"untraced_ms": [], "traced_ms": [], "launch_ms": []}
-        for i in range(1 if clock.device == "cpu" else RUNS + 2):
+        for i in range(1 if clock.device == "cpu" else 2 + (RUNS if n < LONG_TOKENS else LONG_RUNS)):
             for key, traced in (("untraced_ms", False), ("traced_ms", True)):
                 ms = clock.samples(lambda t=traced: run(t), 1, 0)[0]
                 if i >= 2 or clock.device == "cpu":
@@ -213,13 +217,14 @@ def table(result: dict[str, Any]) -> list[str]:
     lines += ["", f"targets: traced 7 tokens {TARGETS['traced 7']}; tracing {TARGETS['traced / untraced']}", "",
               "| product | tokens | tiling | us | of bandwidth | TFLOP/s |", "|---|---|---|---|---|---|"]
     for r in result["products"]:
-        figures = r["failed"] if "failed" in r else f"{r['ms'] * 1e3:.1f} | {r['bandwidth']:.2f} | {r['tflop_s']:.1f}"
+        figures = r["failed"] if "failed" in r else (
+            f"{r['ms'] * 1e3:.1f} | {r['bandwidth']:.2f}{' (cached)' if r['cached'] else ''} | {r['tflop_s']:.1f}")
         lines.append(f"| {r['part']} {r.get('quant', '')} | {r['tokens']} | {r['tiling']} | {figures} |")
     return lines
 
 
-def measure(args: argparse.Namespace, model: Path) -> dict[str, Any]:
-    """Everything, in the order of the table."""
+def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
+    """Everything, in the order of the table; yields what is known after each part, so that none is lost."""
     import torch
     import triton
 
@@ -244,14 +249,16 @@ def measure(args: argparse.Namespace, model: Path) -> dict[str, Any]:
     same = same_bits_when_traced(side, sizes[0])
     clock.wait()
     first_s = time.perf_counter() - start
-    return {
+    result: dict[str, Any] = {
         "device": "dry run on a CPU" if args.dry_run else torch.cuda.get_device_name(0),
         "command": ["python", "-m", "tests.bench.gpu", *sys.argv[1:]],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
         "shape": args.shape, "ceilings": rates, "first_s": first_s, "same_bits": same, "bytes": moved(side),
-        "decode": decode(clock, side, rates), "prompts": prompts(clock, side, rates, sizes),
-        "products": [] if args.dry_run else products(clock, side, rates),
     }
+    yield result
+    yield (result := result | {"decode": decode(clock, side, rates)})
+    yield (result := result | {"prompts": prompts(clock, side, rates, sizes)})
+    yield result | {"products": [] if args.dry_run else products(clock, side, rates)}
 
 
 def main() -> None:
@@ -268,11 +275,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or write_random_model(Path(folder) / f"{args.shape}.gguf", args.shape)
-        result = measure(args, model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = table(result)
-    (args.out / "gpu.md").write_text("\n".join(lines) + "\n")
+        args.out.mkdir(parents=True, exist_ok=True)
+        lines: list[str] = []
+        for result in measure(args, model):
+            (args.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+            lines = table({"decode": {}, "prompts": [], "products": []} | result)
+            (args.out / "gpu.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
