@@ -67,7 +67,7 @@ def decode_captured(
             raise Cancelled("the run was cancelled")
         if graph is None and i > 1 and is_capturable(model):
             graph = torch.cuda.CUDAGraph()
-            beside = torch.cuda.Stream(model.device)  # torch keeps one for all devices
+            beside = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call] # torch keeps one for all devices
             with torch.cuda.device(model.device), torch.cuda.graph(graph, stream=beside):
                 step(ids)
         if graph is None:
