@@ -202,7 +202,7 @@ def _build(
     train, val = split(documents)
     if given is None:
         said(f"training a tokenizer of {n_vocab} tokens")
-        given = train_vocabulary(_sample(train, None if n_vocab >= LARGE_VOCAB else SAMPLE_BYTES), n_vocab)
+        given = train_vocabulary(_sample(train, None if n_vocab >= LARGE_VOCAB else SAMPLE_BYTES), n_vocab, said)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target, force=True) as part:

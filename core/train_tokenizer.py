@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from core.model_file import LazyArray, ModelFile, Value
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document
 PRE = "gpt-2"
+TOLD_S = 1.0  # between two words on how long training takes: a run may be ended at each
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 
 
@@ -73,8 +76,13 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     (folder / "merges.txt").write_text("".join(f"{m}\n" for m in vocabulary.merges), encoding="utf-8")
 
 
-def train_vocabulary(texts: Iterable[str], n_vocab: int) -> Vocabulary:
-    """Train a byte-level BPE of at most n_vocab tokens: 256 bytes, merges by frequency, the end token last."""
+def train_vocabulary(
+    texts: Iterable[str], n_vocab: int, said: Callable[[str], None] = lambda text: None
+) -> Vocabulary:
+    """Train a byte-level BPE of at most n_vocab tokens: 256 bytes, merges by frequency, the end token last.
+
+    said: told every second how long it has taken; what it raises ends the wait, and the work ends with the process.
+    """
     from tokenizers import Tokenizer, models, trainers
 
     if n_vocab < 257:
@@ -82,7 +90,21 @@ def train_vocabulary(texts: Iterable[str], n_vocab: int) -> Vocabulary:
     engine = Tokenizer(models.BPE())
     engine.pre_tokenizer = _cutter(PRE)
     trainer = trainers.BpeTrainer(vocab_size=n_vocab - 1, initial_alphabet=BYTE_LETTERS, show_progress=False)
-    engine.train_from_iterator(texts, trainer)
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            engine.train_from_iterator(texts, trainer)
+        except Exception as error:  # noqa: BLE001 (raised again where it is waited for)
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="tokenizer", daemon=True)
+    thread.start()
+    began = time.monotonic()
+    while thread.join(TOLD_S) or thread.is_alive():
+        said(f"training a tokenizer of {n_vocab} tokens: {time.monotonic() - began:.0f} s")
+    if failed:
+        raise failed[0]
     model = json.loads(engine.to_str())["model"]
     tokens = sorted(model["vocab"], key=lambda token: int(model["vocab"][token]))
     merges = tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])

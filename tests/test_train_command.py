@@ -44,6 +44,20 @@ def test_the_command_trains_and_prints_gates_and_the_way_to_trace(tmp_path, caps
     assert "loading torch ..." in err and "epoch 1  val_loss" in err and "\x1b" not in out + err
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_gpu_trains_proves_its_residency_and_its_checkpoint_is_faithful(tmp_path, capsys, compile):
+    corpus = write_corpus(tmp_path / "text", 400)
+    asked = ["train", "--config", "tiny", "--corpus", str(corpus), "--device", "cuda", "--steps", "12", "--oracle",
+             "--compile", compile, "--out", str(tmp_path / "run"), "--json", "--quiet"]
+    assert main(asked) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == "DONE", document
+    assert open_run(tmp_path / "run").run["device"] == "cuda:0"
+    assert not [gate for gate in document["gates"] if gate["verdict"] == "FAIL"], document["gates"]
+    assert main(["check", str(tmp_path / "run" / "ckpt" / "step-000012" / "model.gguf"), "--tokens", "5,1,4"]) == 0
+
+
 def test_json_is_one_document_on_stdout(tmp_path, capsys):
     assert main(words(tmp_path, "--json", "--quiet", "--steps", "2")) == 0
     out, err = capsys.readouterr()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
-from core.errors import FileError, UsageError
+from core import train_tokenizer
+from core.errors import Cancelled, FileError, UsageError
 from core.reader import open_model
 from core.tokenizer import open_tokenizer
 from core.train_config import PRESETS
@@ -137,6 +139,31 @@ def test_a_trained_vocabulary_survives_its_files_and_learns_whole_words(tmp_path
     write_vocabulary(tmp_path, made)
     assert read_vocabulary(tmp_path) == made and "Ġstream" in made.tokens and made.tokens[made.end] == "<|endoftext|>"
     assert train_vocabulary(["the stream carries the norm " * 9], 300) == made
+
+
+def test_the_training_of_a_vocabulary_can_be_ended_while_it_goes_on(monkeypatch):
+    monkeypatch.setattr(train_tokenizer, "TOLD_S", 0.05)
+    goes_on = threading.Event()
+
+    def texts():
+        goes_on.wait(20)
+        yield "the stream "
+
+    def said(text):
+        raise Cancelled(text)
+
+    with pytest.raises(Cancelled, match="training a tokenizer of 300 tokens: 0 s"):
+        train_vocabulary(texts(), 300, said)
+    goes_on.set()
+
+
+def test_a_text_that_cannot_be_read_ends_the_training_of_a_vocabulary():
+    def texts():
+        yield "the stream "
+        raise FileError("gone")
+
+    with pytest.raises(FileError, match="gone"):
+        train_vocabulary(texts(), 300)
 
 
 @pytest.mark.parametrize("vocab, merges, error, says", [
