@@ -11,6 +11,7 @@ An activation of Inf may leave NaN where float32 has Inf; a NaN stays NaN.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,12 +52,13 @@ class Split:
     sums: Tensor   # [T, G * 16] float32: sums of 16 activations
 
 
+@functools.cache
 def tiling(rows: int, n_group: int, tokens: int) -> Tiling:
     """Choose by the size of the product alone, so that equal products have equal bits."""
     if tokens == 1:
         return Tiling(16, 1, 4, groups=2) if rows >= 8192 else Tiling(4, 1, 4, groups=2)
     how = Tiling(64, 16, 2) if tokens <= 16 else Tiling(128, 32, 4)
-    programs = triton.cdiv(rows, how.rows) * triton.cdiv(tokens, how.tokens)
+    programs = _pieces(rows, how.rows) * _pieces(tokens, how.tokens)
     return replace(how, splits=max(1, min(PROGRAMS // programs, n_group // LEAST_GROUPS)))
 
 
@@ -71,7 +73,7 @@ def split(x: Tensor, digits: bool) -> Split:
     if x.dtype == torch.bfloat16:
         return Split(x, dense, dense, dense)
     n_token, cols = x.shape
-    n_group = triton.cdiv(cols, GROUP)
+    n_group = _pieces(cols, GROUP)
     kind = torch.int8 if digits else torch.bfloat16
     parts = torch.empty((3, n_token, n_group * GROUP), dtype=kind, device=x.device)
     units = torch.empty((n_token, n_group), dtype=torch.float32, device=x.device)
@@ -87,7 +89,7 @@ def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) ->
     n_token = len(inputs.x)
     how = how or tiling(planes.rows, planes.n_group, 1 if inputs.parts.dtype == torch.int8 else max(2, n_token))
     out = torch.empty((how.splits, n_token, planes.rows), dtype=torch.float32, device=inputs.x.device)
-    grid = (triton.cdiv(planes.rows, how.rows), triton.cdiv(n_token, how.tokens), how.splits)
+    grid = (_pieces(planes.rows, how.rows), _pieces(n_token, how.tokens), how.splits)
     quants, high, scales, supers = planes.quants, planes.high, planes.scales, planes.supers
     sizes = (planes.rows, inputs.parts.shape[-1], planes.n_group, n_token, inputs.parts.stride(0))
     options = {"QUANT": planes.quant, "INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
@@ -103,6 +105,10 @@ def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) ->
         else:
             tile[grid](quants, high, scales, supers, inputs.parts, inputs.sums, out, *sizes, **options)
     return out[0] if how.splits == 1 else out.sum(0)
+
+
+def _pieces(size: int, of: int) -> int:
+    return -(-size // of)  # triton.cdiv costs the host more than a launch's other arithmetic together
 
 
 @triton.jit
