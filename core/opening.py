@@ -71,7 +71,7 @@ def encode_beside(model: ModelFile, prompt: Prompt, work: Callable[[], object]) 
         return tokens
     try:
         child = start_encoding(model.path, prompt)
-    except (OSError, UnicodeEncodeError):
+    except OSError:
         return encode(model, prompt)
     with child:
         try:
@@ -157,7 +157,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
         "header_sha256": file.header_sha256, "arch": asdict(arch), "widths": arch.widths,
         "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
     }
-    planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
+    planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
                  notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
 

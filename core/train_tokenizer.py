@@ -45,7 +45,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     try:
         ids: Any = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"--tokenizer {folder}: {os_reason(error)}. "
                         "A folder with vocab.json and merges.txt is needed.") from error
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
@@ -93,8 +93,9 @@ def file_vocabulary(model: ModelFile) -> Vocabulary:
     """Take the vocabulary of a model file; UsageError where it is not a byte-level BPE with an end token."""
     tokens, merges = model.key("tokenizer.ggml.tokens"), model.key("tokenizer.ggml.merges")
     pre, end = model.key("tokenizer.ggml.pre"), model.key("tokenizer.ggml.eos_token_id")
-    usable = model.key("tokenizer.ggml.model") == "gpt2" and pre in PRE_NAMED and isinstance(end, int)
-    if not usable or not isinstance(tokens, list) or not isinstance(merges, list):
+    usable = model.key("tokenizer.ggml.model") == "gpt2" and isinstance(pre, str) and pre in PRE_NAMED
+    texts = all(isinstance(items, list) and all(isinstance(i, str) for i in items) for items in (tokens, merges))
+    if not usable or not texts or type(end) is not int or not 0 <= end < len(tokens):
         raise UsageError(f"{model.path.name} holds no byte-level BPE with an end token that this build reads. "
                          "Give one with --tokenizer DIR (vocab.json, merges.txt).")
     types = model.key("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
