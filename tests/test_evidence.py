@@ -19,7 +19,8 @@ from traces import cells_of, trace_of, values
 
 from core import evidence
 from core.errors import OutputError, UsageError
-from core.evidence import check_out, read_bundle, write_wide_csv
+from core.evidence import read_bundle, write_wide_csv
+from core.new_folder import check_out
 from core.spikes import find_hints
 from core.stages import GRID, SCOPES
 from core.stats import TokenStats
