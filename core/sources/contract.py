@@ -37,11 +37,16 @@ def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str 
     if definition is not None and definition not in DEFINITIONS:
         raise UsageError(f"{definition!r} is not a definition of std. Definitions: {', '.join(DEFINITIONS)}.")
     ids = None if tokens is None else tuple(tokens)
-    if ids is not None and (not ids or any(type(id) is not int or id < 0 for id in ids)):
-        raise UsageError("--tokens needs one or more token ids, whole numbers from 0.")
+    if ids is not None and (not ids or not all(map(is_token_id, ids))):
+        raise UsageError("--tokens needs one or more token ids, whole numbers from 0 to 2^31 - 1.")
     if scope is not None and ids is not None and not scope_positions(scope, len(ids)):
         raise UsageError(f"--scope {scope} covers none of the {len(ids)} tokens. Give another scope or all the tokens.")
     return Said(scope, ids, definition)
+
+
+def is_token_id(value: object) -> bool:
+    """Say whether a value can be a token's id: no vocabulary has more than 2^31."""
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def agreed(fact: str, in_file: Told | None, said: Told | None) -> Told | None:
@@ -84,6 +89,12 @@ def bad_line(path: Path, line: int, expected: str, found: str) -> FileError:
     """Make the error for a line that is not what the format has there."""
     shown = ascii(found.strip()[:80])
     return FileError(f"{path.name}, line {line}: {expected} was expected, {shown} was found. Export it again, whole.")
+
+
+def printed_decimals(number: str) -> int:
+    """Count the decimals that a number is printed with: 1.25e-3 has 5."""
+    mantissa, _, exponent = number.lower().partition("e")
+    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
 
 
 def _text(value: object) -> str:
