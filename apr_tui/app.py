@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.theme import Theme
 
 from apr_tui import leaving
-from apr_tui.door import DoorSource, Request, real_door
+from apr_tui.door import DoorSource, Request, real_door, typed_path
 from apr_tui.jobs import export_job
 from apr_tui.run_worker import Ended, Feed, Frame, Progress, RunWorker
 from apr_tui.status import memory_text
@@ -184,10 +184,10 @@ class Console(App[int]):
             return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")
 
         def named(text: str) -> None:
-            folder = Path(text.strip()).expanduser()
+            folder = typed_path(text.strip())
             if not text.strip():
                 return
-            if folder.exists():
+            if os.path.exists(folder):
                 self.push_screen(ConfirmScreen(f"{folder} exists. Overwrite it?", "overwrite"), answered(folder))
             else:
                 write(folder, False)

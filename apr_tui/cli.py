@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from apr_tui.leaving import on_signals
-from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
-from core.errors import AprError, Cancelled, UsageError
+from apr_tui.options import COMMANDS, command_parser, console_parser
+from core.errors import AprError, Cancelled
 from core.safe_text import safe_text
+from core.user_folders import state_folder
 
 INTERRUPTED, INTERNAL = 130, 70
 _INTERRUPTS: list[int] = []  # signals that have come
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _INTERRUPTS.clear()
+    _open_closed_streams()
     on_signals(_interrupt)
     try:
         code = _run(words)
@@ -56,21 +58,18 @@ def write_log(error: BaseException) -> Path:
     """Write the traceback to a file of the user's state folder, or of the temporary folder, and return its path."""
     import tempfile
 
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = "".join(traceback.format_exception(error))
-    for folder in (state / "apr-tui", Path(tempfile.gettempdir())):
+    for folder in (state_folder(), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # it may quote any file name
             return folder / name
     return Path(os.devnull)
 
 
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
-        if words[0] in NOT_BUILT and not {"-h", "--help"} & set(words):
-            raise UsageError(f"{words[0]} is not built yet. `apr-tui --help` lists the commands.")
         options = command_parser(words[0]).parse_args(words[1:])
         from apr_tui import commands
 
@@ -84,6 +83,13 @@ def _run(words: list[str]) -> int:
     from apr_tui.launch import open_console
 
     return open_console(options)
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the caller closed (>&-) the null device, so that no file of ours gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ core.session brings numpy, and a run brings torch: both are imported in the work
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ def write_prompt(text: str) -> str:
 def read_prompt(text: str) -> str:
     """Read what write_prompt wrote."""
     return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+
+
+def typed_path(text: str | Path) -> Path:
+    """Return the path that was typed, with ~ as a shell reads it: ~NAME of nobody stays as it is."""
+    return Path(os.path.expanduser(text))
 
 
 DoorSource = Callable[[], Door]

@@ -17,7 +17,7 @@ from apr_tui.page import PageScreen, help_build
 from apr_tui.paint import Lines, Span, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from core.errors import UsageError
-from core.stages import GRID, parse_scope, place_text, stage_named
+from core.stages import GRID, parse_scope, read_whole, stage_named
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -268,18 +268,13 @@ class GridScreen(Screen[None]):
         """The command that reproduces the view."""
         raise NotImplementedError
 
-    def place_word(self) -> str:
-        """The place under the cursor, as people type it."""
-        return place_text(self.grid.place)
-
 
 def read_jump(text: str) -> tuple[int | None, str | None, str | None]:
     """Read what was typed at /: (layer, stage, scope); UsageError."""
-    if text.isdigit():
-        return int(text), None, None
     layer, dot, stage = text.partition(".")
-    if dot and layer.isdigit():
-        return int(layer), stage_named(stage).name, None
+    row = read_whole(layer)
+    if row is not None:
+        return row, stage_named(stage).name if dot else None, None
     try:
         return None, None, parse_scope(text)
     except UsageError:

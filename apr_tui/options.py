@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.errors import UsageError
-from core.stages import parse_scope
+from core.stages import parse_scope, read_whole
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -19,10 +19,10 @@ def _tokens(text: str) -> tuple[int, ...]:
 
 
 def _layers(text: str) -> tuple[int, int]:
-    start, dots, stop = text.partition("..")
-    if not dots or not start.isdigit() or not stop.isdigit() or int(stop) <= int(start):
+    start, stop = (read_whole(part) for part in (text.split("..") if text.count("..") == 1 else ("", "")))
+    if start is None or stop is None or stop <= start:
         raise argparse.ArgumentTypeError(f"{text!r}: A..B with A < B is needed, B excluded")
-    return int(start), int(stop)
+    return start, stop
 
 
 def _scope(text: str) -> str:
@@ -43,9 +43,10 @@ def _threshold(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    count = read_whole(text)
+    if not count:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is needed")
-    return int(text)
+    return count
 
 
 def _positive(text: str) -> float:
@@ -140,7 +141,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "demo": ("write the demonstration pair", (), ("--out", "--fault", "--force", "--quiet")),
     "doctor": ("say what this machine offers", (), ("--json",)),
 }
-NOT_BUILT: tuple[str, ...] = ()
 CONSOLE = (*_FEED, *_RUN, "--layers", "--generate")
 REQUIRED = {"import": ("--out",), "demo": ("--out",)}
 UNSET = {"import": {"--scope": None}, "show": {"--scope": None}}  # where a default would claim what nobody said

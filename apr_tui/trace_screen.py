@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.door import Request, read_prompt, write_prompt
+from apr_tui.door import Request, read_prompt, typed_path, write_prompt
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
@@ -19,6 +19,7 @@ from apr_tui.status import error_note, seconds_text
 from apr_tui.trace_lines import cell_spans, note_lines
 from apr_tui.view import TraceView
 from core.errors import Cancelled
+from core.stages import read_whole
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -226,7 +227,7 @@ class TraceScreen(GridScreen):
         a = path
         self.console.ask(
             f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
-            lambda text: self.console.show_pair(self.request, a, Path(text).expanduser()), is_path=True,
+            lambda text: self.console.show_pair(self.request, a, typed_path(text)), is_path=True,
         )
 
     def action_check(self) -> None:
@@ -263,14 +264,15 @@ class TraceScreen(GridScreen):
 
     def _set_prompt(self, text: str) -> None:
         if text.startswith("tokens:"):
-            words = text.removeprefix("tokens:").replace(",", " ").split()
-            if not words or not all(word.isdigit() for word in words):
+            ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
+            known = tuple(i for i in ids if i is not None)
+            if not known or len(known) < len(ids):
                 self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
                 return
-            self.start(replace(self.request, tokens=tuple(map(int, words)), bundle=None))
+            self.start(replace(self.request, tokens=known, bundle=None))
         else:
             self.start(replace(self.request, prompt=read_prompt(text), tokens=None, bundle=None))
 
     def _open(self, text: str) -> None:
         if text.strip():
-            self.start(replace(self.request, path=Path(text).expanduser(), bundle=None, plant=None))
+            self.start(replace(self.request, path=typed_path(text), bundle=None, plant=None))

@@ -215,7 +215,7 @@ def _hold_shapes(model: ModelFile, arch: Arch) -> None:
 
 
 def _shapes(arch: Arch) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Yield each tensor's name, its shape and whether it is needed: one by one, for a file may claim a billion layers."""
+    """Yield each tensor's name, shape, and whether it is needed; one by one, for a file may claim a billion layers."""
     yield "token_embd.weight", (arch.n_vocab, arch.d_model), True
     yield "output_norm.weight", (arch.d_model,), True
     yield "output.weight", (arch.n_vocab, arch.d_model), False

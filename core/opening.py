@@ -34,7 +34,7 @@ def open_model(path: Path) -> ModelFile:
 
 def is_bundle(path: Path) -> bool:
     """Say whether the path is a saved bundle's folder."""
-    return (path / "manifest.json").is_file()
+    return os.path.isfile(path / "manifest.json")  # Path.is_file raises where the folder may not be read
 
 
 def open_bundle(path: Path) -> Trace:
