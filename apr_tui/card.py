@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from apr_tui.paint import Span, foreign, plain, wrap
-from apr_tui.pair_lines import CLEAR, SAME, verdict_spans
+from apr_tui.pair_lines import verdict_spans
 from core.stages import Place, place_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def check_card(check: Check, width: int) -> Lines_:
 def pair_card(found: Comparison, width: int) -> Lines_:
     """The card of a comparison."""
     from core.grid import short
-    from core.verdict import VERDICTS
+    from core.verdict import CLEAR, SAME, VERDICTS
 
     lines: Lines_ = [[], verdict_spans(found)]
     if found.first is not None:
@@ -110,7 +110,7 @@ def check_changes(check: Check) -> tuple[str, ...]:
 def pair_changes(found: Comparison) -> tuple[str, ...]:
     """What would turn the verdict of a comparison."""
     from core.grid import short
-    from core.verdict import BAD_FACTOR
+    from core.verdict import BAD_FACTOR, CLEAR, SAME
 
     differs = f"a cell above {CLEAR:g} x its floor: H2, or H3 where a declared choice explains it"
     if found.verdict in ("AGREE", "H1"):

@@ -55,7 +55,7 @@ def cell_spans(view: CheckView, place: Place) -> list[Span]:
             (f"{short(error.limit)}  token {error.token} ch {error.channel}", "text")]
 
 
-def layer_header(width: int) -> list[Span]:
+def layer_header() -> list[Span]:
     """Column names over layer_row."""
     numbers = "".join(f"{name:>{size}}" for name, size in COLUMNS)
     return [(f" {'stage':<13}{numbers}  token:ch  computed from", "quiet")]

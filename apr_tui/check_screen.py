@@ -18,7 +18,7 @@ from apr_tui.page import CHECK_MEANINGS, PageScreen
 from apr_tui.paint import Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import rule
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.verdict_screen import VerdictScreen
 from core.errors import Cancelled
 from core.stages import Place, place_text, stage_named
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from core.model_file import ModelFile
 
 AGAINST = "against float64  "
-WITNESS = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}
 HAS_NO_SCOPE = "a local error is of its stage's worst token: it has no scope"
 
 
@@ -54,7 +53,7 @@ class CheckScreen(VerdictScreen):
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of an export."""
         if kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif error is not None:
             self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
             self.note = None if isinstance(error, Cancelled) else error_note(error)
@@ -103,8 +102,8 @@ class CheckScreen(VerdictScreen):
         """What the metric is, and the witness."""
         check = self.view.check
         spans: list[Span] = [(f" {self.view.metric}: {CHECK_MEANINGS[self.view.metric]}", "quiet")]
-        witness = WITNESS[check.trace.observed_equals_unobserved] if check else ""
-        return [*crop(spans, width - len(witness)), (witness, "bad" if "X" in witness else "quiet")]
+        right = witness_span(check.trace.observed_equals_unobserved if check else None)
+        return [*crop(spans, width - len(right[0])), right]
 
     def set_scope(self, scope: str) -> None:
         """There is none."""
@@ -168,7 +167,7 @@ class CheckedLayer(LayerScreen):
 
     def table_header(self, width: int) -> list[Span]:
         """Names of the columns."""
-        return layer_header(width)
+        return layer_header()
 
     def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
         """One stage."""

@@ -15,7 +15,7 @@ from apr_tui.page import PAIR_MEANINGS, PageScreen
 from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
 from apr_tui.pair_lines import cause, verdict_spans
 from apr_tui.run_worker import Frame
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text
 from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
 from core.errors import Cancelled
@@ -53,7 +53,7 @@ class CompareScreen(VerdictScreen):
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of a bisection or an export."""
         if kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif kind == "bisect" and error is not None:
             self.note = ("bisection cancelled", "watch") if isinstance(error, Cancelled) else error_note(error)
         elif error is not None:

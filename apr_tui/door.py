@@ -29,8 +29,8 @@ class Door(Protocol):
     def open_model(self, path: Path) -> ModelFile: ...
     def arch_facts(self, model: ModelFile) -> Any: ...  # noqa: ANN401
     def trace(
-        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, keep_values: bool = False,
-        witness: bool = True, generate: int = 0, emit: Emit = ..., cancelled: IsCancelled = ...,
+        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, generate: int = 0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
     ) -> Trace: ...
     def compare(
         self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
@@ -71,7 +71,6 @@ class Request:
 
     path: Path | None = None
     bundle: Path | None = None
-    scheme: str = ""
     compute: str = "f32"
     device: str = "auto"
     threads: int | None = None
@@ -88,7 +87,7 @@ class Request:
         """The record of a side that the door takes."""
         from core.source import Source
 
-        return Source(path, self.scheme, self.compute, self.device, self.threads, plant)
+        return Source(path, compute=self.compute, device=self.device, threads=self.threads, plant=plant)
 
     def prompt_record(self) -> Prompt:
         """The record of the prompt that the door takes."""
@@ -96,27 +95,23 @@ class Request:
 
         return Prompt(self.prompt, self.tokens, self.chat)
 
-    def command(self, verb: str, *paths: Path, scope: str, out: Path | None = None) -> str:
+    def command(self, verb: str, *paths: Path, scope: str) -> str:
         """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
         from apr_tui.options import COMMANDS
 
         known = COMMANDS[verb][2]
-        words = ["apr-tui", verb, *(f"{self.scheme}:{p}" if self.scheme else str(p) for p in paths)]
-        if verb == "show":
-            return shlex.join([*words, "--text"])
-        if self.tokens is not None:
-            words += ["--tokens", ",".join(map(str, self.tokens))]
-        elif self.prompt != DEFAULT_PROMPT:
-            words += ["--prompt", self.prompt]
+        words = ["apr-tui", verb, *map(str, paths), *(["--text"] if verb == "show" else [])]
+        tokens = None if self.tokens is None else ",".join(map(str, self.tokens))
         rows: tuple[tuple[str, object, object], ...] = (
+            ("--tokens", tokens, None), ("--prompt", self.prompt if tokens is None else DEFAULT_PROMPT, DEFAULT_PROMPT),
             ("--compute", self.compute, "f32"), ("--device", self.device, "auto"), ("--threads", self.threads, None),
             ("--plant", self.plant, None), ("--scope", scope, "all"), ("--threshold", self.threshold, 10.0),
-            ("--generate", self.generate, 0), ("--out", out, None),
+            ("--generate", self.generate, 0),
         )
         for option, now, usual in rows:
             if now != usual and option in known:
                 words += [option, f"{now:g}" if isinstance(now, float) else str(now)]
-        if self.chat:
+        if self.chat and "--chat" in known:
             words.append("--chat")
         if self.layers is not None and "--layers" in known:
             words += ["--layers", f"{self.layers[0]}..{self.layers[1]}"]

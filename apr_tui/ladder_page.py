@@ -11,7 +11,7 @@ from apr_tui.page import PageScreen
 from apr_tui.paint import Span, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import beside
-from apr_tui.status import error_note
+from apr_tui.status import export_note
 from core.stages import place_order, place_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ Lines_ = list[list[Span]]
 BAR = 10
 COLUMN = 40  # of a list of rungs
 LEAST = -9.99  # a graft may also take the logits further away; beyond this only that is said
-RECOVERED = 0.9  # as core.bisection has it, which would bring torch
 
 
 class LadderScreen(PageScreen):
@@ -53,7 +52,7 @@ class LadderScreen(PageScreen):
 
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the end of an export."""
-        self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+        self.note = export_note(result, error)
         self.show_lines()
 
     def say(self, text: str, name: str = "text") -> None:
@@ -103,6 +102,7 @@ def ladder_lines(found: Bisection, width: int) -> Lines_:
 
 def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Lines_:
     from core.grid import short
+    from core.verdict import RECOVERED
 
     best = ladder.best()
     lines: Lines_ = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]

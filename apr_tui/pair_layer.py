@@ -27,11 +27,11 @@ class PairLayer(LayerScreen):
 
     def table_header(self, width: int) -> list[Span]:
         """Names of the columns."""
-        return layer_header(width)
+        return layer_header()
 
     def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
         """One stage."""
-        return layer_row(self.view, place, is_here, width)
+        return layer_row(self.view, place, is_here)
 
     def pane_lines(self, width: int, height: int) -> Lines_:
         """What is said of the chosen stage, then both sides' statistics as far as there is room."""

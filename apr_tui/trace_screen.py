@@ -15,11 +15,11 @@ from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
 from apr_tui.paint import Span, crop, fit, foreign, plain
 from apr_tui.run_worker import Frame
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.trace_lines import cell_spans, note_lines
 from apr_tui.view import TraceView
 from core.errors import Cancelled
-from core.stages import read_whole
+from core.stages import UNKNOWN_SCOPE, read_whole
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -77,7 +77,7 @@ class TraceScreen(GridScreen):
             if error is None:
                 self.view.look(findings=result)
         elif kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif error is not None:
             self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
             self.seconds = self.console.run_seconds
@@ -148,15 +148,14 @@ class TraceScreen(GridScreen):
         spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
         spans.append((plain(f" · {count}"), "quiet"))
-        witness = self.traced.trace.observed_equals_unobserved if self.traced else None
-        right = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}[witness]
+        right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
         if self.view.generated:
             spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
         elif self.traced is not None and self.traced.trace.top:
             spans.append((plain(" → next "), "quiet"))
             top = self.traced.trace.top
             spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
-        return [*crop(spans, width - len(right)), (right, "bad" if witness is False else "quiet")]
+        return [*crop(spans, width - len(right[0])), right]
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
@@ -170,7 +169,8 @@ class TraceScreen(GridScreen):
         """The command that gives these numbers without a screen."""
         bundle = self.traced.bundle if self.traced else self.request.bundle
         if bundle is not None:
-            return self.request.command("show", bundle, scope="all")
+            scope = "all" if self.view.scope == UNKNOWN_SCOPE else self.view.scope  # no option says that one
+            return self.request.command("show", bundle, scope=scope)
         path = self.request.path or Path("demo.gguf")
         return self.request.command("trace", path, scope=self.view.scope)
 

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 
 from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
+from apr_tui.train_command import age_text
 from core.train_config import plan_of
 from core.train_records import (
     ABORTED,
@@ -180,14 +181,7 @@ def sample_age(view: RunView, newest: Step | None) -> str:
     """How old the sample is now: its age at the newest step, and that step's."""
     if newest is None or newest.gpu_age_ms is None or view.last_step_age_s is None:
         return "at an unknown time"
-    return f"{age(newest.gpu_age_ms / 1000 + view.last_step_age_s)} ago"
-
-
-def age(seconds: float | None) -> str:
-    """An age, as the command line writes it."""
-    from apr_tui.train_command import age_text
-
-    return age_text(seconds)
+    return f"{age_text(newest.gpu_age_ms / 1000 + view.last_step_age_s)} ago"
 
 
 def live_gates(view: RunView) -> tuple[Gate, ...]:

@@ -205,7 +205,7 @@ class TrainScreen(Screen[None]):
             return
         path, base = view.checkpoint / "model.gguf", self.console.base
         self.dismiss()
-        base.start(replace(base.request, path=path, bundle=None, plant=None, layers=None, scheme=""))
+        base.start(replace(base.request, path=path, bundle=None, plant=None, layers=None))
 
     def action_back(self) -> None:
         """Ask whether to stop our own run; else take the message away; else go back."""

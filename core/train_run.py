@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from core.arch import read_arch
 from core.errors import AprError, Cancelled, FileError, OutputError, UsageError
 from core.reader import open_model
 from core.telemetry import choose_device
+from core.trace import IsCancelled, never
 from core.train_config import Plan, TrainOptions, n_parameters, plan_of, resumed, settle
 from core.train_corpus import Corpus, open_corpus
 from core.train_log import RUN, SCHEMA, read_document, rewind, write_document
@@ -50,11 +50,6 @@ class Ready:
     device: str
     reason: str
     run: dict[str, Any] | None
-
-
-def never() -> bool:
-    """Never cancel."""
-    return False
 
 
 def prepare(options: TrainOptions) -> Ready:
@@ -112,7 +107,7 @@ def hold_folder(out: Path) -> None:
 
 
 def train(
-    options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: Callable[[], bool] = never,
+    options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: IsCancelled = never,
     wishes: Wishes | None = None,
 ) -> TrainResult:
     """Train; cancelled() ends the run after the step in flight, with a checkpoint. Errors as prepare, and Cancelled."""
@@ -133,7 +128,7 @@ def train(
         raise
 
 
-def read_corpus(ready: Ready, emit: TrainEmit, cancelled: Callable[[], bool]) -> Corpus:
+def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
     """Open or make the shards, and say how often the plan reads them."""
     def said(text: str) -> None:
         emit(TrainEvent("phase", text))

@@ -333,6 +333,8 @@ async def test_a_bundle_opens_without_a_model(monkeypatch):
         assert lines_of(app)[0].startswith(" from-bundle") and not door.calls
         await pilot.press("c")
         assert app.clipboard == "apr-tui show some/bundle --text"
+        await pilot.press("s", "c")
+        assert app.clipboard == "apr-tui show some/bundle --text --scope last"
 
 
 async def test_a_source_of_one_scope_is_shown_at_that_scope(monkeypatch):
