@@ -6,6 +6,7 @@ Not here: any work. Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _INTERRUPTS.clear()
-    _open_closed_streams()
+    _ready_streams()
     on_signals(_interrupt)
     try:
         code = _run(words)
@@ -85,11 +86,13 @@ def _run(words: list[str]) -> int:
     return open_console(options)
 
 
-def _open_closed_streams() -> None:
-    """Give a stream that the caller closed (>&-) the null device, so that no file of ours gets its number."""
+def _ready_streams() -> None:
+    """Open the null device for a stream that the caller closed (>&-), and let stdout escape what it cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's words may be of any script, a terminal's not
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

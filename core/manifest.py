@@ -13,7 +13,7 @@ from core.cell_table import channel_extras
 from core.errors import FileError, UsageError
 from core.jsontext import number, plain, to_json
 from core.stages import Place, parse_place, parse_stored_scope, place_text
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"
@@ -91,7 +91,10 @@ class Manifest:
     def tokens(self) -> tuple[Token, ...]:
         """Read the input's tokens."""
         entries = self.get("tokens", list) or ()
-        return tuple(Token(*self._entry(entry, "tokens", id=int, text=(str, type(None)))) for entry in entries)
+        found = tuple(Token(*self._entry(entry, "tokens", id=int, text=(str, type(None)))) for entry in entries)
+        if not all(is_token_id(token.id) for token in found):
+            raise FileError(f"{self.name}: key 'tokens' holds an id that no vocabulary has. Trace again.")
+        return found
 
     def top(self) -> tuple[NextToken, ...]:
         """Read the likeliest next tokens."""

@@ -139,10 +139,13 @@ def read_record(kind: type[T], row: Mapping[str, Any]) -> T:
 
 def read_grads(row: Mapping[str, Any]) -> Grads:
     """Read a gradient table back."""
-    rows = tuple(GradRow(**{f.name: r[f.name] if f.name == "layer" else number(r[f.name]) for f in fields(GradRow)})
-                 for r in row["rows"])
     figures: dict[str, Any] = {name: tuple(number(v) for v in values) for name, values in row["parameters"].items()}
-    return Grads(row["step"], rows, figures, read_health(row))
+    return Grads(row["step"], tuple(_grad_row(r) for r in row["rows"]), figures, read_health(row))
+
+
+def _grad_row(row: Mapping[str, Any]) -> GradRow:
+    figures: dict[str, Any] = {f.name: number(row[f.name]) for f in fields(GradRow) if f.name != "layer"}
+    return GradRow(row["layer"], **figures)
 
 
 def read_health(row: Mapping[str, Any]) -> Health | None:

@@ -137,6 +137,7 @@ def change(folder, name, edit, resign=True):
     ("manifest.json", lambda b: b.replace(b'"n_layer": 28', b'"n_layer": "many"'), "'n_layer' is str, int was needed"),
     ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": NaN'), "NaN is not JSON"),
     ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": "x"'), "key 'tokens'"),
+    ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": 101%s' % (b"0" * 400)), "an id that no vocabulary has"),
     ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"x.ffn_swigl": {'), "key 'channels'"),
     ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"3.speed": {'), "'speed' is not a stage"),
     ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"%s.qkv": {' % (b"9" * 5000)), "is not a place"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,15 @@ def test_a_stream_that_is_closed_or_full_is_no_internal_error(redirect, code, tm
     ended = subprocess.run(["sh", "-c", line], stdin=subprocess.PIPE, capture_output=True, text=True, check=False,
                            env=os.environ | {"XDG_STATE_HOME": str(tmp_path)})
     assert (ended.returncode, "internal error" in ended.stderr) == (code, False), ended
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(model, tmp_path):
+    named = tmp_path / "m-é你.gguf"
+    shutil.copy(model, named)
+    ended = subprocess.run(
+        [sys.executable, "-m", "apr_tui.cli", "trace", named, *TOKENS, "--quiet"], capture_output=True, text=True,
+        check=False, env=os.environ | {"PYTHONIOENCODING": "ascii", "XDG_STATE_HOME": str(tmp_path)})
+    assert ended.returncode == 0 and r"m-\xe9\u4f60.gguf" in ended.stdout, ended
 
 
 def test_an_interrupted_run_exits_130(run, model, monkeypatch):

@@ -13,10 +13,10 @@ from typing import Any
 
 from core.errors import FileError, UsageError
 from core.jsontext import number
-from core.sources.contract import Said, agreed, is_token_id, scope_cells, unknown_notes, without_unmeasured
+from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
 from core.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.stats import Stats
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 DEFINITION = "sample"
 REQUIRED = ("attn_norm", "qkv", "attn_out", "ffn_norm", "ffn_out", "output")

@@ -10,6 +10,7 @@ from typing import TypeVar
 from core.errors import FileError, UsageError
 from core.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
 from core.stats import ScopeStats, Stats
+from core.trace import is_token_id
 
 DEFINITIONS = ("sample", "population")
 SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero
@@ -42,11 +43,6 @@ def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str 
     if scope is not None and ids is not None and not scope_positions(scope, len(ids)):
         raise UsageError(f"--scope {scope} covers none of the {len(ids)} tokens. Give another scope or all the tokens.")
     return Said(scope, ids, definition)
-
-
-def is_token_id(value: object) -> bool:
-    """Say whether a value can be a token's id: no vocabulary has more than 2^31."""
-    return type(value) is int and 0 <= value < 1 << 31
 
 
 def agreed(fact: str, in_file: Told | None, said: Told | None) -> Told | None:
