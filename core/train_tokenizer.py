@@ -98,8 +98,9 @@ def file_vocabulary(model: ModelFile) -> Vocabulary:
     if not usable or not texts or type(end) is not int or not 0 <= end < len(tokens):
         raise UsageError(f"{model.path.name} holds no byte-level BPE with an end token that this build reads. "
                          "Give one with --tokenizer DIR (vocab.json, merges.txt).")
-    types = model.key("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    return Vocabulary(tuple(tokens), tuple(merges), end, pre, tuple(i for i, t in enumerate(types) if t == CONTROL))
+    types = model.key("tokenizer.ggml.token_type")
+    specials = tuple(i for i, t in enumerate(types) if t == CONTROL) if isinstance(types, list) else ()
+    return Vocabulary(tuple(tokens), tuple(merges), end, pre, specials)
 
 
 def padded(vocabulary: Vocabulary, n_vocab: int) -> Vocabulary:

@@ -67,6 +67,19 @@ def test_a_vocabulary_of_another_form_is_not_trained_on(model, keys):
         file_vocabulary(replace(model, keys={**model.keys, **keys}))
 
 
+def test_types_of_tokens_that_are_no_list_make_no_token_special(model):
+    keys = {**model.keys, "tokenizer.ggml.token_type": 3}
+    assert file_vocabulary(replace(model, keys=keys)).specials == ()
+
+
+def test_an_architecture_that_is_no_text_is_written_as_text(model, tmp_path):
+    from core.apr_writer import write_apr
+
+    write_apr(tmp_path / "m.apr", replace(model, keys={**model.keys, "general.architecture": math.nan}))
+    with pytest.raises(FileError, match="architecture 'nan'"):
+        read_arch(open_model(tmp_path / "m.apr"))
+
+
 @pytest.mark.parametrize("alignment", [0, 3, 1 << 31])
 def test_an_alignment_that_no_file_can_have_is_not_written(tmp_path, alignment):
     from core.apr_writer import write_apr
