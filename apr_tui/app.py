@@ -172,13 +172,13 @@ class Console(App[int]):
 
         self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
 
-    def ask_export(self, screen: Owner, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
-        """Ask for the folder, ask again before it overwrites, and write."""
+    def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
+        """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
         from apr_tui.ask import ConfirmScreen
 
         def write(folder: Path, force: bool) -> None:
             command = screen.command()
-            self.run_job(screen, "export", export_job(shown, folder, force, self.request, command, self.door_source))
+            self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.door_source))
 
         def answered(folder: Path) -> Callable[[bool | None], None]:
             return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")

@@ -154,7 +154,7 @@ class CheckScreen(VerdictScreen):
             self.say("There is nothing to export yet: the check has to end first.", "watch")
             return
         out = self.console.door_source().default_out(check.trace)
-        self.console.ask_export(self, check, out.with_name(f"{out.name}-check"))
+        self.console.ask_export(self, self.request, check, out.with_name(f"{out.name}-check"))
 
 
 class CheckedLayer(LayerScreen):

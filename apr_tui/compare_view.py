@@ -208,4 +208,5 @@ class CompareScreen(VerdictScreen):
             return
         out = self.console.door_source().default_out(self.comparison.a)
         word = "pair" if self.bisection is None else "bisect"
-        self.console.ask_export(self, self.bisection or self.comparison, out.with_name(f"{out.name}-{word}"))
+        shown = self.bisection or self.comparison
+        self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

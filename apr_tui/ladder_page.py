@@ -69,7 +69,7 @@ class LadderScreen(PageScreen):
     def action_export(self) -> None:
         """Write the comparison, the ladder and the reproducer."""
         out = self.under.console.door_source().default_out(self.found.comparison.a)
-        self.under.console.ask_export(self, self.found, out.with_name(f"{out.name}-bisect"))
+        self.under.console.ask_export(self, self.under.request, self.found, out.with_name(f"{out.name}-bisect"))
 
     def action_copy(self) -> None:
         """Copy the command."""

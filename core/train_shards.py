@@ -160,4 +160,5 @@ def _map(path: Path) -> Tokens:
             raise FileError(f"{path} has {size} bytes; whole u32 tokens of 4 bytes were needed. Make the shard again.")
         return np.asarray(np.memmap(path, "<u4", mode="r"))
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error
+        why = os_reason(error)
+        raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from apr_tui import cli
+from apr_tui import cli, commands
 from apr_tui.options import COMMANDS
 from core import session
 from core.errors import UsageError
@@ -279,6 +279,13 @@ def test_a_comparison_exits_by_its_verdict_and_its_document_has_the_keys_of_the_
     assert fact.code == 4 and fact.doc()["verdict"] == "NOT_COMPARABLE"
     empty = run("compare", model, model, *TOKENS, "--scope", "pos:99", "--plant", "scale@1.qkv")
     assert empty.code == 4 and "scope" in empty.out
+
+
+def test_prompts_are_one_a_line_whatever_else_a_line_holds(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\x0cpage\r\n\n two\u2028lines\n", newline="")
+    asked = SimpleNamespace(prompts=path, prompt=None, prompt_file=None, tokens=None, chat=False)
+    assert [p.text for p in commands.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
 
 
 def test_the_verdict_stands_in_words_too(run, model):

@@ -244,6 +244,17 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_the_present_folder_as_output_is_tried_beside_itself(tmp_path, monkeypatch):
+    made = []
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with monkeypatch.context() as here:
+        here.setattr(Path, "mkdir", lambda probe: made.append(probe))
+        here.setattr(Path, "rmdir", lambda probe: None)
+        check_out(Path("."), force=False)
+    assert [probe.parent for probe in made] == [tmp_path]
+
+
 def test_a_long_trace_is_written_in_columns_not_cell_by_cell():
     x = values(n_token=200, n_layer=4)
     text = evidence.tokens_csv(trace_of(cells_of(x, 200), 200))

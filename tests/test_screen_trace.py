@@ -185,6 +185,17 @@ async def test_export_asks_before_it_overwrites_and_shows_the_path(monkeypatch, 
         assert door.calls[-1][2] is True
 
 
+async def test_an_export_is_taken_at_the_scope_that_is_shown(monkeypatch, tmp_path):
+    door = FakeDoor()
+    async with console(monkeypatch, door) as (app, pilot):
+        await pilot.press("s", "e")
+        await pilot.pause()
+        app.screen.query_one(Input).value = str(tmp_path / "new")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        assert door.exported_scope == "last" and door.calls[-1][3].endswith("--scope last")
+
+
 async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path):
     door = FakeDoor()
     export = door.export_trace
