@@ -15,7 +15,7 @@ from apr_tui.jobs import check_job
 from apr_tui.keys import CHECK, CHECKED, bindings
 from apr_tui.layer_screen import LayerScreen
 from apr_tui.page import CHECK_MEANINGS, PageScreen
-from apr_tui.paint import Span, crop, fit, foreign
+from apr_tui.paint import Rows, Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import rule
 from apr_tui.status import error_note, export_note, seconds_text, witness_span
@@ -90,7 +90,7 @@ class CheckScreen(VerdictScreen):
         gap = width - sum(cell_len(text) for text, _ in spans) - cell_len(right)
         return [*spans, (" " * max(gap, 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The sentence and the guess of a bad stage, or that there is none."""
         return [[(f" {self.end}", "watch")]] if self.end else note_lines(self.view, self.at, width)
 
@@ -173,7 +173,7 @@ class CheckedLayer(LayerScreen):
         """One stage."""
         return layer_row(self.view, place, is_here, width)
 
-    def pane_lines(self, width: int, height: int) -> list[list[Span]]:
+    def pane_lines(self, width: int, height: int) -> Rows:
         """All that the check knows of the chosen stage."""
         lines = stage_lines(self.view, self.place, self.weights(self.place), width)
         return [rule(place_text(self.place), width), *lines[1:]][:height]
@@ -182,7 +182,7 @@ class CheckedLayer(LayerScreen):
         """Title of the page of one stage."""
         return f"{foreign(self.under.path.name)}  {place_text(self.place)}"
 
-    def open_lines(self, place: Place, width: int) -> list[list[Span]]:
+    def open_lines(self, place: Place, width: int) -> Rows:
         """The page of one stage."""
         return [[], *stage_lines(self.view, place, self.weights(place), width)]
 

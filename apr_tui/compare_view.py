@@ -12,7 +12,7 @@ from apr_tui.door import Request
 from apr_tui.jobs import bisect_job, pair_job
 from apr_tui.keys import PAIR, bindings
 from apr_tui.page import PAIR_MEANINGS, PageScreen
-from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
+from apr_tui.paint import STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.pair_lines import cause, verdict_spans
 from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text
@@ -91,12 +91,12 @@ class CompareScreen(VerdictScreen):
         used = sum(cell_len(t) for t, _ in spans)
         return [*spans, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The verdict, then as many reasons as there is room for."""
         found = self.comparison
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
-        lines: list[list[Span]] = [verdict_spans(found)]
+        lines: Rows = [verdict_spans(found)]
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
             return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]

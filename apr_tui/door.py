@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"
+WeightFacts = tuple[str, str, tuple[int, ...]]  # name, quant type, shape
 
 
 class Door(Protocol):
@@ -61,7 +62,7 @@ class Door(Protocol):
     def sibling(self, path: Path) -> Path | None: ...
     def weights_behind(
         self, model: ModelFile, layer: int | None, stage: str,
-    ) -> Sequence[tuple[str, str, tuple[int, ...]]]: ...
+    ) -> Sequence[WeightFacts]: ...
     def ensure_demo(self) -> tuple[Path, Path]: ...
 
 

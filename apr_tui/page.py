@@ -10,7 +10,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.keys import PAGE, bindings, help_lines, hint_spans
-from apr_tui.paint import STATES, Lines, Span, foreign, plain, strip, wrap
+from apr_tui.paint import STATES, Lines, Rows, Span, foreign, plain, strip, wrap
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",
@@ -110,9 +110,9 @@ class PageScreen(Screen[None]):
         self.app.exit(0)
 
 
-def help_build(width: int) -> list[list[Span]]:
+def help_build(width: int) -> Rows:
     """The help page: keys, marks, metrics."""
-    lines: list[list[Span]] = [[], [(" Keys", "title")]]
+    lines: Rows = [[], [(" Keys", "title")]]
     for keys, meaning in help_lines():
         for i, part in enumerate(wrap(meaning, max(width - 16, 20))):
             lines.append([(f"  {keys if i == 0 else '':<12}", "key"), (part, "text")])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from apr_tui.paint import OK, STATES, Span, foreign
+from apr_tui.paint import OK, STATES, Rows, Span, foreign
 from apr_tui.stage_lines import fit_text
 from core.stages import Place, place_text
 
@@ -82,14 +82,14 @@ def layer_row(view: PairView, place: Place, is_here: bool) -> list[Span]:
     return [*spans, (f"  {cause(view.comparison, place)}", "bad" if is_first else "quiet")]
 
 
-def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def cell_lines(view: PairView, place: Place, width: int) -> Rows:
     """The page of one cell: the distances, the statistics of both sides, the tokens of both sides."""
     from core.grid import short
 
     difference = view.comparison.cells.get(place) if view.comparison else None
     word, name = STATES[view.mark(place)]
     word = difference.state if difference else word
-    lines: list[list[Span]] = [[], [(f" {place_text(place)} ", "title"), (f"{view.mark(place)} {word}", name)]]
+    lines: Rows = [[], [(f" {place_text(place)} ", "title"), (f"{view.mark(place)} {word}", name)]]
     if difference is not None:
         lines += [[(f"   {field:<10}", "quiet"), (short(getattr(difference, field)), "text")] for field in DISTANCES]
         if difference.token is not None:
@@ -110,7 +110,7 @@ def distance_spans(view: PairView, place: Place) -> list[Span]:
             (short(difference.max_abs), "text"), (where, "quiet")]
 
 
-def side_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def side_lines(view: PairView, place: Place, width: int) -> Rows:
     """The statistics of both sides, and each token's std."""
     from core.grid import divided, short
 
@@ -124,7 +124,7 @@ def side_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
     return [*lines, [], *_token_lines(view, place, width)]
 
 
-def _token_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def _token_lines(view: PairView, place: Place, width: int) -> Rows:
     from core.carriers import std_T
     from core.grid import divided, short
     from core.stats import TokenStats

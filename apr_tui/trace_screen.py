@@ -13,7 +13,7 @@ from apr_tui.door import Request, read_prompt, typed_path, write_prompt
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
-from apr_tui.paint import Span, crop, fit, foreign, plain
+from apr_tui.paint import Rows, Span, crop, fit, foreign, plain
 from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.trace_lines import cell_spans, note_lines
@@ -126,7 +126,7 @@ class TraceScreen(GridScreen):
         used = sum(cell_len(text) for text, _ in front) + cell_len(name) + 1 + tail
         return [*front, (f" {name}", "title"), *middle, (" " * max(width - used, 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The finding's sentence, or what stands in for it while there is none."""
         return note_lines(self.view, width)
 

@@ -270,6 +270,8 @@ def test_a_folder_s_config_of_another_form_is_named_or_says_no_vocabulary(tmp_pa
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     if text in ("[1]", '{"vocab_size": "many"}'):
         assert [t.id for t in folder_tokens(tmp_path, Prompt(tokens=(1, 10**6)))[0]] == [1, 10**6]
+        with pytest.raises(UsageError, match="token -1 is outside the vocabulary"):
+            folder_tokens(tmp_path, Prompt(tokens=(-1,)))
     else:
         with pytest.raises(FileError, match=r"config\.json is not a JSON document"):
             folder_tokens(tmp_path, Prompt(tokens=(1,)))

@@ -85,7 +85,8 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
     outside = [i for i in ids if i < 0 or (n_vocab is not None and i >= n_vocab)]
     if outside:
-        raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: 0 to {n_vocab - 1}.")
+        known = "ids count from 0" if n_vocab is None else f"it has ids 0 to {n_vocab - 1}"
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: {known}.")
     return tuple(Token(i, text_of(i)) for i in ids), text_of
 
 
