@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from core.model_file import ModelFile
 
 AGAINST = "against float64  "
-HAS_NO_SCOPE = "a local error is of its stage's worst token: it has no scope"
+HAS_NO_SCOPE = "a local error is that of its stage's worst token, so it has no scope"
 
 
 class CheckScreen(VerdictScreen):

@@ -138,8 +138,8 @@ def help_build(width: int) -> Rows:
         "and no second model was needed.",
         "Then press g: the same model from the other format either agrees (H1: the model) or names the first place "
         "that differs (H2: a bug) or a declared numeric choice (H3).",
-        "In a comparison, b proves the cause: B's values are put into A, and the logits come back from the place on "
-        "where they part.",
+        "In a comparison, b proves the cause: B's values are put into A, and the logits come back from the place "
+        "where they part onwards.",
         "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
     ):
         lines += [[(f"  {part}", "text")] for part in wrap(plain(text), max(width - 4, 20))]

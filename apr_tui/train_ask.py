@@ -65,7 +65,8 @@ def read_line(text: str) -> Training:
     words = words[2:] if words[:2] == ["apr-tui", "train"] else words
     outside = ONLY_WORDS & set(words)
     if outside:
-        raise UsageError(f"{', '.join(sorted(outside))}: only on the command line: apr-tui train {shlex.join(words)}")
+        command = f"apr-tui train {shlex.join(words)}"
+        raise UsageError(f"{', '.join(sorted(outside))} works on the command line only: {command}")
     options = command_parser("train").parse_args(words)
     options.command = f"apr-tui train {shlex.join(words)}"
     if options.watch is not None:

@@ -223,7 +223,7 @@ def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> Rows:
     """The page of the gates: verdict, rule, what was measured, the file that shows it; then what the run is."""
     lines: Rows = [[]]
     if view is None or not view.gates:
-        lines.append([(f" {UNKNOWN} These stand now; the others are judged when the run ends.", "quiet")])
+        lines.append([(f" {UNKNOWN} These can be judged now; the others when the run ends.", "quiet")])
     for gate in (view.gates or live_gates(view)) if view is not None else ():
         mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
         word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))

@@ -167,7 +167,7 @@ def farewell(training: Training, seconds: float = TRAIN_PATIENCE_S) -> bool:
     elif training.error is not None:
         _say(str(training.error))
     else:
-        _say("it was not waited for; the logged steps and the last checkpoint are kept. Go on with: "
+        _say("the run was ended without waiting; its logged steps and last checkpoint are kept. Continue with: "
              f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(training.folder)])}")
     return ended
 

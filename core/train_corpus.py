@@ -81,9 +81,9 @@ def open_corpus(
         return _published(root, given, n_vocab)
     documents, skipped = find_documents(root)
     if not documents:
-        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or no UTF-8). "
+        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or not UTF-8). "
                         "Give a folder of text files.")
-    notes = [f"{skipped} files that are no UTF-8 text were left out"] if skipped else []
+    notes = [f"{skipped} files that are not UTF-8 text were left out"] if skipped else []
     chosen = capped(documents, cap_mib)
     if len(chosen) < len(documents):
         notes.append(f"{len(chosen)} of {len(documents)} documents, {cap_mib} MiB: the config reads no more by default")

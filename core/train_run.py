@@ -77,8 +77,8 @@ def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
     except (KeyError, TypeError) as error:
         raise FileError(f"{options.out / RUN} is no training run ({error!r}). Give the folder of one.") from error
     if is_first() and is_alive(run):
-        raise UsageError(f"{options.out} is being trained by process {run['pid']}. Follow it by --watch {options.out}, "
-                         "or stop it first.")
+        raise UsageError(f"{options.out} is being trained by process {run['pid']}. "
+                         f"Follow it with --watch {options.out}, or stop it first.")
     newest = newest_checkpoint(options.out)
     done = int(newest.name.partition("-")[2]) if newest is not None else 0
     if plan.steps < done:
@@ -96,7 +96,7 @@ def hold_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder. Give another --out.")
     if (out / RUN).exists():
-        raise UsageError(f"{out} already holds a training run. Go on with it by --resume, or give another --out.")
+        raise UsageError(f"{out} already holds a training run. Continue it with --resume, or give another --out.")
     if out.is_dir() and any(path.name != LOG for path in out.iterdir()):
         raise UsageError(f"{out} exists and is not empty. Give another --out.")
     above = out
