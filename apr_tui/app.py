@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.theme import Theme
 
 from apr_tui import leaving
-from apr_tui.door import DoorSource, Request, real_door
+from apr_tui.door import DoorSource, Request, real_door, typed_path
 from apr_tui.jobs import export_job
 from apr_tui.run_worker import Ended, Feed, Frame, Progress, RunWorker
 from apr_tui.status import memory_text
@@ -172,22 +172,22 @@ class Console(App[int]):
 
         self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
 
-    def ask_export(self, screen: Owner, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
-        """Ask for the folder, ask again before it overwrites, and write."""
+    def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
+        """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
         from apr_tui.ask import ConfirmScreen
 
         def write(folder: Path, force: bool) -> None:
             command = screen.command()
-            self.run_job(screen, "export", export_job(shown, folder, force, self.request, command, self.door_source))
+            self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.door_source))
 
         def answered(folder: Path) -> Callable[[bool | None], None]:
             return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")
 
         def named(text: str) -> None:
-            folder = Path(text.strip()).expanduser()
+            folder = typed_path(text.strip())
             if not text.strip():
                 return
-            if folder.exists():
+            if os.path.exists(folder):
                 self.push_screen(ConfirmScreen(f"{folder} exists. Overwrite it?", "overwrite"), answered(folder))
             else:
                 write(folder, False)

@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Input
 
+from apr_tui.door import typed_path
 from apr_tui.paint import Lines, Span, foreign, wrap
 
 
@@ -33,16 +34,15 @@ def completions(value: str) -> Iterator[str]:
     """Yield the paths that start with value; a folder ends in a slash."""
     if not value:
         return
-    folder, _, start = value.rpartition("/")
+    head, slash, start = value.rpartition("/")
     try:
-        names = sorted(Path(folder + "/" if "/" in value else ".").expanduser().iterdir(), key=_rank)
-    except OSError:
+        names = sorted(typed_path(head + slash or ".").iterdir(), key=_rank)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return
-    head = f"{folder}/" if "/" in value else ""
     for path in names:
         if path.name.startswith(start) and (start.startswith(".") or not path.name.startswith(".")):
-            is_folder = path.is_dir() and not (path / "manifest.json").is_file()  # a bundle is opened, not entered
-            yield head + path.name + ("/" if is_folder else "")
+            is_bundle = os.path.isfile(path / "manifest.json")  # it is opened, not entered
+            yield head + slash + path.name + ("/" if os.path.isdir(path) and not is_bundle else "")
 
 
 class AskScreen(ModalScreen[str | None]):
@@ -108,4 +108,4 @@ class ConfirmScreen(ModalScreen[bool]):
 
 
 def _rank(path: Path) -> tuple[bool, str]:
-    return (not (path.suffix in (".gguf", ".apr") or path.is_dir()), path.name)
+    return (not (path.suffix in (".gguf", ".apr") or os.path.isdir(path)), path.name)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from apr_tui.paint import Span, foreign, plain, wrap
-from apr_tui.pair_lines import CLEAR, SAME, verdict_spans
+from apr_tui.paint import Rows, Span, foreign, plain, wrap
+from apr_tui.pair_lines import verdict_spans
 from core.stages import Place, place_text
 
 if TYPE_CHECKING:
     from core.trace import Trace
     from core.verdict import Check, Comparison, LocalError
 
-Lines_ = list[list[Span]]
 WITNESS = {
     True: "traced equals untraced, bit for bit", False: "X traced differs from untraced",
     None: "no witness ran beside it",
@@ -21,9 +20,9 @@ WITNESS = {
 LONGER = "other values: a longer prompt, or several (--prompts FILE)"
 
 
-def check_card(check: Check, width: int) -> Lines_:
+def check_card(check: Check, width: int) -> Rows:
     """The card of a check; where it passed, the numbers are those of the stage nearest to its limit."""
-    lines: Lines_ = [[], check_spans(check)]
+    lines: Rows = [[], check_spans(check)]
     place = check.first or nearest(check)
     error = check.errors.get(place) if place else None
     if place is not None and error is not None:
@@ -32,12 +31,12 @@ def check_card(check: Check, width: int) -> Lines_:
     return lines + _side("", check.trace, "title")
 
 
-def pair_card(found: Comparison, width: int) -> Lines_:
+def pair_card(found: Comparison, width: int) -> Rows:
     """The card of a comparison."""
     from core.grid import short
-    from core.verdict import VERDICTS
+    from core.verdict import CLEAR, SAME, VERDICTS
 
-    lines: Lines_ = [[], verdict_spans(found)]
+    lines: Rows = [[], verdict_spans(found)]
     if found.first is not None:
         lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
     rows = (
@@ -65,7 +64,7 @@ def check_spans(check: Check) -> list[Span]:
     return spans
 
 
-def error_rows(place: Place, error: LocalError) -> Lines_:
+def error_rows(place: Place, error: LocalError) -> Rows:
     """Measured, floor and multiple of a stage against float64."""
     from core.grid import short
     from core.verdict import BAD_FACTOR, LEAST_FLOOR
@@ -110,7 +109,7 @@ def check_changes(check: Check) -> tuple[str, ...]:
 def pair_changes(found: Comparison) -> tuple[str, ...]:
     """What would turn the verdict of a comparison."""
     from core.grid import short
-    from core.verdict import BAD_FACTOR
+    from core.verdict import BAD_FACTOR, CLEAR, SAME
 
     differs = f"a cell above {CLEAR:g} x its floor: H2, or H3 where a declared choice explains it"
     if found.verdict in ("AGREE", "H1"):
@@ -136,15 +135,15 @@ def _row(name: str, number: str, text: str) -> list[Span]:
     return [(f"   {name:<10}", "quiet"), (f"{number:>8}", "title"), (f"  {text}", "quiet")]
 
 
-def _list(title: str, texts: Iterable[str], width: int) -> Lines_:
-    lines: Lines_ = [[], [(f" {title}", "title")]]
+def _list(title: str, texts: Iterable[str], width: int) -> Rows:
+    lines: Rows = [[], [(f" {title}", "title")]]
     for text in texts:
         parts = wrap(plain(foreign(text)), max(width - 6, 10))
         lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
     return lines
 
 
-def _side(side: str, trace: Trace, name: str) -> Lines_:
+def _side(side: str, trace: Trace, name: str) -> Rows:
     facts = trace.facts
     known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
     heading: list[Span] = [(f" {side}", name)] if side else []

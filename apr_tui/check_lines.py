@@ -7,21 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apr_tui.card import error_rows
-from apr_tui.paint import OK, STATES, Span, fit, foreign, plain, wrap
+from apr_tui.paint import OK, STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.stage_lines import fit_text, weight_lines
 from core.stages import Place, place_text, stage_named
 
 if TYPE_CHECKING:
     from apr_tui.check_view import CheckView
+    from apr_tui.door import WeightFacts
     from core.verdict import LocalError
 
-Lines_ = list[list[Span]]
-Weights = Sequence[tuple[str, str, tuple[int, ...]]]
 LOST = "no token is finite here: nothing to judge"
 COLUMNS = (("nmse", 9), ("sqnr_db", 9), ("floor", 9), ("multiple", 10))
 
 
-def note_lines(view: CheckView, at: int, width: int) -> Lines_:
+def note_lines(view: CheckView, at: int, width: int) -> Rows:
     """The sentence of the bad place number at, and the guess; else how far it is, or that it passed."""
     bad = view.bad()
     if view.check is None:
@@ -55,7 +54,7 @@ def cell_spans(view: CheckView, place: Place) -> list[Span]:
             (f"{short(error.limit)}  token {error.token} ch {error.channel}", "text")]
 
 
-def layer_header(width: int) -> list[Span]:
+def layer_header() -> list[Span]:
     """Column names over layer_row."""
     numbers = "".join(f"{name:>{size}}" for name, size in COLUMNS)
     return [(f" {'stage':<13}{numbers}  token:ch  computed from", "quiet")]
@@ -77,7 +76,7 @@ def layer_row(view: CheckView, place: Place, is_here: bool, width: int) -> list[
     return [*spans, (f"  {fit(where, 8)}", "text"), (f"  {fit_text(inputs, max(width - 63, 1))}", "quiet")]
 
 
-def stage_lines(view: CheckView, place: Place, weights: Weights, width: int) -> Lines_:
+def stage_lines(view: CheckView, place: Place, weights: Sequence[WeightFacts], width: int) -> Rows:
     """Everything that the check knows of a stage."""
     error = view.errors.get(place)
     if error is None:
@@ -100,6 +99,6 @@ def _live(place: Place, error: LocalError) -> str:
             f"{short(error.nmse / error.limit)} x its floor")
 
 
-def _said(mark: str, text: str, name: str, width: int) -> Lines_:
+def _said(mark: str, text: str, name: str, width: int) -> Rows:
     parts = wrap(plain(foreign(text)), max(width - len(mark) - 3, 10))
     return [[(f" {mark if i == 0 else ' ' * len(mark)} {part}", name)] for i, part in enumerate(parts)]

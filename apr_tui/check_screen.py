@@ -15,10 +15,10 @@ from apr_tui.jobs import check_job
 from apr_tui.keys import CHECK, CHECKED, bindings
 from apr_tui.layer_screen import LayerScreen
 from apr_tui.page import CHECK_MEANINGS, PageScreen
-from apr_tui.paint import Span, crop, fit, foreign
+from apr_tui.paint import Rows, Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import rule
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.verdict_screen import VerdictScreen
 from core.errors import Cancelled
 from core.stages import Place, place_text, stage_named
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from core.model_file import ModelFile
 
 AGAINST = "against float64  "
-WITNESS = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}
-HAS_NO_SCOPE = "a local error is of its stage's worst token: it has no scope"
+HAS_NO_SCOPE = "a local error is that of its stage's worst token, so it has no scope"
 
 
 class CheckScreen(VerdictScreen):
@@ -54,7 +53,7 @@ class CheckScreen(VerdictScreen):
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of an export."""
         if kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif error is not None:
             self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
             self.note = None if isinstance(error, Cancelled) else error_note(error)
@@ -91,7 +90,7 @@ class CheckScreen(VerdictScreen):
         gap = width - sum(cell_len(text) for text, _ in spans) - cell_len(right)
         return [*spans, (" " * max(gap, 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The sentence and the guess of a bad stage, or that there is none."""
         return [[(f" {self.end}", "watch")]] if self.end else note_lines(self.view, self.at, width)
 
@@ -103,8 +102,8 @@ class CheckScreen(VerdictScreen):
         """What the metric is, and the witness."""
         check = self.view.check
         spans: list[Span] = [(f" {self.view.metric}: {CHECK_MEANINGS[self.view.metric]}", "quiet")]
-        witness = WITNESS[check.trace.observed_equals_unobserved] if check else ""
-        return [*crop(spans, width - len(witness)), (witness, "bad" if "X" in witness else "quiet")]
+        right = witness_span(check.trace.observed_equals_unobserved if check else None)
+        return [*crop(spans, width - len(right[0])), right]
 
     def set_scope(self, scope: str) -> None:
         """There is none."""
@@ -155,7 +154,7 @@ class CheckScreen(VerdictScreen):
             self.say("There is nothing to export yet: the check has to end first.", "watch")
             return
         out = self.console.door_source().default_out(check.trace)
-        self.console.ask_export(self, check, out.with_name(f"{out.name}-check"))
+        self.console.ask_export(self, self.request, check, out.with_name(f"{out.name}-check"))
 
 
 class CheckedLayer(LayerScreen):
@@ -168,13 +167,13 @@ class CheckedLayer(LayerScreen):
 
     def table_header(self, width: int) -> list[Span]:
         """Names of the columns."""
-        return layer_header(width)
+        return layer_header()
 
     def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
         """One stage."""
         return layer_row(self.view, place, is_here, width)
 
-    def pane_lines(self, width: int, height: int) -> list[list[Span]]:
+    def pane_lines(self, width: int, height: int) -> Rows:
         """All that the check knows of the chosen stage."""
         lines = stage_lines(self.view, self.place, self.weights(self.place), width)
         return [rule(place_text(self.place), width), *lines[1:]][:height]
@@ -183,7 +182,7 @@ class CheckedLayer(LayerScreen):
         """Title of the page of one stage."""
         return f"{foreign(self.under.path.name)}  {place_text(self.place)}"
 
-    def open_lines(self, place: Place, width: int) -> list[list[Span]]:
+    def open_lines(self, place: Place, width: int) -> Rows:
         """The page of one stage."""
         return [[], *stage_lines(self.view, place, self.weights(place), width)]
 

@@ -6,6 +6,7 @@ Not here: any work. Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -15,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from apr_tui.leaving import on_signals
-from apr_tui.options import COMMANDS, NOT_BUILT, command_parser, console_parser
-from core.errors import AprError, Cancelled, UsageError
+from apr_tui.options import COMMANDS, command_parser, console_parser
+from core.errors import AprError, Cancelled
 from core.gpu_failure import device_error
 from core.safe_text import safe_text
+from core.user_folders import state_folder
 
 INTERRUPTED, INTERNAL = 130, 70
 _INTERRUPTS: list[int] = []  # signals that have come
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _INTERRUPTS.clear()
+    _ready_streams()
     on_signals(_interrupt)
     try:
         code = _run(words)
@@ -61,21 +64,18 @@ def write_log(error: BaseException) -> Path:
     """Write the traceback to a file of the user's state folder, or of the temporary folder, and return its path."""
     import tempfile
 
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = "".join(traceback.format_exception(error))
-    for folder in (state / "apr-tui", Path(tempfile.gettempdir())):
+    for folder in (state_folder(), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # it may quote any file name
             return folder / name
     return Path(os.devnull)
 
 
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
-        if words[0] in NOT_BUILT and not {"-h", "--help"} & set(words):
-            raise UsageError(f"{words[0]} is not built yet. `apr-tui --help` lists the commands.")
         options = command_parser(words[0]).parse_args(words[1:])
         from apr_tui import commands
 
@@ -89,6 +89,15 @@ def _run(words: list[str]) -> int:
     from apr_tui.launch import open_console
 
     return open_console(options)
+
+
+def _ready_streams() -> None:
+    """Open the null device for a stream that the caller closed (>&-), and let stdout escape what it cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's words may be of any script, a terminal's not
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -119,7 +119,7 @@ def prompts_of(options: argparse.Namespace) -> list[Prompt | None]:
         return [prompt_of(options)]
     if prompt_of(options) is not None and not options.chat:
         raise UsageError("--prompts gives the prompts; it does not go with --prompt, --prompt-file or --tokens.")
-    lines = [line for line in read_text(options.prompts, "--prompts").splitlines() if line.strip()]
+    lines = [line for line in read_text(options.prompts, "--prompts").split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"--prompts {options.prompts} holds no prompt; one a line is needed.")
     return [Prompt(text=line, chat=options.chat) for line in lines]

@@ -12,10 +12,10 @@ from apr_tui.door import Request
 from apr_tui.jobs import bisect_job, pair_job
 from apr_tui.keys import PAIR, bindings
 from apr_tui.page import PAIR_MEANINGS, PageScreen
-from apr_tui.paint import STATES, Span, fit, foreign, plain, wrap
+from apr_tui.paint import STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.pair_lines import cause, verdict_spans
 from apr_tui.run_worker import Frame
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text
 from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
 from core.errors import Cancelled
@@ -53,7 +53,7 @@ class CompareScreen(VerdictScreen):
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of a bisection or an export."""
         if kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif kind == "bisect" and error is not None:
             self.note = ("bisection cancelled", "watch") if isinstance(error, Cancelled) else error_note(error)
         elif error is not None:
@@ -91,12 +91,12 @@ class CompareScreen(VerdictScreen):
         used = sum(cell_len(t) for t, _ in spans)
         return [*spans, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The verdict, then as many reasons as there is room for."""
         found = self.comparison
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
-        lines: list[list[Span]] = [verdict_spans(found)]
+        lines: Rows = [verdict_spans(found)]
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
             return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]
@@ -208,4 +208,5 @@ class CompareScreen(VerdictScreen):
             return
         out = self.console.door_source().default_out(self.comparison.a)
         word = "pair" if self.bisection is None else "bisect"
-        self.console.ask_export(self, self.bisection or self.comparison, out.with_name(f"{out.name}-{word}"))
+        shown = self.bisection or self.comparison
+        self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

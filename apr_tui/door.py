@@ -6,6 +6,7 @@ core.session brings numpy, and a run brings torch: both are imported in the work
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"
+WeightFacts = tuple[str, str, tuple[int, ...]]  # name, quant type, shape
 
 
 class Door(Protocol):
@@ -28,8 +30,8 @@ class Door(Protocol):
     def open_model(self, path: Path) -> ModelFile: ...
     def arch_facts(self, model: ModelFile) -> Any: ...  # noqa: ANN401
     def trace(
-        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, keep_values: bool = False,
-        witness: bool = True, generate: int = 0, emit: Emit = ..., cancelled: IsCancelled = ...,
+        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, generate: int = 0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
     ) -> Trace: ...
     def compare(
         self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
@@ -60,7 +62,7 @@ class Door(Protocol):
     def sibling(self, path: Path) -> Path | None: ...
     def weights_behind(
         self, model: ModelFile, layer: int | None, stage: str,
-    ) -> Sequence[tuple[str, str, tuple[int, ...]]]: ...
+    ) -> Sequence[WeightFacts]: ...
     def ensure_demo(self) -> tuple[Path, Path]: ...
 
 
@@ -70,7 +72,6 @@ class Request:
 
     path: Path | None = None
     bundle: Path | None = None
-    scheme: str = ""
     compute: str = "f32"
     device: str = "auto"
     threads: int | None = None
@@ -87,7 +88,7 @@ class Request:
         """The record of a side that the door takes."""
         from core.source import Source
 
-        return Source(path, self.scheme, self.compute, self.device, self.threads, plant)
+        return Source(path, compute=self.compute, device=self.device, threads=self.threads, plant=plant)
 
     def prompt_record(self) -> Prompt:
         """The record of the prompt that the door takes."""
@@ -95,27 +96,23 @@ class Request:
 
         return Prompt(self.prompt, self.tokens, self.chat)
 
-    def command(self, verb: str, *paths: Path, scope: str, out: Path | None = None) -> str:
+    def command(self, verb: str, *paths: Path, scope: str) -> str:
         """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
         from apr_tui.options import COMMANDS
 
         known = COMMANDS[verb][2]
-        words = ["apr-tui", verb, *(f"{self.scheme}:{p}" if self.scheme else str(p) for p in paths)]
-        if verb == "show":
-            return shlex.join([*words, "--text"])
-        if self.tokens is not None:
-            words += ["--tokens", ",".join(map(str, self.tokens))]
-        elif self.prompt != DEFAULT_PROMPT:
-            words += ["--prompt", self.prompt]
+        words = ["apr-tui", verb, *map(str, paths), *(["--text"] if verb == "show" else [])]
+        tokens = None if self.tokens is None else ",".join(map(str, self.tokens))
         rows: tuple[tuple[str, object, object], ...] = (
+            ("--tokens", tokens, None), ("--prompt", self.prompt if tokens is None else DEFAULT_PROMPT, DEFAULT_PROMPT),
             ("--compute", self.compute, "f32"), ("--device", self.device, "auto"), ("--threads", self.threads, None),
             ("--plant", self.plant, None), ("--scope", scope, "all"), ("--threshold", self.threshold, 10.0),
-            ("--generate", self.generate, 0), ("--out", out, None),
+            ("--generate", self.generate, 0),
         )
         for option, now, usual in rows:
             if now != usual and option in known:
                 words += [option, f"{now:g}" if isinstance(now, float) else str(now)]
-        if self.chat:
+        if self.chat and "--chat" in known:
             words.append("--chat")
         if self.layers is not None and "--layers" in known:
             words += ["--layers", f"{self.layers[0]}..{self.layers[1]}"]
@@ -130,6 +127,11 @@ def write_prompt(text: str) -> str:
 def read_prompt(text: str) -> str:
     """Read what write_prompt wrote."""
     return "\\".join(part.replace("\\n", "\n") for part in text.split("\\\\"))
+
+
+def typed_path(text: str | Path) -> Path:
+    """Return the path that was typed, with ~ as a shell reads it: ~NAME of nobody stays as it is."""
+    return Path(os.path.expanduser(text))
 
 
 DoorSource = Callable[[], Door]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apr_tui.keys import DRILL, bindings
-from apr_tui.layer_screen import LayerScreen, Lines_
-from apr_tui.paint import Span, foreign
+from apr_tui.layer_screen import LayerScreen
+from apr_tui.paint import Rows, Span, foreign
 from apr_tui.stage_lines import (
     beside,
     channel_lines,
@@ -43,7 +43,7 @@ class DrillScreen(LayerScreen):
         """All statistics of a stage."""
         return table_row(self.view, place, is_here, width)
 
-    def pane_lines(self, width: int, height: int) -> Lines_:
+    def pane_lines(self, width: int, height: int) -> Rows:
         """What is known about the chosen stage, as much as there is room for; enter shows all."""
         place = self.place
         own = finding_lines(self.view, place[0], place[1], width)[:2]
@@ -57,7 +57,7 @@ class DrillScreen(LayerScreen):
         weights = weight_lines(self.weights(place), side)
         channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
         parts = [part for part in (why, weights, channels) if part]
-        gap: Lines_ = [[]] if height > 24 else []
+        gap: Rows = [[]] if height > 24 else []
         right = [line for part in parts for line in [*part, *gap]]
         lines = beside(token_lines(self.view, place, left - 1, room), right, left, room)
         return [rule(self._heading(place), width), *lines, *findings]
@@ -71,7 +71,7 @@ class DrillScreen(LayerScreen):
         """Title of the page of one stage."""
         return f"{foreign(self.under.model_name)}  {place_text(self.place)}"
 
-    def open_lines(self, place: Place, width: int) -> Lines_:
+    def open_lines(self, place: Place, width: int) -> Rows:
         """Everything about a stage."""
         return everything(self.view, place, self.weights, width)
 

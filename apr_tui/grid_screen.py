@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.geometry import Size
 from textual.screen import Screen
 
 from apr_tui.grid_view import GridView
 from apr_tui.keys import hint_spans
 from apr_tui.overview import Overview
 from apr_tui.page import PageScreen, help_build
-from apr_tui.paint import Lines, Span, bar, foreign, plain, wrap
+from apr_tui.paint import Lines, Rows, Span, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from core.errors import UsageError
-from core.stages import GRID, parse_scope, place_text, stage_named
+from core.stages import GRID, parse_scope, read_whole, stage_named
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -29,6 +30,17 @@ NOTE_LINES = 2   # a finding's sentence
 LONG_NOTE = 6    # an error's
 STRIP_S = 2.0    # while it runs, the overview is drawn this often: a scale that changes repaints it whole
 SPIN = "|/-\\"
+
+
+def show_small(screen: Screen[None], small: Lines, size: Size) -> None:
+    """Where the window is too small, show that alone."""
+    width, height = size
+    is_small = width < MIN_WIDTH or height < MIN_HEIGHT
+    screen.set_class(is_small, "small")
+    if is_small:
+        needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed"
+        words = f"{width} x {height} is too small: {needed}. Make the window larger; q quits."
+        small.show([[(part, "watch")] for part in wrap(words, max(width, 8))])
 
 
 class GridScreen(Screen[None]):
@@ -61,13 +73,8 @@ class GridScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay out for the size: too small, narrow, or wide."""
-        width, height = event.size
-        small = width < MIN_WIDTH or height < MIN_HEIGHT
-        self.set_class(small, "small")
-        if small:
-            needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed"
-            words = f"{width} x {height} is too small: {needed}. Make the window larger; q quits."
-            self.small.show([[(part, "watch")] for part in wrap(words, max(width, 8))])
+        width = event.size.width
+        show_small(self, self.small, event.size)
         if (width >= WIDE) != self.has_class("wide"):
             self.set_class(width >= WIDE, "wide")
             self.set_class(width >= WIDE, "strip")
@@ -160,7 +167,7 @@ class GridScreen(Screen[None]):
         """First line."""
         raise NotImplementedError
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The lines under the grid."""
         raise NotImplementedError
 
@@ -268,18 +275,13 @@ class GridScreen(Screen[None]):
         """The command that reproduces the view."""
         raise NotImplementedError
 
-    def place_word(self) -> str:
-        """The place under the cursor, as people type it."""
-        return place_text(self.grid.place)
-
 
 def read_jump(text: str) -> tuple[int | None, str | None, str | None]:
     """Read what was typed at /: (layer, stage, scope); UsageError."""
-    if text.isdigit():
-        return int(text), None, None
     layer, dot, stage = text.partition(".")
-    if dot and layer.isdigit():
-        return int(layer), stage_named(stage).name, None
+    row = read_whole(layer)
+    if row is not None:
+        return row, stage_named(stage).name if dot else None, None
     try:
         return None, None, parse_scope(text)
     except UsageError:

@@ -96,7 +96,7 @@ class GridView(Widget):
 
     def header(self, y: int) -> list[Span]:
         """One line of the header: names broken at the underscore, right-aligned over the numbers."""
-        spans: list[Span] = [("layer" if y == 1 else "", "quiet")] if y == 1 else [(" " * LABEL, "quiet")]
+        spans: list[Span] = [("layer" if y == 1 else " " * LABEL, "quiet")]
         for column in self._columns():
             head, _, tail = column.rpartition("_")
             word = tail if y == 1 else f"{head}_" if head else ""

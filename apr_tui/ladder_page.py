@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from apr_tui.keys import LADDER, bindings
 from apr_tui.page import PageScreen
-from apr_tui.paint import Span, bar, foreign, plain, wrap
+from apr_tui.paint import Rows, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import beside
-from apr_tui.status import error_note
+from apr_tui.status import export_note
 from core.stages import place_order, place_text
 
 if TYPE_CHECKING:
     from apr_tui.compare_view import CompareScreen
     from core.verdict import Bisection, Ladder, Rung
 
-Lines_ = list[list[Span]]
 BAR = 10
 COLUMN = 40  # of a list of rungs
 LEAST = -9.99  # a graft may also take the logits further away; beyond this only that is said
-RECOVERED = 0.9  # as core.bisection has it, which would bring torch
 
 
 class LadderScreen(PageScreen):
@@ -42,7 +40,7 @@ class LadderScreen(PageScreen):
         super().show_lines()
         is_busy = self.under.console.owner is self
         text, name = ("writing ...", "a") if is_busy else self.note or ("", "text")
-        notes: Lines_ = [[(f" {part}", name)] for part in wrap(text, self.app.size.width - 2)] if text else []
+        notes: Rows = [[(f" {part}", name)] for part in wrap(text, self.app.size.width - 2)] if text else []
         self.foot.show([*notes, *self.foot.lines[-1:]])
 
     # what the console asks of a screen that runs a job
@@ -53,7 +51,7 @@ class LadderScreen(PageScreen):
 
     def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the end of an export."""
-        self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+        self.note = export_note(result, error)
         self.show_lines()
 
     def say(self, text: str, name: str = "text") -> None:
@@ -70,7 +68,7 @@ class LadderScreen(PageScreen):
     def action_export(self) -> None:
         """Write the comparison, the ladder and the reproducer."""
         out = self.under.console.door_source().default_out(self.found.comparison.a)
-        self.under.console.ask_export(self, self.found, out.with_name(f"{out.name}-bisect"))
+        self.under.console.ask_export(self, self.under.request, self.found, out.with_name(f"{out.name}-bisect"))
 
     def action_copy(self) -> None:
         """Copy the command."""
@@ -83,9 +81,9 @@ class LadderScreen(PageScreen):
             self.dismiss()
 
 
-def ladder_lines(found: Bisection, width: int) -> Lines_:
+def ladder_lines(found: Bisection, width: int) -> Rows:
     """The sentence, then the rungs: layers, then the stages of the layer where the cause lies."""
-    lines: Lines_ = [*([(f" {part}", "text")] for part in wrap(plain(foreign(found.sentence)), width - 2))]
+    lines: Rows = [*([(f" {part}", "text")] for part in wrap(plain(foreign(found.sentence)), width - 2))]
     ladder = found.ladder
     if ladder is None:
         return [*lines, [], [(" no graft was tried: no cell differs", "quiet")]]
@@ -101,11 +99,12 @@ def ladder_lines(found: Bisection, width: int) -> Lines_:
     return lines + [line for one in lists for line in [[], *one]]
 
 
-def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Lines_:
+def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Rows:
     from core.grid import short
+    from core.verdict import RECOVERED
 
     best = ladder.best()
-    lines: Lines_ = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]
+    lines: Rows = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]
     for rung in sorted(rungs, key=lambda r: place_order(r.place)):
         is_cause = best is not None and rung.place == best.place and rung.recovered >= RECOVERED
         name = "b" if is_cause else "text"

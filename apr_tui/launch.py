@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from core.errors import FileError, UsageError
+from core.errors import FileError, UsageError, os_reason
 from core.source import Prompt, Source, parse_source
 
 
@@ -54,4 +54,4 @@ def read_text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{option} {path}: {error}. A UTF-8 text file is needed.") from error
+        raise FileError(f"{option} {path}: {os_reason(error)}. A UTF-8 text file is needed.") from error

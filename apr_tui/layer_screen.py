@@ -11,16 +11,16 @@ from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
 from apr_tui.page import PageScreen, help_build
-from apr_tui.paint import Lines, Span
+from apr_tui.paint import Lines, Rows, Span
 from apr_tui.stage_lines import rule
 from core.errors import AprError
 from core.stages import GRID, STAGES, Place
 
 if TYPE_CHECKING:
+    from apr_tui.door import WeightFacts
     from apr_tui.grid_screen import GridScreen
     from core.model_file import ModelFile
 
-Lines_ = list[list[Span]]
 
 
 class LayerScreen(Screen[None]):
@@ -89,7 +89,7 @@ class LayerScreen(Screen[None]):
         """One stage."""
         raise NotImplementedError
 
-    def pane_lines(self, width: int, height: int) -> Lines_:
+    def pane_lines(self, width: int, height: int) -> Rows:
         """What is known about the chosen stage, as much as there is room for; enter shows all."""
         raise NotImplementedError
 
@@ -97,7 +97,7 @@ class LayerScreen(Screen[None]):
         """Title of the page that enter opens."""
         raise NotImplementedError
 
-    def open_lines(self, place: Place, width: int) -> Lines_:
+    def open_lines(self, place: Place, width: int) -> Rows:
         """Lines of the page that enter opens."""
         raise NotImplementedError
 
@@ -105,7 +105,7 @@ class LayerScreen(Screen[None]):
         """The opened model, where there is one."""
         return None
 
-    def weights(self, place: Place) -> Sequence[tuple[str, str, tuple[int, ...]]]:
+    def weights(self, place: Place) -> Sequence[WeightFacts]:
         """The weights behind a stage; none where a bundle is shown."""
         model = self.model()
         try:

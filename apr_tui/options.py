@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.errors import UsageError
-from core.stages import parse_scope
+from core.stages import parse_scope, read_whole
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -19,10 +19,10 @@ def _tokens(text: str) -> tuple[int, ...]:
 
 
 def _layers(text: str) -> tuple[int, int]:
-    start, dots, stop = text.partition("..")
-    if not dots or not start.isdigit() or not stop.isdigit() or int(stop) <= int(start):
+    start, stop = (read_whole(part) for part in (text.split("..") if text.count("..") == 1 else ("", "")))
+    if start is None or stop is None or stop <= start:
         raise argparse.ArgumentTypeError(f"{text!r}: A..B with A < B is needed, B excluded")
-    return int(start), int(stop)
+    return start, stop
 
 
 def _scope(text: str) -> str:
@@ -43,9 +43,10 @@ def _threshold(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    count = read_whole(text)
+    if not count:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is needed")
-    return int(text)
+    return count
 
 
 def _positive(text: str) -> float:
@@ -68,7 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--device": {"default": "auto", "metavar": "DEVICE", "help": "auto, cpu, cuda or cuda:N"},
     "--compute": {"default": "f32", "metavar": "KIND",
                   "help": "f32 (default), q8 (activations in 8 bits as ggml) or bf16"},
-    "--threads": {"type": _count, "metavar": "N", "help": "threads of the multiplication"},
+    "--threads": {"type": _count, "metavar": "N", "help": "threads to multiply with"},
     "--plant": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in a value (side A)"},
     "--scope": {"type": _scope, "default": "all", "metavar": "SCOPE", "help": "all, last, first, rest or pos:N"},
     "--threshold": {"type": _threshold, "default": 10.0, "metavar": "X",
@@ -79,7 +80,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"type": Path, "metavar": "DIR", "help": "write the evidence there"},
     "--force": {"action": "store_true", "help": "replace what is there"},
     "--values": {"action": "store_true", "help": "keep the values of every stage in the bundle"},
-    "--no-witness": {"action": "store_true", "help": "leave out the untraced run beside it"},
+    "--no-witness": {"action": "store_true", "help": "do not run the untraced witness beside it"},
     "--csv": {"type": Path, "metavar": "FILE", "help": "write the grid as CSV"},
     "--json": {"action": "store_true", "help": "one JSON document on stdout"},
     "--quiet": {"action": "store_true", "help": "no progress on stderr"},
@@ -87,7 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
                 "help": "the file whose weights a bundle's values are checked against"},
     "--contract": {"type": Path, "metavar": "FILE",
                    "help": "judge the falsification tests of a published contract (YAML)"},
-    "--prompts": {"type": Path, "metavar": "FILE", "help": "one prompt a line; the worst verdict counts"},
+    "--prompts": {"type": Path, "metavar": "FILE", "help": "one prompt per line; the worst verdict counts"},
     "--definition": {"choices": ("sample", "population"), "help": "how the table's std was taken"},
     "--fault": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in the bytes of demo.apr"},
     "--to": {"choices": ("f16", "f32"), "help": "dequantise the types that the other format lacks"},
@@ -95,24 +96,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--config": {"metavar": "NAME", "help": "model and run: tiny (default), 370m or FILE.toml"},
     "--corpus": {"type": Path, "metavar": "DIR", "help": "text or token shards (default: Python's own library)"},
     "--tokenizer": {"type": Path, "metavar": "DIR", "help": "vocab.json and merges.txt (default: one is trained)"},
-    "--steps": {"type": _count, "metavar": "N", "help": "optimizer steps"},
-    "--batch": {"type": _count, "metavar": "B", "help": "sequences a step"},
-    "--seq": {"type": _count, "metavar": "S", "help": "tokens of a sequence"},
+    "--steps": {"type": _count, "metavar": "N", "help": "number of optimizer steps"},
+    "--batch": {"type": _count, "metavar": "B", "help": "sequences per step"},
+    "--seq": {"type": _count, "metavar": "S", "help": "tokens per sequence"},
     "--steps-per-epoch": {"type": _count, "metavar": "E", "help": "steps between validations"},
     "--mode": {"choices": ("from-scratch", "finetune"), "help": "sets rate, warm-up, target and cap together"},
-    "--init": {"type": Path, "metavar": "FILE", "help": "the model that finetuning begins with"},
-    "--seed": {"type": int, "metavar": "N", "help": "of the weights and the order of the data (default 42)"},
+    "--init": {"type": Path, "metavar": "FILE", "help": "the model to finetune"},
+    "--seed": {"type": int, "metavar": "N", "help": "seed of the weights and of the order of the data (default 42)"},
     "--lr": {"type": _positive, "metavar": "X", "help": "peak learning rate, instead of the mode's"},
     "--warm-up": {"type": _count, "metavar": "N", "help": "steps of linear warm-up"},
     "--checkpoint-every": {"type": _count, "metavar": "N", "help": "steps between checkpoints (default: an epoch)"},
     "--grads-every": {"type": _count, "metavar": "N", "help": "steps between gradient tables"},
     "--budget-ms": {"type": _positive, "metavar": "X", "help": "budget of a step for GATE-GPUTRAIN-004"},
-    "--parallel": {"choices": ("auto", "ddp", "fsdp2"), "default": "auto", "help": "how torchrun's processes share"},
+    "--parallel": {"choices": ("auto", "ddp", "fsdp2"), "default": "auto", "help": "how processes share the work"},
     "--compile": {"choices": ("auto", "on", "off"), "default": "auto", "help": "compile the model's parts"},
-    "--resume": {"action": "store_true", "help": "go on with the run in --out"},
-    "--oracle": {"action": "store_true", "help": "hold the first step's gradients against float64"},
+    "--resume": {"action": "store_true", "help": "continue the run in --out"},
+    "--oracle": {"action": "store_true", "help": "check the first step's gradients against float64"},
     "--watch": {"type": Path, "metavar": "DIR", "help": "follow a run that another process writes"},
-    "--detach": {"action": "store_true", "help": "train on without this terminal"},
+    "--detach": {"action": "store_true", "help": "keep training after this terminal closes"},
 }
 _FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
 _RUN = ("--device", "--compute", "--threads", "--plant", "--scope", "--threshold")
@@ -129,7 +130,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
               (*_FEED, "--prompts", *_RUN, "--generate", *_OUT, "--model")),
     "compare": ("judge B against A: H1, H2, H3 or why not", ("A", "B"),
                 (*_FEED, "--prompts", *_RUN, *_OUT, "--values")),
-    "bisect": ("name the one first place and the wrong side, with a ladder of grafts", ("A", "B"),
+    "bisect": ("name the first place, the wrong side, and prove it by a ladder of grafts", ("A", "B"),
                (*_FEED, *_RUN, *_OUT)),
     "train": ("step a training run, with its gates and checkpoints that can be traced", (), _TRAIN),
     "import": ("turn another tool's trace into a bundle", ("SRC",),
@@ -140,7 +141,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "demo": ("write the demonstration pair", (), ("--out", "--fault", "--force", "--quiet")),
     "doctor": ("say what this machine offers", (), ("--json",)),
 }
-NOT_BUILT: tuple[str, ...] = ()
 CONSOLE = (*_FEED, *_RUN, "--layers", "--generate")
 REQUIRED = {"import": ("--out",), "demo": ("--out",)}
 UNSET = {"import": {"--scope": None}, "show": {"--scope": None}}  # where a default would claim what nobody said

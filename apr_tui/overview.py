@@ -10,7 +10,7 @@ from typing import Protocol
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Span, changed, only_ascii, strip
+from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Rows, Span, changed, only_ascii, strip
 
 LABEL = 11
 WORST = (BAD, WATCH)
@@ -40,7 +40,7 @@ class Overview(Widget):
         self.source = source
         self.columns = tuple(columns)
         self.cursor = (0, "")
-        self._lines: list[list[Span]] = []
+        self._lines: Rows = []
 
     def show_all(self, cursor: tuple[int, str]) -> None:
         """Work everything out again and repaint what changed."""
@@ -59,7 +59,7 @@ class Overview(Widget):
         """Draw one line (Textual calls this)."""
         return strip(self._lines[y] if y < len(self._lines) else (), self.size.width)
 
-    def _drawn(self) -> list[list[Span]]:
+    def _drawn(self) -> Rows:
         n_layer, width, height = self.source.n_row, self.size.width - LABEL - 1, self.size.height
         if n_layer == 0 or width < 4 or height < len(self.columns):
             return []
@@ -85,11 +85,11 @@ class Overview(Widget):
                 last = at
         return [(" " * LABEL, "quiet"), ("".join(line), "quiet")]
 
-    def _bars(self, column: str, groups: Sequence[range], wide: int, tall: int) -> list[list[Span]]:
+    def _bars(self, column: str, groups: Sequence[range], wide: int, tall: int) -> Rows:
         cells = [self._worst(column, group) for group in groups]
         sizes = [abs(n) for n, _ in cells if n is not None and math.isfinite(n)]
         largest = max(*sizes, 2 * sorted(sizes)[len(sizes) // 2]) if sizes else 0.0
-        lines: list[list[Span]] = [[]] if tall > 1 else []
+        lines: Rows = [[]] if tall > 1 else []
         tall = max(tall - 1, 1)
         for level in range(tall - 1, -1, -1):
             label = column if level == 0 else ""

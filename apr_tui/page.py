@@ -10,7 +10,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.keys import PAGE, bindings, help_lines, hint_spans
-from apr_tui.paint import STATES, Lines, Span, foreign, plain, strip, wrap
+from apr_tui.paint import STATES, Lines, Rows, Span, foreign, plain, strip, wrap
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",
@@ -110,9 +110,9 @@ class PageScreen(Screen[None]):
         self.app.exit(0)
 
 
-def help_build(width: int) -> list[list[Span]]:
+def help_build(width: int) -> Rows:
     """The help page: keys, marks, metrics."""
-    lines: list[list[Span]] = [[], [(" Keys", "title")]]
+    lines: Rows = [[], [(" Keys", "title")]]
     for keys, meaning in help_lines():
         for i, part in enumerate(wrap(meaning, max(width - 16, 20))):
             lines.append([(f"  {keys if i == 0 else '':<12}", "key"), (part, "text")])
@@ -138,8 +138,8 @@ def help_build(width: int) -> list[list[Span]]:
         "and no second model was needed.",
         "Then press g: the same model from the other format either agrees (H1: the model) or names the first place "
         "that differs (H2: a bug) or a declared numeric choice (H3).",
-        "In a comparison, b proves the cause: B's values are put into A, and the logits come back from the place on "
-        "where they part.",
+        "In a comparison, b proves the cause: B's values are put into A, and the logits come back from the place "
+        "where they part onwards.",
         "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
     ):
         lines += [[(f"  {part}", "text")] for part in wrap(plain(text), max(width - 4, 20))]

@@ -20,6 +20,7 @@ from textual.widget import Widget
 from core.safe_text import safe_text
 
 Span = tuple[str, str]  # text, name of a style
+Rows = list[list[Span]]  # lines
 
 STYLES = {
     "text": "#d0d0d0",

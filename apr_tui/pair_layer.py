@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from apr_tui.card import error_rows
 from apr_tui.keys import DRILL, bindings
-from apr_tui.layer_screen import LayerScreen, Lines_
-from apr_tui.paint import Span, foreign, plain, wrap
+from apr_tui.layer_screen import LayerScreen
+from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import cell_lines, distance_spans, layer_header, layer_row, side_lines
 from apr_tui.stage_lines import rule
 from core.stages import Place, place_text
@@ -27,22 +27,22 @@ class PairLayer(LayerScreen):
 
     def table_header(self, width: int) -> list[Span]:
         """Names of the columns."""
-        return layer_header(width)
+        return layer_header()
 
     def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
         """One stage."""
-        return layer_row(self.view, place, is_here, width)
+        return layer_row(self.view, place, is_here)
 
-    def pane_lines(self, width: int, height: int) -> Lines_:
+    def pane_lines(self, width: int, height: int) -> Rows:
         """What is said of the chosen stage, then both sides' statistics as far as there is room."""
         said = self.said(self.place, width)
         numbers = [distance_spans(self.view, self.place), *side_lines(self.view, self.place, width)]
         return [rule(place_text(self.place), width), *said, *numbers][:height]
 
-    def said(self, place: Place, width: int) -> Lines_:
+    def said(self, place: Place, width: int) -> Rows:
         """What float64 and the grafts say of a stage; nothing where they were not asked about it."""
         found, bisection = self.view.comparison, self.under.bisection
-        lines: Lines_ = []
+        lines: Rows = []
         if found is not None and place == found.first and found.error is not None:
             lines += error_rows(place, found.error)
             lines[0] = [(f" side {found.side or 'A and B'} against float64, on its own inputs", "title")]
@@ -59,7 +59,7 @@ class PairLayer(LayerScreen):
         """Title of the page of one cell."""
         return f"A {foreign(self.under.a.name)}  B {foreign(self.under.b.name)}"
 
-    def open_lines(self, place: Place, width: int) -> Lines_:
+    def open_lines(self, place: Place, width: int) -> Rows:
         """Everything about a cell."""
         lines = cell_lines(self.view, place, width)
         return [*lines[:2], *self.said(place, width), *lines[2:]]

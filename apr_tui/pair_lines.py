@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from apr_tui.paint import OK, STATES, Span, foreign
+from apr_tui.paint import OK, STATES, Rows, Span, foreign
 from apr_tui.stage_lines import fit_text
 from core.stages import Place, place_text
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
 GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
 FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
-SAME, CLEAR = 3.0, 10.0  # floors, as core.pair has them, which would bring torch
 COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
@@ -45,6 +44,8 @@ def verdict_spans(found: Comparison) -> list[Span]:
 
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
+    from core.verdict import SAME
+
     local, floor = difference.local, difference.floor
     return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
 
@@ -59,13 +60,13 @@ def cause(found: Comparison | None, place: Place) -> str:
     return "downstream" if is_downstream(difference) else difference.state
 
 
-def layer_header(width: int) -> list[Span]:
+def layer_header() -> list[Span]:
     """Column names over layer_row."""
     numbers = "".join(f"{name:>{size}}" for name, size in COLUMNS)
     return [(f" {'stage':<13}{numbers}  ", "quiet"), ("cause", "quiet")]
 
 
-def layer_row(view: PairView, place: Place, is_here: bool, width: int) -> list[Span]:
+def layer_row(view: PairView, place: Place, is_here: bool) -> list[Span]:
     """The distances of a stage in one line: in all, what came in, what happened here, the floor."""
     from core.grid import short
 
@@ -81,14 +82,14 @@ def layer_row(view: PairView, place: Place, is_here: bool, width: int) -> list[S
     return [*spans, (f"  {cause(view.comparison, place)}", "bad" if is_first else "quiet")]
 
 
-def cell_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def cell_lines(view: PairView, place: Place, width: int) -> Rows:
     """The page of one cell: the distances, the statistics of both sides, the tokens of both sides."""
     from core.grid import short
 
     difference = view.comparison.cells.get(place) if view.comparison else None
     word, name = STATES[view.mark(place)]
     word = difference.state if difference else word
-    lines: list[list[Span]] = [[], [(f" {place_text(place)} ", "title"), (f"{view.mark(place)} {word}", name)]]
+    lines: Rows = [[], [(f" {place_text(place)} ", "title"), (f"{view.mark(place)} {word}", name)]]
     if difference is not None:
         lines += [[(f"   {field:<10}", "quiet"), (short(getattr(difference, field)), "text")] for field in DISTANCES]
         if difference.token is not None:
@@ -109,7 +110,7 @@ def distance_spans(view: PairView, place: Place) -> list[Span]:
             (short(difference.max_abs), "text"), (where, "quiet")]
 
 
-def side_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def side_lines(view: PairView, place: Place, width: int) -> Rows:
     """The statistics of both sides, and each token's std."""
     from core.grid import divided, short
 
@@ -123,7 +124,7 @@ def side_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
     return [*lines, [], *_token_lines(view, place, width)]
 
 
-def _token_lines(view: PairView, place: Place, width: int) -> list[list[Span]]:
+def _token_lines(view: PairView, place: Place, width: int) -> Rows:
     from core.carriers import std_T
     from core.grid import divided, short
     from core.stats import TokenStats

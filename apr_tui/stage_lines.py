@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.paint import OK, STATES, WATCH, Span, bar, fit, foreign, plain, wrap
+from apr_tui.paint import OK, STATES, WATCH, Rows, Span, bar, fit, foreign, plain, wrap
 from core.stages import Place, place_text, stage_named
 
 if TYPE_CHECKING:
+    from apr_tui.door import WeightFacts
     from apr_tui.view import TraceView
     from core.finding import Finding
     from core.stats import Stats
 
-Lines_ = list[list[Span]]
-WeightsBehind = Callable[[Place], Sequence[tuple[str, str, tuple[int, ...]]]]
 NAME, MARK = 11, 2
 COLUMNS = (  # field of Stats, width, least width of the screen that shows it
     ("count", 9, 100), ("std", 7, 0), ("mean", 8, 0), ("min", 8, 0), ("max", 8, 0), ("absmax", 8, 110), ("l2", 7, 0),
@@ -55,7 +54,7 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
     return spans
 
 
-def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Lines_:
+def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Rows:
     """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
     from core.carriers import std_T
     from core.grid import short
@@ -71,7 +70,7 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
         rows = sorted(sorted(rows, key=lambda i: -_rank(float(spread[i])))[:max(height - 1, 1)])
         title = f"the {len(rows)} largest of {len(spread)} tokens"
     largest = max((float(s) for s in spread if math.isfinite(s)), default=0.0)
-    lines: Lines_ = [[(f" {title}", "quiet")]]
+    lines: Rows = [[(f" {title}", "quiet")]]
     size = max(min(24, width - 31), 4)
     for i in rows:
         std, position = float(spread[i]), cell.first + i
@@ -87,7 +86,7 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
     return lines
 
 
-def channel_lines(view: TraceView, place: Place, most: int) -> Lines_:
+def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
     """The channels with the largest |x|."""
     from core.grid import short
     from core.stats import TokenStats
@@ -95,7 +94,7 @@ def channel_lines(view: TraceView, place: Place, most: int) -> Lines_:
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats) or not cell.top:
         return []
-    lines: Lines_ = [[("largest channels", "quiet")]]
+    lines: Rows = [[("largest channels", "quiet")]]
     for channel, token, number in cell.top[:most]:
         is_massive = cell.massive is not None and any(p[:2] == (token, channel) for p in cell.massive.places)
         lines.append([
@@ -105,7 +104,7 @@ def channel_lines(view: TraceView, place: Place, most: int) -> Lines_:
     return lines
 
 
-def why_lines(view: TraceView, place: Place, width: int) -> Lines_:
+def why_lines(view: TraceView, place: Place, width: int) -> Rows:
     """For a product: which factors met where it peaks."""
     from core.grid import short
     from core.stats import TokenStats
@@ -121,9 +120,9 @@ def why_lines(view: TraceView, place: Place, width: int) -> Lines_:
     return [[(part, "text")] for part in wrap(text, width)]
 
 
-def weight_lines(weights: Sequence[tuple[str, str, tuple[int, ...]]], width: int) -> Lines_:
+def weight_lines(weights: Sequence[WeightFacts], width: int) -> Rows:
     """Name, quant type and shape of the weights behind the stage."""
-    lines: Lines_ = []
+    lines: Rows = []
     for name, quant, shape in weights:
         size = "x".join(map(str, shape))
         room = width - len(quant) - len(size) - 4
@@ -131,10 +130,10 @@ def weight_lines(weights: Sequence[tuple[str, str, tuple[int, ...]]], width: int
     return lines
 
 
-def finding_lines(view: TraceView, layer: int | None, stage: str | None, width: int) -> Lines_:
+def finding_lines(view: TraceView, layer: int | None, stage: str | None, width: int) -> Rows:
     """Sentences of the findings at the place, then of the layer's others."""
     found = [f for f in view.findings if f.layer == layer and (stage is None or f.stage == stage)]
-    lines: Lines_ = []
+    lines: Rows = []
     for finding in found:
         mark = view.mark(finding.place)
         text = f"{mark if mark != OK else WATCH} {sentence(finding)}"
@@ -148,13 +147,13 @@ def sentence(finding: Finding) -> str:
     return place + text.removeprefix(finding.stage) if text.startswith(finding.stage) else f"{place}: {text}"
 
 
-def everything(view: TraceView, place: Place, weights: WeightsBehind, width: int) -> Lines_:
+def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequence[WeightFacts]], width: int) -> Rows:
     """The page of one stage: nothing left out."""
     from core.grid import short
 
     cell = view.cells.get(place)
     stats: Any = cell.at(view.scope) if cell is not None else None
-    lines: Lines_ = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]
+    lines: Rows = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]
     for field in ALL_FIELDS:
         number = getattr(stats, field) if stats is not None else None
         text = f"{number:.8g}" if isinstance(number, float) else short(number)
@@ -178,9 +177,9 @@ def everything(view: TraceView, place: Place, weights: WeightsBehind, width: int
     return lines
 
 
-def beside(left: Lines_, right: Lines_, width: int, height: int) -> Lines_:
+def beside(left: Rows, right: Rows, width: int, height: int) -> Rows:
     """Two columns of lines; the left one is width wide."""
-    lines: Lines_ = []
+    lines: Rows = []
     for i in range(height):
         spans = left[i] if i < len(left) else []
         used = sum(cell_len(t) for t, _ in spans)

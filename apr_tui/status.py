@@ -31,6 +31,17 @@ def seconds_text(seconds: float | None, is_running: bool = False) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
+def export_note(result: object, error: Exception | None) -> tuple[str, str]:
+    """How an export ended, as a message: where it stands, or why not."""
+    return (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+
+
+def witness_span(word: bool | None) -> tuple[str, str]:
+    """What the witness said, for the end of a line; nothing where there was none."""
+    return {None: ("", "quiet"), True: ("traced = untraced ", "quiet"),
+            False: ("X traced differs from untraced ", "bad")}[word]
+
+
 def error_note(error: Exception) -> tuple[str, str]:
     """An error as a message under the grid."""
     assert isinstance(error, AprError)

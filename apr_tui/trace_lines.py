@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_tui.paint import OK, STATES, Span, wrap
+from apr_tui.paint import OK, STATES, Rows, Span, wrap
 from apr_tui.stage_lines import sentence
 from core.stages import Place, place_text
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from apr_tui.view import TraceView
 
 
-def note_lines(view: TraceView, width: int) -> list[list[Span]]:
+def note_lines(view: TraceView, width: int) -> Rows:
     """The finding's sentence, or what stands in for it while there is none."""
     findings = view.findings
     if findings:

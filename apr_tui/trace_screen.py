@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.door import Request, read_prompt, write_prompt
+from apr_tui.door import Request, read_prompt, typed_path, write_prompt
 from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.jobs import Traced, hints_job, trace_job
 from apr_tui.keys import GRID, bindings
-from apr_tui.paint import Span, crop, fit, foreign, plain
+from apr_tui.paint import Rows, Span, crop, fit, foreign, plain
 from apr_tui.run_worker import Frame
-from apr_tui.status import error_note, seconds_text
+from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.trace_lines import cell_spans, note_lines
 from apr_tui.view import TraceView
 from core.errors import Cancelled
+from core.stages import UNKNOWN_SCOPE, read_whole
 
 if TYPE_CHECKING:
     from apr_tui.app import Console
@@ -76,7 +77,7 @@ class TraceScreen(GridScreen):
             if error is None:
                 self.view.look(findings=result)
         elif kind == "export":
-            self.note = (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+            self.note = export_note(result, error)
         elif error is not None:
             self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
             self.seconds = self.console.run_seconds
@@ -125,7 +126,7 @@ class TraceScreen(GridScreen):
         used = sum(cell_len(text) for text, _ in front) + cell_len(name) + 1 + tail
         return [*front, (f" {name}", "title"), *middle, (" " * max(width - used, 0) + right, "quiet")]
 
-    def note_lines(self, width: int) -> list[list[Span]]:
+    def note_lines(self, width: int) -> Rows:
         """The finding's sentence, or what stands in for it while there is none."""
         return note_lines(self.view, width)
 
@@ -147,15 +148,14 @@ class TraceScreen(GridScreen):
         spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
         spans.append((plain(f" · {count}"), "quiet"))
-        witness = self.traced.trace.observed_equals_unobserved if self.traced else None
-        right = {None: "", True: "traced = untraced ", False: "X traced differs from untraced "}[witness]
+        right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
         if self.view.generated:
             spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
         elif self.traced is not None and self.traced.trace.top:
             spans.append((plain(" → next "), "quiet"))
             top = self.traced.trace.top
             spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
-        return [*crop(spans, width - len(right)), (right, "bad" if witness is False else "quiet")]
+        return [*crop(spans, width - len(right[0])), right]
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
@@ -169,7 +169,8 @@ class TraceScreen(GridScreen):
         """The command that gives these numbers without a screen."""
         bundle = self.traced.bundle if self.traced else self.request.bundle
         if bundle is not None:
-            return self.request.command("show", bundle, scope="all")
+            scope = "all" if self.view.scope == UNKNOWN_SCOPE else self.view.scope  # no option says that one
+            return self.request.command("show", bundle, scope=scope)
         path = self.request.path or Path("demo.gguf")
         return self.request.command("trace", path, scope=self.view.scope)
 
@@ -226,7 +227,7 @@ class TraceScreen(GridScreen):
         a = path
         self.console.ask(
             f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
-            lambda text: self.console.show_pair(self.request, a, Path(text).expanduser()), is_path=True,
+            lambda text: self.console.show_pair(self.request, a, typed_path(text)), is_path=True,
         )
 
     def action_check(self) -> None:
@@ -246,7 +247,7 @@ class TraceScreen(GridScreen):
             self.say("There is nothing to export yet: the trace has to end first.", "watch")
             return
         out = self.console.door_source().default_out(self.traced.trace)
-        self.console.ask_export(self, self.traced.trace, out)
+        self.console.ask_export(self, replace(self.request, scope=self.view.scope), self.traced.trace, out)
 
     def action_train(self) -> None:
         """Show the training run, or ask for one."""
@@ -263,14 +264,15 @@ class TraceScreen(GridScreen):
 
     def _set_prompt(self, text: str) -> None:
         if text.startswith("tokens:"):
-            words = text.removeprefix("tokens:").replace(",", " ").split()
-            if not words or not all(word.isdigit() for word in words):
+            ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
+            known = tuple(i for i in ids if i is not None)
+            if not known or len(known) < len(ids):
                 self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
                 return
-            self.start(replace(self.request, tokens=tuple(map(int, words)), bundle=None))
+            self.start(replace(self.request, tokens=known, bundle=None))
         else:
             self.start(replace(self.request, prompt=read_prompt(text), tokens=None, bundle=None))
 
     def _open(self, text: str) -> None:
         if text.strip():
-            self.start(replace(self.request, path=Path(text).expanduser(), bundle=None, plant=None))
+            self.start(replace(self.request, path=typed_path(text), bundle=None, plant=None))

@@ -6,9 +6,9 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr_tui.door import typed_path
 from apr_tui.paint import foreign
 from apr_tui.train_command import train_options
 from apr_tui.train_worker import Training
@@ -65,12 +65,14 @@ def read_line(text: str) -> Training:
     words = words[2:] if words[:2] == ["apr-tui", "train"] else words
     outside = ONLY_WORDS & set(words)
     if outside:
-        raise UsageError(f"{', '.join(sorted(outside))}: only on the command line: apr-tui train {shlex.join(words)}")
+        command = f"apr-tui train {shlex.join(words)}"
+        raise UsageError(f"{', '.join(sorted(outside))} works on the command line only: {command}")
     options = command_parser("train").parse_args(words)
     options.command = f"apr-tui train {shlex.join(words)}"
     if options.watch is not None:
-        return Training(Path(options.watch).expanduser(), line=text)
+        return Training(typed_path(options.watch), line=text)
     if options.out is None:
         raise UsageError("A run needs --out DIR, a folder of its own; --watch DIR follows one.")
     asked = train_options(options)
-    return Training(asked.out.expanduser(), replace(asked, out=asked.out.expanduser()), line=text)
+    out = typed_path(asked.out)
+    return Training(out, replace(asked, out=out), line=text)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from apr_tui.paint import OK, Span, only_ascii
+from apr_tui.paint import OK, Rows, Span, only_ascii
 from apr_tui.view import shorten
 
 LABEL = 7           # columns of the axis' numbers
@@ -64,7 +64,7 @@ def value_range(values: Sequence[float], clips: bool) -> Range | None:
 
 def chart(
     points: Sequence[Point], marks: Sequence[Point], n_step: int, width: int, height: int, clips: bool = False,
-) -> list[list[Span]]:
+) -> Rows:
     """Draw points as a line and marks over it: height lines of width columns, the axis' numbers at the left."""
     shape, room = canvas(), max(width - LABEL, 1)
     ends = value_range([v for _, v in (*points, *marks)], clips)

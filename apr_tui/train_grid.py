@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from apr_tui.paint import BAD, OK, UNKNOWN, WATCH, Span
+from apr_tui.paint import BAD, OK, UNKNOWN, WATCH, Rows, Span
 from apr_tui.view import shorten
 from core.train_records import GradRow, Grads
 
@@ -71,11 +71,11 @@ class GradView:
         """Layers without any gradient."""
         return [layer for layer in range(self._n_layer) if self.number(layer, "grad_norm") == 0]
 
-    def parameter_lines(self, layer: int | None, width: int) -> list[list[Span]]:
+    def parameter_lines(self, layer: int | None, width: int) -> Rows:
         """Each parameter of a layer with its three figures; layer None: those outside the layers."""
         heads = "".join(f"{c.rpartition('_')[0]:>{NUMBER}}" for c in COLUMNS)
         title = "outside the layers" if layer is None else f"layer {layer}"
-        lines: list[list[Span]] = [[(f"{title:<{NAME}}", "title"), (heads, "quiet")]]
+        lines: Rows = [[(f"{title:<{NAME}}", "title"), (heads, "quiet")]]
         for name, figures in (self.grads.parameters if self.grads is not None else {}).items():
             head, _, tail = name.partition(f"blk.{layer}.") if layer is not None else ("", "", name)
             if head or not tail or (layer is None and name.startswith("blk.")):

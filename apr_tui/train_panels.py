@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Span, crop, fit, foreign, plain, wrap
+from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
+from apr_tui.train_command import age_text
 from core.train_config import plan_of
 from core.train_records import (
     ABORTED,
@@ -97,7 +98,7 @@ def time_left(view: RunView) -> str | None:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def body_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
+def body_lines(view: RunView, width: int, height: int) -> Rows:
     """Charts, GPU and gates in two columns."""
     if width < TWO_COLUMNS or height < ALL_LINES:
         return _few_lines(view, width, height)
@@ -110,9 +111,9 @@ def body_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
     return [[*crop(a, left), (" ", "quiet"), *crop(b, right)] for a, b in zip(first, second, strict=False)]
 
 
-def _few_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
+def _few_lines(view: RunView, width: int, height: int) -> Rows:
     """Where there is no room for all: the chart of the loss, and the others' newest figures."""
-    rest: list[list[Span]] = []
+    rest: Rows = []
     for of in (NORM, RATE, SPEED, WALL):
         value = of.form.format(getattr(view.steps[-1], of.field)) if view.steps else "no step yet"
         rest.append([(f" {of.title} ", "title"), (value, "a")])
@@ -121,7 +122,7 @@ def _few_lines(view: RunView, width: int, height: int) -> list[list[Span]]:
     return [*_chart(LOSS, view, width, height - len(rest)), *rest]
 
 
-def _chart(of: Chart, view: RunView, width: int, height: int) -> list[list[Span]]:
+def _chart(of: Chart, view: RunView, width: int, height: int) -> Rows:
     """A line of words over a chart."""
     points = [(s.step, float(getattr(s, of.field))) for s in view.steps]
     title: list[Span] = [(f" {of.title} ", "title")]
@@ -142,7 +143,7 @@ def _chart(of: Chart, view: RunView, width: int, height: int) -> list[list[Span]
     return [title, *chart(points, marks, n_step, width, max(height - 1, 1), of.clips)]
 
 
-def gpu_lines(view: RunView, width: int) -> list[list[Span]]:
+def gpu_lines(view: RunView, width: int) -> Rows:
     """The newest NVML sample and how old it is; what the driver did not say is not measured."""
     sample, newest = view.gpu, view.steps[-1] if view.steps else None
     title: list[Span] = [(" GPU ", "title")]
@@ -180,14 +181,7 @@ def sample_age(view: RunView, newest: Step | None) -> str:
     """How old the sample is now: its age at the newest step, and that step's."""
     if newest is None or newest.gpu_age_ms is None or view.last_step_age_s is None:
         return "at an unknown time"
-    return f"{age(newest.gpu_age_ms / 1000 + view.last_step_age_s)} ago"
-
-
-def age(seconds: float | None) -> str:
-    """An age, as the command line writes it."""
-    from apr_tui.train_command import age_text
-
-    return age_text(seconds)
+    return f"{age_text(newest.gpu_age_ms / 1000 + view.last_step_age_s)} ago"
 
 
 def live_gates(view: RunView) -> tuple[Gate, ...]:
@@ -198,7 +192,7 @@ def live_gates(view: RunView) -> tuple[Gate, ...]:
         return ()
 
 
-def gate_lines(view: RunView, width: int) -> list[list[Span]]:
+def gate_lines(view: RunView, width: int) -> Rows:
     """How many gates hold, and those that do not; before the end, those of windows."""
     gates = view.gates
     if not gates:
@@ -225,11 +219,11 @@ def gate_spans(gate: Gate, width: int) -> list[Span]:
     return crop([(f" {mark} {word} ", name), *known], width)
 
 
-def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> list[list[Span]]:
+def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> Rows:
     """The page of the gates: verdict, rule, what was measured, the file that shows it; then what the run is."""
-    lines: list[list[Span]] = [[]]
+    lines: Rows = [[]]
     if view is None or not view.gates:
-        lines.append([(f" {UNKNOWN} These stand now; the others are judged when the run ends.", "quiet")])
+        lines.append([(f" {UNKNOWN} These can be judged now; the others when the run ends.", "quiet")])
     for gate in (view.gates or live_gates(view)) if view is not None else ():
         mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
         word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))
@@ -260,9 +254,9 @@ def _facts(view: RunView | None, notes: Sequence[str]) -> list[tuple[str, str]]:
     return [*((word, text) for word, text in facts if text), *(("note", note) for note in known)]
 
 
-def waiting_lines(phase: str, notes: Sequence[str], width: int) -> list[list[Span]]:
+def waiting_lines(phase: str, notes: Sequence[str], width: int) -> Rows:
     """What stands in for the charts before the run has a folder."""
-    lines: list[list[Span]] = [[], [(f" {fit(foreign(phase), width - 2)}", "text")], []]
+    lines: Rows = [[], [(f" {fit(foreign(phase), width - 2)}", "text")], []]
     for note in notes:
         lines += [[(f"   {part}", "quiet")] for part in wrap(plain(foreign(note)), width - 4)]
     return lines

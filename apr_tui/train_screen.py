@@ -15,11 +15,11 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 
 from apr_tui.ask import ConfirmScreen
-from apr_tui.grid_screen import DESIGN_HEIGHT, DESIGN_WIDTH, LONG_NOTE, MIN_HEIGHT, MIN_WIDTH
+from apr_tui.grid_screen import LONG_NOTE, show_small
 from apr_tui.grid_view import GridView
 from apr_tui.keys import TRAIN, bindings, hint_spans
 from apr_tui.page import PageScreen, help_build
-from apr_tui.paint import Lines, Span, foreign, wrap
+from apr_tui.paint import Lines, Rows, Span, foreign, wrap
 from apr_tui.train_ask import ask_training
 from apr_tui.train_command import age_text, stall_text
 from apr_tui.train_grid import COLUMNS, MEANINGS, GradView
@@ -76,12 +76,7 @@ class TrainScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay out for the size."""
-        width, height = event.size
-        small = width < MIN_WIDTH or height < MIN_HEIGHT
-        self.set_class(small, "small")
-        if small:
-            words = f"{width} x {height} is too small: {DESIGN_WIDTH} x {DESIGN_HEIGHT} is needed. q quits."
-            self.small.show([[(part, "watch")] for part in wrap(words, max(width, 8))])
+        show_small(self, self.small, event.size)
         self.call_after_refresh(self.show_all)
 
     def on_train_news(self, message: TrainNews) -> None:
@@ -136,7 +131,7 @@ class TrainScreen(Screen[None]):
         health = [gate_spans(gate, self.size.width - GRADS_WIDTH) for gate in gates]
         self.parameters.show([*lines, [], *outside, [], *health] if lines else [[("   ? not measured yet", "rule")]])
 
-    def _note_lines(self, width: int) -> list[list[Span]]:
+    def _note_lines(self, width: int) -> Rows:
         """A message; else what went wrong, or how it ended; else the newest checkpoint."""
         text, name = self.note or sentence_of(self.training, self.view.dead() if self.has_layers else ())
         return [[(f" {part}", name)] for part in wrap(text, width - 2)[:LONG_NOTE]] if text else []
@@ -205,7 +200,7 @@ class TrainScreen(Screen[None]):
             return
         path, base = view.checkpoint / "model.gguf", self.console.base
         self.dismiss()
-        base.start(replace(base.request, path=path, bundle=None, plant=None, layers=None, scheme=""))
+        base.start(replace(base.request, path=path, bundle=None, plant=None, layers=None))
 
     def action_back(self) -> None:
         """Ask whether to stop our own run; else take the message away; else go back."""

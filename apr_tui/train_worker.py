@@ -131,13 +131,17 @@ class Training:
 
     def _follow(self) -> None:
         """Read what is new once a second, until the run has ended or the console is left."""
-        while not self._is_left.is_set():
-            self.read()
+        try:
+            while not self._is_left.is_set():
+                self.read()
+                self._post()
+                over = self.view is not None and self.view.status != RUNNING
+                if over and not self.is_under_way:
+                    return
+                self._is_left.wait(POLL_S)
+        except Exception as error:  # noqa: BLE001 (a thread has no other door: the console closes and writes the log)
+            self.error = error
             self._post()
-            over = self.view is not None and self.view.status != RUNNING
-            if over and not self.is_under_way:
-                return
-            self._is_left.wait(POLL_S)
 
     def _post(self) -> None:
         if self.posts is not None:
@@ -163,7 +167,7 @@ def farewell(training: Training, seconds: float = TRAIN_PATIENCE_S) -> bool:
     elif training.error is not None:
         _say(str(training.error))
     else:
-        _say("it was not waited for; the logged steps and the last checkpoint are kept. Go on with: "
+        _say("the run was ended without waiting; its logged steps and last checkpoint are kept. Continue with: "
              f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(training.folder)])}")
     return ended
 

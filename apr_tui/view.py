@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.paint import ABSENT, BAD, OK, UNKNOWN, WATCH
-from core.stages import GRID, SCOPES, Place, place_order
+from core.stages import SCOPES, Place, place_order
 
 if TYPE_CHECKING:
     from core.finding import Finding
@@ -208,7 +208,7 @@ class PairView:
         """Text and mark of a cell; a number that is there is shown even before the verdict."""
         return shorten(self.number((row, column)), self.mark((row, column)))
 
-    def odd(self, columns: Sequence[str] = GRID) -> list[Place]:
+    def odd(self, columns: Sequence[str]) -> list[Place]:
         """Cells of these stages that differ or are unclear, in order of computation: what n and p walk."""
         cells = self.comparison.cells if self.comparison else {}
         odd = (p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in columns)

@@ -94,7 +94,7 @@ def read_header(file: str, data: Bytes) -> Header:
         )
     for flag, reason in REFUSED.items():
         if flags & FLAGS[flag]:
-            raise FileError(f"{file} has the flag {flag}: {reason}. This build does not read that; write it anew.")
+            raise FileError(f"{file} has the flag {flag}: {reason}. Write it again without that.")
     if size > MAX_METADATA:
         raise FileError(f"{file} has {size} bytes of metadata; the format allows {MAX_METADATA}. The file is damaged.")
     if not APR_HEADER.size <= at <= at + size <= index_at <= data_at:
@@ -169,7 +169,8 @@ def _check_places(file: str, header: Header, entries: list[Entry], file_bytes: i
     end, before = 0, ""
     for entry in sorted(entries, key=lambda e: e.offset):
         if entry.offset % ALIGNMENT:
-            raise _damaged_index(file, f"{shown(entry.name)} stands at {entry.offset}, no multiple of {ALIGNMENT}")
+            what = f"{shown(entry.name)} is at offset {entry.offset}"
+            raise _damaged_index(file, f"{what}, not a multiple of {ALIGNMENT}")
         if entry.offset < end:
             raise _damaged_index(file, f"{shown(entry.name)} overlaps {shown(before)}")
         end, before = entry.offset + entry.size_bytes, entry.name

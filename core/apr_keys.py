@@ -1,4 +1,4 @@
-"""Tables between .apr's names and GGUF's: metadata keys, tensors, dtype codes' flags. No bytes are read here.
+"""Tables between .apr's names and GGUF's: metadata keys and tensors; and the header's flags. No bytes are read here.
 
 Inside the program names and keys are GGUF's; the .apr reader and writer turn them at the door.
 """
@@ -80,7 +80,7 @@ FLAGS = {
 }
 REFUSED = {
     "LZ4": "it is compressed", "ZSTD": "it is compressed", "ENCRYPTED": "it is encrypted",
-    "SHARDED": "it is one part of several", "LAYOUT_COLUMN_MAJOR": "its matrices stand column by column",
+    "SHARDED": "it is one part of several", "LAYOUT_COLUMN_MAJOR": "its matrices are stored column by column",
 }
 
 _WHOLE = {

@@ -65,7 +65,7 @@ def write_container(out: BinaryIO, metadata: Mapping[str, Any], packed: Sequence
 
 def apr_metadata(model: ModelFile, packed: Sequence[Packed]) -> dict[str, Any]:
     """Return the metadata, one spelling a key; GGUF keys without an .apr key go into the object `gguf`."""
-    arch = model.key("general.architecture", "unknown")
+    arch = str(model.key("general.architecture", "unknown"))
     out: dict[str, Any] = {
         "model_type": arch, **dict.fromkeys(ALWAYS), "original_format": model.format,
         "total_size": sum(tensor.size_bytes for tensor in packed),

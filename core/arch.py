@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import FileError
+from core.file_map import shown
 from core.model_file import ModelFile
 
 
@@ -68,16 +71,15 @@ class Arch:
 
 def read_arch(model: ModelFile) -> Arch:
     """Read the architecture and hold every tensor to its shape; FileError names what is missing or differs."""
-    name = model.key("general.architecture")
-    family = ARCHS.get(name)
+    family, name = family_of(model), str(model.key("general.architecture"))
     if family is None:
-        raise FileError(f"{model.path.name} holds architecture {name!r}; this build knows {', '.join(ARCHS)}.")
+        raise FileError(f"{model.path.name} holds architecture {shown(name)}; this build knows {', '.join(ARCHS)}.")
     if model.key(f"{name}.expert_count", 0):
         raise FileError(f"{model.path.name} is a mixture of experts; this build runs dense layers only.")
     d_model, n_head = _size(model, "embedding_length"), _size(model, "attention.head_count")
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
-    head_dim = _size(model, "attention.key_length", d_model // n_head)
+    head_dim = head_width(model)
     if _size(model, "attention.value_length", head_dim) != head_dim:
         raise FileError(f"{model.path.name}: keys and values of a head differ in width; this build needs them equal.")
     arch = Arch(
@@ -92,6 +94,24 @@ def read_arch(model: ModelFile) -> Arch:
         raise FileError(f"{model.path.name}: {heads}.")
     _hold_shapes(model, arch)
     return arch
+
+
+def family_of(model: ModelFile) -> Family | None:
+    """The family of the file's architecture; None where this build does not know it."""
+    name = model.key("general.architecture")
+    return ARCHS.get(name) if isinstance(name, str) else None
+
+
+def pairing_said(model: ModelFile) -> str | None:
+    """The RoPE pairing that an .apr states; None where the file says none, or one that does not exist."""
+    kind = model.key("apr.rope_type")
+    return PAIRINGS.get(kind) if isinstance(kind, int) else None
+
+
+def head_width(model: ModelFile) -> int:
+    """Channels of a head; FileError."""
+    usual = _size(model, "embedding_length") // _size(model, "attention.head_count")
+    return _size(model, "attention.key_length", usual)
 
 
 def layer_weights(arch: Arch) -> dict[str, tuple[int, ...]]:
@@ -163,37 +183,43 @@ def _rope(model: ModelFile, family: Family, head_dim: int) -> Rope:
     if scaling not in ROPE_SCALINGS:
         known = f"this build knows {', '.join(ROPE_SCALINGS)} and rope_freqs"
         raise FileError(f"{model.path.name}: RoPE scaling {scaling!r}; {known}.")
-    kind = model.key("apr.rope_type")
-    if kind is not None and kind not in PAIRINGS:
+    kind, said = model.key("apr.rope_type"), pairing_said(model)
+    if kind is not None and said is None:
         raise FileError(f"{model.path.name}: rope_type {kind!r}; 0 (adjacent pairs) or 2 (split halves) is needed.")
     rope = Rope(
         base=float(_number(model, "rope.freq_base", 10000.0)), dim=_size(model, "rope.dimension_count", head_dim),
-        pairing=PAIRINGS[kind] if kind is not None else family.pairing, scaling=scaling,
+        pairing=said or family.pairing, scaling=scaling,
         factor=float(_number(model, "rope.scaling.factor", 1.0)),
-        original_context=int(_number(
-            model, "rope.scaling.original_context_length", model.key(f"{name}.context_length", 2048))),
+        original_context=_size(
+            model, "rope.scaling.original_context_length", model.key(f"{name}.context_length", 2048)),
         attention_factor=float(_number(model, "rope.scaling.attn_factor", 1.0)),
         beta_fast=float(_number(model, "rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(_number(model, "rope.scaling.yarn_beta_slow", 1.0)),
     )
-    if rope.dim > head_dim or rope.dim % 2 or rope.base <= 0 or rope.factor <= 0:
+    numbers = (rope.base, rope.factor, rope.attention_factor, rope.beta_fast, rope.beta_slow)
+    if rope.dim > head_dim or rope.dim % 2 or not all(0 < x < math.inf for x in numbers) or (
+            scaling == "yarn" and rope.base == 1):
         raise FileError(f"{model.path.name}: RoPE of {rope.dim} channels, base {rope.base}, factor {rope.factor} "
                         f"cannot turn heads of {head_dim}.")
     return rope
 
 
 def _hold_shapes(model: ModelFile, arch: Arch) -> None:
-    wanted: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (arch.n_vocab, arch.d_model), "output_norm.weight": (arch.d_model,),
-    }
-    for layer in range(arch.n_layer):
-        wanted |= {f"blk.{layer}.{name}": shape for name, shape in layer_weights(arch).items()}
-    optional = {f"blk.{i}.{n}": s for i in range(arch.n_layer) for n, s in optional_biases(arch).items()}
-    optional |= {"output.weight": (arch.n_vocab, arch.d_model), "rope_freqs.weight": (arch.rope.dim // 2,)}
-    for name, shape in (wanted | optional).items():
-        if name in optional and name not in model.weights:
+    for name, shape, is_needed in _shapes(arch):
+        if not is_needed and name not in model.weights:
             continue
         found = model.weight(name).shape
         if found != shape:
             raise FileError(f"{model.path.name}: {name} has shape {list(found)}; "
                             f"its hyper-parameters need {list(shape)}.")
+
+
+def _shapes(arch: Arch) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Yield each tensor's name, shape, and whether it is needed; one by one, for a file may claim a billion layers."""
+    yield "token_embd.weight", (arch.n_vocab, arch.d_model), True
+    yield "output_norm.weight", (arch.d_model,), True
+    yield "output.weight", (arch.n_vocab, arch.d_model), False
+    yield "rope_freqs.weight", (arch.rope.dim // 2,), False
+    for layer in range(arch.n_layer):
+        yield from ((f"blk.{layer}.{name}", shape, True) for name, shape in layer_weights(arch).items())
+        yield from ((f"blk.{layer}.{name}", shape, False) for name, shape in optional_biases(arch).items())

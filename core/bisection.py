@@ -17,9 +17,8 @@ from core.run import Side
 from core.stages import STAGES, Place, place_text
 from core.tap import chain, patch
 from core.trace import Emit, Event, IsCancelled
-from core.verdict import Ladder, Rung
+from core.verdict import RECOVERED, Ladder, Rung
 
-RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
 LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)
 
 

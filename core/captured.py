@@ -7,7 +7,6 @@ and what measures its floor. Stages that it lacks are absent: no cell, and a rep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,8 +113,7 @@ def run_beside(
              live.lane(tokens, chain(chain(live.bug(), noise), measure))]
     if witness:
         lanes.append(live.lane(tokens, live.bug()))
-    with ExitStack() as files:
-        files.enter_context(verifying(live.model.file))
+    with verifying(live.model.file):
         logits = drive(lanes, cancelled)
     same = same_bits(logits[0], logits[2]) if witness else None
     nothing: dict[Place, Cell] = {}

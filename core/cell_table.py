@@ -17,7 +17,6 @@ STATS = tuple(f.name for f in fields(Stats))
 INTEGERS = ("count", "nan", "inf", "zero", "peak_token", "peak_channel", "nan_token", "nan_channel")
 STATS_COLUMNS = ("layer", "stage", "scope", *STATS)
 TOKENS_COLUMNS = ("layer", "stage", "token", "token_id", *(name for name in STATS if name != "peak_token"))
-Extras = Mapping[Place, Mapping[str, object]]
 
 
 def stats_rows(cells: Mapping[Place, Cell]) -> Iterator[tuple[Place, str, Stats]]:

@@ -46,7 +46,7 @@ def differing_vocabularies(a: ModelFile, b: ModelFile) -> list[str]:
     if a is b:
         return []
     x, y = (f.key("tokenizer.ggml.tokens") for f in (a, b))
-    if not x or not y or x == y:
+    if not isinstance(x, list) or not isinstance(y, list) or not x or not y or x == y:
         return []
     at = next((i for i, (s, t) in enumerate(zip(x, y, strict=False)) if s != t), min(len(x), len(y)))
     return [f"vocabulary: A and B name other tokens from id {at} on; {REPAIRS['vocabulary']}"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from core.activation_crush import crush
 from core.comparability import differing_facts, differing_vocabularies
-from core.pair import CLEAR, Pair, run_pair
+from core.pair import Pair, run_pair
 from core.replay import replay
 from core.run import SEED, Side, top_tokens
 from core.saved_pair import differing_stats, undeclared_alike, value_cells
@@ -19,7 +19,7 @@ from core.spikes import find_hints
 from core.stages import GRID, Place, place_order, place_text
 from core.tap import no_tap
 from core.trace import Emit, Event, IsCancelled, Trace
-from core.verdict import Check, Comparison, Difference, LocalError
+from core.verdict import CLEAR, SAME, Check, Comparison, Difference, LocalError
 from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 
 NAMED_WEIGHTS = 3  # in a reason; the rest are counted
@@ -85,19 +85,17 @@ def agreement(done: Comparison, ask: Question) -> Comparison:
     """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor."""
     worst = max(done.cells, key=lambda p: multiple_of(done.cells[p]), default=None)
     cell = done.cells[worst] if worst is not None else None
+    if cell is not None:
+        done = replace(done, measured=cell.rel_l2, floor=cell.floor)
     if cell is not None and worst is not None and cell.state == "unclear":
-        return replace(
-            done, verdict="INCONCLUSIVE", measured=cell.rel_l2, floor=cell.floor, token=cell.token,
-            channel=cell.channel,
-            reasons=(f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above "
-                     f"noise (3 x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
+        return replace(done, verdict="INCONCLUSIVE", token=cell.token, channel=cell.channel, reasons=(
+            f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above noise "
+            f"({SAME:.0f} x), below proof ({CLEAR:.0f} x). Try a longer prompt.",))
     shared = _shared_hint(done, ask)
-    same = "no cell differs beyond 3 x its measured floor"
+    same = f"no cell differs beyond {SAME:.0f} x its measured floor"
     if shared:
-        return replace(done, verdict="H1", reasons=(f"{same}; both sides show it: {shared}",),
-                       measured=cell.rel_l2 if cell else None, floor=cell.floor if cell else None)
-    return replace(done, verdict="AGREE", reasons=(same,), measured=cell.rel_l2 if cell else None,
-                   floor=cell.floor if cell else None)
+        return replace(done, verdict="H1", reasons=(f"{same}; both sides show it: {shared}",))
+    return replace(done, verdict="AGREE", reasons=(same,))
 
 
 def _shared_hint(done: Comparison, ask: Question) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from core.apr_writer import write_apr
-from core.arch import ARCHS, PAIRINGS
+from core.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.errors import FileError, UsageError
 from core.file_map import Bytes, shown
 from core.gguf_writer import write_gguf
@@ -56,8 +56,7 @@ def convert(src: Path, dst: Path, to: str | None = None, force: bool = False) ->
 
 def _keys_for(suffix: str, model: ModelFile) -> tuple[ModelFile, list[str]]:
     """Say the RoPE pairing as the new format does: a key in .apr; in GGUF the order of the rows of q and k."""
-    family = ARCHS.get(model.key("general.architecture", ""))
-    said = PAIRINGS.get(model.key("apr.rope_type", -1))
+    family, said = family_of(model), pairing_said(model)
     if family is None:
         lost = said is not None and suffix == ".gguf"
         return model, [f"the RoPE pairing ({said}) is lost: GGUF has no key for it"] if lost else []
@@ -77,11 +76,7 @@ def _turned(model: ModelFile, weight: Weight, pairing: str) -> Weight:
     part = weight.name.split(".")
     if len(part) != 4 or part[0] != "blk" or part[2] not in ("attn_q", "attn_k", "attn_q_norm", "attn_k_norm"):
         return weight
-    arch = model.key("general.architecture")
-    width = model.key(f"{arch}.attention.key_length")
-    if width is None:
-        width = model.key(f"{arch}.embedding_length", 0) // max(model.key(f"{arch}.attention.head_count", 1), 1)
-    n_row = weight.shape[0]
+    arch, width, n_row = model.key("general.architecture"), head_width(model), weight.shape[0]
     if width < 2 or width % 2 or n_row % width or model.key(f"{arch}.rope.dimension_count", width) != width:
         raise FileError(f"{shown(weight.name)} has {n_row} rows, heads have {width}: GGUF's order is impossible.")
     grid = (2, width // 2) if pairing == "halves" else (width // 2, 2)

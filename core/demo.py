@@ -6,7 +6,6 @@ A fault (faults_bytes.py) is planted in the .apr alone, and the file says so.
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -19,6 +18,7 @@ from core.errors import AprError, OutputError, UsageError
 from core.faults_bytes import plant_fault
 from core.gguf_writer import write_gguf
 from core.reader import open_model
+from core.user_folders import cache_folder
 
 NAMES = ("demo.gguf", "demo.apr")
 
@@ -46,12 +46,10 @@ def write_demo(folder: Path, fault: str | None = None, force: bool = False) -> t
 
 def demo_folder() -> Path:
     """Return the folder where the demonstration is kept: the user's cache, under this version's name."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"))
     try:
-        return base / "apr-tui" / f"demo-{version('apr-tui')}"
+        return cache_folder() / f"demo-{version('apr-tui')}"
     except PackageNotFoundError:  # run from a checkout that was never installed
-        return base / "apr-tui" / "demo-source"
+        return cache_folder() / "demo-source"
 
 
 def ensure_demo() -> tuple[Path, Path]:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,12 @@ from core.cell_table import INTEGERS, STATS, STATS_COLUMNS, TOKENS_COLUMNS, stat
 from core.errors import FileError, OutputError, UsageError
 from core.finding import Finding
 from core.grid import layers, value
-from core.jsontext import from_json, number, to_json
-from core.manifest import Manifest, check_schema, manifest_text
+from core.jsontext import from_json, to_json
+from core.manifest import MOST_LAYERS, Manifest, check_schema, manifest_text
 from core.new_file import new_file
-from core.new_folder import MANIFEST, check_out, new_folder
+from core.new_folder import MANIFEST, new_folder
 from core.report import report_markdown, report_text
-from core.stages import GRID, UNKNOWN_SCOPE, Place, parse_scope, place_order, stage_named
+from core.stages import GRID, Place, parse_stored_scope, place_order, stage_named
 from core.stats import Cell, ScopeStats, Stats
 from core.trace import Trace
 from core.value_file import open_values, write_values
@@ -33,12 +32,9 @@ from core.value_file import open_values, write_values
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["check_out", "read_bundle", "read_findings", "write_bundle", "write_wide_csv"]
-
 VALUES = "values.safetensors"
 WHOLE = ("layer", "token", "token_id", *INTEGERS)  # columns of whole numbers
 NEEDED = ("stage", "scope", "token")               # columns that no row leaves empty
-MAX_LAYER = 1 << 20
 
 
 def write_bundle(
@@ -140,27 +136,13 @@ def read_bundle(folder: Path) -> Trace:
         top=manifest.top(), generated=manifest.get("generated", str), observed_equals_unobserved=manifest.witness(),
         planted=manifest.get("planted", str), notes=tuple(str(n) for n in manifest.get("notes", list) or ()),
         values=open_values(folder / VALUES) if (folder / VALUES).exists() else None,
-        origin=manifest.get("origin", dict) or {},
+        origin=manifest.origin(),
     )
-
-
-def read_findings(folder: Path) -> tuple[Finding, ...]:
-    """Read a bundle's findings, in order; FileError."""
-    path = folder / "findings.json"
-    document = from_json(_bytes(path), str(path))
-    names = [f.name for f in fields(Finding)]
-    if not isinstance(document, list) or not all(isinstance(f, dict) and set(names) <= set(f) for f in document):
-        raise FileError(f"{path} is not a list of findings; each needs {', '.join(names)}. Trace again.")
-    try:
-        numbers = [{n: number(f[n]) for n in ("measured", "baseline")} for f in document]
-        return tuple(Finding(**{n: f[n] for n in names} | m) for f, m in zip(document, numbers, strict=True))
-    except ValueError as error:
-        raise FileError(f"{path}: {error}. Trace again.") from error
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
-    document = from_json(_bytes(path), str(path))
+    document = from_json(_bytes(path), str(path), "The bundle is damaged; trace again.")
     manifest = Manifest(str(path), document if isinstance(document, dict) else {})
     check_schema(manifest)
     return manifest
@@ -191,7 +173,7 @@ def _read_stats(path: Path) -> dict[Place, dict[str, Stats]]:
     for line, (layer, stage, scope, *numbers) in enumerate(zip(*columns, strict=True), 2):
         scopes = found.setdefault((layer, _stage(path, line, stage)), {})
         try:
-            if (scope if scope == UNKNOWN_SCOPE else parse_scope(scope)) in scopes:
+            if parse_stored_scope(scope) in scopes:
                 raise UsageError(f"{stage} at scope {scope} stands there twice.")
         except UsageError as error:
             raise FileError(f"{path} line {line}: {error} Trace again.") from error
@@ -244,7 +226,7 @@ def _table(path: Path, names: Sequence[str]) -> pl.DataFrame:
         column = text[name].cast(kind, strict=False)
         wrong = (column.is_null() & text[name].is_not_null()) | (column.is_null() & pl.Series([name in NEEDED]))
         if kind == pl.Int64:
-            wrong = wrong | (column < 0) | (column > MAX_LAYER if name == "layer" else pl.Series([False]))
+            wrong = wrong | (column < 0) | (column > MOST_LAYERS if name == "layer" else pl.Series([False]))
         lines = wrong.fill_null(False).arg_true()
         if len(lines):
             line = lines[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError
+from core.errors import FileError, os_reason
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -26,7 +26,8 @@ def map_file(path: Path) -> Bytes:
     except FileNotFoundError:
         raise FileError(f"{path} does not exist. Give the path of a .gguf or .apr file.") from None
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error
+        why = os_reason(error)
+        raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error
 
 
 def let_go(data: Bytes) -> None:

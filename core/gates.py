@@ -149,7 +149,7 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
 
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
         raise FileError(f"{name} is not YAML: {error}. A contract with falsification_tests is needed.") from error
     tests = document.get("falsification_tests") if isinstance(document, dict) else None
     if not isinstance(tests, list) or not all(isinstance(t, dict) and "id" in t for t in tests):

@@ -85,13 +85,13 @@ def _read_part(path: Path) -> Part:
     for _ in range(n_key):
         name = walk.name("a metadata key")
         if name in keys:
-            raise walk.damaged(f"the key {shown(name)} stands there twice, and which one is meant is not known.")
+            raise walk.damaged(f"the key {shown(name)} appears twice, so its value is ambiguous.")
         keys[name], types[name] = walk.value(name)
     entries: dict[str, Entry] = {}
     for _ in range(n_tensor):
         entry = _read_entry(walk)
         if entry.name in entries:
-            raise walk.damaged(f"tensor {shown(entry.name)} stands in the index twice.")
+            raise walk.damaged(f"tensor {shown(entry.name)} appears in the index twice.")
         entries[entry.name] = entry
     alignment = keys.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
@@ -131,7 +131,7 @@ def _read_entry(walk: Walk) -> Entry:
     if 0 in dims:
         raise walk.damaged(f"{what} has a dimension of 0: {dims}.")
     if dims[0] % quant.block:
-        raise walk.damaged(f"{what} is {quant.name} in rows of {dims[0]} values, no multiple of {quant.block}.")
+        raise walk.damaged(f"{what} is {quant.name} in rows of {dims[0]} values, not a multiple of {quant.block}.")
     return Entry(name, quant, tuple(reversed(dims)), offset)
 
 
@@ -141,7 +141,7 @@ def _check_places(walk: Walk, entries: list[Entry], start: int, alignment: int) 
     for entry in sorted(entries, key=lambda e: e.offset):
         what = f"tensor {shown(entry.name)}"
         if entry.offset % alignment:
-            raise walk.damaged(f"{what} stands at offset {entry.offset}, no multiple of the alignment {alignment}.")
+            raise walk.damaged(f"{what} is at offset {entry.offset}, not a multiple of the alignment {alignment}.")
         walk.needs(start + entry.offset + entry.size_bytes - walk.at, f"{what} ({entry.quant.name})")
         if entry.offset < end:
             raise walk.damaged(f"{what} overlaps {shown(before)}.")

@@ -17,6 +17,8 @@ from core.new_file import new_file
 from core.packed import Packed, as_is
 from core.quants import QUANTS
 
+MOST_ALIGNMENT = 1 << 16  # so many zeros may stand before each tensor
+
 
 def write_gguf(path: Path, model: ModelFile, packed: Sequence[Packed] | None = None, force: bool = False) -> None:
     """Write a model; packed stands for its weights where those must change on the way.
@@ -44,8 +46,8 @@ def _write_header(part: Path, model: ModelFile, packed: Sequence[Packed]) -> int
     writer = gguf.GGUFWriter(part, arch)
     try:
         for name, value in model.keys.items():
-            if name == "general.alignment" and isinstance(value, int):
-                writer.add_custom_alignment(value)
+            if name == "general.alignment":
+                writer.add_custom_alignment(_alignment(model, value))
             elif name != "general.architecture" and not name.startswith("apr."):
                 _add_key(writer, model, name)
         for tensor in packed:
@@ -56,6 +58,13 @@ def _write_header(part: Path, model: ModelFile, packed: Sequence[Packed]) -> int
         return int(writer.data_alignment)
     finally:
         writer.close()
+
+
+def _alignment(model: ModelFile, value: object) -> int:
+    if type(value) is not int or not 0 < value <= MOST_ALIGNMENT or value & (value - 1):
+        raise FileError(f"{model.path.name}: general.alignment is {value!r}; a power of 2 up to {MOST_ALIGNMENT} was "
+                        "needed. Write the file again.")
+    return value
 
 
 def _add_key(writer: Any, model: ModelFile, name: str) -> None:  # noqa: ANN401 (gguf has no types)

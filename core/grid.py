@@ -143,17 +143,15 @@ def header_lines() -> tuple[str, str]:
     return " " * LAYER_WIDTH + top, "layer".rjust(LAYER_WIDTH) + bottom
 
 
-def grid_text(
-    trace: Trace, scope: str, metric: str = "std", findings: Iterable[Finding] = (), threshold: float = 10.0,
-) -> str:
-    """Print the grid in 80 columns: a title, layers down, ten stages across, and what the marks mean."""
+def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), threshold: float = 10.0) -> str:
+    """Write the grid of stds in 80 columns: a title, layers down, ten stages across, and what the marks mean."""
     mark = marks(trace.cells, scope, threshold)
     for finding in findings:
         if mark.get(finding.place) in (OK, WATCH, UNKNOWN):
             mark[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if finding.scope == scope else WATCH
-    lines = [_cut(title) for title in title_lines(trace, scope, metric)] + list(header_lines())
+    lines = [_cut(title) for title in title_lines(trace, scope)] + list(header_lines())
     for layer in layers(trace.cells):
-        cells = (cell_text(value(trace.cells, (layer, s), scope, metric), mark[layer, s]) for s in GRID)
+        cells = (cell_text(value(trace.cells, (layer, s), scope, "std"), mark[layer, s]) for s in GRID)
         lines.append(str(layer).rjust(LAYER_WIDTH) + "".join(cells))
     lines.append(legend(threshold))
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -165,12 +163,12 @@ def legend(threshold: float = 10.0) -> str:
     return f"X above {threshold:g} x the layer before, NaN, Inf  ! {watch}  - absent"
 
 
-def title_lines(trace: Trace, scope: str, metric: str) -> list[str]:
-    """Say what the grid shows: model and how it ran, then metric, scope and tokens; PLANTED where a bug was planted."""
+def title_lines(trace: Trace, scope: str) -> list[str]:
+    """Say what the grid shows: model and how it ran, then scope and tokens; PLANTED where a bug was planted."""
     facts = trace.facts
     known = (trace.name, facts.arch, facts.engine, facts.compute, facts.device)
     n_token = f"{len(trace.tokens)} token{'s' * (len(trace.tokens) != 1)}" if trace.tokens else "tokens unknown"
-    lines = ["  ".join(safe_text(str(k)) for k in known if k), f"{metric} at scope {scope}, {n_token}"]
+    lines = ["  ".join(safe_text(str(k)) for k in known if k), f"std at scope {scope}, {n_token}"]
     if trace.planted:
         lines.insert(0, f"PLANTED {safe_text(trace.planted)}: this run carries a bug put there on purpose")
     return lines

@@ -17,15 +17,15 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
 
 
-def from_json(text: str | bytes, name: str) -> Any:  # noqa: ANN401 (a document is any value)
-    """Parse a JSON document; FileError names it. NaN and Infinity literals are no JSON."""
+def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401 (a document is any value)
+    """Parse a JSON document; FileError names it and says the repair. NaN and Infinity literals are no JSON."""
     def refuse(literal: str) -> object:
         raise ValueError(f"{literal} is not JSON")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{name} is not a JSON document: {error}. The bundle is damaged; trace again.") from error
+        raise FileError(f"{name} is not a JSON document: {error}. {repair}") from error
 
 
 def plain(value: object) -> Any:  # noqa: ANN401
@@ -55,4 +55,7 @@ def number(value: object) -> float | None:
         return float(str(value))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("a number has more digits than a float holds") from error

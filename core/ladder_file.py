@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from core.trace import Trace
+from core.user_folders import cache_folder
 
 Learnt = Callable[[str, float], None]
 
@@ -21,7 +21,7 @@ def open_ladder(a: Trace, b: Trace) -> Iterator[tuple[Mapping[str, float], Learn
 
     A cache that cannot be written is no error: the ladder is then climbed anew each time.
     """
-    path = _cache() / "apr-tui" / "ladders" / f"{_identity(a, b)}.jsonl"
+    path = cache_folder() / "ladders" / f"{_identity(a, b)}.jsonl"
     known = _read(path)
 
     def learnt(place: str, kl: float) -> None:
@@ -49,7 +49,3 @@ def _identity(a: Trace, b: Trace) -> str:
              for t in (a, b)]
     ids = [t.id for t in a.tokens]
     return hashlib.sha256(json.dumps([sides, ids], sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

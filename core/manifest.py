@@ -10,15 +10,17 @@ from importlib import metadata
 from typing import Any
 
 from core.cell_table import channel_extras
-from core.errors import FileError
+from core.errors import FileError, UsageError
 from core.jsontext import number, plain, to_json
-from core.stages import Place, place_text, stage_named
-from core.trace import Facts, NextToken, Token, Trace
+from core.stages import Place, parse_place, parse_stored_scope, place_text
+from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"
 PACKAGES = ("apr-tui", "numpy", "polars", "torch")
 FACTS = tuple(f.name for f in fields(Facts))
+ORIGIN = {"header_sha256": str, "printed_decimals": int}  # what is read back of the origin, and its type
+MOST_LAYERS = 1 << 20  # a number above is damage: no screen could list so many
 
 
 def manifest_text(trace: Trace, scope: str, extra: Mapping[str, object], sha256: Mapping[str, str]) -> str:
@@ -70,12 +72,29 @@ class Manifest:
         """Read the capture contract."""
         numbers = ("n_layer", "d_model", "n_vocab", "threads")
         known = {f: self.get(f, int if f in numbers else str) for f in FACTS if f != "scopes"}
-        return Facts(**known, scopes=tuple(str(s) for s in self.get("scopes", list) or ()))
+        if not 0 <= (known["n_layer"] or 0) <= MOST_LAYERS:
+            raise FileError(f"{self.name}: key 'n_layer' is {known['n_layer']}; 0 to {MOST_LAYERS} was needed. "
+                            "Trace again.")
+        try:
+            scopes = tuple(parse_stored_scope(str(s)) for s in self.get("scopes", list) or ())
+        except UsageError as error:
+            raise FileError(f"{self.name}: key 'scopes': {error} Trace again.") from error
+        return Facts(**known, scopes=scopes)
+
+    def origin(self) -> Mapping[str, Any]:
+        """Read where the numbers come from."""
+        found: Mapping[str, Any] = self.get("origin", dict) or {}
+        for key, kind in ORIGIN.items():
+            Manifest(f"{self.name}, origin", found).get(key, kind)
+        return found
 
     def tokens(self) -> tuple[Token, ...]:
         """Read the input's tokens."""
         entries = self.get("tokens", list) or ()
-        return tuple(Token(*self._entry(entry, "tokens", id=int, text=(str, type(None)))) for entry in entries)
+        found = tuple(Token(*self._entry(entry, "tokens", id=int, text=(str, type(None)))) for entry in entries)
+        if not all(is_token_id(token.id) for token in found):
+            raise FileError(f"{self.name}: key 'tokens' holds an id that no vocabulary has. Trace again.")
+        return found
 
     def top(self) -> tuple[NextToken, ...]:
         """Read the likeliest next tokens."""
@@ -95,10 +114,14 @@ class Manifest:
         """Read what the tables have no column for."""
         found: dict[Place, Mapping[str, object]] = {}
         for name, extras in (self.get("channels", dict) or {}).items():
-            layer, dot, stage = name.rpartition(".")
-            if (dot and not layer.isdecimal()) or not isinstance(extras, dict):
-                raise FileError(f"{self.name}: key 'channels' has {name!r}; LAYER.STAGE was needed. Trace again.")
-            found[int(layer) if dot else None, stage_named(stage).name] = extras
+            try:
+                place = parse_place(name)
+            except UsageError as error:
+                raise FileError(f"{self.name}: key 'channels': {error} Trace again.") from error
+            if not isinstance(extras, dict):
+                raise FileError(f"{self.name}: key 'channels' has {extras!r:.80} at {name}; an object was needed. "
+                                "Trace again.")
+            found[place] = extras
         return found
 
     def _entry(self, entry: object, key: str, **kinds: Any) -> list[Any]:  # noqa: ANN401

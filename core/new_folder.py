@@ -21,7 +21,8 @@ def check_out(out: Path, *, force: bool) -> None:
     """Refuse an output folder before the work starts: UsageError where it exists, OutputError if it cannot be made."""
     with _told(out):
         _refuse_existing(out, force)
-        probe = _free_name(_nearest_folder(out) / out.name, "probe")
+        target = out.resolve()  # out may be "." or end in "..", which name nothing
+        probe = _free_name(_nearest_folder(target) / target.name, "probe")
         probe.mkdir()
         probe.rmdir()
 
@@ -76,7 +77,7 @@ def _refuse_existing(out: Path, force: bool) -> None:
 
 def _nearest_folder(path: Path) -> Path:
     """Return the deepest folder above path that exists; OSError where a file stands in the way."""
-    folder = path.resolve().parent
+    folder = path.parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():

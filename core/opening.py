@@ -35,7 +35,7 @@ def open_model(path: Path) -> ModelFile:
 
 def is_bundle(path: Path) -> bool:
     """Say whether the path is a saved bundle's folder."""
-    return (path / "manifest.json").is_file()
+    return os.path.isfile(path / "manifest.json")  # Path.is_file raises where the folder may not be read
 
 
 def open_bundle(path: Path) -> Trace:
@@ -72,7 +72,7 @@ def encode_beside(model: ModelFile, prompt: Prompt, work: Callable[[], object]) 
         return tokens
     try:
         child = start_encoding(model.path, prompt)
-    except (OSError, UnicodeEncodeError):
+    except OSError:
         return encode(model, prompt)
     with child:
         try:
@@ -158,7 +158,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
         "header_sha256": file.header_sha256, "arch": asdict(arch), "widths": arch.widths,
         "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
     }
-    planted = ", ".join(p for p in (side.plant, file.key("apr_tui.planted")) if p)
+    planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
                  notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
 

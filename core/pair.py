@@ -22,10 +22,9 @@ from core.stages import Place, scope_positions
 from core.stats import Cell
 from core.tap import chain, jitter, record, record_values
 from core.trace import Emit, Event, IsCancelled
-from core.verdict import Difference
+from core.verdict import CLEAR, SAME, Difference
 
 LEAST_FLOOR = 1e-6  # relative L2: rounding of float32 (1.2e-7) through one stage's sums of thousands of products
-SAME, CLEAR = 3.0, 10.0  # multiples of the floor: up to SAME it is noise, above CLEAR it is not
 
 
 @dataclass(slots=True)

@@ -113,7 +113,7 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
     stage = stage_named(name)
     if stage.name not in PLANTS[kind].stages:
         stages = ", ".join(PLANTS[kind].stages)
-        raise UsageError(f"--plant {text}: {kind} does not stand at {stage.name}; it does at {stages}.")
+        raise UsageError(f"--plant {text}: {kind} cannot be planted at {stage.name}; it can at {stages}.")
     if stage.whole:
         if dot:
             raise UsageError(f"--plant {text}: {stage.name} belongs to the whole model; write {kind}@{stage.name}.")

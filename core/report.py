@@ -19,22 +19,20 @@ GLUE = "\x00"  # a space where no line may break; safe_text lets no other throug
 
 def report_text(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
     """Write the report: grid, findings, next tokens, input, witness, notes."""
-    sections = [grid_text(trace, scope, "std", findings, threshold), findings_text(findings)]
+    sections = [grid_text(trace, scope, findings, threshold), findings_text(findings)]
     sections += [text for text in (top_text(trace), tokens_text(trace)) if text]
     closing = [f"Traced equals untraced: {WITNESS[trace.observed_equals_unobserved]}", _facts_line(trace)]
     closing += [f"Note: {safe_text(note)}" for note in trace.notes]
     return "\n".join([*sections, _wrapped(closing)])
 
 
-def findings_text(findings: Sequence[Finding], limit: int | None = None) -> str:
-    """List the findings, a sentence each, in order; limit: how many before "and N more"."""
+def findings_text(findings: Sequence[Finding]) -> str:
+    """List the findings, a sentence each, in order."""
     if not findings:
         return "Findings: none.\n"
-    shown = findings[:limit]
     lines = [f"{i:>3}. {f.kind} at {place_text(f.place)}, scope {f.scope} ({f.strength}): {safe_text(f.sentence)}"
-             for i, f in enumerate(shown, 1)]
-    more = [f"     and {len(findings) - len(shown)} more."] if len(shown) < len(findings) else []
-    return "Findings, first the one to look at:\n" + _wrapped([*lines, *more], indent=5)
+             for i, f in enumerate(findings, 1)]
+    return "Findings, first the one to look at:\n" + _wrapped(lines, indent=5)
 
 
 def top_text(trace: Trace) -> str:
@@ -57,10 +55,11 @@ def tokens_text(trace: Trace) -> str:
 def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
     """Write the grid and the findings as Markdown; X and ! cells are bold."""
     mark = marks(trace.cells, scope, threshold)
-    lines = [f"### {_plain_markdown(title_lines(trace, scope, 'std')[-2])}", ""]
+    *_, ran, shown = title_lines(trace, scope)
+    lines = [f"### {_plain_markdown(ran)}", ""]
     if trace.planted:
         lines += [f"**PLANTED {_plain_markdown(trace.planted)}**: this run carries a bug put there on purpose.", ""]
-    lines += [title_lines(trace, scope, "std")[-1], ""]
+    lines += [shown, ""]
     lines += ["| layer | " + " | ".join(GRID) + " |", "|---:" * (len(GRID) + 1) + "|"]
     for layer in layers(trace.cells):
         texts = [(short(value(trace.cells, (layer, s), scope, "std")), mark[layer, s]) for s in GRID]

@@ -18,7 +18,6 @@ from core.model_file import ModelFile
 from core.opening import (
     continue_text,
     describe,
-    encode,
     encode_beside,
     is_bundle,
     load_torch,
@@ -37,7 +36,7 @@ from core.trace import Emit, Event, IsCancelled, Trace, never, no_emit
 from core.verdict import Bisection, Check, Comparison
 
 __all__ = [
-    "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "encode", "ensure_demo",
+    "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "ensure_demo",
     "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints", "import_trace",
     "is_bundle", "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
 ]

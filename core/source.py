@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.errors import UsageError
+from core.stages import read_whole
 
 SCHEMES = ("llama.cpp", "transformers")
 
@@ -37,7 +39,7 @@ def parse_source(text: str, default: Source) -> Source:
 
     A file whose own name holds @ or : is taken as it is where it exists.
     """
-    if Path(text).exists():
+    if os.path.exists(text):  # Path.exists raises where a folder on the way may not be read
         return replace(default, path=Path(text), scheme="")
     scheme, colon, rest = text.partition(":")
     scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
@@ -50,7 +52,7 @@ def parse_source(text: str, default: Source) -> Source:
         if key not in ("compute", "device", "threads"):
             raise UsageError(f"{text}: {key!r} is not a setting of a side. "
                              "Write FILE@compute=q8,device=cuda:0,threads=1.")
-        if key == "threads" and not value.isdigit():
+        if key == "threads" and not read_whole(value):
             raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
-        changes[key] = int(value) if key == "threads" else value
+        changes[key] = read_whole(value) if key == "threads" else value
     return replace(default, path=Path(name), scheme=scheme, **changes)

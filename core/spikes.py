@@ -14,12 +14,10 @@ import numpy as np
 
 from core.carriers import carrier, carrier_phrase, carrier_token, std_T, times_text
 from core.finding import Finding
-from core.grid import FALL_RATIO, WATCH_RATIO, Cells, divided, falls, marks, ratios, short, stats_at
+from core.grid import FALL_RATIO, WATCH_RATIO, Cells, divided, falls, ratios, short, stats_at
 from core.stages import GRID, Place, place_order, place_text, scope_positions
 from core.stats import Cell, Stats, TokenStats
 from core.trace import Trace
-
-__all__ = ["find_hints", "marks"]
 
 MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median

@@ -46,6 +46,7 @@ ALIASES = {"ffn_swiglu": "ffn_swigl"}
 GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 SCOPES = ("all", "last", "first", "rest")
 UNKNOWN_SCOPE = "unknown"  # of a table that does not say which tokens it covers
+MOST_DIGITS = 18           # of a number that somebody typed; Python refuses to read one of thousands
 
 _BY_NAME = {s.name: s for s in STAGES}
 _ORDER = {s.name: i for i, s in enumerate(STAGES)}
@@ -75,11 +76,30 @@ def place_text(place: Place) -> str:
     return stage if layer is None else f"{layer}.{stage}"
 
 
+def read_whole(text: str) -> int | None:
+    """Read a whole number from 0 as people type it, in ASCII digits; None where the text is anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+
+
+def parse_place(text: str) -> Place:
+    """Read a place as place_text writes it; UsageError otherwise."""
+    layer, dot, name = text.rpartition(".")
+    stage, number = stage_named(name), read_whole(layer)
+    if stage.whole == bool(dot) or (dot and number is None):
+        raise UsageError(f"{text!r} is not a place. Write LAYER.STAGE, or the name alone of a whole-model stage.")
+    return number, stage.name
+
+
 def parse_scope(text: str) -> str:
     """Check a scope's spelling: all, last, first, rest or pos:N; UsageError otherwise."""
-    if text in SCOPES or (text.startswith("pos:") and text[4:].isascii() and text[4:].isdigit()):
+    if text in SCOPES or (text.startswith("pos:") and read_whole(text[4:]) is not None):
         return text
     raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N a position from 0).")
+
+
+def parse_stored_scope(text: str) -> str:
+    """Check the scope of a saved table: one that people type, or UNKNOWN_SCOPE; UsageError otherwise."""
+    return text if text == UNKNOWN_SCOPE else parse_scope(text)
 
 
 def scope_positions(scope: str, n_token: int) -> range:

@@ -39,10 +39,7 @@ class Tokenizer:
         """Return the ids of a prompt, with BOS and EOS where the file adds them. FileError, UsageError."""
         if self.refusal is not None:
             raise self._error(self.refusal)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError("The prompt is not UTF-8 text. Give it as UTF-8, or give ids with --tokens.") from None
+        hold_text(text)
         ids = [self._special("bos")] if self._adds_bos() else []
         if self._pre is None:
             self._encode_spm(text, ids)
@@ -228,6 +225,14 @@ def open_tokenizer(model: ModelFile) -> Tokenizer:
         found, known = "absent" if pre is None else repr(pre), ", ".join(PRE_NAMED)
         return Tokenizer(model, f"its pre-tokenizer (tokenizer.ggml.pre) is {found}; this build knows {known}.")
     return Tokenizer(model, None, PRE_NAMED[str(pre)], notes)
+
+
+def hold_text(text: str) -> None:
+    """Refuse a prompt that is not UTF-8 text; UsageError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("The prompt is not UTF-8 text. Give it as UTF-8, or give ids with --tokens.") from None
 
 
 def _cut_specials(text: str, specials: Sequence[tuple[str, int]]) -> list[str | int]:

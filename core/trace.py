@@ -21,6 +21,11 @@ class Token:
     text: str | None = None
 
 
+def is_token_id(value: object) -> bool:
+    """Say whether a value can be a token's id: no vocabulary has more than 2^31."""
+    return type(value) is int and 0 <= value < 1 << 31
+
+
 @dataclass(frozen=True, slots=True)
 class NextToken:
     """A candidate for the next token."""

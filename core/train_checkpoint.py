@@ -35,6 +35,7 @@ from core.train_tokenizer import Vocabulary, vocabulary_keys
 
 FOLDER, NAME = "ckpt", re.compile(r"step-(\d{6,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+NEEDED = ("steps_done", "tokens_seen", "memory", "best")  # of state.json
 KEEP = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -86,8 +87,10 @@ def read_checkpoint(folder: Path) -> State:
     """Read a checkpoint; FileError names what is damaged."""
     try:
         state = json.loads((folder / STATE).read_text())
+        if missing := [name for name in NEEDED if name not in state]:
+            raise ValueError(f"{STATE} lacks {', '.join(missing)}")
         return State(load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise FileError(f"{folder} is damaged: {error}. Remove it; --resume then takes the one before it.") from error
 
 

@@ -19,6 +19,7 @@ ARCH = "llama"
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0
 VAL_WINDOWS = 32       # held-out windows of one validation
 SEEDS = 1 << 63        # torch and numpy both take a seed below this
+MOST = 1 << 31         # of a size in a config file
 WARM_UP_SHARE = 10     # warm-up takes at most this part of a run: a tenth
 
 
@@ -187,7 +188,7 @@ def read_preset(name: str) -> Preset:
         raise UsageError(f"--config {name}: {', '.join(PRESETS)} or a .toml file is needed.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"--config {name}: {os_reason(error)}. "
                         "A TOML file with the sizes of a model is needed.") from error
     return _preset_of(name, values)
@@ -251,15 +252,16 @@ def _hold_mode(mode: str, options: TrainOptions) -> None:
 
 def _preset_of(name: str, values: dict[str, Any]) -> Preset:
     base = values.pop("base", None)
-    if base is not None and base not in PRESETS:
+    if base is not None and base not in tuple(PRESETS):  # a tuple: base may be a list, which has no hash
         raise UsageError(f"{name}: base {base!r} is not a preset; {', '.join(PRESETS)} are.")
     known = {f.name: f for f in fields(Preset)}
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{name} has the key {key!r}; known are base, {', '.join(known)}.")
         whole = known[key].type != "float"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value <= 0:
-            raise UsageError(f"{name}: {key} is {value!r}; a {'whole ' if whole else ''}number above 0 is needed.")
+        if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < MOST:
+            kind = "whole number" if whole else "number"
+            raise UsageError(f"{name}: {key} is {value!r}; a {kind} above 0 and below 2^31 is needed.")
     missing = [name for name, f in known.items() if name not in values and f.default is MISSING]
     if base is None and missing:
         raise UsageError(f"{name} lacks {', '.join(missing)}. Give them, or a base such as base = \"tiny\".")

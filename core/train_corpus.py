@@ -28,6 +28,7 @@ from core.train_tokenizer import (
     train_vocabulary,
     write_vocabulary,
 )
+from core.user_folders import cache_folder
 
 SCHEMA = "apr-tui-corpus/1"
 SKIPPED_FOLDERS = frozenset(("site-packages", "dist-packages", "__pycache__", "node_modules", ".git", ".venv"))
@@ -80,9 +81,9 @@ def open_corpus(
         return _published(root, given, n_vocab)
     documents, skipped = find_documents(root)
     if not documents:
-        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or no UTF-8). "
+        raise FileError(f"--corpus {root} holds no text ({skipped} files are empty or not UTF-8). "
                         "Give a folder of text files.")
-    notes = [f"{skipped} files that are no UTF-8 text were left out"] if skipped else []
+    notes = [f"{skipped} files that are not UTF-8 text were left out"] if skipped else []
     chosen = capped(documents, cap_mib)
     if len(chosen) < len(documents):
         notes.append(f"{len(chosen)} of {len(documents)} documents, {cap_mib} MiB: the config reads no more by default")
@@ -152,12 +153,6 @@ def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]
     head, tail = (Document(last.path, last.sha256, end - start, (start, end))
                   for start, end in ((0, at), (at, last.n_bytes)))
     return [*documents[:-1], head], [tail]
-
-
-def cache_folder() -> Path:
-    """The user's cache of this program."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "apr-tui"
 
 
 def _published(root: Path, given: Vocabulary | None, n_vocab: int) -> Corpus:

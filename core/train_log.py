@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -23,6 +24,7 @@ RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "gr
 SUPERSEDED = "train.superseded.jsonl"
 SCHEMA = "apr-tui-train/1"
 T = TypeVar("T", Step, Validation)
+_DAMAGED = "The run's log is damaged; put the file back as it was."
 
 
 class Lines:
@@ -63,7 +65,7 @@ def write_document(path: Path, value: object) -> None:
 def read_document(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
     """Read a JSON document; FileError."""
     try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
+        return from_json(path.read_text(encoding="utf-8"), str(path), "Give the folder of a training run.")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path} could not be read: {os_reason(error)}. Give the folder of a training run.") from error
 
@@ -89,9 +91,21 @@ class Tail:
         end = raw.rfind(b"\n") + 1
         self._at += end
         try:
-            return [json.loads(line) for line in raw[:end].splitlines()], began_anew
-        except ValueError as error:
-            raise FileError(f"{self._path} has a line that is not JSON: {error}. The run's log is damaged.") from error
+            rows = [json.loads(line) for line in raw[:end].splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise FileError(f"{self._path} has a line that is not JSON: {error}. {_DAMAGED}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise FileError(f"{self._path} has a line that is no JSON object. {_DAMAGED}")
+        return rows, began_anew
+
+
+@contextmanager
+def reading_records(run: Path) -> Iterator[None]:
+    """Turn what a record of another form raises while it is read into a FileError that names the run."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{run} holds a record that no run writes ({error!r}). {_DAMAGED}") from error
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -104,32 +118,34 @@ def rewind(run: Path, steps_done: int) -> int:
 
     Returns how many steps were cut: they are trained again from the checkpoint, on the same batches.
     """
-    cut = [row for row in read_lines(run / TRAIN) if row["step"] >= steps_done]
+    limits = ((TRAIN, "step", steps_done - 1), (GRADS, "step", steps_done - 1), (VAL, "steps_done", steps_done))
+    with reading_records(run):
+        kept = {name: [row for row in read_lines(run / name) if row[key] <= last] for name, key, last in limits}
+        cut = [row for row in read_lines(run / TRAIN) if row["step"] >= steps_done]
     if cut:
         _write_lines(run / SUPERSEDED, [*read_lines(run / SUPERSEDED), *cut])
-    limits = ((TRAIN, "step", steps_done - 1), (GRADS, "step", steps_done - 1), (VAL, "steps_done", steps_done))
-    for name, key, last in limits:
+    for name, rows in kept.items():
         if (run / name).is_file():
-            _write_lines(run / name, [row for row in read_lines(run / name) if row[key] <= last])
+            _write_lines(run / name, rows)
     return len(cut)
 
 
 def read_record(kind: type[T], row: Mapping[str, Any]) -> T:
-    """Read a Step or Validation back; FileError where it is none."""
-    try:
-        values: dict[str, Any] = {
-            f.name: row[f.name] if f.type in ("str", "int") else number(row[f.name]) for f in fields(kind)}
-    except (KeyError, ValueError) as error:
-        raise FileError(f"a line of the run's log is no {kind.__name__}: {error}.") from error
+    """Read a Step or Validation back, as read_grads and the others below inside reading_records."""
+    values: dict[str, Any] = {
+        f.name: row[f.name] if f.type in ("str", "int") else number(row[f.name]) for f in fields(kind)}
     return kind(**values)
 
 
 def read_grads(row: Mapping[str, Any]) -> Grads:
     """Read a gradient table back."""
-    rows = tuple(GradRow(**{f.name: r[f.name] for f in fields(GradRow)}) for r in row["rows"])
-    return Grads(
-        row["step"], rows, {name: (v[0], v[1], v[2]) for name, v in row["parameters"].items()},
-        read_health(row))
+    figures: dict[str, Any] = {name: tuple(number(v) for v in values) for name, values in row["parameters"].items()}
+    return Grads(row["step"], tuple(_grad_row(r) for r in row["rows"]), figures, read_health(row))
+
+
+def _grad_row(row: Mapping[str, Any]) -> GradRow:
+    figures: dict[str, Any] = {f.name: number(row[f.name]) for f in fields(GradRow) if f.name != "layer"}
+    return GradRow(row["layer"], **figures)
 
 
 def read_health(row: Mapping[str, Any]) -> Health | None:

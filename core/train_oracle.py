@@ -63,7 +63,7 @@ def oracle_cells(model: Decoder, batch: Tensor, found: dict[str, Tensor], tolera
     """Compare each parameter's gradient; the model is copied to float64 and left alone."""
     exact = Decoder(model.arch).to(batch.device).double()  # a new one: a copy would take compiled parts along
     load_values(exact, dict(model.named_parameters()))
-    for row in batch.split(1):  # the mean of the rows' losses is the batch's; all at once would not fit where it trains
+    for row in torch.split(batch, 1):  # the mean of the rows' losses; all at once would not fit where it trains
         torch.autograd.backward(exact(row[:, :-1], row[:, 1:]) / len(batch))
     return [_cell(exact, batch, name, weight, found.get(name), tolerance) for name, weight in exact.named_parameters()]
 

@@ -101,7 +101,10 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class TrainEvent:
-    """One thing that a run tells. kind: phase, note, step, validation, grads, checkpoint, gates, status."""
+    """One thing that a run tells. kind: phase, note, step, validation, checkpoint, gates, status.
+
+    grads: of a step that has a gradient table.
+    """
 
     kind: str
     text: str = ""

@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from core.arch import read_arch
 from core.errors import AprError, Cancelled, FileError, OutputError, UsageError
 from core.reader import open_model
 from core.telemetry import choose_device
+from core.trace import IsCancelled, never
 from core.train_config import Plan, TrainOptions, n_parameters, plan_of, resumed, settle
 from core.train_corpus import Corpus, open_corpus
 from core.train_log import RUN, SCHEMA, read_document, rewind, write_document
@@ -52,11 +52,6 @@ class Ready:
     run: dict[str, Any] | None
 
 
-def never() -> bool:
-    """Never cancel."""
-    return False
-
-
 def prepare(options: TrainOptions) -> Ready:
     """Hold the options to the machine and the folder, in a fraction of a second, without torch and without a trace.
 
@@ -82,8 +77,8 @@ def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
     except (KeyError, TypeError) as error:
         raise FileError(f"{options.out / RUN} is no training run ({error!r}). Give the folder of one.") from error
     if is_first() and is_alive(run):
-        raise UsageError(f"{options.out} is being trained by process {run['pid']}. Follow it by --watch {options.out}, "
-                         "or stop it first.")
+        raise UsageError(f"{options.out} is being trained by process {run['pid']}. "
+                         f"Follow it with --watch {options.out}, or stop it first.")
     newest = newest_checkpoint(options.out)
     done = int(newest.name.partition("-")[2]) if newest is not None else 0
     if plan.steps < done:
@@ -101,7 +96,7 @@ def hold_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder. Give another --out.")
     if (out / RUN).exists():
-        raise UsageError(f"{out} already holds a training run. Go on with it by --resume, or give another --out.")
+        raise UsageError(f"{out} already holds a training run. Continue it with --resume, or give another --out.")
     if out.is_dir() and any(path.name != LOG for path in out.iterdir()):
         raise UsageError(f"{out} exists and is not empty. Give another --out.")
     above = out
@@ -112,7 +107,7 @@ def hold_folder(out: Path) -> None:
 
 
 def train(
-    options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: Callable[[], bool] = never,
+    options: TrainOptions, emit: TrainEmit = no_train_emit, cancelled: IsCancelled = never,
     wishes: Wishes | None = None,
 ) -> TrainResult:
     """Train; cancelled() ends the run after the step in flight, with a checkpoint. Errors as prepare, and Cancelled."""
@@ -133,7 +128,7 @@ def train(
         raise
 
 
-def read_corpus(ready: Ready, emit: TrainEmit, cancelled: Callable[[], bool]) -> Corpus:
+def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
     """Open or make the shards, and say how often the plan reads them."""
     def said(text: str) -> None:
         emit(TrainEvent("phase", text))

@@ -29,6 +29,7 @@ from core.train_log import (
     read_health,
     read_lines,
     read_record,
+    reading_records,
     write_document,
 )
 from core.train_loop import Trainer, facts_of_residency
@@ -190,10 +191,11 @@ def _invariant(id: str, rule: str, trainer: Trainer, probes: dict[str, str | Non
 
 def _take_up_logs(trainer: Trainer) -> None:
     """Read what the run has logged before; each logged step was held to the rules when it was taken."""
-    trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
-    trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
-    tables = read_lines(trainer.out / GRADS)
-    trainer.health = [health for row in tables if (health := read_health(row)) is not None]
+    with reading_records(trainer.out):
+        trainer.steps = [read_record(Step, row) for row in read_lines(trainer.out / TRAIN)]
+        trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
+        tables = read_lines(trainer.out / GRADS)
+        trainer.health = [health for row in tables if (health := read_health(row)) is not None]
     trainer.looked.update({id: len(trainer.steps) for id, _, _ in RULES} | {
         "INV-GRADIENT": len(tables), "INV-CENSUS": len(checkpoints(trainer.out))})
 

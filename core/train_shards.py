@@ -7,7 +7,6 @@ data is one permutation of its windows, so the cursor (windows used so far) alon
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError, UsageError
+from core.errors import FileError, UsageError, os_reason
+from core.jsontext import from_json
 
 Tokens = npt.NDArray[np.uint32]
 Windows = npt.NDArray[np.int64]
@@ -55,8 +55,7 @@ def open_shards(folder: Path, n_vocab: int) -> Shards:
     said, found = manifest.get("tokens"), sum(map(len, maps.values()))
     if isinstance(said, int) and said != found and not folder.is_file():
         raise FileError(f"{base / MANIFEST} says {said} tokens, the shards hold {found}. Make the shards again.")
-    rows = [row for row in manifest.get("shards", ()) if isinstance(row, dict)]
-    parts = {row.get("file"): row.get("split") for row in rows}
+    parts = {row["file"]: row.get("split") for row in manifest.get("shards", ())}
     val = tuple(tokens for name, tokens in maps.items() if parts.get(name) == "val")
     train = tuple(tokens for name, tokens in maps.items() if parts.get(name) != "val")
     return Shards(base, train, val, manifest) if val else _hold_out(base, train, manifest)
@@ -138,14 +137,19 @@ def _hold_out(base: Path, shards: tuple[Tokens, ...], manifest: Mapping[str, Any
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:
+    again = "Make the shards again."
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_bytes(), str(path), again)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} is not a JSON document: {error}. Make the shards again.") from error
+    except OSError as error:
+        raise FileError(f"{path} could not be read: {os_reason(error)}. {again}") from error
     if not isinstance(manifest, dict):
-        raise FileError(f"{path} is a {type(manifest).__name__}; an object was needed. Make the shards again.")
+        raise FileError(f"{path} is a {type(manifest).__name__}; an object was needed. {again}")
+    rows = manifest.get("shards", [])
+    names = [row.get("file") if isinstance(row, dict) else None for row in rows] if isinstance(rows, list) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise FileError(f"{path}: shards is not a list of {{file, split}}. {again}")
     return manifest
 
 
@@ -156,4 +160,5 @@ def _map(path: Path) -> Tokens:
             raise FileError(f"{path} has {size} bytes; whole u32 tokens of 4 bytes were needed. Make the shard again.")
         return np.asarray(np.memmap(path, "<u4", mode="r"))
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} could not be opened: {error}. Check the path and its permissions.") from error
+        why = os_reason(error)
+        raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error

@@ -48,7 +48,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     try:
         ids: Any = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"--tokenizer {folder}: {os_reason(error)}. "
                         "A folder with vocab.json and merges.txt is needed.") from error
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
@@ -101,8 +101,10 @@ def train_vocabulary(
     thread = threading.Thread(target=work, name="tokenizer", daemon=True)
     thread.start()
     began = time.monotonic()
-    while thread.join(TOLD_S) or thread.is_alive():
+    thread.join(TOLD_S)
+    while thread.is_alive():
         said(f"training a tokenizer of {n_vocab} tokens: {time.monotonic() - began:.0f} s")
+        thread.join(TOLD_S)
     if failed:
         raise failed[0]
     model = json.loads(engine.to_str())["model"]
@@ -115,12 +117,14 @@ def file_vocabulary(model: ModelFile) -> Vocabulary:
     """Take the vocabulary of a model file; UsageError where it is not a byte-level BPE with an end token."""
     tokens, merges = model.key("tokenizer.ggml.tokens"), model.key("tokenizer.ggml.merges")
     pre, end = model.key("tokenizer.ggml.pre"), model.key("tokenizer.ggml.eos_token_id")
-    usable = model.key("tokenizer.ggml.model") == "gpt2" and pre in PRE_NAMED and isinstance(end, int)
-    if not usable or not isinstance(tokens, list) or not isinstance(merges, list):
+    usable = model.key("tokenizer.ggml.model") == "gpt2" and isinstance(pre, str) and pre in PRE_NAMED
+    texts = all(isinstance(items, list) and all(isinstance(i, str) for i in items) for items in (tokens, merges))
+    if not usable or not texts or type(end) is not int or not 0 <= end < len(tokens):
         raise UsageError(f"{model.path.name} holds no byte-level BPE with an end token that this build reads. "
                          "Give one with --tokenizer DIR (vocab.json, merges.txt).")
-    types = model.key("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    return Vocabulary(tuple(tokens), tuple(merges), end, pre, tuple(i for i, t in enumerate(types) if t == CONTROL))
+    types = model.key("tokenizer.ggml.token_type")
+    specials = tuple(i for i, t in enumerate(types) if t == CONTROL) if isinstance(types, list) else ()
+    return Vocabulary(tuple(tokens), tuple(merges), end, pre, specials)
 
 
 def padded(vocabulary: Vocabulary, n_vocab: int) -> Vocabulary:

@@ -23,10 +23,12 @@ from core.train_log import (
     read_grads,
     read_health,
     read_record,
+    reading_records,
 )
 from core.train_records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
+MOST_LAYERS = 1 << 16  # a run.json that says more is damaged
 START_FIELD = 18  # of /proc/PID/stat after the state: starttime, in clock ticks since the machine started
 CLOCK_S = 60.0    # by which the wall clock may have been set since
 
@@ -45,16 +47,17 @@ class RunReader:
 
     def view(self) -> RunView:
         """Return the run as it is now; FileError where the folder is none."""
-        if not (self.out / RUN).is_file():
+        if not os.path.isfile(self.out / RUN):
             raise FileError(f"{self.out} has no {RUN}; it is not the folder of a training run.")
         run = read_document(self.out / RUN)
-        if not isinstance(run, dict) or "status" not in run:
+        if not _is_run(run):
             raise FileError(f"{self.out / RUN} is no training run. Give the folder of one.")
-        self._read()
-        return RunView(
-            self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations), self._grads,
-            read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), is_alive(run),
-            tuple(self._health))
+        with reading_records(self.out):
+            self._read()
+            return RunView(
+                self.out, run["status"], run["sentence"], run, tuple(self._steps), tuple(self._validations),
+                self._grads, read_gates(self.out), self._gpu, newest_checkpoint(self.out), self._age(), is_alive(run),
+                tuple(self._health))
 
     def _read(self) -> None:
         rows, began_anew = self._tails[TRAIN].read()
@@ -87,6 +90,19 @@ class RunReader:
 def open_run(folder: Path) -> RunView:
     """Read a run's folder once; RunReader follows one."""
     return RunReader(folder).view()
+
+
+def _is_run(run: Any) -> bool:  # noqa: ANN401 (a document is any value)
+    """Say whether a document is a run.json that a screen can show."""
+    try:
+        plan = run["plan"]
+        words = (run["status"], run["sentence"], run["device"], plan["config"])
+        sizes = (plan["steps"], plan["batch"], plan["seq"], plan["seed"], plan["arch"]["n_layer"])
+        tables = (run.get("residency") or {}, run.get("corpus") or {})
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return (all(isinstance(word, str) for word in words) and all(isinstance(table, dict) for table in tables)
+            and all(type(size) is int and size >= 0 for size in sizes) and sizes[-1] <= MOST_LAYERS)
 
 
 def newest_checkpoint(out: Path) -> Path | None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError
-from core.stages import Place, place_order, place_text, stage_named
+from core.errors import FileError, UsageError
+from core.stages import Place, parse_place, place_order, place_text
 
 DTYPES = {"float64": ("F64", 8), "float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
@@ -84,10 +84,10 @@ def open_values(path: Path) -> StoredValues:
 
 
 def _place(name: str, path: Path) -> Place:
-    layer, dot, stage = name.rpartition(".")
-    if dot and not layer.isdecimal():
-        raise FileError(f"{path}: {name!r} is not a stage; LAYER.STAGE is needed. Trace again with --values.")
-    return (int(layer) if dot else None, stage_named(stage).name)
+    try:
+        return parse_place(name)
+    except UsageError as error:
+        raise FileError(f"{path}: {error} Trace again with --values.") from error
 
 
 def _read(path: Path, name: str) -> npt.NDArray[Any]:

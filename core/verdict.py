@@ -20,6 +20,8 @@ VERDICTS = {
 }
 EXIT_CODES = {"AGREE": 0, "H1": 0, "H3": 0, "H2": 1, "NOT_COMPARABLE": 4, "INCONCLUSIVE": 5}
 
+SAME, CLEAR = 3.0, 10.0  # multiples of a cell's floor: up to SAME it is noise, above CLEAR it is not
+RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
 BAD_FACTOR = 100.0  # in NMSE, so 10 in size: another order of summation costs up to 4
 LEAST_FLOOR = 1e-13  # in NMSE: float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
 

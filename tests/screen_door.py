@@ -120,6 +120,7 @@ class FakeDoor:
 
     def export_trace(self, trace, out, *, scope, threshold, force, command):
         """Remember what was asked."""
+        self.exported_scope = scope
         self.calls.append(("export", out, force, command))
         return out
 

@@ -15,8 +15,10 @@ from traces import cells_of, published_cells, trace_of, values
 
 from core import cell_table
 from core.errors import FileError
-from core.evidence import read_bundle, read_findings
+from core.evidence import read_bundle
+from core.jsontext import plain
 from core.spikes import find_hints
+from core.value_file import open_values
 
 # opened again
 
@@ -28,7 +30,8 @@ def test_a_bundle_that_is_opened_and_written_again_has_the_same_bytes(tmp_path, 
     again = save(opened, tmp_path / "b", scope)
     assert contents(again, [*TABLES, "manifest.json"]) == contents(first, [*TABLES, "manifest.json"])
     assert replace(opened, cells={}, values=None) == replace(trace, cells={})
-    assert read_findings(first) == find_hints(opened, scope=scope) == find_hints(trace, scope=scope)
+    assert find_hints(opened, scope=scope) == find_hints(trace, scope=scope)
+    assert json.loads((first / "findings.json").read_text()) == plain(find_hints(trace, scope=scope))
 
 
 def test_a_cell_that_is_opened_again_has_its_tokens_top_channels_and_factors(tmp_path):
@@ -134,7 +137,16 @@ def change(folder, name, edit, resign=True):
     ("manifest.json", lambda b: b.replace(b'"n_layer": 28', b'"n_layer": "many"'), "'n_layer' is str, int was needed"),
     ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": NaN'), "NaN is not JSON"),
     ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": "x"'), "key 'tokens'"),
+    ("manifest.json", lambda b: b.replace(b'"id": 101', b'"id": 101%s' % (b"0" * 400)), "an id that no vocabulary has"),
     ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"x.ffn_swigl": {'), "key 'channels'"),
+    ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"3.speed": {'), "'speed' is not a stage"),
+    ("manifest.json", lambda b: b.replace(b'"3.ffn_swigl": {', b'"%s.qkv": {' % (b"9" * 5000)), "is not a place"),
+    ("manifest.json", lambda b: b.replace(b'"scopes": [', b'"scopes": ["some"'), "'some' is not a scope"),
+    ("manifest.json", lambda b: b.replace(b'"n_layer": 28', b'"n_layer": 4000000000'), "'n_layer' is 4000000000"),
+    ("manifest.json", lambda b: b.replace(b'"origin": {', b'"origin": {"printed_decimals": "4", '),
+     "origin: key 'printed_decimals'"),
+    ("manifest.json", lambda b: b.replace(b'"logit": ', b'"logit": 1%s, "x": ' % (b"0" * 400), 1),
+     "key 'top': a number has more digits"),
     ("manifest.json", lambda b: b.replace(b'[4, 0, 150.5]', b'[4, 0]'), "key 'channels' is damaged"),
     ("manifest.json", lambda b: b.replace(b'"median": 0.05, ', b''), "key 'channels' is damaged"),
 ])
@@ -157,6 +169,14 @@ def test_a_trimmed_bundle_is_refused_with_the_missing_file(copied, name):
     (copied / name).unlink()
     with pytest.raises(FileError, match=f"{name} cannot be read"):
         read_bundle(copied)
+
+
+def test_a_values_file_with_a_name_that_is_no_place_is_a_damaged_file(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"3.speed": np.zeros((1, 2), np.float32)}, tmp_path / "values.safetensors")
+    with pytest.raises(FileError, match=r"'speed' is not a stage.*Trace again with --values"):
+        open_values(tmp_path / "values.safetensors")
 
 
 def test_a_damaged_values_file_is_refused(tmp_path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from apr_tui import cli
+from apr_tui import cli, commands
 from apr_tui.options import COMMANDS
 from core import session
 from core.errors import UsageError
@@ -102,6 +105,7 @@ def test_the_version_is_printed(run):
     ["trace", "{m}", "--tokens", "1,99999999"], ["trace", "{m}", "--tokens", "1,-1"],
     ["trace", "{m}", "--prompt", "a", "--tokens", "1"], ["trace", "{m}", "--chat", "--tokens", "1"],
     ["trace", "{m}", "--out", "{m}"], ["trace", "{m}@frob=1"], ["trace", "{m}@threads=x"], ["trace", "{m}@threads=0"],
+    ["trace", "{m}@threads=²"], ["trace", "{m}", "--scope", "pos:" + "9" * 5000], ["trace", "{m}", "--layers", "0..²"],
     ["compare", "{m}"], ["compare", "{m}", "{m}@compute=no"], ["import", "{m}"], ["demo"],
     ["demo", "--out", "{d}/x", "--fault", "transpose@1.ffn_silu"]])
 def test_a_word_that_cannot_be_is_refused_with_exit_2(words, run, model, tmp_path):
@@ -277,6 +281,13 @@ def test_a_comparison_exits_by_its_verdict_and_its_document_has_the_keys_of_the_
     assert empty.code == 4 and "scope" in empty.out
 
 
+def test_prompts_are_one_a_line_whatever_else_a_line_holds(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\x0cpage\r\n\n two\u2028lines\n", newline="")
+    asked = SimpleNamespace(prompts=path, prompt=None, prompt_file=None, tokens=None, chat=False)
+    assert [p.text for p in commands.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
+
+
 def test_the_verdict_stands_in_words_too(run, model):
     result = run("compare", model, model, *TOKENS, "--plant", "scale@1.ffn_out")
     assert result.code == 1 and "PLANTED scale@1.ffn_out in A" in result.out
@@ -311,6 +322,7 @@ def test_a_damaged_file_exits_3(damage, run, model, tmp_path):
 def test_what_is_no_file_exits_3(run, tmp_path):
     refused(run("trace", tmp_path / "gone.gguf"), 3, "gone.gguf")
     refused(run("trace", tmp_path), 3)
+    refused(run("trace", "m" * 5000), 3, "File name too long")
     refused(run("compare", tmp_path / "gone.gguf", tmp_path / "gone.gguf"), 3)
 
 
@@ -332,6 +344,39 @@ def test_an_internal_error_leaves_a_log_and_exits_70(run, model, monkeypatch, tm
     refused(result, 70, "ZeroDivisionError")
     log = Path(result.err.strip().split("the log is ")[1])
     assert log.is_relative_to(tmp_path / "state") and "a programmer's mistake" in log.read_text()
+
+
+def test_a_log_is_written_whatever_it_quotes_and_wherever_home_is(run, model, monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a name \udcff of no encoding \u4f60")
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "~nobody-here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", broken)
+    monkeypatch.setattr(session, "trace", broken)
+    result = run("trace", model)
+    log = Path(result.err.strip().rpartition(" ")[2])
+    assert result.code == 70 and "Traceback" not in result.err and "of no encoding \u4f60" in log.read_text("utf-8")
+
+
+@pytest.mark.parametrize("redirect, code", [
+    ("doctor >&-", 0), ("trace nowhere.gguf 2>&-", 3), ("<&-", 2), ("doctor >/dev/full", 7)])
+def test_a_stream_that_is_closed_or_full_is_no_internal_error(redirect, code, tmp_path):
+    line = f"exec {shlex.quote(sys.executable)} -m apr_tui.cli {redirect}"
+    ended = subprocess.run(["sh", "-c", line], stdin=subprocess.PIPE, capture_output=True, text=True, check=False,
+                           env=os.environ | {"XDG_STATE_HOME": str(tmp_path)})
+    assert (ended.returncode, "internal error" in ended.stderr) == (code, False), ended
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(model, tmp_path):
+    named = tmp_path / "m-é你.gguf"
+    shutil.copy(model, named)
+    ended = subprocess.run(
+        [sys.executable, "-m", "apr_tui.cli", "trace", named, *TOKENS, "--quiet"], capture_output=True, text=True,
+        check=False, env=os.environ | {"PYTHONIOENCODING": "ascii", "XDG_STATE_HOME": str(tmp_path)})
+    assert ended.returncode == 0 and r"m-\xe9\u4f60.gguf" in ended.stdout, ended
 
 
 def test_an_interrupted_run_exits_130(run, model, monkeypatch):

@@ -22,6 +22,7 @@ from core.reader import open_model
 from core.source import Prompt, Source
 from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
+from core.sources.engine_trace import folder_tokens
 from core.stages import GRID, STAGES, Place
 from core.trace import never, no_emit
 from tests.small_models import IDS, write_model
@@ -262,6 +263,18 @@ def test_what_an_engine_cannot_do_is_refused_before_it_runs(fake, model, tmp_pat
         session.compare(Source(model), replace(source, path=tmp_path / "m.apr"), PROMPT)
     with pytest.raises(UsageError, match="bisect model files"):
         session.bisect(Source(model), source, PROMPT)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff", "[" * 100_000, '{"vocab_size": "many"}'])
+def test_a_folder_s_config_of_another_form_is_named_or_says_no_vocabulary(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    if text in ("[1]", '{"vocab_size": "many"}'):
+        assert [t.id for t in folder_tokens(tmp_path, Prompt(tokens=(1, 10**6)))[0]] == [1, 10**6]
+        with pytest.raises(UsageError, match="token -1 is outside the vocabulary"):
+            folder_tokens(tmp_path, Prompt(tokens=(-1,)))
+    else:
+        with pytest.raises(FileError, match=r"config\.json is not a JSON document"):
+            folder_tokens(tmp_path, Prompt(tokens=(1,)))
 
 
 def test_an_engine_that_its_watching_disturbs_says_so(fake):

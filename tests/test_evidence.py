@@ -19,7 +19,8 @@ from traces import cells_of, trace_of, values
 
 from core import evidence
 from core.errors import OutputError, UsageError
-from core.evidence import check_out, read_bundle, write_wide_csv
+from core.evidence import read_bundle, write_wide_csv
+from core.new_folder import check_out
 from core.spikes import find_hints
 from core.stages import GRID, SCOPES
 from core.stats import TokenStats
@@ -241,6 +242,17 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
             check_out(Path("/proc/nowhere/x"), force=False)
     check_out(tmp_path / "new" / "a", force=False)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_present_folder_as_output_is_tried_beside_itself(tmp_path, monkeypatch):
+    made = []
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with monkeypatch.context() as here:
+        here.setattr(Path, "mkdir", lambda probe: made.append(probe))
+        here.setattr(Path, "rmdir", lambda probe: None)
+        check_out(Path("."), force=False)
+    assert [probe.parent for probe in made] == [tmp_path]
 
 
 def test_a_long_trace_is_written_in_columns_not_cell_by_cell():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 FLOORS = {
-    "0 words": "errors stages safe_text source",
+    "0 words": "errors stages safe_text source user_folders",
     "1 bytes": "file_map gpu_failure jsontext model_file new_file new_folder packed quantise quants telemetry "
                "value_file",
     "2 readers": "apr_file apr_keys apr_metadata apr_writer bpe chat_sandbox chat_template demo demo_model "

@@ -80,7 +80,8 @@ def test_a_contract_takes_known_gates_and_measures_nothing_else(pair):
 
 
 @pytest.mark.parametrize("text", [
-    "", "[1, 2]", "falsification_tests: 3", "falsification_tests: [{rule: x}]", "a: [", "\x00"])
+    "", "[1, 2]", "falsification_tests: 3", "falsification_tests: [{rule: x}]", "a: [", "\x00",
+    "falsification_tests: 2001-13-45", "a: " + "9" * 5000, "[" * 3000])
 def test_a_contract_of_another_form_is_refused(text: str):
     with pytest.raises(FileError):
         contract_gates(text, "c.yaml", [])

@@ -73,6 +73,8 @@ def test_zero_counts_are_absent_and_nothing_finite_is_none(written):
     ({"layers": [{"layer_idx": 1}]}, r"layers\[0\]: the statistics of layer 0"),
     ({"layers": [{"layer_idx": 0, "attn_norm": stat(std_dev=-1.0)}]}, "std_dev: 0 or above"),
     ({"layers": [{"layer_idx": 0, "attn_norm": stat(mean=None)}]}, "attn_norm.mean: a finite number"),
+    ({"layers": [{"layer_idx": 0, "attn_norm": stat(mean=10**400)}]}, "attn_norm.mean: a finite number"),
+    ({"encoded_tokens": [1 << 31]}, "a list of token ids"),
     ({"layers": [{"layer_idx": 0, "attn_norm": stat(count=-3)}]}, "attn_norm.count: a whole number"),
     ({"layers": [{"layer_idx": 0, "attn_norm": stat(nan_count=9)}]}, "a count that holds the NaN"),
     ({"layers": [{"layer_idx": 0, "attn_norm": 7}]}, "an object of statistics"),

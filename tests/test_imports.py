@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_tokens_that_contradict_the_file_are_the_users_mistake(written):
 
 @pytest.mark.parametrize("options, says", [
     ({"scope": "some"}, "'some' is not a scope"), ({"definition": "biased"}, "sample, population"),
-    ({"tokens": []}, "token ids"), ({"tokens": [-1]}, "token ids"),
+    ({"tokens": []}, "token ids"), ({"tokens": [-1]}, "token ids"), ({"tokens": [1 << 31]}, "token ids"),
     ({"scope": "pos:3", "tokens": [1, 2]}, "covers none"),
 ])
 def test_a_bad_option_is_refused_before_the_file_is_read(options, says):
@@ -196,6 +197,7 @@ QKV_AT = WHOLE[: WHOLE.index(QKV_1)].count("\n") + 1  # its line
     (WHOLE[: WHOLE.index("LM_HEAD")], "without the section LM_HEAD"),
     (WHOLE[: WHOLE.index("Top 5")], "without the section Top"),
     (WHOLE[: WHOLE.index("  5. token")], "without five predictions"),
+    (WHOLE.replace("1. token_id=", "1. token_id=" + "9" * 5000), "token_id=..., logit=...` was expected"),
     (WHOLE[: WHOLE.index("4.0902")], "without five predictions|`1. token_id"),
     (WHOLE[: WHOLE.index("902\n")], "without five predictions"),
     (WHOLE[: WHOLE.index("46.0424")], "without a range under logits"),
@@ -222,6 +224,14 @@ def test_a_damaged_text_names_the_line_and_what_was_expected(written, text, says
 def test_a_text_cut_anywhere_before_its_summary_is_refused(written, place):
     with pytest.raises(FileError):
         import_trace(written(WHOLE[:place]))
+
+
+@pytest.mark.parametrize("blank", ["\n", " ", "\t\n"])
+def test_a_file_of_white_space_is_refused_at_once(written, blank):
+    path, began = written(blank * 30_000 + "x"), time.monotonic()
+    with pytest.raises(FileError, match="is no trace"):
+        import_trace(path)
+    assert time.monotonic() - began < 2  # a pattern that tries each blank line anew takes half a minute
 
 
 def test_an_error_never_carries_control_codes_of_the_file(written):
@@ -281,6 +291,7 @@ def test_the_stds_of_a_text_survive_a_table(written):
     ("layer,qkv\n-1,1\n", "line 2: a layer's number"),
     ("layer,qkv\n0,abc\n", "line 2: a finite std of qkv.*'abc' was found"),
     ("layer,qkv\n0,nan\n", "line 2: a finite std of qkv"),
+    ("layer,qkv\n0,1e%s\n" % ("0" * 5000), "line 2: a finite std of qkv"),
     ("layer,qkv\n0,inf\n", "line 2: a finite std of qkv"),
     ("layer,qkv\n0,-1\n", "line 2: a finite std of qkv"),
     ("layer,qkv\n0,1,2\n", "line 2: a row of 2 cells"),

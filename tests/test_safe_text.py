@@ -25,7 +25,7 @@ def test_json_has_strings_for_what_json_cannot_say():
 
 
 def test_a_record_keeps_its_fields_in_json():
-    assert from_json(to_json(Token(3, "\x1b\x7f")), "t") == {"id": 3, "text": "\x1b\x7f"}
+    assert from_json(to_json(Token(3, "\x1b\x7f")), "t", "") == {"id": 3, "text": "\x1b\x7f"}
     assert to_json(Token(3, "\x1b\x7f")).isprintable()
 
 
@@ -36,6 +36,11 @@ def test_a_record_keeps_its_fields_in_json():
 ])
 def test_text_is_shown_without_its_controls(text, shown):
     assert safe_text(text) == shown
+
+
+def test_a_number_that_no_float_holds_is_no_number():
+    with pytest.raises(ValueError, match="more digits than a float"):
+        number(10**400)
 
 
 def test_every_shown_character_is_printable_or_a_space():

@@ -342,14 +342,6 @@ def test_a_copied_command_has_only_options_that_its_verb_takes():
             assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
 
 
-def test_the_bounds_that_the_screen_names_are_cores():
-    from apr_tui import ladder_page, pair_lines
-    from core import bisection as grafts
-    from core import pair as pairs
-
-    assert (pair_lines.SAME, pair_lines.CLEAR, ladder_page.RECOVERED) == (pairs.SAME, pairs.CLEAR, grafts.RECOVERED)
-
-
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):
     from small_models import write_model
 

@@ -141,8 +141,11 @@ async def test_jump_goes_to_a_place_a_layer_and_a_scope(monkeypatch):
         assert app.screen.view.scope == "last"
         await jump(app, pilot, "99")
         assert "there is no layer 99: the last is 27" in text_of(app)
-        await jump(app, pilot, "nonsense")
-        assert "'nonsense' is not a stage" in text_of(app)
+        for text in ("nonsense", "²", "²:qkv"):
+            await jump(app, pilot, text)
+            assert f"'{text}' is not a stage" in text_of(app)
+        await jump(app, pilot, "9" * 5000)
+        assert "'99999999" in text_of(app) and app.screen.grid.place == (27, "qkv")
 
 
 async def test_an_unreadable_file_is_told_and_the_console_lives_on(monkeypatch):
@@ -182,6 +185,17 @@ async def test_export_asks_before_it_overwrites_and_shows_the_path(monkeypatch, 
         assert door.calls[-1][2] is True
 
 
+async def test_an_export_is_taken_at_the_scope_that_is_shown(monkeypatch, tmp_path):
+    door = FakeDoor()
+    async with console(monkeypatch, door) as (app, pilot):
+        await pilot.press("s", "e")
+        await pilot.pause()
+        app.screen.query_one(Input).value = str(tmp_path / "new")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        assert door.exported_scope == "last" and door.calls[-1][3].endswith("--scope last")
+
+
 async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path):
     door = FakeDoor()
     export = door.export_trace
@@ -211,6 +225,35 @@ async def test_tab_completes_a_path_and_a_bundle_is_not_entered(monkeypatch, tmp
         await pilot.press("tab", "tab", "enter")
         await until(pilot, lambda: app.screen.kind == "grid" and app.owner is None)
         assert app.screen.traced.bundle == tmp_path / "evidence" / "bundle"
+
+
+async def test_a_path_that_nobody_can_have_is_told_and_the_console_lives_on(monkeypatch):
+    door = FakeDoor()
+    async with console(monkeypatch, door) as (app, pilot):
+        await pilot.press("f")
+        field = app.screen.query_one(Input)
+        for path in ("~nobody-here/mo", "m" * 5000 + "/mo", "a\0b/mo"):
+            field.value = path
+            await pilot.press("tab")
+            assert field.value == path
+        field.value = "~nobody-here/m.gguf"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen.kind == "grid" and app.owner is None)
+        assert app.screen.request.path == Path("~nobody-here/m.gguf")
+        await pilot.press("e")
+        app.screen.query_one(Input).value = "e" * 5000
+        await pilot.press("enter")
+        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        assert "written:" in text_of(app)
+
+
+async def test_token_ids_that_are_no_numbers_are_told(monkeypatch):
+    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+        await pilot.press("i")
+        app.screen.query_one(Input).value = "tokens: 3 ²"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "token ids are whole numbers" in text_of(app)
 
 
 async def test_c_copies_the_command_that_gives_these_numbers(monkeypatch):
@@ -301,6 +344,8 @@ async def test_a_bundle_opens_without_a_model(monkeypatch):
         assert lines_of(app)[0].startswith(" from-bundle") and not door.calls
         await pilot.press("c")
         assert app.clipboard == "apr-tui show some/bundle --text"
+        await pilot.press("s", "c")
+        assert app.clipboard == "apr-tui show some/bundle --text --scope last"
 
 
 async def test_a_source_of_one_scope_is_shown_at_that_scope(monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core import session, telemetry
+from core import opening, session, telemetry
 from core.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.stages import GRID, STAGES, place_order
 from core.telemetry import Gpu
@@ -95,14 +95,14 @@ def test_layers_that_are_not_there_are_refused(layers, source):
     (session.Prompt(text="a" * 33), "context of 32")])
 def test_a_prompt_that_cannot_be_fed_is_refused(prompt, says, path):
     with pytest.raises(UsageError, match=says):
-        session.encode(session.open_model(path), prompt)
+        opening.encode(session.open_model(path), prompt)
 
 
 def test_a_file_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
     model = session.open_model(write_model(tmp_path / "bare.gguf"))
-    assert [t.id for t in session.encode(model, PROMPT)] == list(IDS)
+    assert [t.id for t in opening.encode(model, PROMPT)] == list(IDS)
     with pytest.raises(FileError, match="--tokens"):
-        session.encode(model, session.Prompt())
+        opening.encode(model, session.Prompt())
 
 
 def test_where_one_side_has_no_tokenizer_it_takes_the_others_tokens(path, tmp_path):
@@ -252,7 +252,7 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
     code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
             "beside = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
-            "import sys; assert 'torch' in sys.modules; print(beside == session.encode(file, text), len(beside) > 3)")
+            "import sys; assert 'torch' in sys.modules; print(beside == opening.encode(file, text), len(beside) > 3)")
     done = in_a_fresh_process(code)
     assert done.stdout == "True True\n", done.stderr
 

@@ -53,7 +53,9 @@ def test_a_toml_file_gives_the_sizes_and_a_base_gives_the_rest(tmp_path):
     ({"n_head": 5}, "d_model 32 does not divide into 5 heads: head_dim would be 6.4"),
     ({"n_head": 32}, "head_dim 1 is odd"), ({"n_kv_head": 3}, "4 query heads cannot share 3 key-value heads"),
     ({"seq": 100}, "--seq 100 is longer than the model's context of 64"), ({"n_layer": 0}, "n_layer is 0"),
-    ({"n_layer": 2.5}, "a whole number above 0"), ({"depth": 3}, "the key 'depth'"), ({"d_ff": None}, "lacks d_ff"),
+    ({"n_layer": 2.5}, "a whole number above 0"), ({"depth": 3}, "the key 'depth'"),
+    ({"base": ["tiny"]}, "is not a preset"), ({"eps": math.nan}, "eps is nan"), ({"d_ff": 1 << 31}, "below 2"),
+    ({"d_ff": None}, "lacks d_ff"),
 ])
 def test_a_config_that_cannot_be_is_refused_with_the_key(tmp_path, changes, says):
     path = write_config(tmp_path / "bad.toml", **changes)
@@ -61,10 +63,14 @@ def test_a_config_that_cannot_be_is_refused_with_the_key(tmp_path, changes, says
         settle(TrainOptions(tmp_path, config=str(path)))
 
 
-def test_a_config_that_is_no_toml_or_unknown_is_named(tmp_path):
-    (tmp_path / "bad.toml").write_text("n_layer = = 2")
+@pytest.mark.parametrize("text", ["n_layer = = 2", "n_layer = " + "9" * 5000, "a = " + "[" * 5000])
+def test_a_config_that_is_no_toml_is_named(tmp_path, text):
+    (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(FileError, match=r"bad\.toml"):
         settle(TrainOptions(tmp_path, config=str(tmp_path / "bad.toml")))
+
+
+def test_a_config_that_is_unknown_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"370m, tiny or a \.toml file"):
         settle(TrainOptions(tmp_path, config="7b"))
 

@@ -192,6 +192,15 @@ def test_shards_of_the_published_form_open_and_hold_out_their_end(tmp_path):
     assert np.array_equal(np.concatenate((train, val)), np.arange(800)) and len(val) == 8
 
 
+@pytest.mark.parametrize("text", [
+    "[]", '{"shards": 5}', '{"shards": [{"file": ["a.bin"]}]}', '{"shards": [{}]}', "[" * 100_000, "\udcff"])
+def test_a_manifest_of_another_form_is_refused(tmp_path, text):
+    folder = shards_of(tmp_path / "s", range(800))
+    (folder / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(FileError, match=r"manifest\.json.*Make the shards again"):
+        open_shards(folder, 800)
+
+
 @pytest.mark.parametrize("raw, says", [(b"\0\0\0", "3 bytes; whole u32"), (b"", "0 bytes; whole u32")])
 def test_a_shard_of_odd_length_is_refused(tmp_path, raw, says):
     (tmp_path / "a.bin").write_bytes(raw)

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 import core.train_checkpoint
 from core import session
 from core.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
+from core.jsontext import plain
 from core.source import Prompt, Source
-from core.train_checkpoint import checkpoints
-from core.train_log import Lines
+from core.train_checkpoint import checkpoints, read_checkpoint
+from core.train_config import TrainOptions, settle
+from core.train_log import Lines, rewind
 from core.train_records import DONE, INTERRUPTED, RUNNING, Wishes
 from core.train_run import open_run, train
 from core.train_view import RunReader
@@ -308,6 +310,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
 
 
+def test_a_checkpoint_whose_state_lacks_something_is_named(tmp_path):
+    for state in ("{}", "5", "[]"):
+        (tmp_path / "state.json").write_text(state)
+        with pytest.raises(FileError, match=r"is damaged.*takes the one before it"):
+            read_checkpoint(tmp_path)
+
+
 # -- watching
 
 def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path):
@@ -319,6 +328,31 @@ def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path
     view = reader.view()
     assert [s.step for s in view.steps] == list(range(9)) and view.status == DONE and view.gates
     assert view.last_step_age_s < 60 and view.checkpoint.name == "step-000009" and view.gpu is None
+
+
+@pytest.mark.parametrize("name, text", [
+    ("run.json", '{"status": "RUNNING"}'), ("run.json", '{"status": "RUNNING", "sentence": "", "plan": 5}'),
+    ("run.json", "[" * 100_000), ("train.jsonl", "5\n"), ("train.jsonl", "{}\n"), ("train.jsonl", "[" * 100_000 + "\n"),
+    ("train.jsonl", '{"step": 0, "train_loss": [], "grad_norm": 1}\n'), ("grads.jsonl", '{"rows": 5}\n'),
+    ("grads.jsonl", '{"rows": [], "parameters": {"a": "x"}, "step": 0}\n'), ("grads.jsonl", '{"health": 7}\n'),
+    ("gates.json", "[]"), ("gates.json", '{"gates": [{}]}'),
+])
+def test_a_run_with_a_file_of_another_form_is_a_damaged_run(tmp_path, name, text):
+    plan = plain(settle(TrainOptions(tmp_path)))
+    (tmp_path / "run.json").write_text(json.dumps({"status": DONE, "sentence": "", "device": "cpu", "plan": plan}))
+    assert open_run(tmp_path).status == DONE
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FileError, match=str(tmp_path)):
+        open_run(tmp_path)
+
+
+def test_a_resume_refuses_a_damaged_log_and_leaves_it_as_it_is(tmp_path):
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text('{"step": 0, "steps_done": 1}\n{"step": 1, "steps_done": 2}\n')
+    (tmp_path / "grads.jsonl").write_text('{"step": "x"}\n')
+    with pytest.raises(FileError, match="no run writes"):
+        rewind(tmp_path, 1)
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

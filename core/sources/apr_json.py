@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import FileError, UsageError
+from core.jsontext import number
 from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
 from core.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.stats import Stats
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 DEFINITION = "sample"
 REQUIRED = ("attn_norm", "qkv", "attn_out", "ffn_norm", "ffn_out", "output")
@@ -47,13 +48,15 @@ class _Document:
         shown = "nothing" if found is None else ascii(found)[:80]
         return FileError(f"{self.path.name}: {key}: {expected} was expected, {shown} was found. Export it again.")
 
-    def number(self, record: Mapping[str, Any], key: str, name: str, *, optional: bool = False) -> float | None:
+    def finite(self, record: Mapping[str, Any], key: str, name: str) -> float:
         value = record.get(name)
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.error(f"{key}.{name}".strip("."), "a finite number", value)
-        return float(value)
+        try:
+            found = number(value)
+        except ValueError:
+            found = None
+        if found is None or not math.isfinite(found):
+            raise self.error(f"{key}.{name}", "a finite number", value)
+        return found
 
     def count(self, record: Mapping[str, Any], key: str, name: str, *, optional: bool = False) -> int | None:
         value = record.get(name)
@@ -98,7 +101,7 @@ def read_apr_json(text: str, path: Path, said: Said) -> Trace:
 
 def _tokens(document: _Document, root: Mapping[str, Any]) -> tuple[int, ...]:
     ids = root["encoded_tokens"]
-    if not isinstance(ids, list) or not ids or any(type(id) is not int or id < 0 for id in ids):
+    if not isinstance(ids, list) or not ids or not all(map(is_token_id, ids)):
         raise document.error("encoded_tokens", "a list of token ids", ids)
     return tuple(ids)
 
@@ -138,8 +141,7 @@ def _cell(document: _Document, key: str, found: object) -> Stats | None:
         return None
     if finite == 0:  # min and max are then null, mean and std_dev zeros that nobody measured
         return Stats(count=count, nan=nan, inf=inf, zero=zero)
-    low, high, mean, std = (document.number(found, key, name) for name in ("min", "max", "mean", "std_dev"))
-    assert low is not None and high is not None and std is not None
+    low, high, mean, std = (document.finite(found, key, name) for name in ("min", "max", "mean", "std_dev"))
     if std < 0:
         raise document.error(f"{key}.std_dev", "0 or above", std)
     return Stats(
@@ -184,7 +186,7 @@ def _top(document: _Document, root: Mapping[str, Any]) -> tuple[NextToken, ...]:
     top = []
     for i, row in enumerate(rows):
         key = f"logits.top_k[{i}]"
-        id, logit = document.count(row, key, "token_id"), document.number(row, key, "logit")
-        assert id is not None and logit is not None
+        id, logit = document.count(row, key, "token_id"), document.finite(row, key, "logit")
+        assert id is not None
         top.append(NextToken(id, None, logit))
     return tuple(top)

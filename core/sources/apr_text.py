@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from core.errors import FileError
-from core.sources.contract import Said, agreed, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.sources.contract import (
+    Said,
+    agreed,
+    bad_line,
+    printed_decimals,
+    scope_cells,
+    unknown_notes,
+    without_unmeasured,
+)
 from core.stages import GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.trace import Facts, NextToken, Token, Trace
@@ -25,13 +33,13 @@ SCOPE_OF_FORMAT = {"apr": "all", "gguf": "last"}  # aprender's two forwards, by 
 DEFINITION = "sample"
 OPTIONAL = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # printed only where they were measured
 
-_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))"
+_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d{1,4})?|nan|inf))"
 _LAYER = re.compile(r"Layer\s+(\d{1,6})/(\d{1,6})\s*\[([\w-]+)\]$")
 _ROW = re.compile(rf"(\w+)\s*:\s*mean=\s*{_NUMBER}\s+std=\s*{_NUMBER}$", re.IGNORECASE)
 _RANGE = re.compile(rf"Range:\s*\[{_NUMBER},\s*{_NUMBER}\]$", re.IGNORECASE)
 _MEAN = re.compile(rf"Mean:\s*{_NUMBER}(?:,\s*Std:\s*{_NUMBER})?$", re.IGNORECASE)
 _L2 = re.compile(rf"L2 norm:\s*{_NUMBER}$", re.IGNORECASE)
-_TOP = re.compile(rf"\d+\.\s*token_id=(\d+),\s*logit=\s*{_NUMBER}(?:\s.*)?$", re.IGNORECASE)
+_TOP = re.compile(rf"\d+\.\s*token_id=(\d{{1,9}}),\s*logit=\s*{_NUMBER}(?:\s.*)?$", re.IGNORECASE)
 _COUNT = r"\s*(\d{1,12})$"
 
 Lines = list[tuple[int, str]]
@@ -136,7 +144,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
             if status == "ANOMALY" and not all(math.isfinite(float(row[i])) for i in (2, 3)):
                 continue  # a statistic that could not be taken: absent
             stats[place] = _moments(path, number, line, row[2], row[3])
-            decimals |= {_decimals(row[2]), _decimals(row[3])}
+            decimals |= {printed_decimals(row[2]), printed_decimals(row[3])}
         elif status != "ANOMALY" and not line.startswith("Legend:"):
             raise bad_line(path, number, "a line `stage: mean= ... std= ...` or `Layer i/n [status]`", line)
     _check_complete(path, number, "the end of the layers", layer, status, stats)
@@ -219,7 +227,7 @@ def _top(sections: _Sections, n_vocab: int | None) -> tuple[NextToken, ...]:
         if found is None:
             raise bad_line(sections.path, number, "`1. token_id=..., logit=...`", line)
         top.append(NextToken(int(found[1]), None, _finite(sections.path, number, line, found[2])))
-        decimals.add(_decimals(found[2]))
+        decimals.add(printed_decimals(found[2]))
     if "top" in sections.lines and (len(top) < min(5, n_vocab or 5) or len(decimals) > 1):
         raise _cut_short(sections, "five predictions")
     return tuple(top)
@@ -230,7 +238,3 @@ def _cut_short(sections: _Sections, missing: str) -> FileError:
         f"{sections.path.name} is cut short or damaged: it ends at line {sections.last_line} without {missing}. "
         "Export the trace again, whole."
     )
-
-
-def _decimals(number: str) -> int:
-    return len(number.partition(".")[2]) if "." in number else 0

@@ -10,6 +10,7 @@ from typing import TypeVar
 from core.errors import FileError, UsageError
 from core.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
 from core.stats import ScopeStats, Stats
+from core.trace import is_token_id
 
 DEFINITIONS = ("sample", "population")
 SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero
@@ -37,8 +38,8 @@ def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str 
     if definition is not None and definition not in DEFINITIONS:
         raise UsageError(f"{definition!r} is not a definition of std. Definitions: {', '.join(DEFINITIONS)}.")
     ids = None if tokens is None else tuple(tokens)
-    if ids is not None and (not ids or any(type(id) is not int or id < 0 for id in ids)):
-        raise UsageError("--tokens needs one or more token ids, whole numbers from 0.")
+    if ids is not None and (not ids or not all(map(is_token_id, ids))):
+        raise UsageError("--tokens needs one or more token ids, whole numbers from 0 to 2^31 - 1.")
     if scope is not None and ids is not None and not scope_positions(scope, len(ids)):
         raise UsageError(f"--scope {scope} covers none of the {len(ids)} tokens. Give another scope or all the tokens.")
     return Said(scope, ids, definition)
@@ -84,6 +85,12 @@ def bad_line(path: Path, line: int, expected: str, found: str) -> FileError:
     """Make the error for a line that is not what the format has there."""
     shown = ascii(found.strip()[:80])
     return FileError(f"{path.name}, line {line}: {expected} was expected, {shown} was found. Export it again, whole.")
+
+
+def printed_decimals(number: str) -> int:
+    """Count the decimals that a number is printed with: 1.25e-3 has 5."""
+    mantissa, _, exponent = number.lower().partition("e")
+    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.errors import FileError, UsageError
+from core.errors import FileError, UsageError, os_reason
+from core.jsontext import from_json
 from core.source import Prompt, Source
 from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
 from core.sources.measure import measure_array
 from core.stages import place_order
 from core.stats import Cell
+from core.tokenizer import hold_text
 from core.trace import Emit, Event, Facts, IsCancelled, NextToken, Token, Trace
 
 if TYPE_CHECKING:
@@ -77,14 +78,27 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
     elif tokenizer is None:
         raise UsageError(f"{folder} has no tokenizer.json: give --tokens 1,2,3.")
     else:
+        hold_text(prompt.text)
         ids = tokenizer.encode(prompt.text).ids
-    n_vocab = json.loads((folder / "config.json").read_text()).get("vocab_size")
+    n_vocab = _vocab_size(folder / "config.json")
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
-    outside = [i for i in ids if i < 0 or (isinstance(n_vocab, int) and i >= n_vocab)]
+    outside = [i for i in ids if i < 0 or (n_vocab is not None and i >= n_vocab)]
     if outside:
-        raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: 0 to {n_vocab - 1}.")
+        known = "ids count from 0" if n_vocab is None else f"it has ids 0 to {n_vocab - 1}"
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: {known}.")
     return tuple(Token(i, text_of(i)) for i in ids), text_of
+
+
+def _vocab_size(path: Path) -> int | None:
+    """The vocabulary that a config.json states; None where it states none."""
+    repair = "Give a folder that transformers reads."
+    try:
+        config = from_json(path.read_bytes(), str(path), repair)
+    except OSError as error:
+        raise FileError(f"{path} could not be read: {os_reason(error)}. {repair}") from error
+    found = config.get("vocab_size") if isinstance(config, dict) else None
+    return found if type(found) is int else None
 
 
 def _open_tokenizer(path: Path) -> Tokenizer | None:

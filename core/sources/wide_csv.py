@@ -8,10 +8,19 @@ import math
 from pathlib import Path
 
 from core.errors import FileError
-from core.sources.contract import Said, bad_line, scope_cells, unknown_notes, without_unmeasured
+from core.sources.contract import (
+    Said,
+    bad_line,
+    printed_decimals,
+    scope_cells,
+    unknown_notes,
+    without_unmeasured,
+)
 from core.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.trace import Facts, Token, Trace
+
+LONGEST = 64  # characters of a printed number
 
 
 def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
@@ -34,7 +43,7 @@ def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
         for stage, cell in cells.items():
             if cell:
                 stats[layer, stage] = Stats(std=_std(path, line, stage, cell))
-                decimals.add(_decimals(cell))
+                decimals.add(printed_decimals(cell))
     if not stats:
         raise FileError(f"{path.name} has no value under its heading line. Export the table again, whole.")
     measured, notes = without_unmeasured(stats)
@@ -77,12 +86,6 @@ def _std(path: Path, line: int, stage: str, cell: str) -> float:
         std = float(cell)
     except ValueError:
         std = math.nan
-    if not math.isfinite(std) or std < 0 or "_" in cell:
+    if not math.isfinite(std) or std < 0 or "_" in cell or len(cell) > LONGEST:
         raise bad_line(path, line, f"a finite std of {stage}, 0 or above, or nothing", cell)
     return std
-
-
-def _decimals(cell: str) -> int:
-    """Count the decimals that a number is printed with: 1.25e-3 has 5."""
-    mantissa, _, exponent = cell.lower().partition("e")
-    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
