@@ -10,7 +10,7 @@ import numpy as np
 
 from core.carriers import std_T
 from core.stages import SCOPES, Place, place_order
-from core.stats import Cell, Factors, Floats, Ints, Massive, ScopeStats, Stats, TokenStats
+from core.stats import COUNTS, MOMENTS, Cell, Factors, Floats, Ints, Massive, ScopeStats, Stats, TokenStats, packed
 from core.trace import Trace
 
 STATS = tuple(f.name for f in fields(Stats))
@@ -78,12 +78,12 @@ def token_stats(
     n_T = count - _ints(columns["nan"]) - _ints(columns["inf"])
     has = n_T > 0
     l2_T = np.where(has, columns["l2"], 0.0)
+    moments = {"mean": np.where(has, columns["mean"], 0.0), "m2": _squares(np.nan_to_num(columns["std"]), n_T),
+               "min": np.where(has, columns["min"], math.inf), "max": np.where(has, columns["max"], -math.inf),
+               "sumsq": _nudged(l2_T * l2_T, l2_T, np.sqrt)}
     return TokenStats(
-        width=count, first=int(columns["token"][0]), mean=np.where(has, columns["mean"], 0.0),
-        m2=_squares(np.nan_to_num(columns["std"]), n_T), min=np.where(has, columns["min"], math.inf),
-        max=np.where(has, columns["max"], -math.inf), sumsq=_nudged(l2_T * l2_T, l2_T, np.sqrt),
-        nan=_ints(columns["nan"]), inf=_ints(columns["inf"]), zero=_ints(columns["zero"]),
-        peak_channel=_ints(columns["peak_channel"]), nan_channel=_ints(columns["nan_channel"]), published=published,
+        width=count, first=int(columns["token"][0]), published=published, row=0,
+        table=packed([moments[name] for name in MOMENTS], [_ints(columns[name]) for name in COUNTS]),
         top=_triples(extras.get("top")), massive=_massive(extras.get("massive")),
         factors=_factors(extras.get("factors")),
     )

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import COLUMNS
 from core.kernels.triton_statistics import launch_statistics, read_statistics
 from core.stages import Place
 from core.stats import TokenStats
-from core.tap import MASSIVE_SIZE, finish
+from core.tap import FACTORS, MASSIVE_SIZE, finish
 
-FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
 
@@ -70,13 +68,13 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
     assert done.host is not None
     if done.ready is not None:
         done.ready.synchronize()
-    measured = read_statistics(done.host.numpy(), len(done.values))
-    for (place, x), (columns, peaks) in zip(done.values.items(), measured, strict=True):
+    table, largest = read_statistics(done.host.numpy(), len(done.values))
+    for i, ((place, x), peaks) in enumerate(zip(done.values.items(), largest, strict=True)):
         factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
         is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
             few = x.cpu() if is_large and x.numel() <= ON_HOST else x
-            stats = finish(few, n_token - len(x), [columns[name] for name in COLUMNS], peaks, factors)
+            stats = finish(few, n_token - len(x), table, i, peaks, factors)
         yield place, stats
 
 

@@ -18,6 +18,8 @@ from core.stages import scope_positions
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+MOMENTS = ("mean", "m2", "min", "max", "sumsq")  # of a token's finite values; the order of statistics.cpp
+COUNTS = ("nan", "inf", "zero", "peak_channel", "nan_channel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +66,70 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Statistics of a stage for each token. Every array is [T]; a peak or NaN channel is -1 where there is none."""
+    """Statistics of a stage for each token. Every column is [T]; a peak or NaN channel is -1 where there is none.
+
+    Those of the stages that were measured together lie in one table. An array of its own for each of hundreds of stages
+    would cost more than measuring it, and its few bytes would lie in the freed block that the next values need.
+    """
 
     width: int  # values a token has
     first: int  # position of the first row: logits have the last token only
-    mean: Floats
-    m2: Floats  # sum of squared deviations from the mean
-    min: Floats  # +inf where nothing is finite
-    max: Floats
-    sumsq: Floats
-    nan: Ints
-    inf: Ints
-    zero: Ints
-    peak_channel: Ints
-    nan_channel: Ints
+    table: Floats  # [stages, 2, 5, T]: MOMENTS, and COUNTS as whole numbers in the same bytes; see packed()
+    row: int  # this stage's in the table
     top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
     massive: Massive | None = None  # None: no value is that far out
     factors: Factors | None = None  # of a product stage
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of the finite values."""
+        return self.table[self.row, 0, 0]  # type: ignore[no-any-return]
+
+    @property
+    def m2(self) -> Floats:
+        """Sum of squared deviations from the mean."""
+        return self.table[self.row, 0, 1]  # type: ignore[no-any-return]
+
+    @property
+    def min(self) -> Floats:
+        """Smallest value; +inf where nothing is finite."""
+        return self.table[self.row, 0, 2]  # type: ignore[no-any-return]
+
+    @property
+    def max(self) -> Floats:
+        """Largest value; -inf where nothing is finite."""
+        return self.table[self.row, 0, 3]  # type: ignore[no-any-return]
+
+    @property
+    def sumsq(self) -> Floats:
+        """Sum of squares."""
+        return self.table[self.row, 0, 4]  # type: ignore[no-any-return]
+
+    @property
+    def nan(self) -> Ints:
+        """How many are NaN."""
+        return self.table[self.row, 1, 0].view(np.int64)  # type: ignore[no-any-return]
+
+    @property
+    def inf(self) -> Ints:
+        """How many are infinite."""
+        return self.table[self.row, 1, 1].view(np.int64)  # type: ignore[no-any-return]
+
+    @property
+    def zero(self) -> Ints:
+        """How many are zero."""
+        return self.table[self.row, 1, 2].view(np.int64)  # type: ignore[no-any-return]
+
+    @property
+    def peak_channel(self) -> Ints:
+        """Channel of the largest size."""
+        return self.table[self.row, 1, 3].view(np.int64)  # type: ignore[no-any-return]
+
+    @property
+    def nan_channel(self) -> Ints:
+        """Channel of the first NaN."""
+        return self.table[self.row, 1, 4].view(np.int64)  # type: ignore[no-any-return]
 
     def at(self, scope: str) -> Stats | None:
         """Merge the rows that the scope covers; None where it covers none."""
@@ -117,6 +165,12 @@ class TokenStats:
             absmax=float(absmax_T[peak]), l2=math.sqrt(float(self.sumsq[rows][has].sum())),
             peak_token=self.first + rows.start + peak, peak_channel=int(self.peak_channel[rows.start + peak]),
         )
+
+
+def packed(moments: npt.ArrayLike, counts: npt.ArrayLike) -> Floats:
+    """Make the table of one stage: the columns of MOMENTS and those of COUNTS."""
+    whole = np.ascontiguousarray(counts, np.int64)
+    return np.stack([np.asarray(moments, np.float64), whole.view(np.float64)])[None]
 
 
 def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:

@@ -6,24 +6,32 @@ A tap never changes the value it records; what it returns is what the forward go
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import COLUMNS, TOP_CHANNELS, Peak, correlate, find_massive, is_measured, measure_fused
+from core.kernels.fused import (
+    TOP_CHANNELS,
+    Measured,
+    Peak,
+    correlate,
+    find_massive,
+    is_measured,
+    measure_fused,
+)
 from core.kernels.library import Library, library
 from core.stages import Place
-from core.stats import Factors, Massive, TokenStats
+from core.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
-LEAST, MOST, PEAK_CHANNEL = (COLUMNS.index(name) for name in ("min", "max", "peak_channel"))
-BLOCK_VALUES = 1 << 18  # measured at a time: 2 MiB of float64
+BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64
+HELD_VALUES = 1 << 22  # of a layer, 16 MiB: beyond that they would raise the peak, and a call is lost beside the work
+FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
 
-Values = np.ndarray[Any, Any]
 Change = Callable[[Tensor], Tensor]
 
 
@@ -33,18 +41,38 @@ def no_tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
 
 
 def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None) -> Tap:
-    """Measure every value and tell seen; keep holds a copy of the values where it is given."""
+    """Measure every value and tell seen, in order, when its layer ends; keep holds a copy of the values where given.
+
+    Until then a value is held, not copied: nobody may change it in place.
+    """
+    held: dict[Place, Tensor] = {}
     product: dict[str, Tensor] = {}  # the factors of ffn_swigl, of the running layer
+    size = 0
+
+    def tell() -> None:
+        nonlocal size
+        values, size = list(held.items()), 0
+        held.clear()
+        measured = _measured([x for _, x in values])
+        for (place, x), (table, row, peaks) in zip(values, measured, strict=True):
+            factors = None
+            if place[1] in FACTORS:
+                product[place[1]] = x
+            elif place[1] == "ffn_swigl":
+                factors = dict(product)
+                product.clear()
+            seen(place, finish(x, n_token - x.shape[0], table, row, peaks, factors))
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        stats = measure(value, first=n_token - value.shape[0], factors=product if stage == "ffn_swigl" else None)
-        if stage in ("ffn_up", "ffn_silu"):
-            product[stage] = value
-        elif stage == "ffn_swigl":
-            product.clear()
+        nonlocal size
+        if held and next(iter(held))[0] != layer:
+            tell()
+        held[layer, stage] = value
+        size += value.numel()
         if keep is not None:
             keep[layer, stage] = value.cpu().clone()
-        seen((layer, stage), stats)
+        if layer is None or stage == "output" or size > HELD_VALUES:
+            tell()
         return value
 
     return tap
@@ -92,35 +120,40 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    return finish(x_TW, first, *_columns(x_TW), factors)
+    return finish(x_TW, first, *_measured([x_TW])[0], factors)
 
 
 def finish(
-    x_TW: Tensor, first: int, columns: list[Values], peaks: list[Peak], factors: Mapping[str, Tensor] | None
+    x_TW: Tensor, first: int, table: Floats, row: int, peaks: Sequence[Peak], factors: Mapping[str, Tensor] | None
 ) -> TokenStats:
-    """Make TokenStats of the columns of COLUMNS and the channels' peaks; of the values where one is large."""
-    top = tuple([(channel, first + row, value) for channel, row, value in peaks])
-    massive, why = None, None
+    """Make TokenStats of what was measured; of the values where one is large, or where they are a product."""
+    massive = None
     if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
         massive = _massive(x_TW, first, abs(peaks[0][2]))
-    if factors and peaks:
-        absmax_T = np.maximum(np.abs(columns[LEAST]), np.abs(columns[MOST]))
-        row = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-        why = _factors(factors, row, int(columns[PEAK_CHANNEL][row]), first)
-    return TokenStats(x_TW.shape[1], first, *columns, top, massive, why)  # type: ignore[arg-type, call-arg]
+    top = tuple([(channel, first + token, value) for channel, token, value in peaks]) if first else tuple(peaks)
+    stats = TokenStats(x_TW.shape[1], first, table, row, top, massive)
+    if not factors or not peaks:
+        return stats
+    absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
+    token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
+    return replace(stats, factors=_factors(factors, token, int(stats.peak_channel[token]), first))
 
 
-def _columns(x_TW: Tensor) -> tuple[list[Values], list[Peak]]:
-    """Return the columns of COLUMNS, a value a token, and the peaks of the 8 channels that have the largest."""
-    kernels = library() if is_measured(x_TW) else None
+def _measured(values: Sequence[Tensor]) -> list[Measured]:
+    kernels = library() if all(map(is_measured, values)) else None
     if isinstance(kernels, Library):
-        return measure_fused(kernels, x_TW)
+        return measure_fused(kernels, values)
+    return [_measured_by_torch(x_TW) for x_TW in values]
+
+
+def _measured_by_torch(x_TW: Tensor) -> Measured:
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
     blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    return [np.concatenate([b[name] for b in blocks]) for name in COLUMNS], _top_channels(x_TW)
+    moments, counts = (np.concatenate([[b[n] for n in names] for b in blocks], 1) for names in (MOMENTS, COUNTS))
+    return packed(moments, counts), 0, tuple(_top_channels(x_TW))
 
 
-def _moments(x_TW: Tensor) -> dict[str, Values]:
+def _moments(x_TW: Tensor) -> dict[str, Floats | Ints]:
     """Per-token columns of TokenStats for a block of tokens."""
     d = x_TW.double()
     nan, inf = torch.isnan(d), torch.isinf(d)
@@ -175,14 +208,14 @@ def _sorted_massive(median: float, first: int, places: list[tuple[int, int, floa
 
 
 def _factors(product: Mapping[str, Tensor], row: int, channel: int, first: int) -> Factors:
-    kernels = library() if all(is_measured(value) for value in product.values()) else None
+    x, y = (product[stage] for stage in FACTORS)
+    kernels = library() if is_measured(x) and is_measured(y) else None
     if isinstance(kernels, Library):
-        x, y = product["ffn_silu"][row], product["ffn_up"][row]
-        sums = correlate(kernels, x, y)
-        if sums is not None:
-            norm = math.sqrt(sums[1] * sums[2])
-            return Factors(first + row, channel, float(x[channel]), float(y[channel]), sums[0] / norm if norm else None)
-    left, right = (product[stage][row].cpu().numpy().astype(np.float64) for stage in ("ffn_silu", "ffn_up"))
+        found = correlate(kernels, x, y, row, channel)
+        if found is not None:
+            norm = math.sqrt(found[3] * found[4])
+            return Factors(first + row, channel, found[0], found[1], found[2] / norm if norm else None)
+    left, right = (value[row].cpu().numpy().astype(np.float64) for value in (x, y))
     a, b = left, right
     if not math.isfinite(left.sum() + right.sum()):
         good = np.isfinite(left) & np.isfinite(right)

@@ -1,8 +1,8 @@
 """Compile the Triton kernels for a GPU that need not be there, as their callers launch them; print what each takes.
 
-python -m tests.compile_kernels [--capability 90] [--tokens 1,7] [QUANT ...]
-A line of JSON a kernel: name, type, tokens, registers, bytes of stack (spilled registers), shared memory, and the
-instructions of its longest loop. No device is used: launches are caught, and go to ptxas.
+python -m tests.compile_kernels [--capability 90] [--tokens 1,7] [--loops] [QUANT ...]
+A line of JSON a kernel: name, type, tokens, registers, bytes of stack (spilled registers), shared memory; with --loops
+the instructions of all and of its longest loop. No device is used: launches are caught, and go to ptxas.
 """
 
 from __future__ import annotations
@@ -84,17 +84,27 @@ def compile_call(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, 
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=own)
 
 
-def resources(binary: bytes) -> dict[str, Any]:
-    """Registers, bytes of stack, and the instructions of the longest loop, read from the machine code."""
+def ask(tool: str, option: str, binary: bytes) -> str:
+    """What a tool of CUDA says of a kernel's machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
         file.write(binary)
     try:
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
-        code = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+        return subprocess.run([TOOLS / tool, option, file.name], capture_output=True, text=True).stdout
     finally:
         os.unlink(file.name)
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers and bytes of stack."""
+    usage = ask("cuobjdump", "-res-usage", binary)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def loops(binary: bytes) -> dict[str, int]:
+    """Instructions of all and of the longest loop."""
+    code = ask("nvdisasm", "-c", binary)
     labels: dict[str, int] = {}
     n, longest = 0, 0
     for line in code.splitlines():
@@ -105,7 +115,7 @@ def resources(binary: bytes) -> dict[str, Any]:
             back = re.search(r"BRA.*?\((\.L_\w+)\)", line)
             if back and back[1] in labels:
                 longest = max(longest, n - labels[back[1]])
-    return {"registers": int(found[1]), "stack": int(found[2]), "instructions": n, "loop": longest}
+    return {"instructions": n, "loop": longest}
 
 
 def main() -> None:
@@ -113,13 +123,15 @@ def main() -> None:
     parser.add_argument("quants", nargs="*", default=list(LAYOUTS))
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--tokens", default=",".join(map(str, SIZES)))
+    parser.add_argument("--loops", action="store_true")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: there is nothing to compile")
     for quant, tokens, kernel, given, options in launches(args.quants, tuple(map(int, args.tokens.split(",")))):
         made = compile_call(kernel, given, options, args.capability)
         row = {"kernel": kernel.fn.__name__, "quant": quant, "tokens": tokens, "shared": made.metadata.shared}
-        print(json.dumps(row | resources(made.asm["cubin"])), flush=True)
+        row |= resources(made.asm["cubin"]) | (loops(made.asm["cubin"]) if args.loops else {})
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

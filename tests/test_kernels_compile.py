@@ -23,7 +23,7 @@ def test_kernels_compile_and_keep_their_values_in_registers(arguments):
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    names = {"_split", "tile", "_decode", "_rms_norm", "_rotate", "_attend", "_segment"}
+    names = {"_split", "tile", "_decode", "_rms_norm", "_rotate", "_attend", "_segment", "_token", "_channels"}
     assert {row["kernel"] for row in rows} - {"one_token", "tile_plain"} == names
     bad = [row for row in rows if row["stack"] or row["shared"] > SHARED_BYTES]
     assert not bad, bad

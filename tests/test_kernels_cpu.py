@@ -14,11 +14,12 @@ from core import matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
-from core.kernels.fused import COLUMNS, correlate, measure_fused, multiply_fused
+from core.kernels.fused import correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
+from core.stats import COUNTS, MOMENTS
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
@@ -290,8 +291,9 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
 
 
 def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
-    columns, top = measure_fused(kernels(), x)
-    return dict(zip(COLUMNS, columns, strict=True)), top
+    [(table, row, top)] = measure_fused(kernels(), [x])
+    moments, counts = table[row, 0], table[row, 1].view(np.int64)
+    return dict(zip((*MOMENTS, *COUNTS), (*moments, *counts), strict=True)), list(top)
 
 
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
@@ -328,9 +330,10 @@ def test_a_compiled_correlation_has_numpy_s_bits(width: int) -> None:
     left, right = random_x(2, width), random_x(2, width, seed=5) + 2
     a, b = (v[1].numpy().astype(np.float64) for v in (left, right))
     a, b = a - a.mean(), b - b.mean()
-    assert correlate(kernels(), left[1], right[1]) == ((a * b).sum(), (a * a).sum(), (b * b).sum())
+    there = (float(left[1, width - 1]), float(right[1, width - 1]))
+    assert correlate(kernels(), left, right, 1, width - 1) == (*there, (a * b).sum(), (a * a).sum(), (b * b).sum())
     left[1, width // 2] = float("inf")
-    assert correlate(kernels(), left[1], right[1]) is None
+    assert correlate(kernels(), left, right, 1, 0) is None
 
 
 @pytest.mark.parametrize("seed", range(40))

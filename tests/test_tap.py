@@ -203,8 +203,8 @@ def test_a_record_stands_after_a_patch_and_sees_what_the_forward_goes_on_with():
     keep = {}
     tap = chain(patch({(1, "qkv"): lambda x: x * 2}), record(lambda place, stats: seen.update({place: stats}), 2, keep))
     x = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
-    assert torch.equal(tap(1, "qkv", x), x * 2) and tap(2, "qkv", x) is x
-    assert seen[1, "qkv"].at("all").max == 14.0 and seen[2, "qkv"].at("all").max == 7.0
+    assert torch.equal(tap(1, "qkv", x), x * 2) and tap(2, "output", x) is x
+    assert seen[1, "qkv"].at("all").max == 14.0 and seen[2, "output"].at("all").max == 7.0
     assert torch.equal(keep[1, "qkv"], x * 2)
 
 
@@ -224,6 +224,8 @@ def test_a_recorded_product_knows_its_own_factors_and_the_last_token_its_positio
         tap(layer, "ffn_up", up)
         tap(layer, "ffn_silu", gate)
         tap(layer, "ffn_swigl", up * gate)
+    assert (0, "ffn_swigl") in seen and (1, "ffn_swigl") not in seen, "a layer is told when it ends"
+    tap(1, "output", up)
     assert seen[1, "ffn_swigl"].factors.right == 3.0 and seen[1, "ffn_swigl"].factors.left == 19.0
     tap(None, "logits", torch.ones(1, 6))
     assert seen[None, "logits"].at("last").peak_token == 4

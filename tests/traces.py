@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.stages import STAGES, Place
-from core.stats import Cell, ScopeStats, Stats, TokenStats
+from core.stats import Cell, ScopeStats, Stats, TokenStats, packed
 from core.trace import Facts, NextToken, Token, Trace
 
 # Published std of a 7B model, all 7 tokens: ffn_silu, ffn_swigl, ffn_out, output, layer by layer.
@@ -40,12 +40,11 @@ def token_stats(x_TW: npt.NDArray[np.floating], first: int = 0, **more: object) 
     mean_T = x.sum(1) / np.maximum(n_T, 1)
     dev = np.where(bad, 0, x - mean_T[:, None])
     nan = np.isnan(x_TW)
-    return TokenStats(
-        width=x_TW.shape[1], first=first, mean=mean_T, m2=(dev**2).sum(1), min=np.where(bad, np.inf, x).min(1),
-        max=np.where(bad, -np.inf, x).max(1), sumsq=(x**2).sum(1), nan=nan.sum(1), inf=np.isinf(x_TW).sum(1),
-        zero=(x_TW == 0).sum(1), peak_channel=np.where(n_T > 0, np.where(bad, -1, np.abs(x)).argmax(1), -1),
-        nan_channel=np.where(nan.any(1), nan.argmax(1), -1), **more,  # type: ignore[arg-type]
-    )
+    low_T, high_T = np.where(bad, np.inf, x).min(1), np.where(bad, -np.inf, x).max(1)
+    moments = (mean_T, (dev**2).sum(1), low_T, high_T, (x**2).sum(1))
+    peak_T = np.where(n_T > 0, np.where(bad, -1, np.abs(x)).argmax(1), -1)
+    counts = (nan.sum(1), np.isinf(x_TW).sum(1), (x_TW == 0).sum(1), peak_T, np.where(nan.any(1), nan.argmax(1), -1))
+    return TokenStats(x_TW.shape[1], first, packed(moments, counts), 0, **more)  # type: ignore[arg-type]
 
 
 def values(n_token: int = 7, n_layer: int = 10, width: int = 64, seed: int = 0) -> dict[Place, npt.NDArray[np.float32]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from core.kernels.library import FUSED, Library
 from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
 
-# of TokenStats, in its order and that of statistics.cpp
-COLUMNS = ("mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "peak_channel", "nan_channel")
-N_REAL = 5  # of them are float64, the others whole numbers
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 Peak = tuple[int, int, float]  # channel, row, value
+Array = np.ndarray[Any, Any]
+Measured = tuple[Array, int, tuple[Peak, ...]]  # table and row of TokenStats, the peaks of the 8 largest channels
+N_COLUMN = 5  # of each, a value a token
 TOP_CHANNELS = 8
 CALL_MACS = 1 << 33  # multiplications in one call, 60 ms on two cores: how often a run can be cancelled
 LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
@@ -56,22 +56,26 @@ def multiply_fused(
 
 def is_measured(x_TW: Tensor) -> bool:
     """Say whether the kernels serve these statistics."""
-    return x_TW.dtype == torch.float32 and x_TW.device.type == "cpu" and x_TW.ndim == 2 and x_TW.numel() > 0
+    return x_TW.dtype == torch.float32 and x_TW.is_cpu and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, x_TW: Tensor) -> tuple[list[np.ndarray[Any, Any]], list[Peak]]:
-    """Return the columns of COLUMNS, a value a token, and the peaks of the 8 channels that have the largest."""
-    x_TW = x_TW.contiguous()
-    n_token, width = x_TW.shape
-    room = np.empty(10 * n_token + 3 * TOP_CHANNELS)  # one block for all: a call takes microseconds, and is made often
-    n_top = kernels.measure(x_TW.data_ptr(), n_token, width, room.ctypes.data, torch.get_num_threads())
-    if n_top < 0:
-        raise MemoryError(f"no memory to measure {n_token} x {width} values")
-    whole, end = room.view(np.int64), 10 * n_token
-    rows = [(room if i < N_REAL else whole)[i * n_token:(i + 1) * n_token] for i in range(10)]
-    places, values = whole[end:].tolist(), room[-TOP_CHANNELS:].tolist()
-    peaks = list(zip(places[:n_top], places[TOP_CHANNELS:TOP_CHANNELS + n_top], values, strict=False))
-    return rows, peaks
+def measure_fused(kernels: Library, values: Sequence[Tensor]) -> list[Measured]:
+    """Take the statistics of values of equally many tokens, in one call: a call costs more than small values do."""
+    values = [x_TW.contiguous() for x_TW in values]
+    table = np.array([(x.data_ptr(), *x.shape) for x in values], np.int64)
+    n_stage, n_token = len(values), values[0].shape[0]
+    assert (table[:, 1] == n_token).all()
+    end = n_stage * 2 * N_COLUMN * n_token
+    room = np.empty(end + n_stage * (1 + 3 * TOP_CHANNELS))  # of each: moments and counts; then of each: top channels
+    if kernels.measure(table.ctypes.data, n_stage, room.ctypes.data, torch.get_num_threads()):
+        raise MemoryError(f"no memory to measure {sum(x.numel() for x in values)} values")
+    tops: list[list[int]] = room[end:].view(np.int64).reshape(n_stage, -1).tolist()
+    sizes: list[list[float]] = room[end:].reshape(n_stage, -1).tolist()
+    columns, measured = room[:end].reshape(n_stage, 2, N_COLUMN, n_token), list[Measured]()
+    for row, ((n_top, *top), size) in enumerate(zip(tops, sizes, strict=True)):
+        peaks = zip(top[:n_top], top[TOP_CHANNELS:TOP_CHANNELS + n_top], size[-TOP_CHANNELS:], strict=False)
+        measured.append((columns, row, tuple(peaks)))
+    return measured
 
 
 def find_massive(
@@ -90,10 +94,16 @@ def find_massive(
     return (float(room[0]), [(int(t), int(c), v) for t, c, v in found]) if n else None
 
 
-def correlate(kernels: Library, left: Tensor, right: Tensor) -> tuple[float, float, float] | None:
-    """Return the sums of a * b, a * a, b * b of two rows less their means, as numpy adds them; None: not all finite."""
-    room = np.empty(3)
-    left, right = left.contiguous(), right.contiguous()
-    done = kernels.correlate(left.data_ptr(), right.data_ptr(), left.shape[0], room.ctypes.data)
-    ab, aa, bb = room.tolist()
-    return (ab, aa, bb) if done else None
+def correlate(
+    kernels: Library, left_TW: Tensor, right_TW: Tensor, row: int, channel: int
+) -> tuple[float, float, float, float, float] | None:
+    """Return left and right at a channel of a row, then the sums of a * b, a * a, b * b over the row, less its means.
+
+    They are added as numpy adds them. None: not all values are finite.
+    """
+    room = np.empty(5)
+    width, lines = left_TW.shape[1], [x.contiguous() for x in (left_TW, right_TW)]
+    left, right = (x.data_ptr() + 4 * width * row for x in lines)
+    done = kernels.correlate(left, right, width, channel, room.ctypes.data)
+    a, b, ab, aa, bb = room.tolist()
+    return (a, b, ab, aa, bb) if done else None

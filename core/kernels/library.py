@@ -99,9 +99,9 @@ def load(level: Level, reason: str) -> Library:
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
-    measure.argtypes = (pointer, size, size, pointer, count)
+    measure.argtypes = (pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
-    correlate.argtypes = (pointer, pointer, size, pointer)
+    correlate.argtypes = (pointer, pointer, size, size, pointer)
     return Library(level, reason, multiply, measure, massive, correlate)
 
 

@@ -101,10 +101,11 @@ extern "C" __attribute__((visibility("default"))) int massive(
     return -1;
 }
 
-// room: the sums of a * b, a * a and b * b, where a and b are left and right less their means.
-// Returns 1; 0 where not all values are finite.
+// room: left and right at a channel, then the sums of a * b, a * a and b * b, where a and b are left and right less
+// their means. Returns 1; 0 where not all values are finite.
 extern "C" __attribute__((visibility("default"))) int correlate(
-    const float* left, const float* right, long n, double* room) {
+    const float* left, const float* right, long n, long channel, double* room) {
+    room[0] = left[channel], room[1] = right[channel];
     const auto means = add_pairwise<2>([&](long at, auto& block, long i) {
         block[0][i] = left[at], block[1][i] = right[at];
     }, 0, n);
@@ -114,6 +115,6 @@ extern "C" __attribute__((visibility("default"))) int correlate(
         const double a = left[at] - mean_a, b = right[at] - mean_b;
         block[0][i] = a * b, block[1][i] = a * a, block[2][i] = b * b;
     }, 0, n);
-    std::copy_n(sums.data(), 3, room);
+    std::copy_n(sums.data(), 3, room + 2);
     return 1;
 }

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 SEGMENT, TOP, CANDIDATES = 2048, 8, 1024
-COLUMNS = ("n", "mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "nan_channel", "peak_channel")
-WIDTH = len(COLUMNS) - 1 + 2 * TOP  # the last is the first of 8 channels; then the values there, the largest |x| first
-WHOLE = COLUMNS.index("nan")  # from here on they are whole numbers
+# A token's row: n, mean, m2, min, max, sumsq, nan, inf, zero, nan_channel, 8 channels of the largest |x|, their values.
+WIDTH = 10 + 2 * TOP
+MOMENTS, COUNTS = [1, 2, 3, 4, 5], [6, 7, 8, 10, 9]  # of a row, in the order of TokenStats' table
 Peak = tuple[int, int, float]  # channel, row, value
-Columns = dict[str, np.ndarray[Any, Any]]
+Floats = npt.NDArray[np.float64]
 
 
 def launch_statistics(values: Sequence[Tensor]) -> Tensor:
@@ -46,15 +46,14 @@ def launch_statistics(values: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def read_statistics(measured: np.ndarray[Any, Any], n_stage: int) -> list[tuple[Columns, list[Peak]]]:
-    """Return, for each tensor, the per-token columns of TokenStats and the peaks of the 8 largest channels."""
+def read_statistics(measured: Floats, n_stage: int) -> tuple[Floats, list[list[Peak]]]:
+    """Return the table of TokenStats [stages, 2, 5, T], and of each stage the peaks of the 8 largest channels."""
     last = n_stage * 3 * TOP
-    columns = measured[:-last].reshape(n_stage, -1, WIDTH).transpose(0, 2, 1).copy()  # each column by itself
-    whole = columns[:, WHOLE:len(COLUMNS)].astype(np.int64)
-    peaks = measured[-last:].reshape(n_stage, TOP, 3).tolist()
-    return [(dict(zip(COLUMNS, [*columns[i, :WHOLE], *whole[i]], strict=True)),
-             [(int(channel), int(row), value) for channel, row, value in peaks[i] if channel >= 0])
-            for i in range(n_stage)]
+    columns = measured[:-last].reshape(n_stage, -1, WIDTH).transpose(0, 2, 1)
+    counts = columns[:, COUNTS].astype(np.int64).view(np.float64)  # whole numbers in the same bytes
+    largest = [[(int(channel), int(row), value) for channel, row, value in found if channel >= 0]
+               for found in measured[-last:].reshape(n_stage, TOP, 3).tolist()]
+    return np.stack([columns[:, MOMENTS], counts], 1), largest
 
 
 @triton.jit
@@ -85,7 +84,7 @@ def _segment(table, out, SIZE: tl.constexpr, PEAKS: tl.constexpr, COLUMNS: tl.co
     first_nan = tl.min(tl.where(nan, at, SIZE), 0)
     tl.store(row + 9, tl.where(first_nan < SIZE, first_nan + channel, -1).to(tl.float64))
     left = tl.where(fine, tl.abs(x), -1.0)
-    for i in tl.static_range(PEAKS):
+    for i in range(PEAKS):
         peak = tl.max(left, 0)
         where = tl.min(tl.where(left == peak, at, SIZE), 0)
         value = tl.sum(tl.where(at == where, wide, 0.0), 0)
@@ -125,7 +124,7 @@ def _token(table, parts, out, n_job, JOBS: tl.constexpr, PEAKS: tl.constexpr, CO
     channel = tl.load(at, mask=there, other=-1.0)
     value = tl.load(at + PEAKS, mask=there, other=0.0)
     left = tl.where(channel >= 0.0, tl.abs(value), -1.0)
-    for i in tl.static_range(PEAKS):
+    for i in range(PEAKS):
         peak = tl.max(left, 0)
         found = tl.min(tl.where(left == peak, channel, float("inf")), 0)
         tl.store(row + 10 + i, tl.where(peak >= 0.0, found, -1.0))
@@ -142,7 +141,7 @@ def _channels(rows, peaks, n_candidate, SIZE: tl.constexpr, PEAKS: tl.constexpr,
     stage, each, slot = tl.program_id(0), tl.arange(0, SIZE), tl.arange(0, PEAKS)
     base = rows + stage * (n_candidate // PEAKS) * COLUMNS + 10
     taken = tl.full((PEAKS,), -2.0, tl.float64)
-    for i in tl.static_range(PEAKS):
+    for i in range(PEAKS):
         peak, best = tl.full((), -1.0, tl.float64), tl.full((), float("inf"), tl.float64)
         where, signed = tl.full((), 0, tl.int32), tl.full((), 0.0, tl.float64)
         for start in range(0, n_candidate, SIZE):

@@ -6,12 +6,11 @@ Definitions are TokenStats': float64, finite values only. x_TW: tokens x width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from core.stats import Factors, Massive, TokenStats
+from core.stats import COUNTS, MOMENTS, Factors, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN.md: massive activation
 TOP_CHANNELS = 8
@@ -22,11 +21,12 @@ Values = npt.NDArray[np.floating]
 def measure_array(x_TW: Values, first: int = 0, factors: tuple[Values, Values] | None = None) -> TokenStats:
     """Take each token's statistics. first: position of row 0. factors: left, right; x is their product."""
     rows = [_row(np.asarray(row, np.float64)) for row in x_TW]
-    columns: dict[str, Any] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    moments, counts = (np.array([[row[name] for row in rows] for name in names]) for names in (MOMENTS, COUNTS))
     size_TW = np.where(np.isfinite(x_TW), np.abs(x_TW), -1.0)
     stats = TokenStats(
         width=x_TW.shape[1], first=first, top=_top_channels(x_TW, size_TW, first),
-        massive=_massive(x_TW, size_TW, first), **columns,
+        massive=_massive(x_TW, size_TW, first),
+        table=packed(moments, counts), row=0,
     )
     row = int(size_TW.max(1).argmax())
     if factors is None or stats.peak_channel[row] < 0:
