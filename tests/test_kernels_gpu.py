@@ -177,7 +177,8 @@ def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, mon
 def sides(request, tmp_path_factory) -> tuple[Side, Side]:
     """The same model on the plain path and on the kernels."""
     size = {"d_model": 256, "d_ff": 512} if request.param == "Q4_K" else {"n_head": 2, "n_kv_head": 1}
-    path = write_model(tmp_path_factory.mktemp("gpu") / "m.gguf", request.param, n_layer=1 if triton_products.INTERPRETED else 2, **size)
+    n_layer = 1 if triton_products.INTERPRETED else 2
+    path = write_model(tmp_path_factory.mktemp("gpu") / "m.gguf", request.param, n_layer=n_layer, **size)
     plain = open_side(open_model(path), "cpu")
     device = torch.device(HERE)
     return plain, replace(plain, model=replace(plain.model, device=device, resident=Resident(device)))
