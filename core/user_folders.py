@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: demonstration, token shards, rungs of a ladder."""
+    """Return the folder of what can be made again: kernels, demonstration, token shards, rungs of a ladder."""
     return _folder("XDG_CACHE_HOME", "~/.cache")
 
 

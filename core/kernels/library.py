@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.kernels.levels import Level, usable_levels
+from core.user_folders import cache_folder
 
 FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
 COMPILERS = ("c++", "g++", "clang++")
@@ -167,6 +168,4 @@ def _object_file(level: Level) -> Path:
     digest = hashlib.sha256(repr((FLAGS, SHARED, level.flags)).encode())
     for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.glob("*.h")):
         digest.update(source.read_bytes())
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"))
-    return base / "apr-tui" / f"kernels-{digest.hexdigest()[:12]}" / f"{level.name}.so"
+    return cache_folder() / f"kernels-{digest.hexdigest()[:12]}" / f"{level.name}.so"
