@@ -23,7 +23,9 @@ CARD, CPU = torch.device("cuda:0"), torch.device("cpu")
 MEMORY = 64 << 30
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
 INDEXING = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")  # indices may come from the host
-WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2")
+WAITING = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::masked_select",
+           "aten::equal", "aten::_unique2")
+ON_HOST = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")  # what they give is a number
 HOST_NUMBERS = ("aten::new_tensor", "aten::lift_fresh")
 COUNTS: Counter[str] = Counter()  # waits, to_card, launches, replays, statistics (waits for a batch of them)
 CAPTURED: list[Graph] = []  # the graph that is being captured
@@ -93,7 +95,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
     tree_map_only(torch.device, devices.append, (args, kwargs))
     ours = [t for t in tensors if isinstance(t, CardTensor)]
-    on_card = devices[0].type == "cuda" if devices else bool(ours) and name not in WAITING
+    on_card = devices[0].type == "cuda" if devices else bool(ours) and name not in ON_HOST
     if name == "aten::copy_":
         on_card = isinstance(args[0], CardTensor)
     hold(name, args, tensors, ours, on_card)
