@@ -68,13 +68,13 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
     assert done.host is not None
     if done.ready is not None:
         done.ready.synchronize()
-    table, largest = read_statistics(done.host.numpy(), len(done.values))
-    for i, ((place, x), peaks) in enumerate(zip(done.values.items(), largest, strict=True)):
+    measured = read_statistics(done.host.numpy(), len(done.values))
+    for (place, x), (table, row, peaks) in zip(done.values.items(), measured, strict=True):
         factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
         is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
             few = x.cpu() if is_large and x.numel() <= ON_HOST else x
-            stats = finish(few, n_token - len(x), table, i, peaks, factors)
+            stats = finish(few, n_token - len(x), table, row, peaks, factors)
         yield place, stats
 
 

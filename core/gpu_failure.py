@@ -20,7 +20,7 @@ def why_unusable(device: str) -> str | None:
     try:
         torch.zeros(1, device=device).item()
     except RuntimeError as error:  # another process holds the card, its memory is full, the index is hidden
-        return f"it takes no work ({_first_line(error)})"
+        return f"it takes no work ({first_line(error)})"
     return None
 
 
@@ -29,7 +29,7 @@ def device_error(error: BaseException, instead: str = "Use --device cpu.") -> De
     torch = sys.modules.get("torch")  # where it is not loaded, no device has failed
     if torch is None or not isinstance(error, RuntimeError):
         return None
-    said = _first_line(error)
+    said = first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return DeviceError(f"the device is out of memory: {said} Use --device cpu, or a shorter prompt.")
     if isinstance(error, torch.AcceleratorError) or said.startswith(SPEAKERS):
@@ -37,5 +37,6 @@ def device_error(error: BaseException, instead: str = "Use --device cpu.") -> De
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line that an error says; its kind where it says none."""
     return next((line for line in str(error).splitlines() if line), type(error).__name__)

@@ -119,9 +119,10 @@ def rewind(run: Path, steps_done: int) -> int:
     Returns how many steps were cut: they are trained again from the checkpoint, on the same batches.
     """
     limits = ((TRAIN, "step", steps_done - 1), (GRADS, "step", steps_done - 1), (VAL, "steps_done", steps_done))
+    logged = {name: read_lines(run / name) for name, _, _ in limits}
     with reading_records(run):
-        kept = {name: [row for row in read_lines(run / name) if row[key] <= last] for name, key, last in limits}
-        cut = [row for row in read_lines(run / TRAIN) if row["step"] >= steps_done]
+        kept = {name: [row for row in logged[name] if row[key] <= last] for name, key, last in limits}
+        cut = [row for row in logged[TRAIN] if row["step"] >= steps_done]
     if cut:
         _write_lines(run / SUPERSEDED, [*read_lines(run / SUPERSEDED), *cut])
     for name, rows in kept.items():

@@ -93,12 +93,10 @@ def run_training(
 
 
 def _usable(ready: Ready, emit: TrainEmit) -> Ready:
-    """The same, on the CPU where the device was left to us and takes no work; DeviceError where it was asked for."""
-    why_not = why_unusable(ready.device)
+    """The same, on the CPU where the device was left to us and takes no work."""
+    why_not = why_unusable(ready.device) if ready.options.device == "auto" else None
     if why_not is None:
         return ready
-    if ready.options.device != "auto":
-        raise DeviceError(f"{ready.device} is there, but {why_not}. Use --device cpu.")
     emit(TrainEvent("note", f"device cpu: {ready.reason}, but {why_not}"))
     return replace(ready, device="cpu", reason=f"{ready.reason}, but {why_not}")
 

@@ -65,9 +65,10 @@ def join(device: str, plan: Plan) -> World:
         raise UsageError(f"--batch {plan.batch} does not divide among {size} processes. Give a multiple of {size}.")
     if device.startswith("cuda"):
         device = f"cuda:{local}" if size > 1 else device
-        why_not = why_unusable(device) if size > 1 else None
+        why_not = why_unusable(device)
         if why_not:
-            raise DeviceError(f"{device} is there, but {why_not}. Use --device cpu, or fewer processes.")
+            instead = "--device cpu, or fewer processes" if size > 1 else "--device cpu"
+            raise DeviceError(f"{device} is there, but {why_not}. Use {instead}.")
         torch.cuda.set_device(torch.device(device))
     if size > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -165,12 +165,11 @@ def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, mon
     wide[2, 9], wide[2, 12] = -5.0, 5.0  # a tie: the lowest channel
     tensors = [wide, random_x(4, 64) * 300, torch.zeros(4, 2049)]
     measured = triton_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
-    table, peaks = triton_statistics.read_statistics(measured, 3)
-    for i, x in enumerate(tensors):
-        stats = tap.finish(x, 0, table, i, peaks[i], None)
+    for x, found in zip(tensors, triton_statistics.read_statistics(measured, 3), strict=True):
+        stats = tap.finish(x, 0, *found, None)
         for name, want in tap._moments(x).items():
             np.testing.assert_allclose(getattr(stats, name), want, **EXACT, err_msg=name)
-        assert peaks[i] == tap._top_channels(x)
+        assert list(found[2]) == tap._top_channels(x)
 
 
 @pytest.fixture(scope="module", params=["Q8_0", pytest.param("Q4_K", marks=GPU), pytest.param("F16", marks=GPU)])

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core import ops
+from core.gpu_failure import first_line
 from core.kernels.library import OVERRIDE
 from core.kernels.planes import LAYOUTS, Planes, to_planes
 from core.model_file import Weight
@@ -134,6 +135,5 @@ def _why_not_compiled(device: torch.device) -> str | None:
             one = torch.ones(1, 16, device=device)
             triton_layer.rms_norm(one, one[0], 1e-6)
     except Exception as error:  # noqa: BLE001 (whatever it is, the reason is told and another path serves)
-        first = next((line for line in str(error).splitlines() if line), "")
-        return f"Triton cannot compile here: {type(error).__name__} {first}".rstrip()
+        return f"Triton cannot compile here: {type(error).__name__} {first_line(error)}"
     return None

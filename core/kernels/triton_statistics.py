@@ -17,11 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SEGMENT, TOP, CANDIDATES = 2048, 8, 1024
+from core.kernels.fused import TOP_CHANNELS, Measured
+
+SEGMENT, CANDIDATES = 2048, 1024
 # A token's row: n, mean, m2, min, max, sumsq, nan, inf, zero, nan_channel, 8 channels of the largest |x|, their values.
-WIDTH = 10 + 2 * TOP
+WIDTH = 10 + 2 * TOP_CHANNELS
 MOMENTS, COUNTS = [1, 2, 3, 4, 5], [6, 7, 8, 10, 9]  # of a row, in the order of TokenStats' table
-Peak = tuple[int, int, float]  # channel, row, value
 Floats = npt.NDArray[np.float64]
 
 
@@ -35,25 +36,25 @@ def launch_statistics(values: Sequence[Tensor]) -> Tensor:
     stages = [(first, n, 0, 0) for first, n in zip(accumulate([0, *counts[:-1]]), counts, strict=True)]
     table = torch.tensor([*jobs, *stages], dtype=torch.int64).to(device, non_blocking=True)
     parts = torch.empty((n_token, len(jobs), WIDTH), dtype=torch.float64, device=device)
-    out = torch.empty(len(values) * (n_token * WIDTH + 3 * TOP), dtype=torch.float64, device=device)
+    out = torch.empty(len(values) * (n_token * WIDTH + 3 * TOP_CHANNELS), dtype=torch.float64, device=device)
     rows, peaks = out[:len(values) * n_token * WIDTH], out[len(values) * n_token * WIDTH:]
-    sizes = {"PEAKS": TOP, "COLUMNS": WIDTH, "num_warps": 4, "enable_fp_fusion": True}
+    sizes = {"PEAKS": TOP_CHANNELS, "COLUMNS": WIDTH, "num_warps": 4, "enable_fp_fusion": True}
     if n_token:
         _segment[(len(jobs), n_token)](table, parts, SIZE=SEGMENT, **sizes)
         _token[(len(values), n_token)](table[len(jobs):], parts, rows, len(jobs),
                                        JOBS=triton.next_power_of_2(max(counts)), **sizes)
-    _channels[(len(values),)](rows, peaks, n_token * TOP, SIZE=CANDIDATES, **sizes)
+    _channels[(len(values),)](rows, peaks, n_token * TOP_CHANNELS, SIZE=CANDIDATES, **sizes)
     return out
 
 
-def read_statistics(measured: Floats, n_stage: int) -> tuple[Floats, list[list[Peak]]]:
-    """Return the table of TokenStats [stages, 2, 5, T], and of each stage the peaks of the 8 largest channels."""
-    last = n_stage * 3 * TOP
+def read_statistics(measured: Floats, n_stage: int) -> list[Measured]:
+    """Return what measure_fused does of the same values; its sums stand in another order."""
+    last = n_stage * 3 * TOP_CHANNELS
     columns = measured[:-last].reshape(n_stage, -1, WIDTH).transpose(0, 2, 1)
     counts = columns[:, COUNTS].astype(np.int64).view(np.float64)  # whole numbers in the same bytes
-    largest = [[(int(channel), int(row), value) for channel, row, value in found if channel >= 0]
-               for found in measured[-last:].reshape(n_stage, TOP, 3).tolist()]
-    return np.stack([columns[:, MOMENTS], counts], 1), largest
+    table = np.stack([columns[:, MOMENTS], counts], 1)
+    return [(table, i, tuple((int(channel), int(row), value) for channel, row, value in found if channel >= 0))
+            for i, found in enumerate(measured[-last:].reshape(n_stage, TOP_CHANNELS, 3).tolist())]
 
 
 @triton.jit
