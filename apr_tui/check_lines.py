@@ -14,7 +14,7 @@ from core.stages import Place, place_text, stage_named
 if TYPE_CHECKING:
     from apr_tui.check_view import CheckView
     from apr_tui.door import WeightFacts
-    from core.verdict import LocalError
+    from core.measures import LocalError
 
 LOST = "no token is finite here: nothing to judge"
 COLUMNS = (("nmse", 9), ("sqnr_db", 9), ("floor", 9), ("multiple", 10))

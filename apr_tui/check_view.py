@@ -10,7 +10,8 @@ from apr_tui.view import shorten
 from core.stages import Place, place_order
 
 if TYPE_CHECKING:
-    from core.verdict import Check, LocalError
+    from core.measures import LocalError
+    from core.verdict import Check
 
 CHECK_METRICS = ("nmse", "sqnr_db", "floor", "multiple")
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
+    from core.cancel import IsCancelled
+    from core.events import Emit
     from core.finding import Finding
     from core.model_file import ModelFile
     from core.source import Prompt, Source
-    from core.trace import Emit, IsCancelled, Trace
+    from core.trace import Trace
     from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"

@@ -12,7 +12,8 @@ from core.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.view import PairView
-    from core.verdict import Comparison, Difference
+    from core.measures import Difference
+    from core.verdict import Comparison
 
 STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
 GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
@@ -44,7 +45,7 @@ def verdict_spans(found: Comparison) -> list[Span]:
 
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
-    from core.verdict import SAME
+    from core.measures import SAME
 
     local, floor = difference.local, difference.floor
     return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor

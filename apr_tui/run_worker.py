@@ -97,7 +97,7 @@ class Feed:
         """Ask the run to end."""
         self._stop.set()
 
-    def emit(self, event: Any) -> None:  # noqa: ANN401 (core.trace.Event; importing it here would load numpy first)
+    def emit(self, event: Any) -> None:  # noqa: ANN401 (core.events.Event; importing it here would load numpy first)
         """Take one event of the door."""
         with self._lock:
             if event.kind == "phase":

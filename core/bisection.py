@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core.cancel import IsCancelled
+from core.events import Emit, Event
 from core.forward import Tap
 from core.lanes import drive
 from core.run import Side
 from core.stages import STAGES, Place, place_text
 from core.tap import chain, patch
-from core.trace import Emit, Event, IsCancelled
 from core.verdict import RECOVERED, Ladder, Rung
 
 LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from core.arch import Arch
+from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
+from core.events import Emit, Event
 from core.forward import Tap
 from core.lanes import drive
 from core.matmul import COMPUTES
+from core.measures import Difference
 from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.run import Side, same_bits, verifying
 from core.stages import Place, place_order, place_text, stage_named
 from core.stats import Cell
 from core.tap import chain, jitter, record
-from core.trace import Emit, Event, IsCancelled
-from core.verdict import Difference
 
 Values = Mapping[Place, Any]
 TURNED = ("q_rope", "k_rope")

@@ -13,12 +13,14 @@ from core.activation_crush import crush
 from core.captured import Capture, is_whole, misfits, run_beside, unit_of
 from core.comparability import differing_facts, differing_vocabularies
 from core.compare import Question, agreement, blame_file, multiple_of, name_weights, proven_bug
+from core.events import Event
+from core.measures import LocalError
 from core.replay import replay
 from core.run import SEED, Side, top_tokens
 from core.stages import Place, place_order, place_text
 from core.tap import no_tap
-from core.trace import Event, Trace
-from core.verdict import Check, Comparison, LocalError
+from core.trace import Trace
+from core.verdict import Check, Comparison
 from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 
 CHOICES = ("engine", "compute", "device", "threads")  # facts of a trace that may explain a difference in values

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.activation_crush import crush
+from core.cancel import IsCancelled
 from core.comparability import differing_facts, differing_vocabularies
+from core.events import Emit, Event
+from core.measures import CLEAR, SAME, Difference, LocalError
 from core.pair import Pair, run_pair
 from core.replay import replay
 from core.run import SEED, Side, top_tokens
@@ -18,8 +21,8 @@ from core.saved_pair import differing_stats, undeclared_alike, value_cells
 from core.spikes import find_hints
 from core.stages import GRID, Place, place_order, place_text
 from core.tap import no_tap
-from core.trace import Emit, Event, IsCancelled, Trace
-from core.verdict import CLEAR, SAME, Check, Comparison, Difference, LocalError
+from core.trace import Trace
+from core.verdict import Check, Comparison
 from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 
 NAMED_WEIGHTS = 3  # in a reason; the rest are counted

@@ -7,16 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.forward import Cache
 from core.lanes import drive
 from core.matmul import COMPUTES
+from core.measures import Difference
 from core.pair import LEAST_FLOOR, judged
 from core.run import SEED, Side
 from core.stages import Place
 from core.tap import chain, jitter, record_values
-from core.trace import IsCancelled
-from core.verdict import Difference
 
 
 def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCancelled) -> dict[Place, Difference]:

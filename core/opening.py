@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 
 from core import reader
 from core.arch import read_arch
+from core.cancel import IsCancelled
 from core.errors import FileError, UsageError
+from core.events import Emit, Event
 from core.gpu_failure import why_unusable
 from core.model_file import ModelFile
 from core.source import Prompt, Source
 from core.telemetry import choose_device
 from core.token_child import start_encoding, take_encoded
 from core.tokenizer import open_tokenizer
-from core.trace import Emit, Event, Facts, IsCancelled, Token, Trace
+from core.trace import Facts, Token, Trace
 
 if TYPE_CHECKING:
     from core.run import Side

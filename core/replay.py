@@ -13,16 +13,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from core.cancel import IsCancelled
 from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.distance import nmse, relative_l2
 from core.forward import Tap, forward
 from core.lanes import Lane, drive
+from core.measures import LocalError
 from core.run import Side, verifying
 from core.stages import Place
 from core.symptoms import guess
 from core.tap import chain
-from core.trace import IsCancelled
-from core.verdict import LocalError
 from core.wrong_ops import Scene
 
 GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would

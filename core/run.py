@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from core.arch import read_arch
+from core.cancel import IsCancelled
 from core.errors import DeviceError, UsageError
+from core.events import Emit, Event
 from core.forward import Cache, Model, Tap, forward
 from core.gpu_failure import why_unusable
 from core.graph_decode import decode_captured, likeliest
@@ -25,7 +27,7 @@ from core.stages import Place
 from core.stats import Cell
 from core.tap import chain, no_tap, record
 from core.tokenizer import open_tokenizer
-from core.trace import Emit, Event, IsCancelled, NextToken
+from core.trace import NextToken
 
 SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from core.measures import Difference
 from core.stages import GRID, Place, place_order, place_text
 from core.stats import Stats
 from core.trace import Trace
-from core.verdict import Difference
 
 HALF = 0.5  # of the last printed decimal
 UNMEASURED = 10.0  # times the least floor or the compute's unit: what rounding may grow to through the layers

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import Arch, read_arch, stage_weights
+from core.cancel import IsCancelled, never
 from core.errors import UsageError
+from core.events import Emit, Event, no_emit
 from core.finding import Finding
 from core.model_file import ModelFile
 from core.opening import (
@@ -32,7 +34,7 @@ from core.source import Prompt, Source
 from core.spikes import find_hints
 from core.stages import Place, scope_positions
 from core.stats import Cell
-from core.trace import Emit, Event, IsCancelled, Trace, never, no_emit
+from core.trace import Trace
 from core.verdict import Bisection, Check, Comparison
 
 __all__ = [

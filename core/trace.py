@@ -1,16 +1,13 @@
-"""Records of a traced run: what happened (Event) and what came of it (Trace). They run nothing; session does."""
+"""Records of what came of a traced run. What it tells while it runs is events.py's; nothing is run here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.stages import Place
 from core.stats import Cell
-
-if TYPE_CHECKING:
-    from core.verdict import LocalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +51,6 @@ class Facts:
     threads: int | None = None
     kernel: str | None = None  # the kernel path and why
     dtype: str | None = None   # of the values as computed
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that a run tells while it runs.
-
-    kind: "phase" (text says what is being done), "start" (n_layer, tokens known), "cell" (a stage was measured),
-    "token" (one generated token, in text), "error" (a check has judged a stage). side: A or B in a comparison, else "".
-    """
-
-    kind: str
-    text: str = ""
-    place: Place | None = None
-    cell: Cell | None = None
-    side: str = ""
-    n_layer: int | None = None
-    tokens: tuple[Token, ...] = ()
-    error: LocalError | None = None
-
-
-Emit = Callable[[Event], None]
-IsCancelled = Callable[[], bool]
-
-
-def no_emit(event: Event) -> None:
-    """Drop the event."""
-
-
-def never() -> bool:
-    """Never cancel."""
-    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import read_arch
+from core.cancel import IsCancelled, never
 from core.errors import AprError, Cancelled, FileError, OutputError, UsageError
 from core.reader import open_model
 from core.telemetry import choose_device
-from core.trace import IsCancelled, never
 from core.train_config import Plan, TrainOptions, n_parameters, plan_of, resumed, settle
 from core.train_corpus import Corpus, open_corpus
 from core.train_log import RUN, SCHEMA, read_document, rewind, write_document

@@ -14,9 +14,10 @@ from core.finding import Finding
 from core.gates import judge_gates
 from core.jsontext import to_json
 from core.manifest import SCHEMA, versions
+from core.measures import LocalError
 from core.new_folder import MANIFEST, new_folder
 from core.stages import Place, place_order
-from core.verdict import Bisection, Check, Comparison, LocalError
+from core.verdict import Bisection, Check, Comparison
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
 LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")

@@ -8,9 +8,11 @@ from functools import cache
 from screen_door import FakeDoor, pair, spiky_trace
 
 from core.errors import Cancelled
+from core.events import Event
+from core.measures import LocalError
 from core.stages import STAGES, Place
-from core.trace import Event, Trace
-from core.verdict import Bisection, Check, Comparison, Ladder, LocalError, Rung
+from core.trace import Trace
+from core.verdict import Bisection, Check, Comparison, Ladder, Rung
 
 N_LAYER = 10
 

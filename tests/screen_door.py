@@ -18,11 +18,13 @@ from apr_tui import check_screen, compare_view, paint, trace_screen
 from apr_tui.app import Console
 from apr_tui.door import Request
 from core.errors import Cancelled, FileError
+from core.events import Event
+from core.measures import Difference
 from core.spikes import find_hints
 from core.stages import place_order
 from core.stats import Factors
-from core.trace import Event, NextToken, Token, Trace
-from core.verdict import Comparison, Difference
+from core.trace import NextToken, Token, Trace
+from core.verdict import Comparison
 
 SCREENS = Path(__file__).parent / "screens"
 WORDS = ("What", " is", " ", "2", "+", "2", "?")

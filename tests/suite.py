@@ -27,12 +27,12 @@ from core import session
 from core.distance import nmse
 from core.forward import Tap
 from core.lanes import drive
+from core.measures import BAD_FACTOR
 from core.plants import PLANTS
 from core.run import open_side
 from core.source import Prompt, Source
 from core.stages import STAGES, Place, place_text
 from core.tap import chain, record_values
-from core.verdict import BAD_FACTOR
 from tests.small_models import write_model
 
 N_LAYER, LAYERS = 4, (0, 1, 3)

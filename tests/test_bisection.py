@@ -13,8 +13,8 @@ import pytest
 
 from core import session
 from core.errors import Cancelled, UsageError
+from core.events import Event
 from core.source import Prompt, Source
-from core.trace import Event
 from tests.small_models import IDS, write_model
 
 PROMPT = Prompt(tokens=IDS)

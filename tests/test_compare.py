@@ -428,8 +428,9 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 
 def test_values_of_another_shape_are_no_pass():
+    from core.cancel import never
     from core.compare import Question, judge_saved
-    from core.trace import never, no_emit
+    from core.events import no_emit
 
     arrays = values(n_layer=2)
     cells = cells_of(arrays)
@@ -439,8 +440,9 @@ def test_values_of_another_shape_are_no_pass():
 
 
 def test_nothing_in_common_is_no_pass():
+    from core.cancel import never
     from core.compare import Question, judge_saved
-    from core.trace import never, no_emit
+    from core.events import no_emit
 
     arrays = values(n_layer=1)
     cells = cells_of(arrays)

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 FLOORS = {
-    "0 words": "errors stages safe_text source user_folders",
+    "0 words": "cancel errors stages safe_text source user_folders",
     "1 bytes": "file_map gpu_failure jsontext model_file new_file new_folder packed quantise quants telemetry "
                "value_file",
     "2 readers": "apr_file apr_keys apr_metadata apr_writer bpe chat_sandbox chat_template demo demo_model "
                  "faults_bytes gguf_file gguf_walk gguf_writer reader spm token_child tokenizer",
     "3 math": "arch convert decode forward kernels matmul ops wrong_ops",
-    "4 watching": "device_watch finding graph_decode lanes plants run stats tap trace",
+    "4 watching": "device_watch events finding graph_decode lanes measures plants run stats tap trace",
     "5 judging": "activation_crush bisection captured captured_verdict carriers comparability compare decoded distance "
                  "gates grid ladder_file pair replay reproducer saved_pair sources spikes symptoms verdict weight_diff "
                  "train_checkpoint train_config train_corpus train_gates train_grads train_invariants train_log "

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from core import matmul
+from core.cancel import never
 from core.errors import Cancelled
+from core.events import no_emit
 from core.forward import Cache, Model, forward
 from core.lanes import Lane, drive
 from core.model_file import Weight
@@ -18,7 +20,6 @@ from core.reader import open_model
 from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.stages import Place, place_text
 from core.tap import no_tap
-from core.trace import never, no_emit
 from tests.golden.make import HERE, MODELS, TOKENS, build, reference, signed_sums, stds, weights_digest
 from tests.small_models import IDS, quantised, write_model
 

@@ -11,7 +11,9 @@ import torch
 
 from core import matmul, ops, tap
 from core.arch import Rope
+from core.cancel import never
 from core.decode import decode_weight, embedding_rows
+from core.events import no_emit
 from core.graph_decode import is_capturable
 from core.kernels.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
@@ -19,7 +21,6 @@ from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
 from core.reader import open_model
 from core.run import Side, _decode, continue_greedily, open_side, run_traced
-from core.trace import never, no_emit
 from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 

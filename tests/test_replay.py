@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from core import matmul
+from core.cancel import never
 from core.distance import difference, nmse, relative_l2
 from core.kernels.library import Absent
 from core.matmul import COMPUTES
+from core.measures import BAD_FACTOR, LocalError
 from core.plants import PLANTS
 from core.reader import open_model
 from core.replay import replay
 from core.run import open_side, same_bits
 from core.stages import STAGES, Place, place_order, place_text
 from core.tap import no_tap
-from core.trace import Facts, Trace, never
-from core.verdict import BAD_FACTOR, Check, LocalError
+from core.trace import Facts, Trace
+from core.verdict import Check
 from tests.small_models import IDS, write_model
 
 N_LAYER = 3

@@ -18,7 +18,8 @@ from apr_tui.check_view import CHECK_METRICS, CheckView
 from apr_tui.door import Request
 from apr_tui.options import COMMANDS, command_parser
 from core.errors import UsageError
-from core.verdict import Bisection, Difference, LocalError
+from core.measures import Difference, LocalError
+from core.verdict import Bisection
 
 
 async def checked(app, pilot):

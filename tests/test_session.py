@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from core import opening, session, telemetry
+from core.cancel import never
 from core.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
+from core.events import Event, no_emit
 from core.stages import GRID, STAGES, place_order
 from core.telemetry import Gpu
-from core.trace import Event, Token, never, no_emit
+from core.trace import Token
 from tests.small_models import IDS, write_model
 from tests.traces import trace_of
 

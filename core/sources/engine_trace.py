@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.cancel import IsCancelled
 from core.errors import FileError, UsageError, os_reason
+from core.events import Emit, Event
 from core.jsontext import from_json
 from core.source import Prompt, Source
 from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
@@ -17,7 +19,7 @@ from core.sources.measure import measure_array
 from core.stages import place_order
 from core.stats import Cell
 from core.tokenizer import hold_text
-from core.trace import Emit, Event, Facts, IsCancelled, NextToken, Token, Trace
+from core.trace import Facts, NextToken, Token, Trace
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -32,7 +32,7 @@ class Ours:
 
     def __init__(self, model: Path, threads: int) -> None:
         from core import opening, reader
-        from core.trace import no_emit
+        from core.events import no_emit
 
         opening.load_torch("cpu", no_emit)
         import torch
@@ -48,10 +48,11 @@ class Ours:
 
     def prompt(self, n: int, way: str, compute: str = "f32") -> float:
         """Seconds of one prompt. way: untraced, traced, or witness (traced, with the witness beside it)."""
+        from core.cancel import never
+        from core.events import no_emit
         from core.lanes import drive
         from core.run import run_traced
         from core.tap import no_tap
-        from core.trace import never, no_emit
 
         side, tokens = self.sides[compute], tokens_of(n, self.n_vocab)
         start = time.perf_counter()

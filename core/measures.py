@@ -1,0 +1,70 @@
+"""Records of one measured place, B against A or a stage against float64, and the tolerances they are held to.
+
+What they add up to is verdict.py's. No array library is needed to read them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SAME, CLEAR = 3.0, 10.0  # multiples of a cell's floor: up to SAME it is noise, above CLEAR it is not
+BAD_FACTOR = 100.0  # in NMSE, so 10 in size: another order of summation costs up to 4
+LEAST_FLOOR = 1e-13  # in NMSE: float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """B against A at one place, each number of the worst token (None: not measured, as with statistics only).
+
+    rel_l2 = |b - a| / |a|; local: B's operation on A's inputs against A; inherited: B against B's operation on A's
+    inputs.
+    floor: the same distance between A and A with rounding-size noise. state: same, unclear, differs, absent.
+    """
+
+    rel_l2: float | None
+    cosine: float | None
+    max_abs: float | None
+    token: int | None
+    channel: int | None
+    inherited: float | None = None
+    local: float | None = None
+    floor: float | None = None
+    state: str = "same"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalError:
+    """How far a stage is from float64 on its own inputs: NMSE of the worst token, and the floor of its compute.
+
+    span: stages before it that the source lacks, judged with it in one piece. declared: relative L2 from what the
+    declared compute makes of the same inputs; None for a live source, where it is the run itself.
+    """
+
+    nmse: float
+    floor: float
+    token: int
+    channel: int
+    guess: str | None = None  # what is said of the known bug that leaves such a value
+    span: tuple[str, ...] = ()
+    declared: float | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise ratio: -10 log10(NMSE)."""
+        return math.inf if self.nmse == 0 else -10 * math.log10(self.nmse)
+
+    @property
+    def span_text(self) -> str:
+        """Say which stages were judged with this one in one piece."""
+        return f"judged in one piece with {', '.join(self.span)}, which the source lacks"
+
+    @property
+    def limit(self) -> float:
+        """The floor that counts, never under LEAST_FLOOR."""
+        return max(self.floor, LEAST_FLOOR)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the declared compute does not explain it."""
+        return self.nmse > BAD_FACTOR * self.limit
