@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import verdict_spans
+from core.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
+from core.numbers import short
 from core.stages import Place, place_text
+from core.verdict import VERDICTS, Check, Comparison
 
 if TYPE_CHECKING:
-    from core.measures import LocalError
     from core.trace import Trace
-    from core.verdict import Check, Comparison
 
 WITNESS = {
     True: "traced equals untraced, bit for bit", False: "X traced differs from untraced",
@@ -34,10 +35,6 @@ def check_card(check: Check, width: int) -> Rows:
 
 def pair_card(found: Comparison, width: int) -> Rows:
     """The card of a comparison."""
-    from core.grid import short
-    from core.measures import CLEAR, SAME
-    from core.verdict import VERDICTS
-
     lines: Rows = [[], verdict_spans(found)]
     if found.first is not None:
         lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
@@ -68,9 +65,6 @@ def check_spans(check: Check) -> list[Span]:
 
 def error_rows(place: Place, error: LocalError) -> Rows:
     """Measured, floor and multiple of a stage against float64."""
-    from core.grid import short
-    from core.measures import BAD_FACTOR, LEAST_FLOOR
-
     is_least = error.floor < LEAST_FLOOR
     least = f" (measured {short(error.floor)}; {LEAST_FLOOR:g} at least)" if is_least else ""
     where = f"NMSE of token {error.token}, channel {error.channel}; SQNR {short(error.sqnr_db)} dB"
@@ -92,9 +86,6 @@ def nearest(check: Check) -> Place | None:
 
 def check_changes(check: Check) -> tuple[str, ...]:
     """What would turn the verdict of a check."""
-    from core.grid import short
-    from core.measures import BAD_FACTOR
-
     place = check.first or nearest(check)
     error = check.errors.get(place) if place else None
     cache = () if check.decoded else ("generated positions, which go through the KV cache: --generate N checks them",)
@@ -110,9 +101,6 @@ def check_changes(check: Check) -> tuple[str, ...]:
 
 def pair_changes(found: Comparison) -> tuple[str, ...]:
     """What would turn the verdict of a comparison."""
-    from core.grid import short
-    from core.measures import BAD_FACTOR, CLEAR, SAME
-
     differs = f"a cell above {CLEAR:g} x its floor: H2, or H3 where a declared choice explains it"
     if found.verdict in ("AGREE", "H1"):
         return (differs, LONGER)

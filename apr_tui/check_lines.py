@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apr_tui.card import error_rows
-from apr_tui.paint import OK, STATES, Rows, Span, fit, foreign, plain, wrap
+from apr_tui.paint import STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.stage_lines import fit_text, weight_lines
+from core.marks import OK
+from core.numbers import short
 from core.stages import Place, place_text, stage_named
 
 if TYPE_CHECKING:
@@ -42,8 +44,6 @@ def note_lines(view: CheckView, at: int, width: int) -> Rows:
 
 def cell_spans(view: CheckView, place: Place) -> list[Span]:
     """The line about the cell under the cursor."""
-    from core.grid import short
-
     mark = view.mark(place)
     word, name = STATES[mark]
     spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
@@ -62,8 +62,6 @@ def layer_header() -> list[Span]:
 
 def layer_row(view: CheckView, place: Place, is_here: bool, width: int) -> list[Span]:
     """The local error of a stage in one line."""
-    from core.grid import short
-
     mark = view.mark(place)
     name = STATES[mark][1]
     error = view.errors.get(place)
@@ -93,8 +91,6 @@ def stage_lines(view: CheckView, place: Place, weights: Sequence[WeightFacts], w
 
 
 def _live(place: Place, error: LocalError) -> str:
-    from core.grid import short
-
     return (f"{place_text(place)} is not what float64 makes of its own inputs: NMSE {short(error.nmse)}, "
             f"{short(error.nmse / error.limit)} x its floor")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.paint import ABSENT, BAD, OK, UNKNOWN
 from apr_tui.view import shorten
+from core.marks import ABSENT, BAD, OK, UNKNOWN
 from core.stages import Place, place_order
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from apr_tui.status import error_note, export_note, seconds_text
 from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
 from core.errors import Cancelled
+from core.numbers import short
 from core.stages import place_text
 
 if TYPE_CHECKING:
@@ -118,8 +119,6 @@ class CompareScreen(VerdictScreen):
 
     def status_spans(self, width: int) -> list[Span]:
         """The distances, and what the metric is where there is room."""
-        from core.grid import short
-
         difference = self.comparison.cells.get(self.grid.place) if self.comparison else None
         spans = self._numbers(("rel_l2", "inherited", "local"))
         if difference is not None and difference.floor is not None:
@@ -129,8 +128,6 @@ class CompareScreen(VerdictScreen):
         return [*spans, (meaning, "quiet")] if fits else spans
 
     def _numbers(self, metrics: tuple[str, ...]) -> list[Span]:
-        from core.grid import short
-
         spans: list[Span] = []
         for metric in metrics:
             number = self.view.number(self.grid.place, metric)

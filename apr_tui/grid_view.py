@@ -12,7 +12,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import OK, STATES, Span, changed, strip
+from apr_tui.paint import STATES, Span, changed, strip
+from core.marks import OK
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included

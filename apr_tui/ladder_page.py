@@ -12,11 +12,12 @@ from apr_tui.paint import Rows, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import beside
 from apr_tui.status import export_note
+from core.numbers import short
 from core.stages import place_order, place_text
+from core.verdict import RECOVERED, Bisection, Ladder, Rung
 
 if TYPE_CHECKING:
     from apr_tui.compare_view import CompareScreen
-    from core.verdict import Bisection, Ladder, Rung
 
 BAR = 10
 COLUMN = 40  # of a list of rungs
@@ -100,9 +101,6 @@ def ladder_lines(found: Bisection, width: int) -> Rows:
 
 
 def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Rows:
-    from core.grid import short
-    from core.verdict import RECOVERED
-
     best = ladder.best()
     lines: Rows = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]
     for rung in sorted(rungs, key=lambda r: place_order(r.place)):
@@ -119,8 +117,6 @@ def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Rows:
 
 
 def _says(ladder: Ladder) -> str:
-    from core.grid import short
-
     says = f"Without a graft, B's next token is {short(ladder.kl)} nats (KL) from A's."
     if ladder.kl == 0:
         return "A and B give the same next token's distribution: what differs does not reach it on this prompt."

@@ -10,7 +10,8 @@ from typing import Protocol
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.paint import BAD, BLOCKS, BLOCKS_ASCII, OK, STATES, UNKNOWN, WATCH, Rows, Span, changed, only_ascii, strip
+from apr_tui.paint import BLOCKS, BLOCKS_ASCII, STATES, Rows, Span, changed, only_ascii, strip
+from core.marks import BAD, OK, UNKNOWN, WATCH
 
 LABEL = 11
 WORST = (BAD, WATCH)

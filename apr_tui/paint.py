@@ -17,6 +17,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from core.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
 from core.safe_text import safe_text
 
 Span = tuple[str, str]  # text, name of a style
@@ -36,7 +37,6 @@ STYLES = {
     "bar": "#5f87a0",
     "planted": "#D55E00 bold reverse",
 }
-OK, WATCH, BAD, ABSENT, UNKNOWN = ".!X-?"  # the marks of core.grid, which would bring numpy before the first screen
 STYLES_16 = {"bad": "#cc0000 bold", "planted": "#cc0000 bold reverse"}  # the nearest of 16 to its own would be watch's
 STATES = {  # mark -> word, style
     OK: ("ok", "text"),

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from apr_tui.paint import OK, STATES, Rows, Span, foreign
+from apr_tui.paint import STATES, Rows, Span, foreign
 from apr_tui.stage_lines import fit_text
+from core.grid import divided
+from core.marks import OK
+from core.measures import SAME, Difference
+from core.numbers import short
 from core.stages import Place, place_text
+from core.verdict import VERDICTS, Comparison
 
 if TYPE_CHECKING:
     from apr_tui.view import PairView
-    from core.measures import Difference
-    from core.verdict import Comparison
 
 STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
 GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
@@ -24,9 +27,6 @@ DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
 def verdict_spans(found: Comparison) -> list[Span]:
     """The verdict in one line: glyph, word, first place, side, how far above the floor."""
-    from core.grid import short
-    from core.verdict import VERDICTS
-
     spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", STYLE_OF[found.verdict])]
     if found.first is None:
         return [*spans, (f": {VERDICTS[found.verdict]}", "text")]
@@ -45,8 +45,6 @@ def verdict_spans(found: Comparison) -> list[Span]:
 
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
-    from core.measures import SAME
-
     local, floor = difference.local, difference.floor
     return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
 
@@ -69,8 +67,6 @@ def layer_header() -> list[Span]:
 
 def layer_row(view: PairView, place: Place, is_here: bool) -> list[Span]:
     """The distances of a stage in one line: in all, what came in, what happened here, the floor."""
-    from core.grid import short
-
     mark = view.mark(place)
     name = STATES[mark][1]
     difference = view.comparison.cells.get(place) if view.comparison else None
@@ -85,8 +81,6 @@ def layer_row(view: PairView, place: Place, is_here: bool) -> list[Span]:
 
 def cell_lines(view: PairView, place: Place, width: int) -> Rows:
     """The page of one cell: the distances, the statistics of both sides, the tokens of both sides."""
-    from core.grid import short
-
     difference = view.comparison.cells.get(place) if view.comparison else None
     word, name = STATES[view.mark(place)]
     word = difference.state if difference else word
@@ -101,8 +95,6 @@ def cell_lines(view: PairView, place: Place, width: int) -> Rows:
 
 def distance_spans(view: PairView, place: Place) -> list[Span]:
     """What layer_row leaves out, in one line."""
-    from core.grid import short
-
     difference = view.comparison.cells.get(place) if view.comparison else None
     if difference is None:
         return []
@@ -113,8 +105,6 @@ def distance_spans(view: PairView, place: Place) -> list[Span]:
 
 def side_lines(view: PairView, place: Place, width: int) -> Rows:
     """The statistics of both sides, and each token's std."""
-    from core.grid import divided, short
-
     cells = [view.sides[side].get(place) for side in ("A", "B")]
     a, b = (cell.at(view.scope) if cell is not None else None for cell in cells)
     lines = [_heading(f"scope {view.scope}")]
@@ -127,7 +117,6 @@ def side_lines(view: PairView, place: Place, width: int) -> Rows:
 
 def _token_lines(view: PairView, place: Place, width: int) -> Rows:
     from core.carriers import std_T
-    from core.grid import divided, short
     from core.stats import TokenStats
 
     a, b = (view.sides[side].get(place) for side in ("A", "B"))

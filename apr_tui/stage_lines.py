@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.paint import OK, STATES, WATCH, Rows, Span, bar, fit, foreign, plain, wrap
+from apr_tui.paint import STATES, Rows, Span, bar, fit, foreign, plain, wrap
+from core.marks import OK, WATCH
+from core.numbers import short
 from core.stages import Place, place_text, stage_named
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ def table_header(width: int) -> list[Span]:
 
 def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[Span]:
     """All statistics of a stage in one line."""
-    from core.grid import short
-
     mark = view.mark(place)
     cell = view.cells.get(place)
     stats: Stats | None = cell.at(view.scope) if cell is not None else None
@@ -57,7 +57,6 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
 def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Rows:
     """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
     from core.carriers import std_T
-    from core.grid import short
     from core.stats import TokenStats
 
     cell = view.cells.get(place)
@@ -88,7 +87,6 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
 
 def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
     """The channels with the largest |x|."""
-    from core.grid import short
     from core.stats import TokenStats
 
     cell = view.cells.get(place)
@@ -106,7 +104,6 @@ def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
 
 def why_lines(view: TraceView, place: Place, width: int) -> Rows:
     """For a product: which factors met where it peaks."""
-    from core.grid import short
     from core.stats import TokenStats
 
     cell = view.cells.get(place)
@@ -149,8 +146,6 @@ def sentence(finding: Finding) -> str:
 
 def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequence[WeightFacts]], width: int) -> Rows:
     """The page of one stage: nothing left out."""
-    from core.grid import short
-
     cell = view.cells.get(place)
     stats: Any = cell.at(view.scope) if cell is not None else None
     lines: Rows = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]

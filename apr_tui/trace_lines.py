@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_tui.paint import OK, STATES, Rows, Span, wrap
+from apr_tui.paint import STATES, Rows, Span, wrap
 from apr_tui.stage_lines import sentence
+from core.marks import OK
+from core.numbers import short
 from core.stages import Place, place_text
 
 if TYPE_CHECKING:
@@ -43,8 +45,6 @@ def cell_spans(view: TraceView, place: Place) -> list[Span]:
     stats = cell.at(view.scope) if cell is not None else None
     if stats is None:
         return spans
-    from core.grid import short
-
     ratio = view.number(place, "ratio")
     times = [f"{short(ratio)} x layer {(place[0] or 0) - 1}"] if ratio is not None else []
     facts = [f"std {short(stats.std)}", *times]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from apr_tui.paint import OK, Rows, Span, only_ascii
+from apr_tui.paint import Rows, Span, only_ascii
 from apr_tui.view import shorten
+from core.marks import OK
 
 LABEL = 7           # columns of the axis' numbers
 CLIP = 4.0          # times the median: above it a value is drawn as an arrow on the top line, where a chart clips

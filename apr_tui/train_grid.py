@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import statistics
 
-from apr_tui.paint import BAD, OK, UNKNOWN, WATCH, Rows, Span
+from apr_tui.paint import Rows, Span
 from apr_tui.view import shorten
+from core.marks import BAD, OK, UNKNOWN, WATCH
 from core.train_records import GradRow, Grads
 
 COLUMNS = ("grad_norm", "update_ratio", "zero_share")

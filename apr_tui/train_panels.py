@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from apr_tui.paint import BAD, OK, STATES, UNKNOWN, WATCH, Rows, Span, crop, fit, foreign, plain, wrap
+from apr_tui.paint import STATES, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
 from apr_tui.train_command import age_text
+from core.marks import BAD, OK, UNKNOWN, WATCH
 from core.train_config import plan_of
 from core.train_records import (
     ABORTED,

@@ -1,14 +1,13 @@
-"""Hold what a screen shows of a trace or a comparison: cells, scope, metric, findings. core computes; nothing is drawn.
-
-core.grid brings numpy, so it is imported where numbers are: after the first screen.
-"""
+"""Hold what a screen shows of a trace or a comparison: cells, scope, metric, findings. It computes and draws none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.paint import ABSENT, BAD, OK, UNKNOWN, WATCH
+from core.grid import marks, value
+from core.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
+from core.numbers import short
 from core.stages import SCOPES, Place, place_order
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ class TraceView:
         self.cells = cells
         rows = {layer for layer, _ in fresh if layer is not None}
         if rows:
-            from core.grid import marks
-
             near = {p: c for p, c in cells.items() if p[0] is not None and (p[0] in rows or p[0] + 1 in rows)}
             self._marks |= {p: m for p, m in marks(near, self.scope, self.threshold).items() if p in fresh}
         deepest = max(n_layer or 0, max(rows, default=-1) + 1)
@@ -79,8 +76,6 @@ class TraceView:
             self._numbers = {}
         if scope is None and findings is None:
             return
-        from core.grid import MARK_OF_KIND, marks
-
         self.scope = scope or self.scope
         if findings is not None:
             self.findings, self.finding = findings, 0
@@ -96,8 +91,6 @@ class TraceView:
             return None
         key = (place, metric or self.metric)
         if key not in self._numbers:  # merging the tokens takes some 50 us, a redraw asks for hundreds
-            from core.grid import value
-
             self._numbers[key] = value(self.cells, place, self.scope, key[1])
         return self._numbers[key]
 
@@ -126,8 +119,6 @@ class TraceView:
 
     def next_metric(self) -> str:
         """The metric after the present one."""
-        from core.grid import METRICS
-
         return METRICS[(METRICS.index(self.metric) + 1) % len(METRICS)]
 
     def next_scope(self, place: Place) -> str:
@@ -189,8 +180,6 @@ class PairView:
         if metric in ("A", "B"):
             if not self.sides[metric]:
                 return None
-            from core.grid import value
-
             return value(self.sides[metric], place, self.scope, "std")
         if metric == "ratio":
             a, b = self.number(place, "A"), self.number(place, "B")
@@ -227,6 +216,4 @@ def shorten(number: float | None, mark: str) -> tuple[str, str]:
     """Text and mark of a cell: a cell without a number shows its mark alone."""
     if number is None:
         return (mark, mark) if mark in (ABSENT, UNKNOWN) else (ABSENT, mark)
-    from core.grid import short
-
     return short(number, ROOM), OK if mark == UNKNOWN else mark

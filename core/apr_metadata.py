@@ -16,7 +16,8 @@ from typing import Any
 from core.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
 from core.errors import FileError
 from core.file_map import shown
-from core.model_file import LazyArray, Value, Weight
+from core.model_file import LazyArray, Value
+from core.weight import Weight
 
 Json = dict[str, Any]
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

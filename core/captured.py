@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.activations import COMPUTES
 from core.arch import Arch
 from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
 from core.forward import Tap
 from core.lanes import drive
-from core.matmul import COMPUTES
 from core.measures import Difference
 from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.run import Side, same_bits, verifying

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.grid import WATCH_RATIO, Cells, divided
+from core.grid import Cells, divided
+from core.marks import WATCH_RATIO
 from core.stages import Place, scope_positions
 from core.stats import Floats, TokenStats, merge_moments
 

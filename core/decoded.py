@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from core.activations import COMPUTES
 from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.forward import Cache
 from core.lanes import drive
-from core.matmul import COMPUTES
 from core.measures import Difference
 from core.pair import LEAST_FLOOR, judged
 from core.run import SEED, Side

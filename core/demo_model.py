@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
-from core.model_file import LazyArray, ModelFile, Value, Weight
+from core.model_file import LazyArray, ModelFile, Value
 from core.quantise import QUANTISERS
+from core.weight import Weight
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from core.errors import FileError
 from core.file_map import Bytes, map_file, shown
 from core.gguf_walk import Walk
-from core.model_file import ModelFile, Value, Weight
+from core.model_file import ModelFile, Value
 from core.quants import BY_GGML_ID, Quant, tensor_bytes
+from core.weight import Weight
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -1,7 +1,7 @@
 """Multiply by a stored weight at the declared compute, on the fused path or by decode-then-multiply.
 
 Fused (float32 values on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
-Not here: the decoders (decode.py), the forward that asks for products (forward.py).
+Not here: the decoders (decode.py), how activations are rounded (activations.py), the forward that asks (forward.py).
 """
 
 from __future__ import annotations
@@ -12,56 +12,17 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from core.activations import K_BLOCK, round_activations
 from core.decode import decode_rows
 from core.kernels.fused import is_fused, multiply_fused
 from core.kernels.library import FUSED, Absent, Library, library
 from core.kernels.planes import LAYOUTS
 from core.kernels.resident import Resident, why_no_kernels
-from core.model_file import Weight
+from core.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
-K_BLOCK, SMALL_BLOCK = 256, 32
 DECODED, RESIDENT = "", "resident"  # kinds of products beside those of the compiled kernels
 ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
-HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # weights whose activations ggml rounds to their own type
-
-
-def bf16(x: Tensor) -> Tensor:
-    """Round to bfloat16."""
-    return x.to(torch.bfloat16)
-
-
-def q8_k(x: Tensor) -> Tensor:
-    """Round as ggml's Q8_K does: blocks of 256, -127 for the value of largest size. A NaN makes its whole block NaN.
-
-    Source: ggml, quantize_row_q8_K_ref (which makes 0 of a NaN: here a NaN must not vanish).
-    """
-    blocks = x.reshape(-1, K_BLOCK)
-    peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    inverse = torch.where(peak == 0, 0.0, torch.full_like(peak, -127.0) / peak)  # -127.0 / peak rounds twice
-    q = (inverse * blocks).round().clamp(max=127)
-    return torch.where((inverse == 0) & ~peak.isinf() | inverse.isinf(), 0.0, q * (1 / inverse)).reshape(x.shape)
-
-
-def q8_0(x: Tensor) -> Tensor:
-    """Round as ggml's Q8_0 does: blocks of 32, scale = largest size / 127, kept in float16.
-
-    Source: ggml, quantize_row_q8_0 of x86 (127 / largest size, ties to even; its reference has 1 / scale, ties away).
-    """
-    blocks = x.reshape(-1, SMALL_BLOCK)
-    peak = blocks.abs().amax(1, keepdim=True)
-    inverse = torch.full_like(peak, 127.0) / peak
-    q = torch.where(inverse.isinf(), 0.0, (blocks * inverse).round())
-    return (q * (peak / 127).half().to(x.dtype)).reshape(x.shape)
-
-
-# compute -> (what is said of it, rounding unit of an activation)
-COMPUTES = {
-    "f32": ("float32 activations on exactly dequantised weights", 2.0**-23),
-    "q8": ("activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, BF16 for BF16",
-           2.0**-8),
-    "bf16": ("activations and weights in bfloat16, sums in float32", 2.0**-8),
-}
 
 
 def kernel_path(compute: str, device: torch.device) -> str:
@@ -96,7 +57,7 @@ def multiply(
     kernels = library() if resident is None and any(is_fused(weight, x) for x, _ in asks) else None
     kinds = [DECODED if plain and plain[i] else _kind(weight, x, compute, kernels, resident)
              for i, (x, compute) in enumerate(asks)]
-    inputs = [x if kind in ROUNDED_INSIDE else _rounded(x, compute, weight.quant)
+    inputs = [x if kind in ROUNDED_INSIDE else round_activations(x, compute, weight.quant)
               for (x, compute), kind in zip(asks, kinds, strict=True)]
     parts: dict[int, Tensor] = {}
     for kind in dict.fromkeys(kinds):
@@ -142,14 +103,3 @@ def _decode_multiply(
         for out, x in zip(outs, inputs, strict=True):
             out[:, start:stop] = x @ w.to(x.dtype).T
     return outs
-
-
-def _rounded(x: Tensor, compute: str, quant: str) -> Tensor:
-    if compute == "bf16":
-        return bf16(x)
-    if compute == "q8" and quant in HALVES:
-        return x.to(HALVES[quant]).to(x.dtype)
-    if compute == "q8" and quant != "F32":
-        wide = quant.endswith("_K") and x.shape[-1] % K_BLOCK == 0
-        return q8_k(x) if wide else q8_0(x) if x.shape[-1] % SMALL_BLOCK == 0 else x
-    return x

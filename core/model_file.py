@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from core.errors import FileError
+from core.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +27,6 @@ class LazyArray:
 
 Value = str | int | float | bool | LazyArray
 USUAL = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}  # GGUF's type of a value that states none
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """One tensor of a file, as its bytes.
-
-    shape: (rows, cols), so that y[rows] = W x[cols]; (n,) for a vector. The file's own order is turned at the door.
-    data: uint8, a flat view into the memory map; rows stand one after the other, each padded to whole blocks.
-    """
-
-    name: str   # GGUF's: blk.3.ffn_gate.weight
-    quant: str  # a row of QUANTS: Q4_K
-    shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def encode_beside(model: ModelFile, prompt: Prompt, work: Callable[[], object]) 
         work()
         return tokens
     try:
-        child = start_encoding(model.path, prompt)
+        child = start_encoding(model.path, prompt.text, prompt.chat)
     except OSError:
         return encode(model, prompt)
     with child:

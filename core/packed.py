@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from core.file_map import Bytes
-from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
+from core.weight import Weight
 
 _PIECE = 16 << 20
 

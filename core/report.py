@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Sequence
 
 from core.finding import Finding
-from core.grid import LINE_WIDTH, grid_text, layers, marks, short, title_lines, value
+from core.grid import layers, marks, value
+from core.grid_text import LINE_WIDTH, grid_text, title_lines
+from core.numbers import short
 from core.safe_text import safe_text
 from core.stages import GRID, place_text
 from core.trace import Trace

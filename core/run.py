@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from core.activations import COMPUTES
 from core.arch import read_arch
 from core.cancel import IsCancelled
 from core.errors import DeviceError, UsageError
@@ -20,7 +21,6 @@ from core.gpu_failure import why_unusable
 from core.graph_decode import decode_captured, likeliest
 from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
-from core.matmul import COMPUTES
 from core.model_file import ModelFile
 from core.plants import parse_plant, plant_tap
 from core.stages import Place

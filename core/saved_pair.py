@@ -26,8 +26,8 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     """Measure B against A where both kept values; a grid cell that one lacks is absent. {} where a side has none."""
     import torch
 
+    from core.activations import COMPUTES
     from core.distance import difference
-    from core.matmul import COMPUTES
     from core.pair import LEAST_FLOOR, judged, scope_rows
 
     if not a.values or not b.values:

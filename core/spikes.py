@@ -14,7 +14,9 @@ import numpy as np
 
 from core.carriers import carrier, carrier_phrase, carrier_token, std_T, times_text
 from core.finding import Finding
-from core.grid import FALL_RATIO, WATCH_RATIO, Cells, divided, falls, ratios, short, stats_at
+from core.grid import Cells, divided, falls, ratios, stats_at
+from core.marks import FALL_RATIO, WATCH_RATIO
+from core.numbers import short
 from core.stages import GRID, Place, place_order, place_text, scope_positions
 from core.stats import Cell, Stats, TokenStats
 from core.trace import Trace

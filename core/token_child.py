@@ -11,21 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.source import Prompt
-
 SECONDS = 30.0  # to wait for it, once the parent has nothing else to do
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from core.token_child import serve; serve()"
 
 Encoded = list[tuple[int, str | None]]  # id and text of each token
 
 
-def start_encoding(path: Path, prompt: Prompt) -> subprocess.Popen[bytes]:
-    """Start the process on a prompt of text; OSError where it does not start."""
+def start_encoding(path: Path, text: str, chat: bool) -> subprocess.Popen[bytes]:
+    """Start the process on a text, through the file's template if chat; OSError where it does not start."""
     # -P and a path of our own: the working folder may hold anything
     command = [sys.executable, "-P", "-X", "utf8", "-c", _PROGRAM, str(Path(__file__).parents[1])]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdin is not None
-    child.stdin.write(json.dumps({"path": str(path), "text": prompt.text, "chat": prompt.chat}).encode())
+    child.stdin.write(json.dumps({"path": str(path), "text": text, "chat": chat}).encode())
     child.stdin.close()
     child.stdin = None
     return child

@@ -11,7 +11,8 @@ import torch
 from core.arch import Arch
 from core.cancel import IsCancelled
 from core.decode import decode_rows
-from core.model_file import ModelFile, Weight
+from core.model_file import ModelFile
+from core.weight import Weight
 
 # Relative RMS error that a type's plain rounding leaves on weights of a model, |decoded - original| / |original|.
 # Measured by `python -m tests.bench.quant_error` on 2^22 normal weights; APR_Q8, one scale for a whole tensor, on heavy

@@ -13,8 +13,8 @@ import torch
 from core import decode
 from core.decode import DECODERS, decode_rows, decode_weight, embedding_rows
 from core.errors import FileError
-from core.model_file import Weight
 from core.quants import QUANTS, row_bytes, tensor_bytes
+from core.weight import Weight
 
 INTEGERS = ("I8", "U8", "I16", "I32", "I64", "F64")
 NUMPY = {"I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}

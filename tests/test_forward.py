@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul
+from core import activations, matmul
 from core.cancel import never
 from core.errors import Cancelled
 from core.events import no_emit
 from core.forward import Cache, Model, forward
 from core.lanes import Lane, drive
-from core.model_file import Weight
 from core.reader import open_model
 from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.stages import Place, place_text
 from core.tap import no_tap
+from core.weight import Weight
 from tests.golden.make import HERE, MODELS, TOKENS, build, reference, signed_sums, stds, weights_digest
 from tests.small_models import IDS, quantised, write_model
 
@@ -131,7 +131,7 @@ def test_a_tied_head_is_the_embedding_bit_for_bit(folder):
     assert same_bits(a, b)
 
 
-@pytest.mark.parametrize("compute", list(matmul.COMPUTES))
+@pytest.mark.parametrize("compute", list(activations.COMPUTES))
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_a_watched_run_has_the_bits_of_an_unwatched_one(compute, threads, small):
     side = open_side(small.model.file, "cpu", compute, threads)
@@ -158,7 +158,7 @@ def test_a_run_leaves_torch_with_the_threads_it_had_and_a_lane_without_a_count_k
 
 
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q4_K", "Q6_K", "Q8_0"])
-@pytest.mark.parametrize("compute", list(matmul.COMPUTES))
+@pytest.mark.parametrize("compute", list(activations.COMPUTES))
 def test_a_weight_multiplied_in_chunks_gives_the_product_of_the_whole(quant, compute, monkeypatch):
     rng = np.random.default_rng(3)
     w, x = rng.standard_normal((70, 256)).astype(np.float32), torch.from_numpy(rng.standard_normal((5, 256))).float()
@@ -202,21 +202,21 @@ def test_eight_bit_activations_are_rounded_as_ggml_rounds_them():
             if peak:
                 scale = np.float32(-127) / peak
                 want[t, 256 * b : 256 * b + 256] = np.minimum(127, np.rint(scale * block)) * (np.float32(1) / scale)
-    assert np.array_equal(matmul.q8_k(torch.from_numpy(x)).numpy(), want)
+    assert np.array_equal(activations.q8_k(torch.from_numpy(x)).numpy(), want)
     for t in range(3):
         for b in range(16):
             block = x[t, 32 * b : 32 * b + 32]
             d = np.abs(block).max() / np.float32(127)
             q = np.rint(block * (np.float32(1) / d)) if d else block * 0
             want[t, 32 * b : 32 * b + 32] = q * np.float32(np.float16(d))
-    assert np.array_equal(matmul.q8_0(torch.from_numpy(x)).numpy(), want)
+    assert np.array_equal(activations.q8_0(torch.from_numpy(x)).numpy(), want)
 
 
 def test_eight_bits_and_bfloat16_are_further_from_float64_than_float32_and_near_enough(folder):
     file = open_model(write_model(folder / "q.gguf", "Q4_K", d_model=256, d_ff=256, n_layer=2))
     exact = Model(file, open_side(file, "cpu").model.arch, torch.device("cpu"), torch.float64)
     truth = drive([Lane(forward(exact, IDS, no_tap))])[0]
-    far = {c: relative(logits_of(open_side(file, "cpu", c), IDS), truth) for c in matmul.COMPUTES}
+    far = {c: relative(logits_of(open_side(file, "cpu", c), IDS), truth) for c in activations.COMPUTES}
     assert far["f32"] < 1e-6 and 1e-4 < far["q8"] < 0.05 and 1e-4 < far["bf16"] < 0.05, far
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul, tap
+from core import activations, matmul, tap
 from core.decode import decode_weight
 from core.errors import Cancelled
 from core.kernels import library as kernel_library
 from core.kernels.fused import correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
-from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
 from core.stats import COUNTS, MOMENTS
+from core.weight import Weight
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
@@ -79,8 +79,8 @@ def test_a_product_of_bfloat16_is_that_of_decoded_weights(quant: str, level: str
     for rows, cols, tokens in ((3, 512, 2), (37, 1792, 1), (65, 300, 17), (130, 256, 33), (9, 40, 5)):
         weight, x = random_weight(quant, rows, cols), random_x(tokens, cols)
         got = multiply_fused(kernels(level), weight, x, lambda: None, "bf16")
-        want = matmul.bf16(x).double() @ matmul.bf16(decode_weight(weight)).double().T
-        assert torch.equal(got, matmul.bf16(got).float()), "the product is rounded, as torch's is"
+        want = activations.bf16(x).double() @ activations.bf16(decode_weight(weight)).double().T
+        assert torch.equal(got, activations.bf16(got).float()), "the product is rounded, as torch's is"
         off = float(((got - want).abs() / (want.abs() + 2**-12 * want.norm(dim=1, keepdim=True))).max())
         assert off <= HALF_ROUNDING, f"{quant} {rows} x {cols} x {tokens} on {level}: off by {off:.1e}"
 
@@ -92,8 +92,8 @@ def test_a_product_of_activations_as_ggml_rounds_them_is_float64_s(quant: str, l
     weight, x = random_weight(quant, 37, 1792), random_x(tokens, 1792)
     x[0, :256], x[-1, 300:310] = 0, 40
     got = multiply_fused(kernels(level), weight, x, lambda: None, "q8_k")
-    assert same_bits(got, product(weight, matmul.q8_k(x), level)) or level == "amx"
-    want = matmul.q8_k(x).double() @ decode_weight(weight).double().T
+    assert same_bits(got, product(weight, activations.q8_k(x), level)) or level == "amx"
+    want = activations.q8_k(x).double() @ decode_weight(weight).double().T
     nmse = float(((got - want) ** 2).sum() / (want**2).sum())
     assert nmse <= FLOAT32_NMSE, f"{quant} on {level}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul, ops, tap
+from core import activations, matmul, ops, tap
 from core.arch import Rope
 from core.cancel import never
 from core.decode import decode_weight, embedding_rows
@@ -17,10 +17,10 @@ from core.events import no_emit
 from core.graph_decode import is_capturable
 from core.kernels.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
-from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
 from core.reader import open_model
 from core.run import Side, _decode, continue_greedily, open_side, run_traced
+from core.weight import Weight
 from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 
@@ -240,7 +240,7 @@ def test_bf16_and_q8_go_through_the_kernels(sides):
         want = matmul.multiply(weight, [(x, compute)], lambda: None)[0]
         got = matmul.multiply(weight, [(x.to(HERE), compute)], lambda: None, (), ours.model.resident)[0]
         far = float((got.cpu() - want).norm() / want.norm())
-        assert far < 2 * matmul.COMPUTES["bf16"][1], f"{compute}: {far:.1e}"
+        assert far < 2 * activations.COMPUTES["bf16"][1], f"{compute}: {far:.1e}"
     assert weight.name in ours.model.resident._planes
 
 

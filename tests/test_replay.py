@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from core import matmul
+from core.activations import COMPUTES
 from core.cancel import never
 from core.distance import difference, nmse, relative_l2
 from core.kernels.library import Absent
-from core.matmul import COMPUTES
 from core.measures import BAD_FACTOR, LocalError
 from core.plants import PLANTS
 from core.reader import open_model

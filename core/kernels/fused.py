@@ -11,8 +11,8 @@ from torch import Tensor
 
 from core.file_map import let_go
 from core.kernels.library import FUSED, Library
-from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
+from core.weight import Weight
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 Peak = tuple[int, int, float]  # channel, row, value

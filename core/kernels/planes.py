@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.model_file import Weight
 from core.quants import QUANTS, row_bytes
+from core.weight import Weight
 
 GROUP = 256
 

@@ -20,7 +20,7 @@ from core import ops
 from core.gpu_failure import first_line
 from core.kernels.library import OVERRIDE
 from core.kernels.planes import LAYOUTS, Planes, to_planes
-from core.model_file import Weight
+from core.weight import Weight
 
 if TYPE_CHECKING:
     from core.kernels.triton_products import Split

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from core.decode import decode_rows
-from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
+from core.weight import Weight
 
 ROWS, COLS = 8960, 1536  # a feed-forward matrix of a 1.5B model
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")

@@ -37,7 +37,8 @@ class Ours:
         opening.load_torch("cpu", no_emit)
         import torch
 
-        from core.matmul import COMPUTES, kernel_path
+        from core.activations import COMPUTES
+        from core.matmul import kernel_path
         from core.run import open_side
 
         file = reader.open_model(model)

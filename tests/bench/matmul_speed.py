@@ -19,8 +19,8 @@ from core.kernels.fused import multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import load
 from core.matmul import multiply
-from core.model_file import Weight
 from core.quants import QUANTS, tensor_bytes
+from core.weight import Weight
 from tests.test_kernels_cpu import SCALES
 
 REPEATS, SECONDS = 15, 2.0  # of one case: at most

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from core.decode import decode_rows
-from core.model_file import Weight
 from core.quantise import QUANTISERS
 from core.quants import QUANTS
+from core.weight import Weight
 
 ROWS, COLS = 1024, 4096
 

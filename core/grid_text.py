@@ -1,0 +1,62 @@
+"""Write the grid of a trace in 80 columns: its title, a number and a mark a cell, and what the marks mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from core.finding import Finding
+from core.grid import layers, marks, value
+from core.marks import ABSENT, FALL_RATIO, MARK_OF_KIND, OK, UNKNOWN, WATCH, WATCH_RATIO
+from core.numbers import CELL_WIDTH, short
+from core.safe_text import safe_text
+from core.stages import GRID
+from core.trace import Trace
+
+LAYER_WIDTH, LINE_WIDTH = 5, 80
+
+
+def cell_text(x: float | int | None, mark: str = " ") -> str:
+    """Write a grid cell of seven columns: the mark (blank for "." and "-"), then the number at the right."""
+    return (mark if mark not in (OK, ABSENT) else " ") + short(x, CELL_WIDTH - 1).rjust(CELL_WIDTH - 1)
+
+
+def header_lines() -> tuple[str, str]:
+    """Write the ten stage names over their columns, broken at the underscore."""
+    parts = [(head, tail) if tail else ("", head) for head, _, tail in (stage.partition("_") for stage in GRID)]
+    top, bottom = ("".join(part[i].rjust(CELL_WIDTH) for part in parts) for i in (0, 1))
+    return " " * LAYER_WIDTH + top, "layer".rjust(LAYER_WIDTH) + bottom
+
+
+def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), threshold: float = 10.0) -> str:
+    """Write the grid of stds in 80 columns: a title, layers down, ten stages across, and what the marks mean."""
+    mark = marks(trace.cells, scope, threshold)
+    for finding in findings:
+        if mark.get(finding.place) in (OK, WATCH, UNKNOWN):
+            mark[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if finding.scope == scope else WATCH
+    lines = [_cut(title) for title in title_lines(trace, scope)] + list(header_lines())
+    for layer in layers(trace.cells):
+        cells = (cell_text(value(trace.cells, (layer, s), scope, "std"), mark[layer, s]) for s in GRID)
+        lines.append(str(layer).rjust(LAYER_WIDTH) + "".join(cells))
+    lines.append(legend(threshold))
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def legend(threshold: float = 10.0) -> str:
+    """Say what the marks mean."""
+    watch = f"{WATCH_RATIO:g} to {threshold:g} x, or below {FALL_RATIO:g} x"
+    return f"X above {threshold:g} x the layer before, NaN, Inf  ! {watch}  - absent"
+
+
+def title_lines(trace: Trace, scope: str) -> list[str]:
+    """Say what the grid shows: model and how it ran, then scope and tokens; PLANTED where a bug was planted."""
+    facts = trace.facts
+    known = (trace.name, facts.arch, facts.engine, facts.compute, facts.device)
+    n_token = f"{len(trace.tokens)} token{'s' * (len(trace.tokens) != 1)}" if trace.tokens else "tokens unknown"
+    lines = ["  ".join(safe_text(str(k)) for k in known if k), f"std at scope {scope}, {n_token}"]
+    if trace.planted:
+        lines.insert(0, f"PLANTED {safe_text(trace.planted)}: this run carries a bug put there on purpose")
+    return lines
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_WIDTH else line[: LINE_WIDTH - 3] + "..."

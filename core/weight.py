@@ -1,0 +1,22 @@
+"""Record of one stored tensor: its name, quant type, shape and bytes. decode.py makes numbers of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of a file, as its bytes.
+
+    shape: (rows, cols), so that y[rows] = W x[cols]; (n,) for a vector. The file's own order is turned at the door.
+    data: uint8, a flat view into the memory map; rows stand one after the other, each padded to whole blocks.
+    """
+
+    name: str   # GGUF's: blk.3.ffn_gate.weight
+    quant: str  # a row of QUANTS: Q4_K
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8] = field(repr=False)
