@@ -22,9 +22,10 @@ from core.errors import OutputError, UsageError
 from core.jsontext import to_json
 from core.train_config import TrainOptions
 from core.train_log import GRADS, read_lines
+from core.train_prepare import LOG, is_first, prepare
 from core.train_records import FAIL, RUNNING, RunView, TrainEvent, TrainResult
-from core.train_run import LOG, is_first, open_run, prepare, train
-from core.train_view import RunReader
+from core.train_run import train
+from core.train_view import RunReader, open_run
 
 STALL_S = 60.0   # a running step's age from which a run is called stalled
 POLL_S = 1.0

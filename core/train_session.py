@@ -35,6 +35,7 @@ from core.train_log import (
 from core.train_loop import Trainer, facts_of_residency
 from core.train_model import Decoder, load_decoder, make_decoder
 from core.train_oracle import oracle_gate, write_oracle
+from core.train_prepare import Ready, read_corpus
 from core.train_probes import GOLDEN_TOLERANCE, PROBES, golden_difference
 from core.train_records import (
     ABORTED,
@@ -49,7 +50,7 @@ from core.train_records import (
     Validation,
     Wishes,
 )
-from core.train_run import Ready, first_document, next_document, read_corpus
+from core.train_run_document import first_document, next_document
 from core.train_shards import held_out, make_order
 from core.train_step import Stepper, make_optimizer
 from core.train_windows import judge_windows

@@ -29,8 +29,8 @@ ROWS: tuple[dict[str, str], ...] = (
     {"kernels": "kernels", "text": "bpe chat_sandbox chat_template spm token_child tokenizer"},
     {"model": "arch convert forward graph_decode kernels.resident lanes matmul ops stages"},
     {"train": "train_checkpoint train_config train_corpus train_gates train_grads train_invariants train_log "
-              "train_loop train_model train_oracle train_peaks train_probes train_records train_run "
-              "train_session train_shards train_step train_tokenizer train_view train_windows "
+              "train_loop train_model train_oracle train_peaks train_prepare train_probes train_records train_run "
+              "train_run_document train_session train_shards train_step train_tokenizer train_view train_windows "
               "train_world",
      "faults": "faults_bytes plants wrong_ops"},
     {"trace": "carriers device_watch events finding grid marks measures run source sources.measure spikes stats tap "

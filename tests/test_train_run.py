@@ -23,8 +23,8 @@ from core.train_checkpoint import checkpoints, read_checkpoint
 from core.train_config import TrainOptions, settle
 from core.train_log import Lines, rewind
 from core.train_records import DONE, INTERRUPTED, RUNNING, Wishes
-from core.train_run import open_run, train
-from core.train_view import RunReader
+from core.train_run import train
+from core.train_view import RunReader, open_run
 from tests.training import events, options, run, stop_after, without_times, write_corpus
 
 ROOT = Path(__file__).parents[1]

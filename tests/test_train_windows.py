@@ -17,8 +17,8 @@ from core.train_config import BETAS, TrainOptions, settle
 from core.train_model import Block, Decoder, make_decoder
 from core.train_peaks import EPS, Watch, birthplace, headroom
 from core.train_records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS, Health, Step
-from core.train_run import open_run
 from core.train_shards import Order
+from core.train_view import open_run
 from core.train_windows import HEADROOM_BITS, NOISE_BATCHES, TABLES, WINDOW, judge_windows
 from tests.training import events, run, write_config
 

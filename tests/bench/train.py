@@ -30,7 +30,8 @@ from core.train_config import TrainOptions
 from core.train_gates import TIMED
 from core.train_log import GATES, GPU, GRADS, RUN, TRAIN
 from core.train_records import PASS, RunView, Step, TrainEvent
-from core.train_run import open_run, train
+from core.train_run import train
+from core.train_view import open_run
 
 DATASHEET_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # dense bf16
 SIZES = {"cuda": 8192, "cpu": 1024}  # of the square product that the device's rate is read from
