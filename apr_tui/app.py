@@ -8,18 +8,21 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.theme import Theme
+from textual.screen import Screen
 
 from apr_tui import leaving
 from apr_tui.door import DoorSource, Request, real_door, typed_path
+from apr_tui.host import Owner
 from apr_tui.jobs import export_job
-from apr_tui.run_worker import Ended, Feed, Frame, Progress, RunWorker
+from apr_tui.paint import THEME
+from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
 from apr_tui.status import memory_text
 from apr_tui.trace_screen import TraceScreen
 from core.errors import AprError, Cancelled
@@ -27,25 +30,11 @@ from core.errors import AprError, Cancelled
 if TYPE_CHECKING:
     from apr_tui.train_worker import Training
     from core.model_file import ModelFile
+    from core.verdict import Bisection
 
 TICK_S = 0.25
 MEMORY_S = 1.0
 MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
-
-THEME = Theme(
-    "apr", primary="#56B4E9", background="#101014", foreground="#d0d0d0", surface="#202028", warning="#F0E442",
-    error="#D55E00", dark=True,
-)
-
-
-class Owner(Protocol):
-    """A screen that runs a job."""
-
-    def show_frame(self, frame: Frame) -> None: ...
-    def show_lines(self) -> None: ...
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None: ...  # noqa: ANN401
-    def say(self, text: str, name: str = "text") -> None: ...
-    def command(self) -> str: ...
 
 
 class Console(App[int]):
@@ -103,6 +92,11 @@ class Console(App[int]):
         """Ask the running job to end; False where none runs."""
         return self.owner is not None and self.worker.cancel()
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a job was ever started."""
+        return bool(self.worker.serial)
+
     def busy_seconds(self) -> float | None:
         """How long the running job has run; None where none runs."""
         return None if self.owner is None or self._job_started is None else time.monotonic() - self._job_started
@@ -117,7 +111,7 @@ class Console(App[int]):
         """Give a newer frame to the screen that asked for it; dropped while the line is behind."""
         if message.frame.serial != self.worker.serial or self.owner is None or not self.screen_stack:
             return
-        if self._is_behind():
+        if self.is_behind():
             feed = self.worker.feed
             if feed is not None:
                 feed.again()
@@ -139,7 +133,7 @@ class Console(App[int]):
 
     def _tick(self) -> None:
         """Show what no frame has shown yet, and the time; nothing while the line is behind."""
-        if self.owner is None or self._is_behind():
+        if self.owner is None or self.is_behind():
             return
         feed = self.worker.feed
         frame = feed.frame() if feed is not None else None
@@ -155,7 +149,7 @@ class Console(App[int]):
         if cast(object, self.screen) is not self.owner and refresh is not None:
             refresh()
 
-    def _is_behind(self) -> bool:
+    def is_behind(self) -> bool:
         """Say whether the terminal has not taken the last writes yet (Textual 8.2.8's writer thread and its queue)."""
         queue = getattr(getattr(self._driver, "_writer_thread", None), "_queue", None)
         return queue is not None and queue.qsize() > MAX_BACKLOG
@@ -206,6 +200,44 @@ class Console(App[int]):
 
         self.push_screen(CheckScreen(self, request, path, model))
 
+    def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
+        """Open the layer under the cursor of a trace, a comparison or a check."""
+        from apr_tui.check_layer import CheckedLayer
+        from apr_tui.check_screen import CheckScreen
+        from apr_tui.compare_view import CompareScreen
+        from apr_tui.drill import DrillScreen
+        from apr_tui.pair_layer import PairLayer
+
+        layers = {TraceScreen: DrillScreen, CompareScreen: PairLayer, CheckScreen: CheckedLayer}
+        self.push_screen(layers[type(under)](under, has_detail))
+
+    def show_ladder(self, under: Screen[None], found: Bisection) -> None:
+        """Open the ladder of grafts over its comparison."""
+        from apr_tui.compare_view import CompareScreen
+        from apr_tui.ladder_page import LadderScreen
+
+        assert isinstance(under, CompareScreen)
+        self.push_screen(LadderScreen(under, found))
+
+    def show_training(self, say: Callable[[str, str], None], device: str) -> None:
+        """Show this console's training run, or ask for one."""
+        from apr_tui.train_ask import ask_training, default_line
+        from apr_tui.train_screen import TrainScreen
+
+        def begin(training: Training) -> None:
+            self.training = training
+            training.start()
+            self.push_screen(TrainScreen(self, training))
+
+        if self.training is not None:
+            self.push_screen(TrainScreen(self, self.training))
+        else:
+            ask_training(self, say, default_line(device), begin)
+
+    def trace_file(self, path: Path) -> None:
+        """Trace a model file on the main screen."""
+        self.base.start(replace(self.base.request, path=path, bundle=None, plant=None, layers=None))
+
     # ends
 
     def leave(self, code: int) -> None:
@@ -247,11 +279,11 @@ def run_console(request: Request, door: Any = None, training: Training | None = 
     try:
         code = app.run(mouse=False)
     except (KeyboardInterrupt, OSError) as found:
-        if isinstance(found, OSError) and has_terminal():
+        if isinstance(found, OSError) and leaving.has_terminal():
             error = found
         code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
     if code is None and app._exception is None:  # reading keys failed
-        error = error or (RuntimeError("the terminal's input failed") if has_terminal() else None)
+        error = error or (RuntimeError("the terminal's input failed") if leaving.has_terminal() else None)
         code = leaving.SIGNAL_EXIT
     ended = app.worker.leave()
     if app.training is not None:
@@ -264,11 +296,3 @@ def run_console(request: Request, door: Any = None, training: Training | None = 
     if not ended:  # a thread inside a long kernel, or loading torch, cannot be stopped: nothing of it is half written
         leaving.end_now(code)
     return code
-
-
-def has_terminal() -> bool:
-    """Say whether somebody is still at the other end."""
-    try:
-        return os.isatty(0) and os.tcgetpgrp(0) >= 0
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""The check's screen: every stage against float64 on the run's own inputs, over the same grid; and its layers."""
+"""The check's screen: every stage against float64 on the run's own inputs, over the same grid."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from apr_tui.card import check_card, nearest
-from apr_tui.check_lines import cell_spans, layer_header, layer_row, note_lines, stage_lines
+from apr_tui.check_lines import cell_spans, note_lines
 from apr_tui.check_view import CheckView
 from apr_tui.door import Request
 from apr_tui.jobs import check_job
-from apr_tui.keys import CHECK, CHECKED, bindings
-from apr_tui.layer_screen import LayerScreen
+from apr_tui.keys import CHECK, bindings
 from apr_tui.page import CHECK_MEANINGS, PageScreen
 from apr_tui.paint import Rows, Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
-from apr_tui.stage_lines import rule
 from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.verdict_screen import VerdictScreen
 from core.errors import Cancelled
-from core.stages import Place, place_text, stage_named
+from core.stages import stage_named
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
     from core.model_file import ModelFile
 
 AGAINST = "against float64  "
@@ -39,7 +37,7 @@ class CheckScreen(VerdictScreen):
     job = "check"
     view: CheckView
 
-    def __init__(self, console: Console, request: Request, path: Path, model: ModelFile | None) -> None:
+    def __init__(self, console: Host, request: Request, path: Path, model: ModelFile | None) -> None:
         super().__init__(console, CheckView())
         self.request, self.path, self.model = request, path, model
         self.at = 0  # of the bad stages: whose sentence stands below
@@ -126,7 +124,7 @@ class CheckScreen(VerdictScreen):
     def action_open(self) -> None:
         """The layer's stages."""
         if self.view.n_row:
-            self.app.push_screen(CheckedLayer(self, self.has_detail))
+            self.console.show_layer(self, self.has_detail)
 
     def action_finding(self, step: int) -> None:
         """Walk the bad stages."""
@@ -155,37 +153,3 @@ class CheckScreen(VerdictScreen):
             return
         out = self.console.door_source().default_out(check.trace)
         self.console.ask_export(self, self.request, check, out.with_name(f"{out.name}-check"))
-
-
-class CheckedLayer(LayerScreen):
-    """The local errors of one layer, and under them all that is known of the chosen stage."""
-
-    BINDINGS = bindings(CHECKED)
-    kind = CHECKED
-    under: CheckScreen
-    view: CheckView
-
-    def table_header(self, width: int) -> list[Span]:
-        """Names of the columns."""
-        return layer_header()
-
-    def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
-        """One stage."""
-        return layer_row(self.view, place, is_here, width)
-
-    def pane_lines(self, width: int, height: int) -> Rows:
-        """All that the check knows of the chosen stage."""
-        lines = stage_lines(self.view, self.place, self.weights(self.place), width)
-        return [rule(place_text(self.place), width), *lines[1:]][:height]
-
-    def open_title(self) -> str:
-        """Title of the page of one stage."""
-        return f"{foreign(self.under.path.name)}  {place_text(self.place)}"
-
-    def open_lines(self, place: Place, width: int) -> Rows:
-        """The page of one stage."""
-        return [[], *stage_lines(self.view, place, self.weights(place), width)]
-
-    def model(self) -> ModelFile | None:
-        """The checked model."""
-        return self.under.model

@@ -23,7 +23,7 @@ from core.numbers import short
 from core.stages import place_text
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
     from core.verdict import Bisection, Comparison
 
 
@@ -35,7 +35,7 @@ class CompareScreen(VerdictScreen):
     job = "pair"
     view: PairView
 
-    def __init__(self, console: Console, request: Request, a: Path, b: Path) -> None:
+    def __init__(self, console: Host, request: Request, a: Path, b: Path) -> None:
         super().__init__(console, PairView(request.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
@@ -156,10 +156,8 @@ class CompareScreen(VerdictScreen):
 
     def action_open(self) -> None:
         """The layer's stages: local and inherited error, floor, cause."""
-        from apr_tui.pair_layer import PairLayer
-
         if self.view.n_row:
-            self.app.push_screen(PairLayer(self, self.has_detail))
+            self.console.show_layer(self, self.has_detail)
 
     def action_bisect(self) -> None:
         """Prove the cause by grafts; once that is done, show the ladder."""
@@ -175,12 +173,10 @@ class CompareScreen(VerdictScreen):
             self.show_lines()
 
     def _show_ladder(self, found: Bisection) -> None:
-        from apr_tui.ladder_page import LadderScreen
-
         if found.ladder is None:
             self.say("No cell differs: there is no graft to try.", "quiet")
         else:
-            self.app.push_screen(LadderScreen(self, found))
+            self.console.show_ladder(self, found)
 
     def action_finding(self, step: int) -> None:
         """Walk the cells that differ."""

@@ -21,7 +21,7 @@ from core.errors import UsageError
 from core.stages import GRID, parse_scope, read_whole, stage_named
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
 
 MIN_WIDTH, MIN_HEIGHT = 40, 11
 DESIGN_WIDTH, DESIGN_HEIGHT = 80, 24
@@ -48,9 +48,9 @@ class GridScreen(Screen[None]):
 
     kind = ""  # of keys.KEYS
     job = ""   # the kind of job whose frames hold its numbers
-    console: Console
+    console: Host
 
-    def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (TraceView, PairView or CheckView)
+    def __init__(self, console: Host, view: Any) -> None:  # noqa: ANN401 (TraceView, PairView or CheckView)
         super().__init__()
         self.console, self.view = console, view
         self.note: tuple[str, str] | None = None  # text and style; None: the child's own

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.errors import UsageError
 from core.stages import parse_scope, read_whole
+
+if TYPE_CHECKING:
+    from core.train_config import TrainOptions
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -175,6 +179,13 @@ def console_parser() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version")
     _add_options(parser, CONSOLE, (), {})
     return parser
+
+
+def train_options(options: argparse.Namespace) -> TrainOptions:
+    """Turn parsed words into the record that core takes."""
+    from core.train_config import TrainOptions  # it loads numpy
+
+    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions) if hasattr(options, f.name)})
 
 
 def _add_options(

@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
+from textual.theme import Theme
 from textual.widget import Widget
 
 from core.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
@@ -45,6 +46,10 @@ STATES = {  # mark -> word, style
     ABSENT: ("absent", "quiet"),
     UNKNOWN: ("not measured", "rule"),
 }
+THEME = Theme(
+    "apr", primary="#56B4E9", background="#101014", foreground="#d0d0d0", surface="#202028", warning="#F0E442",
+    error="#D55E00", dark=True,
+)
 _ASCII = {"…": "~", "─": "-", "│": "|", "·": "-", "█": "#", "░": ".", "→": "->", "≥": ">=", "×": "x"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BLOCKS_ASCII = " .:-=+*%#"

@@ -22,7 +22,7 @@ from core.errors import Cancelled
 from core.stages import UNKNOWN_SCOPE, read_whole
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
 
 
 SHORT_NAME = 6  # columns of a model's name that are always shown
@@ -36,7 +36,7 @@ class TraceScreen(GridScreen):
     job = "trace"
     view: TraceView
 
-    def __init__(self, console: Console, request: Request) -> None:
+    def __init__(self, console: Host, request: Request) -> None:
         super().__init__(console, TraceView(request.scope, request.threshold))
         self.request = request
         self.traced: Traced | None = None
@@ -185,10 +185,8 @@ class TraceScreen(GridScreen):
 
     def action_open(self) -> None:
         """Open the layer."""
-        from apr_tui.drill import DrillScreen
-
         if self.view.n_row:
-            self.app.push_screen(DrillScreen(self))
+            self.console.show_layer(self)
 
     def action_finding(self, step: int) -> None:
         """Walk the findings."""
@@ -251,9 +249,7 @@ class TraceScreen(GridScreen):
 
     def action_train(self) -> None:
         """Show the training run, or ask for one."""
-        from apr_tui.train_ask import open_training
-
-        open_training(self.console, self.say, self.request.device)
+        self.console.show_training(self.say, self.request.device)
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place

@@ -10,29 +10,13 @@ from typing import TYPE_CHECKING
 
 from apr_tui.door import typed_path
 from apr_tui.paint import foreign
-from apr_tui.train_command import train_options
 from apr_tui.train_worker import Training
 from core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
 
 ONLY_WORDS = {"-h", "--help", "--detach", "--json", "--quiet"}  # options that a screen has no use for
-
-
-def open_training(console: Console, say: Callable[[str, str], None], device: str = "auto") -> None:
-    """Show the console's run, or ask for one."""
-    from apr_tui.train_screen import TrainScreen
-
-    def begin(training: Training) -> None:
-        console.training = training
-        training.start()
-        console.push_screen(TrainScreen(console, training))
-
-    if console.training is not None:
-        console.push_screen(TrainScreen(console, console.training))
-    else:
-        ask_training(console, say, default_line(device), begin)
 
 
 def default_line(device: str = "auto") -> str:
@@ -42,7 +26,7 @@ def default_line(device: str = "auto") -> str:
 
 
 def ask_training(
-    console: Console, say: Callable[[str, str], None], line: str, begin: Callable[[Training], None],
+    console: Host, say: Callable[[str, str], None], line: str, begin: Callable[[Training], None],
 ) -> None:
     """Ask for the options of a run, as on the command line."""
     def answered(text: str) -> None:
@@ -56,7 +40,7 @@ def ask_training(
 
 def read_line(text: str) -> Training:
     """Turn a line of options into a run that is not yet started; UsageError."""
-    from apr_tui.options import command_parser
+    from apr_tui.options import command_parser, train_options
 
     try:
         words = shlex.split(text)

@@ -13,21 +13,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from apr_tui.options import train_options
 from core.errors import OutputError, UsageError
 from core.jsontext import to_json
 from core.train_config import TrainOptions
 from core.train_log import GRADS, read_lines
 from core.train_prepare import LOG, is_first, prepare
-from core.train_records import FAIL, RUNNING, RunView, TrainEvent, TrainResult
+from core.train_records import RUNNING, RunView, TrainEvent, TrainResult
 from core.train_run import train
 from core.train_view import RunReader, open_run
 
-STALL_S = 60.0   # a running step's age from which a run is called stalled
 POLL_S = 1.0
 STEP_LINES_S = 0.5  # progress lines stand this far apart at least
 
@@ -47,11 +46,6 @@ def run_train(options: argparse.Namespace) -> int:
         return result.exit_code
     sys.stdout.write(to_json(result_document(result)) + "\n" if options.json else result_text(result))
     return result.exit_code
-
-
-def train_options(options: argparse.Namespace) -> TrainOptions:
-    """Turn parsed words into the record that core takes."""
-    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions) if hasattr(options, f.name)})
 
 
 def result_text(result: TrainResult) -> str:
@@ -74,48 +68,6 @@ def result_document(result: TrainResult) -> dict[str, Any]:
             "gates": result.gates, "checkpoint": result.checkpoint, "exit_code": result.exit_code}
 
 
-def view_text(view: RunView) -> str:
-    """A run's state in a few lines: how far, how fast, and how old its newest step is."""
-    run, last = view.run, view.steps[-1] if view.steps else None
-    steps = run["plan"]["steps"]
-    status = "GONE" if view.status == RUNNING and view.alive is False else view.status
-    lines = [f"{view.out}: {status}{' - ' + view.sentence if view.sentence else ''}"]
-    if last is None:
-        lines.append(f"no step of {steps} is recorded yet")
-    else:
-        lines.append(f"step {last.step} of {steps}, loss {last.train_loss:.4f}, grad norm {last.grad_norm:.3f}, "
-                     f"lr {last.lr:.3g}, {last.wall_ms:.0f} ms, {last.tokens_per_sec:.0f} tokens/s")
-        lines.append(f"last step {age_text(view.last_step_age_s)} ago{stall_text(view)}")
-    if view.validations:
-        lines.append(f"val_loss {view.validations[-1].val_loss:.4f} after epoch {view.validations[-1].epoch}")
-    if view.gpu is not None:
-        lines.append(f"GPU {view.gpu['util_pct']} %, {view.gpu['memory_mib']} MiB, {view.gpu['power_w']} W, "
-                     f"{view.gpu['temperature_c']} C")
-    lines += [f"{gate.verdict} {gate.id}: {gate.measured}" for gate in view.gates if gate.verdict == FAIL]
-    if view.checkpoint is not None:
-        lines.append(f"newest checkpoint {view.checkpoint}")
-    return "\n".join(lines) + "\n"
-
-
-def age_text(seconds: float | None) -> str:
-    """An age in the largest units that matter: 4 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None:
-        return "?"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def stall_text(view: RunView) -> str:
-    """What an old step means: a process that is gone, or one that does not get on."""
-    if view.status != RUNNING or view.last_step_age_s is None:
-        return ""
-    if view.alive is False:
-        return f"; its process is gone. Go on with: apr-tui train --resume --out {view.out}"
-    return "; STALLED" if view.last_step_age_s > STALL_S else ""
-
-
 def _watch(options: argparse.Namespace) -> int:
     """Show a run: the screen at a terminal; as text, once into a pipe, again and again with --quiet; JSON."""
     folder = Path(options.watch)
@@ -126,6 +78,8 @@ def _watch(options: argparse.Namespace) -> int:
         document = {name: getattr(view, name) for name in RunView.__dataclass_fields__}
         sys.stdout.write(to_json({**document, "grads": read_lines(folder / GRADS)[-1:]}) + "\n")
         return 0
+    from apr_tui.train_state import view_text  # it loads Textual, for which a run that trains has no use
+
     reader = RunReader(folder)
     view = reader.view()
     sys.stdout.write(view_text(view))

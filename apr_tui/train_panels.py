@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from apr_tui.paint import STATES, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
-from apr_tui.train_command import age_text
+from apr_tui.train_state import GONE, PAUSED, STALLED, STARTING, age_text
 from core.marks import BAD, OK, UNKNOWN, WATCH
 from core.train_config import plan_of
 from core.train_records import (
@@ -32,7 +32,6 @@ from core.train_records import (
 )
 from core.train_windows import judge_windows
 
-PAUSED, STALLED, GONE, STARTING = "PAUSED", "STALLED", "GONE", "STARTING"
 STATUS_MARKS = {RUNNING: OK, DONE: OK, PAUSED: WATCH, STALLED: WATCH, INTERRUPTED: WATCH, STARTING: OK, GONE: BAD,
                 ABORTED: BAD, FAILED: BAD}
 GATE_MARKS = {PASS: OK, FAIL: BAD, NOT_MEASURED: UNKNOWN}

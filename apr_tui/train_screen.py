@@ -6,7 +6,6 @@ It shows a run of this console or, read-only, one that another process writes. L
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
@@ -21,16 +20,15 @@ from apr_tui.keys import TRAIN, bindings, hint_spans
 from apr_tui.page import PageScreen, help_build
 from apr_tui.paint import Lines, Rows, Span, foreign, wrap
 from apr_tui.train_ask import ask_training
-from apr_tui.train_command import age_text, stall_text
 from apr_tui.train_grid import COLUMNS, MEANINGS, GradView
 from apr_tui.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
-from apr_tui.train_state import phase_of, sentence_of, state_of
+from apr_tui.train_state import age_text, phase_of, sentence_of, stall_text, state_of
 from apr_tui.train_worker import Training, TrainNews
 from core.errors import AprError
 from core.train_records import INTERRUPTED, RUNNING
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
 
 NOTE_LINES, FOOT_LINES = 2, 2
 GRADS_WIDTH = 28  # columns of the grid of gradients; the parameters stand beside it
@@ -48,7 +46,7 @@ class TrainScreen(Screen[None]):
     TrainScreen #parameters { width: 1fr; }
     """
 
-    def __init__(self, console: Console, training: Training) -> None:
+    def __init__(self, console: Host, training: Training) -> None:
         super().__init__()
         self.console, self.training = console, training
         self.note: tuple[str, str] | None = None
@@ -84,7 +82,7 @@ class TrainScreen(Screen[None]):
         error = self.training.error
         if error is not None and not isinstance(error, AprError):
             self.app._handle_exception(error)
-        elif not self.console._is_behind():
+        elif not self.console.is_behind():
             self.show_all()
 
     def on_grid_view_moved(self) -> None:
@@ -198,9 +196,8 @@ class TrainScreen(Screen[None]):
         if view is None or view.checkpoint is None:
             self.say("There is no checkpoint to trace yet.", "watch")
             return
-        path, base = view.checkpoint / "model.gguf", self.console.base
         self.dismiss()
-        base.start(replace(base.request, path=path, bundle=None, plant=None, layers=None))
+        self.console.trace_file(view.checkpoint / "model.gguf")
 
     def action_back(self) -> None:
         """Ask whether to stop our own run; else take the message away; else go back."""
@@ -215,7 +212,7 @@ class TrainScreen(Screen[None]):
 
     def action_train(self) -> None:
         """Back to the trace, the run goes on; out of the console where nothing was ever traced."""
-        if self.console.worker.serial:
+        if self.console.has_run:
             self.dismiss()
         else:
             self.console.leave(0)

@@ -1,16 +1,20 @@
-"""Say in words how a training run at the console stands: status, phase, one sentence. It draws nothing."""
+"""Say in words how a training run stands: status, phase, age of its newest step, one sentence. It draws nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from apr_tui.paint import foreign
 from apr_tui.status import error_note
-from apr_tui.train_command import STALL_S
-from apr_tui.train_panels import GONE, PAUSED, STALLED, STARTING
-from apr_tui.train_worker import Training
 from core.errors import AprError, Cancelled
-from core.train_records import ABORTED, FAILED, INTERRUPTED, RUNNING
+from core.train_records import ABORTED, FAIL, FAILED, INTERRUPTED, RUNNING, RunView
+
+if TYPE_CHECKING:
+    from apr_tui.train_worker import Training
+
+PAUSED, STALLED, GONE, STARTING = "PAUSED", "STALLED", "GONE", "STARTING"
+STALL_S = 60.0   # a running step's age from which a run is called stalled
 
 
 def state_of(training: Training) -> str:
@@ -58,3 +62,45 @@ def sentence_of(training: Training, dead: Sequence[int] = ()) -> tuple[str, str]
     if view.checkpoint is not None:
         return f"newest checkpoint {foreign(str(view.checkpoint))}: enter traces it", "quiet"
     return "no checkpoint yet" + (": w writes one" if training.is_under_way else ""), "quiet"
+
+
+def view_text(view: RunView) -> str:
+    """A run's state in a few lines: how far, how fast, and how old its newest step is."""
+    run, last = view.run, view.steps[-1] if view.steps else None
+    steps = run["plan"]["steps"]
+    status = GONE if view.status == RUNNING and view.alive is False else view.status
+    lines = [f"{view.out}: {status}{' - ' + view.sentence if view.sentence else ''}"]
+    if last is None:
+        lines.append(f"no step of {steps} is recorded yet")
+    else:
+        lines.append(f"step {last.step} of {steps}, loss {last.train_loss:.4f}, grad norm {last.grad_norm:.3f}, "
+                     f"lr {last.lr:.3g}, {last.wall_ms:.0f} ms, {last.tokens_per_sec:.0f} tokens/s")
+        lines.append(f"last step {age_text(view.last_step_age_s)} ago{stall_text(view)}")
+    if view.validations:
+        lines.append(f"val_loss {view.validations[-1].val_loss:.4f} after epoch {view.validations[-1].epoch}")
+    if view.gpu is not None:
+        lines.append(f"GPU {view.gpu['util_pct']} %, {view.gpu['memory_mib']} MiB, {view.gpu['power_w']} W, "
+                     f"{view.gpu['temperature_c']} C")
+    lines += [f"{gate.verdict} {gate.id}: {gate.measured}" for gate in view.gates if gate.verdict == FAIL]
+    if view.checkpoint is not None:
+        lines.append(f"newest checkpoint {view.checkpoint}")
+    return "\n".join(lines) + "\n"
+
+
+def age_text(seconds: float | None) -> str:
+    """An age in the largest units that matter: 4 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return "?"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def stall_text(view: RunView) -> str:
+    """What an old step means: a process that is gone, or one that does not get on."""
+    if view.status != RUNNING or view.last_step_age_s is None:
+        return ""
+    if view.alive is False:
+        return f"; its process is gone. Go on with: apr-tui train --resume --out {view.out}"
+    return "; STALLED" if view.last_step_age_s > STALL_S else ""

@@ -9,7 +9,7 @@ from apr_tui.grid_screen import GridScreen
 from core.stages import GRID, STAGES, Place, stage_named
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
+    from apr_tui.host import Host
 
 WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
 
@@ -17,7 +17,7 @@ WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
 class VerdictScreen(GridScreen):
     """A grid over the trace: it starts at once, shows or hides the detail stages, and goes back."""
 
-    def __init__(self, console: Console, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
+    def __init__(self, console: Host, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
         super().__init__(console, view)
         self.seconds: float | None = None  # of the finished run
         self.end = ""                      # how the run ended, where it gave nothing

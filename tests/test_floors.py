@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,14 @@ def test_a_module_imports_its_own_package_or_lower_ones(path):
         home = home_of(target)
         assert home is not None, f"{name} imports {target}, which has no row"
         assert home == own or FLOOR[home] < FLOOR[own], f"{name} ({own}) imports {target} ({home})"
+
+
+def test_no_module_imports_itself_by_a_way_round():
+    graph = {module_name(path): own_imports(path) for path in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

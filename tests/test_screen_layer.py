@@ -100,7 +100,8 @@ async def test_help_lists_every_key_of_the_table(monkeypatch):
 
 
 def test_every_key_has_an_action_and_a_row_in_readmes_table():
-    from apr_tui.check_screen import CheckedLayer, CheckScreen
+    from apr_tui.check_layer import CheckedLayer
+    from apr_tui.check_screen import CheckScreen
     from apr_tui.compare_view import CompareScreen
     from apr_tui.drill import DrillScreen
     from apr_tui.ladder_page import LadderScreen

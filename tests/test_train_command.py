@@ -15,7 +15,7 @@ import pytest
 
 from apr_tui import train_command
 from apr_tui.cli import main
-from apr_tui.train_command import age_text, view_text
+from apr_tui.train_state import age_text, view_text
 from core.train_records import RUNNING
 from core.train_view import open_run
 from tests.training import options, run, write_config, write_corpus
