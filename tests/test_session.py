@@ -246,7 +246,7 @@ def test_the_same_input_gives_the_same_trace(source, traced):
 
 def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
     begin = ("from pathlib import Path; from core import opening, session\nfrom core.source import Prompt, Source\n"
-             "from core.trace import no_emit\n")
+             "from core.events import no_emit\n")
     return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).parents[1])
 
