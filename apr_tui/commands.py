@@ -14,6 +14,7 @@ from apr_tui.launch import open_console, prompt_of, read_text, source_of
 from apr_tui.leaving import on_signals
 from core import session
 from core.errors import UsageError
+from core.evidence import hold_csv
 from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
@@ -60,6 +61,8 @@ def wrote(options: argparse.Namespace, path: Path) -> None:
 
 def _trace(options: argparse.Namespace) -> int:
     check_out(options)
+    if options.csv is not None:
+        hold_csv(options.csv, options.force)
     started = time.monotonic()
     traced = session.trace(
         source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), scope=options.scope,

@@ -155,7 +155,7 @@ class Check:
         return (*self.reasons_at(self.first), *((more,) if later else ()), *self.unjudged)
 
     def reasons_at(self, place: Place) -> tuple[str, ...]:
-        """What was found at a judged place alone: how far it is from float64, its span and its guess, a sentence each."""
+        """What was found at one judged place: how far it is from float64, its span and its guess, a sentence each."""
         error = self.errors[place]
         inputs = " and ".join(stage_named(place[1]).inputs) or "token ids"
         return (f"{place_text(place)} is not what float64 makes of its own inputs ({inputs}): "

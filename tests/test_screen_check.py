@@ -165,7 +165,7 @@ async def test_e_exports_the_check_and_asks_before_it_overwrites(monkeypatch, tm
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-check"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await until(pilot, lambda: "Overwrite it?" in text_of(app))
+        await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("y")
         await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_check")
         assert door.calls[-1][1:] == (tmp_path, True, app.clipboard)
@@ -243,7 +243,7 @@ async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypat
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-bisect"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await until(pilot, lambda: "Overwrite it?" in text_of(app))
+        await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("n")
         await until(pilot, lambda: "nothing was written" in text_of(app))
         assert door.calls[-1][0] == "bisect"
