@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apr_tui.card import error_rows
@@ -35,8 +34,7 @@ def note_lines(view: CheckView, at: int, width: int) -> Rows:
         indent = " " * len(word)
         return _said(word, first, name, width) + [line for text in rest for line in _said(indent, text, name, width)]
     at %= len(bad)
-    one = replace(view.check, errors={bad[at]: view.errors[bad[at]]}, decoded={})  # core words the first place only
-    sentence, *more = one.reasons
+    sentence, *more = (*view.check.reasons_at(bad[at]), *view.check.unjudged)
     count = f" (bad stage {at + 1} of {len(bad)})" if len(bad) > 1 else ""
     lines = _said("X FAIL", sentence + count, "bad", width)
     return lines + [line for text in more for line in _said(" " * len("X FAIL"), text, "watch", width)]

@@ -15,6 +15,7 @@ from apr_tui.leaving import on_signals
 from core import session
 from core.errors import UsageError
 from core.events import Emit, Event
+from core.evidence import hold_csv
 from core.gates import contract_gates, judge_gates
 from core.jsontext import to_json
 from core.report import report_text
@@ -61,6 +62,8 @@ def wrote(options: argparse.Namespace, path: Path) -> None:
 
 def _trace(options: argparse.Namespace) -> int:
     check_out(options)
+    if options.csv is not None:
+        hold_csv(options.csv, options.force)
     started = time.monotonic()
     traced = session.trace(
         source_of(options, options.MODEL, options.plant), prompt_of(options) or Prompt(), scope=options.scope,

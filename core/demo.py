@@ -57,26 +57,12 @@ def ensure_demo() -> tuple[Path, Path]:
     folder = demo_folder()
     if not _is_whole(folder):
         try:
-            _build(folder)
-        except (OSError, OutputError):
+            write_demo(folder, force=True)  # each file is replaced at once, so that a second process finds whole ones
+        except (AprError, OSError):
             spare = tempfile.mkdtemp(prefix="apr-tui-demo-")
             atexit.register(shutil.rmtree, spare, ignore_errors=True)
             return write_demo(Path(spare))
     return folder / NAMES[0], folder / NAMES[1]
-
-
-def _build(folder: Path) -> None:
-    """Build beside the folder and rename, so that a second process finds the pair whole or absent."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write_demo(work / "new")
-        if folder.exists() and not _is_whole(folder):  # asked again: another process may have built it meanwhile
-            folder.rename(work / "broken")
-        if not folder.exists():
-            (work / "new").rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.cell_table import INTEGERS, STATS, STATS_COLUMNS, TOKENS_COLUMNS, stats_rows, token_stats, tokens_columns
-from core.errors import FileError, OutputError, UsageError
+from core.errors import FileError, OutputError, UsageError, os_reason
 from core.finding import Finding
 from core.grid import layers, value
 from core.jsontext import from_json, to_json
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 VALUES = "values.safetensors"
+WIDE = f"layer,{GRID[0]}".encode()                 # how every wide grid begins
 WHOLE = ("layer", "token", "token_id", *INTEGERS)  # columns of whole numbers
 NEEDED = ("stage", "scope", "token")               # columns that no row leaves empty
 
@@ -57,6 +58,20 @@ def write_bundle(
             sha256[VALUES] = write_values(part / VALUES, trace.values)
         (part / MANIFEST).write_text(manifest_text(trace, scope, manifest_extra, sha256), encoding="ascii")
     return out
+
+
+def hold_csv(path: Path, force: bool) -> None:
+    """Refuse to replace a file that holds no wide grid, before the work; UsageError."""
+    try:
+        if force or not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(len(WIDE))
+    except OSError as error:
+        raise UsageError(f"--csv {path} exists and cannot be read: {os_reason(error)}. Give another name.") from error
+    if start not in (b"", WIDE):
+        raise UsageError(f"--csv {path} exists and is no grid of apr-tui, so it is left as it is. "
+                         "Give another name, or --force to replace it.")
 
 
 def write_wide_csv(path: Path, trace: Trace, scope: str) -> None:

@@ -20,18 +20,25 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; the name of a file was needed.")
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already. Give another name, or --force to replace it.")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
+        _refuse_existing(path, force)
         part.open("wb").close()  # whether it can be written shows before the work
     except OSError as error:
         raise _not_written(path, error) from error
     try:
         yield part
+        _refuse_existing(path, force)  # somebody may have been faster
         part.replace(path)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already. Give another name, or --force to replace it.")
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

@@ -1,13 +1,15 @@
 """Make a folder that is whole or absent: written under a temporary name beside its own, then renamed.
 
-Of a bundle it knows only the name of the manifest, so that --force replaces bundles and nothing else.
+Of what it replaces it knows what the manifest lists, so that --force takes away what apr-tui wrote and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,12 @@ from pathlib import Path
 from core.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
+FAMILY = re.compile(r"apr-tui(-corpus)?/\d+")  # of the schemas of all manifests
+BUNDLES = ("a", "b")                            # folders beside a verdict, as is REPRODUCER
+REPRODUCER = "reproducer"
+CASE = {"case.safetensors", "case.json", "test_case.py"}
+RUN = {"__pycache__", ".pytest_cache"}          # what pytest leaves in a reproducer
+VOCABULARY = {"vocab.json", "merges.txt"}       # beside the shards of a corpus
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -68,11 +76,56 @@ def _refuse_existing(out: Path, force: bool) -> None:
         raise UsageError(f"{out} exists and is no folder. Give another name to --out.")
     if not any(out.iterdir()):
         return
-    if not (out / MANIFEST).is_file():
-        why = f"is not a bundle (it has no {MANIFEST}), so it is left alone"
-        raise UsageError(f"{out} exists and {why}. Give another folder.")
+    strange = strange_in(out)
+    if strange is not None:
+        raise UsageError(f"{out} exists and is not a bundle of apr-tui alone ({strange}), so it is left as it is. "
+                         "Give another folder.")
     if not force:
         raise UsageError(f"{out} already holds a bundle. Use --force to replace it, or give another folder.")
+
+
+def strange_in(folder: Path) -> str | None:
+    """Say what shows that apr-tui did not write a folder, or not all of it; None where all of it is its own."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, RecursionError):
+        return f"its {MANIFEST} cannot be read"
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not (isinstance(schema, str) and FAMILY.fullmatch(schema)):
+        return f"the schema of its {MANIFEST} is {schema!r:.80}"
+    files = _listed(manifest)
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not (path.is_file() if path.name in files else path.is_dir()):
+            return f"it holds {path.name}, which apr-tui did not write"
+        if path.name in files:
+            continue
+        inside = _strange_folder(path, "verdict.json" in files)
+        if inside is not None:
+            return inside
+    return None
+
+
+def _listed(manifest: dict[str, object]) -> set[str]:
+    """The files that a manifest speaks of, itself among them."""
+    sums, shards = manifest.get("sha256"), manifest.get("shards")
+    files = {MANIFEST, *(sums if isinstance(sums, dict) else ())}
+    if isinstance(shards, list):
+        files |= VOCABULARY | {str(row.get("file")) for row in shards if isinstance(row, dict)}
+    return files
+
+
+def _strange_folder(folder: Path, is_beside_verdict: bool) -> str | None:
+    """What is strange in a folder inside: beside a verdict stand a bundle of each side, and the reproducer."""
+    name = folder.name
+    if is_beside_verdict and name in BUNDLES:
+        inside = strange_in(folder)
+        return None if inside is None else f"in {name}: {inside}"
+    if is_beside_verdict and name == REPRODUCER:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in CASE | RUN)
+        return f"in {name}: it holds {others[0]}, which apr-tui did not write" if others else None
+    return f"it holds the folder {name}, which apr-tui did not write"
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -35,6 +35,8 @@ from core.train_tokenizer import Vocabulary, vocabulary_keys
 
 FOLDER, NAME = "ckpt", re.compile(r"step-(\d{6,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+EXPORTS = ("model.gguf", "model.apr")
+FILES = {MODEL, OPTIMIZER, STATE, *EXPORTS}
 NEEDED = ("steps_done", "tokens_seen", "memory", "best")  # of state.json
 KEEP = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -62,8 +64,8 @@ def write_checkpoint(
         save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
         model = model_of(arch, vocabulary, note)
         packed = [_packed(name, t) for name, t in saved.weights.items()]
-        write_gguf(part / "model.gguf", model, packed)
-        write_apr(part / "model.apr", model, packed)
+        write_gguf(part / EXPORTS[0], model, packed)
+        write_apr(part / EXPORTS[1], model, packed)
         (part / STATE).write_text(to_json(dict(saved.state), indent=1))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
@@ -138,7 +140,9 @@ def _placed(moment: Tensor, weight: Tensor) -> Tensor:
 
 
 def _drop_old(run: Path, best: int | None) -> None:
+    """Remove what is neither new nor best; a checkpoint in which somebody keeps files of their own stays."""
     for steps, path in checkpoints(run)[:-KEEP]:
         if steps != best:
             with contextlib.suppress(OSError):
-                shutil.rmtree(path)
+                if {entry.name for entry in path.iterdir()} <= FILES:
+                    shutil.rmtree(path)

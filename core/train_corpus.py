@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import FileError, OutputError, UsageError
-from core.new_folder import new_folder
+from core.errors import FileError, OutputError, UsageError, os_reason
+from core.new_folder import new_folder, strange_in
 from core.train_shards import MANIFEST, Shards, open_shards
 from core.train_tokenizer import (
     Vocabulary,
@@ -170,16 +170,28 @@ def _published(root: Path, given: Vocabulary | None, n_vocab: int) -> Corpus:
 
 
 def _is_built(target: Path, n_vocab: int, said: Said) -> bool:
-    """Whether an earlier run has made the shards; damaged ones are removed."""
+    """Whether an earlier run has made the shards; damaged ones are removed, or set aside where others wrote too."""
     if not (target / MANIFEST).is_file():
         return False
     try:
         open_shards(target, n_vocab)
     except FileError as error:
         said(f"making shards again, for {error}")
-        shutil.rmtree(target, ignore_errors=True)
+        if strange_in(target) is None:
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            _set_aside(target)
         return False
     return True
+
+
+def _set_aside(target: Path) -> None:
+    """Put a folder away under another name; OutputError."""
+    names = (target.with_name(f"{target.name}.damaged-{i}") for i in range(1, 1 << 20))
+    try:
+        target.rename(next(name for name in names if not name.exists()))
+    except OSError as error:
+        raise OutputError(f"{target} could not be set aside: {os_reason(error)}. Move it away.") from error
 
 
 def _read_built(folder: Path, given: Vocabulary | None) -> Vocabulary:

@@ -164,7 +164,7 @@ def mode_is_whole(facts: Facts) -> Judged:
 GATES: tuple[tuple[str, str, Judge, str], ...] = (
     ("GATE-GPUTRAIN-002", "an explicit cuda that is absent fails in 2 s, never a silent CPU", explicit_device,
      "run.json"),
-    ("GATE-GPUTRAIN-003", "the own process holds GPU memory within 5 s of step 0", residency, "nvidia-smi.csv"),
+    ("GATE-GPUTRAIN-003", "the own process holds GPU memory within 5 s of step 0", residency, "gpu_residency.csv"),
     ("GATE-GPUTRAIN-004", "median wall_ms of steps 20..49 is under its budget", step_time, "train.jsonl"),
     ("GATE-GPUTRAIN-005", "same seed on the CPU, same losses as the golden run", cpu_path, "run.json"),
     ("GATE-TRAIN-001", "every step is recorded once with every figure", records_are_whole, "train.jsonl"),

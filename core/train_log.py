@@ -3,13 +3,16 @@
     run.json     plan, device, versions, command, status           train.jsonl  one line a step
     val.jsonl    one line a validation                             grads.jsonl  one line every grads_every steps
     gpu.jsonl    NVML samples, where there is a GPU                gates.json   the gates, with verdicts
+    gpu_residency.csv   what NVML says that this process holds     (nvidia-smi.csv in older runs, NVML's as well)
 A line that was cut by a kill is not a record: readers stop before it, a resume drops it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,6 +24,8 @@ from core.jsontext import from_json, number, to_json
 from core.train_records import Gate, GradRow, Grads, Health, Step, Validation
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
+RESIDENCY = "gpu_residency.csv"
+NVML_CALL = "NVML nvmlDeviceGetComputeRunningProcesses"  # what the figures of RESIDENCY come from
 SUPERSEDED = "train.superseded.jsonl"
 SCHEMA = "apr-tui-train/1"
 T = TypeVar("T", Step, Validation)
@@ -60,6 +65,19 @@ def write_document(path: Path, value: object) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
+
+
+def write_residency(run: Path, seen: Mapping[str, Any]) -> None:
+    """Write the GPU memory that this process was seen to hold, and who saw it; nothing where none was; OutputError."""
+    if not seen.get("used_memory_mib"):
+        return
+    try:
+        with (run / RESIDENCY).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("pid", "process_name", "used_gpu_memory [MiB]", "source"))
+            writer.writerow((seen["pid"], sys.executable, f"{seen['used_memory_mib']:.0f}", NVML_CALL))
+    except OSError as error:
+        raise OutputError(f"{run / RESIDENCY} could not be written: {error.strerror}. Free some space.") from error
 
 
 def read_document(path: Path) -> Any:  # noqa: ANN401 (a document is any value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from core.train_log import (
     read_record,
     reading_records,
     write_document,
+    write_residency,
 )
 from core.train_loop import Trainer, facts_of_residency
 from core.train_model import Decoder, load_decoder, make_decoder
@@ -164,10 +164,7 @@ def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: di
 def _judge(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> tuple[Gate, ...]:
     residency = facts_of_residency(trainer, trainer.world.device.index or 0)
     document["residency"] = residency
-    if residency.get("used_memory_mib"):
-        rows = ("pid, process_name, used_gpu_memory [MiB]",
-                f"{residency['pid']}, {sys.executable}, {residency['used_memory_mib']:.0f} MiB")
-        (trainer.out / "nvidia-smi.csv").write_text("\n".join(rows) + "\n")
+    write_residency(trainer.out, residency)
     trainer.emit(TrainEvent("phase", "golden run on the CPU"))
     difference = golden_difference()
     document["golden_difference"] = difference

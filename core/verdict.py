@@ -88,23 +88,26 @@ class Check:
             times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
             cache = "generated positions through the cache equal one prefill within the floor"
             return (f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
-                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()), *self._unjudged())
+                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()), *self.unjudged)
         if isinstance(worst, Difference):
             return (f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
                     f"from one prefill: relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, "
                     f"channel {worst.channel}",)
-        assert worst is not None
-        inputs = " and ".join(stage_named(self.first[1]).inputs) or "token ids"
         later = sum(e.is_bad for e in self.errors.values()) - 1
         more = "1 more stage is bad by itself" if later == 1 else f"{later} more stages are bad by themselves"
-        return (f"{place_text(self.first)} is not what float64 makes of its own inputs ({inputs}): "
-                f"NMSE {worst.nmse:.2g}, floor {worst.limit:.2g}, token {worst.token}, channel {worst.channel}",
-                *((worst.span_text,) if worst.span else ()),
-                *((f"looks like this: {worst.guess}",) if worst.guess else ()),
-                *((more,) if later else ()),
-                *self._unjudged())
+        return (*self.reasons_at(self.first), *((more,) if later else ()), *self.unjudged)
 
-    def _unjudged(self) -> tuple[str, ...]:
+    def reasons_at(self, place: Place) -> tuple[str, ...]:
+        """What was found at one judged place: how far it is from float64, its span and its guess, a sentence each."""
+        error = self.errors[place]
+        inputs = " and ".join(stage_named(place[1]).inputs) or "token ids"
+        return (f"{place_text(place)} is not what float64 makes of its own inputs ({inputs}): "
+                f"NMSE {error.nmse:.2g}, floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
+                *((error.span_text,) if error.span else ()),
+                *((f"looks like this: {error.guess}",) if error.guess else ()))
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
         """Say how many stages have no finite inputs, so that nothing can be said of them."""
         left = len(self.trace.cells.keys() - self.errors.keys())
         return (f"{left} stages could not be judged: no token of their inputs is finite",) if left else ()

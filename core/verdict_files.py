@@ -15,7 +15,7 @@ from core.gates import judge_gates
 from core.jsontext import to_json
 from core.manifest import SCHEMA, versions
 from core.measures import LocalError
-from core.new_folder import MANIFEST, new_folder
+from core.new_folder import MANIFEST, REPRODUCER, new_folder
 from core.stages import Place, place_order
 from core.verdict import Bisection, Check, Comparison
 
@@ -76,7 +76,7 @@ def write_comparison(
             write_bundle(part / name, trace, scope=c.scope, findings=found, threshold=threshold, force=False,
                          values=trace.values is not None, manifest_extra={"command": command})
         if bisection and bisection.write_reproducer:
-            bisection.write_reproducer(part / "reproducer")
+            bisection.write_reproducer(part / REPRODUCER)
         _write(part, {
             "cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n",
             "gates.json": to_json(judge_gates(c.a, c), indent=1) + "\n",

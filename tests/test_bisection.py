@@ -95,6 +95,29 @@ def test_the_reproducer_needs_nothing_of_this_project(tmp_path: Path, model: Pat
     assert not any(line.startswith(("import core", "from core")) for line in lines)
 
 
+def test_force_replaces_a_bisection_whose_reproducer_was_run_and_keeps_what_else_is_there(tmp_path: Path, model: Path):
+    result, out = bisect(model, "gelu@3.ffn_silu"), tmp_path / "found"
+
+    def export(force: bool = True) -> Path:
+        return session.export_bisection(result, out, threshold=10.0, force=force, command="")
+
+    export(force=False)
+    for name in ("__pycache__", ".pytest_cache"):
+        (out / "reproducer" / name).mkdir()
+    export()
+    assert not (out / "reproducer" / "__pycache__").exists()
+    for place, says in (("reproducer/fix.py", "in reproducer: it holds fix.py"), ("b/notes.txt", "in b: it holds"),
+                        ("notes.txt", "it holds notes.txt"), ("c/notes.txt", "it holds the folder c")):
+        (out / place).parent.mkdir(exist_ok=True)
+        (out / place).write_text("mine")
+        with pytest.raises(UsageError, match=says):
+            export()
+        assert (out / place).read_text() == "mine"
+        (out / place).unlink()
+    (out / "c").rmdir()
+    export()
+
+
 def test_an_interrupted_ladder_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     whole = bisect(model, "scale@3.ffn_out")

@@ -225,6 +225,10 @@ def test_the_grid_goes_to_a_csv_file_and_an_unwritable_one_exits_7(run, model, t
     assert run("trace", model, *TOKENS, "--csv", tmp_path / "g.csv").code == 0
     lines = (tmp_path / "g.csv").read_text().splitlines()
     assert lines[0] == "layer," + ",".join(GRID) and len(lines) == 4
+    assert run("trace", model, *TOKENS, "--csv", tmp_path / "g.csv").code == 0
+    before = model.read_bytes()
+    refused(run("trace", model, *TOKENS, "--csv", model), 2, "is no grid of apr-tui")
+    assert model.read_bytes() == before
     result = run("trace", model, *TOKENS, "--csv", tmp_path / "no" / "g.csv")
     assert result.code == 7 and "g.csv" in result.err
 
@@ -303,6 +307,10 @@ def test_a_comparison_writes_both_bundles_cells_and_verdict(run, model, tmp_path
     assert header == "layer,stage,scope,ratio,rel_l2,cosine,max_abs,token,channel,inherited,local"
     assert document((out / "verdict.json").read_text())["verdict"] == "AGREE"
     assert run("check", model, *TOKENS, "--out", tmp_path / "check").code == 0
+    for words in (("compare", model, f"{model}@threads=1", *TOKENS, "--out", out),
+                  ("check", model, *TOKENS, "--out", tmp_path / "check")):
+        refused(run(*words), 2, "--force")
+        assert run(*words, "--force").code == 0, words
     header = (tmp_path / "check" / "local.csv").read_text().splitlines()[0]
     assert header == "layer,stage,nmse,sqnr_db,floor,token,channel"
 

@@ -215,6 +215,14 @@ def test_the_pair_is_built_once_and_again_where_it_is_broken(tmp_path, monkeypat
     assert [p.name for p in first[0].parent.parent.iterdir()] == [demo.demo_folder().name]  # nothing left beside it
 
 
+def test_building_the_pair_again_keeps_what_else_lies_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    demo.demo_folder().mkdir(parents=True)
+    (demo.demo_folder() / "notes.txt").write_text("mine")
+    demo.ensure_demo()
+    assert (demo.demo_folder() / "notes.txt").read_text() == "mine"
+
+
 def test_a_cache_that_cannot_be_written_gives_a_temporary_pair(tmp_path, monkeypatch, pair):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "spare").mkdir()

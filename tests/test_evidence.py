@@ -19,7 +19,8 @@ from traces import cells_of, trace_of, values
 
 from core import evidence
 from core.errors import OutputError, UsageError
-from core.evidence import read_bundle, write_wide_csv
+from core.evidence import hold_csv, read_bundle, write_wide_csv
+from core.new_file import new_file
 from core.new_folder import check_out
 from core.spikes import find_hints
 from core.stages import GRID, SCOPES
@@ -168,10 +169,10 @@ def test_an_existing_bundle_is_left_alone_without_force(tmp_path):
 
 
 def test_force_replaces_a_bundle_and_leaves_nothing_beside_it(tmp_path):
-    out = save(spiking(), tmp_path / "a", keep=False)
-    (out / "old-file").write_text("x")
+    out = save(spiking(values={(0, "qkv"): np.zeros((7, 4), np.float32)}), tmp_path / "a", keep=True)
+    assert (out / "values.safetensors").is_file()
     save(spiking(3), out, force=True)
-    assert len(read_bundle(out).tokens) == 3 and not (out / "old-file").exists()
+    assert len(read_bundle(out).tokens) == 3 and not (out / "values.safetensors").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -184,6 +185,81 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, force):
     with pytest.raises(UsageError):
         save(spiking(), tmp_path / "home" / "thesis.txt", force=force)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "x"
+
+
+def refused(out, says):
+    """Force, as asked before the work and after it, leaves every file of a folder as it is, and names what it found."""
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for attempt in (lambda: save(spiking(3), out, force=True), lambda: check_out(out, force=True)):
+        with pytest.raises(UsageError, match=says):
+            attempt()
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(("manifest", "says"), [
+    ('{"name": "My web app"}', "the schema of its manifest.json is None"),
+    ('{"schema": "apr-tui-train/1"}', "'apr-tui-train/1'"), ('{"schema": "my-apr-tui/1"}', "'my-apr-tui/1'"),
+    ('{"schema": ["apr-tui/1"]}', "schema"), ("[]", "schema"), ("{", "cannot be read"), ("[" * 100_000, "cannot be")])
+def test_force_leaves_a_folder_with_the_manifest_of_something_else(tmp_path, manifest, says):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text(manifest)
+    (tmp_path / "app" / "thesis.txt").write_text("x")
+    refused(tmp_path / "app", says)
+
+
+def test_force_leaves_a_bundle_that_holds_anything_of_somebody_else(tmp_path):
+    out = save(spiking(), tmp_path / "a")
+    (out / "notes.txt").write_text("mine")
+    refused(out, "it holds notes.txt, which apr-tui did not write")
+    (out / "notes.txt").unlink()
+    (out / "a").mkdir()
+    (out / "a" / "thesis.txt").write_text("mine")
+    refused(out, "it holds the folder a, which")
+    (out / "a" / "thesis.txt").unlink()
+    (out / "a").rmdir()
+    (out / "report.md").rename(tmp_path / "elsewhere.md")
+    (out / "report.md").symlink_to(tmp_path / "elsewhere.md")
+    refused(out, "it holds report.md")
+    (out / "report.md").unlink()
+    save(spiking(3), out, force=True)
+
+
+def test_a_file_that_comes_while_a_bundle_is_written_is_kept(tmp_path, monkeypatch):
+    out, real = save(spiking(), tmp_path / "a"), evidence.manifest_text
+
+    def slow(*args):
+        (out / "notes.txt").write_text("mine")
+        return real(*args)
+
+    monkeypatch.setattr(evidence, "manifest_text", slow)
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        save(spiking(3), out, force=True)
+    assert (out / "notes.txt").read_text() == "mine" and len(read_bundle(out).tokens) == 7
+
+
+def test_a_grid_is_written_over_a_grid_and_over_nothing_else(tmp_path):
+    path = tmp_path / "grid.csv"
+    for text, is_held in (("", False), (None, False), ("GGUF and weights", True), ("layer,mine\n", True), ("l", True)):
+        if text is None:
+            write_wide_csv(path, spiking(), "all")
+        else:
+            path.write_text(text)
+        hold_csv(path, force=True)
+        if is_held:
+            with pytest.raises(UsageError, match="is no grid of apr-tui"):
+                hold_csv(path, force=False)
+        else:
+            hold_csv(path, force=False)
+
+
+def test_a_file_that_comes_while_another_is_written_is_kept_and_no_device_is_replaced(tmp_path):
+    with pytest.raises(UsageError, match="exists already"), new_file(tmp_path / "m.gguf"):
+        (tmp_path / "m.gguf").write_text("mine")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
+    os.mkfifo(tmp_path / "p.gguf")
+    with pytest.raises(UsageError, match="a device or a pipe"), new_file(tmp_path / "p.gguf", force=True):
+        pass
+    assert (tmp_path / "p.gguf").is_fifo()
 
 
 def test_an_empty_folder_is_filled(tmp_path):

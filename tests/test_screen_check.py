@@ -91,6 +91,19 @@ async def test_n_walks_the_bad_stages_and_brings_the_detail_stages_into_view(mon
         assert app.screen.grid.place == (5, "ffn_silu") and "q_rope" not in app.screen.grid.columns
 
 
+async def test_only_what_was_not_judged_is_said_to_be_so_at_each_bad_stage(monkeypatch):
+    check = check_of(shallow())
+    some = replace(check, errors={p: e for p, e in check.errors.items() if p[0] != 9})
+    left = len(check.errors) - len(some.errors)
+    for found, wanted in ((check, None), (some, f"{left} stages could not be judged")):
+        async with console(monkeypatch, CheckDoor(checked=found)) as (app, pilot):
+            await checked(app, pilot)
+            for _ in BAD:
+                assert ("could not be judged" in text_of(app)) == (wanted is not None), text_of(app)
+                assert wanted is None or wanted in text_of(app), text_of(app)
+                await pilot.press("n")
+
+
 async def test_a_bad_stage_of_the_whole_model_is_named_though_it_has_no_cell(monkeypatch):
     bad = {(None, "logits"): LocalError(1.5, 1e-14, 6, 3)}
     async with console(monkeypatch, CheckDoor(checked=check_of(shallow(), bad))) as (app, pilot):
@@ -153,7 +166,7 @@ async def test_e_exports_the_check_and_asks_before_it_overwrites(monkeypatch, tm
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-check"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await until(pilot, lambda: "Overwrite it?" in text_of(app))
+        await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("y")
         await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_check")
         assert door.calls[-1][1:] == (tmp_path, True, app.clipboard)
@@ -231,7 +244,7 @@ async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypat
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-bisect"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
-        await until(pilot, lambda: "Overwrite it?" in text_of(app))
+        await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("n")
         await until(pilot, lambda: "nothing was written" in text_of(app))
         assert door.calls[-1][0] == "bisect"

@@ -42,7 +42,7 @@ from core.train_view import RunReader
 
 GATES = (
     Gate("GATE-GPUTRAIN-002", "an explicit cuda that is absent fails", "asked cuda, ran on cuda:0", PASS, "run.json"),
-    Gate("GATE-GPUTRAIN-003", "the own process holds GPU memory", "it is hidden", NOT_MEASURED, "nvidia-smi.csv"),
+    Gate("GATE-GPUTRAIN-003", "the own process holds GPU memory", "it is hidden", NOT_MEASURED, "gpu_residency.csv"),
     Gate("GATE-GPUTRAIN-004", "median wall_ms is under its budget", "median 61.20; budget 47 ms", FAIL, "train.jsonl"),
 )
 SAMPLE = {"step": 39, "at": 1.0, "util_pct": 97.0, "memory_mib": 40123.0, "power_w": 512.0, "sm_mhz": 1980,

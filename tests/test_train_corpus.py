@@ -86,6 +86,14 @@ def test_shards_that_were_damaged_since_are_made_again(tmp_path):
         assert np.array_equal(np.concatenate(again.shards.train), whole) and "making shards again" in said[0]
 
 
+def test_damaged_shards_are_set_aside_where_somebody_keeps_a_file_beside_them(tmp_path):
+    folder = opened(write_corpus(tmp_path / "text"), tmp_path).shards.folder
+    (folder / "notes.txt").write_text("mine")
+    next(folder.glob("train-*.bin")).write_bytes(b"abc")
+    assert opened(tmp_path / "text", tmp_path).shards.folder == folder and not (folder / "notes.txt").exists()
+    assert (folder.with_name(f"{folder.name}.damaged-1") / "notes.txt").read_text() == "mine"
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path):
     made = opened(write_corpus(tmp_path / "text"), tmp_path)
     other = train_vocabulary(["quite another text " * 9], 300)

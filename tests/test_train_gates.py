@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from dataclasses import replace
@@ -9,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from core import telemetry
-from core.errors import DeviceError
+from core import telemetry, train_log
+from core.errors import DeviceError, OutputError
 from core.train_config import TrainOptions, settle
 from core.train_gates import Facts, diverged, judge
 from core.train_records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
@@ -54,6 +55,18 @@ def test_a_gate_that_saw_nothing_is_not_measured(facts):
     empty = replace(facts, steps=[], validations=[], golden_difference=None)
     seen = {gate.id: gate.verdict for gate in judge(empty)}
     assert {id for id, v in seen.items() if v != NOT_MEASURED} == {"GATE-TRAIN-009"}
+
+
+def test_the_evidence_of_residency_is_named_for_who_made_it(tmp_path, facts):
+    train_log.write_residency(tmp_path, {"why_not": "no GPU in this run"})
+    assert not list(tmp_path.iterdir()), "nothing was seen"
+    train_log.write_residency(tmp_path, PROOF)
+    assert [p.name for p in tmp_path.iterdir()] == [verdict(facts, "GATE-GPUTRAIN-003").evidence]
+    row, = csv.DictReader((tmp_path / "gpu_residency.csv").open(newline=""))
+    assert row["source"].startswith("NVML ") and row["used_gpu_memory [MiB]"] == "5492" and row["pid"] == "7"
+    assert row["process_name"] == sys.executable
+    with pytest.raises(OutputError, match=r"gpu_residency\.csv could not be written"):
+        train_log.write_residency(tmp_path / "gone", PROOF)
 
 
 PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}

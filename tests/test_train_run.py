@@ -124,6 +124,16 @@ def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeyp
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 8, 10]
 
 
+def test_a_checkpoint_with_somebody_s_own_file_in_it_is_not_dropped(tmp_path):
+    def emit(event):
+        if event.kind == "checkpoint" and event.path.name == "step-000001":
+            (event.path / "notes.txt").write_text("mine")
+
+    result = train(options(tmp_path, steps=6, steps_per_epoch=20, checkpoint_every=1), emit)
+    kept = [steps for steps, _ in checkpoints(result.out)]
+    assert kept == [1, 5, 6] and (result.out / "ckpt" / "step-000001" / "notes.txt").read_text() == "mine"
+
+
 def test_a_measurement_leaves_no_checkpoint(tmp_path):
     result = run(tmp_path, checkpoints=False)
     assert result.status == DONE and result.checkpoint is None and not (result.out / "ckpt").exists()

@@ -1,7 +1,7 @@
 """Measure a training step beside the device's own matmul rate: python -m tests.bench.train --out DIR [--config NAME].
 
 Writes DIR/bench.json and DIR/report.md, with run.json, train.jsonl, grads.jsonl, gates.json, gpu.jsonl and
-nvidia-smi.csv of the run itself; no checkpoint is written. On a GPU the config is 370m at 8 x 1024 tokens, first as it
+gpu_residency.csv of the run itself; no checkpoint is written. On a GPU the config is 370m at 8 x 1024 tokens, first as it
 is, then compiled; the compiled run is the one that is kept, unless it failed. On a CPU it is tiny.
 It needs torch, numpy, tokenizers and safetensors; without nvidia-ml-py the GPU's figures are not measured.
 """
@@ -28,7 +28,7 @@ from core.errors import AprError
 from core.jsontext import to_json
 from core.train_config import TrainOptions
 from core.train_gates import TIMED
-from core.train_log import GATES, GPU, GRADS, RUN, TRAIN
+from core.train_log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
 from core.train_records import PASS, RunView, Step, TrainEvent
 from core.train_run import train
 from core.train_view import open_run
@@ -37,7 +37,7 @@ DATASHEET_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0} 
 SIZES = {"cuda": 8192, "cpu": 1024}  # of the square product that the device's rate is read from
 ROUNDS, PRODUCTS = 5, 5  # rounds of so many products between two synchronisations, after one to warm up
 TABLE_LIMIT = 0.03       # gradient tables may cost this part of a step, spread over grads_every steps
-KEPT = (RUN, TRAIN, GRADS, GPU, GATES, "nvidia-smi.csv")
+KEPT = (RUN, TRAIN, GRADS, GPU, GATES, RESIDENCY)
 EVERY = 20               # steps between gradient tables, as the config 370m has it
 
 
