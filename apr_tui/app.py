@@ -25,7 +25,7 @@ from apr_tui.paint import THEME
 from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
 from apr_tui.status import memory_text
 from apr_tui.trace_screen import TraceScreen
-from core.errors import AprError, Cancelled
+from core.system.errors import AprError, Cancelled
 
 if TYPE_CHECKING:
     from apr_tui.train_worker import Training

@@ -17,10 +17,10 @@ from types import FrameType
 
 from apr_tui.leaving import on_signals
 from apr_tui.options import COMMANDS, command_parser, console_parser
-from core.errors import AprError, Cancelled
-from core.gpu_failure import device_error
-from core.safe_text import safe_text
-from core.user_folders import state_folder
+from core.system.errors import AprError, Cancelled
+from core.system.gpu_errors import device_error
+from core.system.paths import state_folder
+from core.system.safe_text import safe_text
 
 INTERRUPTED, INTERNAL = 130, 70
 _INTERRUPTS: list[int] = []  # signals that have come

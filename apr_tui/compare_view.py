@@ -18,9 +18,9 @@ from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text
 from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
-from core.errors import Cancelled
-from core.numbers import short
 from core.stages import place_text
+from core.system.errors import Cancelled
+from core.system.numbers import short
 
 if TYPE_CHECKING:
     from apr_tui.host import Host

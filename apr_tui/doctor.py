@@ -15,8 +15,8 @@ from core.arch import ARCHS
 from core.kernels import library
 from core.kernels.levels import usable_levels
 from core.quants import QUANTS
-from core.safe_text import safe_text
-from core.telemetry import choose_device, find_gpus
+from core.system.gpus import choose_device, find_gpus
+from core.system.safe_text import safe_text
 
 ENGINES = {"llama.cpp": "llama_cpp", "transformers": "transformers"}  # scheme -> the package behind it
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from core.cancel import IsCancelled
     from core.events import Emit
     from core.finding import Finding
     from core.model_file import ModelFile
     from core.source import Prompt, Source
+    from core.system.cancel import IsCancelled
     from core.trace import Trace
     from core.verdict import Bisection, Check, Comparison
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from core.errors import FileError, UsageError, os_reason
 from core.source import Prompt, Source, parse_source
+from core.system.errors import FileError, UsageError, os_reason
 
 
 def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from core.errors import UsageError
 from core.stages import parse_scope, read_whole
+from core.system.errors import UsageError
 
 if TYPE_CHECKING:
     from core.train_config import TrainOptions

@@ -19,7 +19,7 @@ from textual.theme import Theme
 from textual.widget import Widget
 
 from core.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
-from core.safe_text import safe_text
+from core.system.safe_text import safe_text
 
 Span = tuple[str, str]  # text, name of a style
 Rows = list[list[Span]]  # lines

@@ -11,8 +11,8 @@ from apr_tui.stage_lines import fit_text
 from core.grid import divided
 from core.marks import OK
 from core.measures import SAME, Difference
-from core.numbers import short
 from core.stages import Place, place_text
+from core.system.numbers import short
 from core.verdict import VERDICTS, Comparison
 
 if TYPE_CHECKING:

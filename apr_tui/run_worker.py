@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from textual.message import Message
 
-from core.errors import AprError, Cancelled
-from core.gpu_failure import device_error
 from core.stages import Place
+from core.system.errors import AprError, Cancelled
+from core.system.gpu_errors import device_error
 
 FRAME_S = 0.08     # at most a dozen frames a second
 SWITCH_S = 0.001   # the worker hands the interpreter over this often, so that keys are answered

@@ -7,7 +7,7 @@ import resource
 import sys
 
 from apr_tui.paint import foreign
-from core.errors import AprError
+from core.system.errors import AprError
 
 
 def memory_text() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from apr_tui.door import typed_path
 from apr_tui.paint import foreign
 from apr_tui.train_worker import Training
-from core.errors import UsageError
+from core.system.errors import UsageError
 
 if TYPE_CHECKING:
     from apr_tui.host import Host

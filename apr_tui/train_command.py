@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from apr_tui.options import train_options
-from core.errors import OutputError, UsageError
-from core.jsontext import to_json
+from core.system.errors import OutputError, UsageError
+from core.system.json_text import to_json
 from core.train_config import TrainOptions
 from core.train_log import GRADS, read_lines
 from core.train_prepare import LOG, is_first, prepare

@@ -24,7 +24,7 @@ from apr_tui.train_grid import COLUMNS, MEANINGS, GradView
 from apr_tui.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
 from apr_tui.train_state import age_text, phase_of, sentence_of, stall_text, state_of
 from apr_tui.train_worker import Training, TrainNews
-from core.errors import AprError
+from core.system.errors import AprError
 from core.train_records import INTERRUPTED, RUNNING
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from textual.message import Message
 
 from apr_tui.leaving import TRAIN_PATIENCE_S
 from apr_tui.run_worker import SWITCH_S, Posts
-from core.errors import AprError, FileError
-from core.safe_text import safe_text
+from core.system.errors import AprError, FileError
+from core.system.safe_text import safe_text
 from core.train_log import RUN
 from core.train_records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
 from core.train_view import RunReader

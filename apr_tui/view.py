@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.grid import marks, value
 from core.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
-from core.numbers import short
 from core.stages import SCOPES, Place, place_order
+from core.system.numbers import short
 
 if TYPE_CHECKING:
     from core.finding import Finding

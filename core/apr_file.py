@@ -15,10 +15,10 @@ from pathlib import Path
 
 from core.apr_keys import FLAGS, REFUSED, gguf_tensor
 from core.apr_metadata import read_metadata
-from core.errors import FileError
-from core.file_map import Bytes, map_file, shown
 from core.model_file import ModelFile
 from core.quants import BY_APR_CODE, Quant, tensor_bytes
+from core.system.errors import FileError
+from core.system.mapped_file import Bytes, map_file, shown
 from core.weight import Weight
 
 MAGIC = b"APR\0"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
-from core.errors import FileError
-from core.file_map import shown
 from core.model_file import LazyArray, Value
+from core.system.errors import FileError
+from core.system.mapped_file import shown
 from core.weight import Weight
 
 Json = dict[str, Any]

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 from core.apr_file import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
 from core.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
-from core.errors import FileError
-from core.file_map import shown
 from core.model_file import USUAL, LazyArray, ModelFile, Value
-from core.new_file import new_file
 from core.packed import Packed, as_is
 from core.quants import QUANTS
+from core.system.atomic_file_tmp import new_file
+from core.system.errors import FileError
+from core.system.mapped_file import shown
 
 PLAIN = ("F32", "F16", "BF16", "F64", "I8", "U8", "I32", "I64")  # not quantised
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import FileError
-from core.file_map import shown
 from core.model_file import ModelFile
+from core.system.errors import FileError
+from core.system.mapped_file import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from core.cancel import IsCancelled
 from core.events import Emit, Event
 from core.forward import Tap
 from core.lanes import drive
 from core.run import Side
 from core.stages import STAGES, Place, place_text
+from core.system.cancel import IsCancelled
 from core.tap import chain, patch
 from core.verdict import RECOVERED, Ladder, Rung
 

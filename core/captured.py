@@ -15,7 +15,6 @@ from torch import Tensor
 
 from core.activations import COMPUTES
 from core.arch import Arch
-from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
 from core.forward import Tap
@@ -25,6 +24,7 @@ from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.run import Side, same_bits, verifying
 from core.stages import Place, place_order, place_text, stage_named
 from core.stats import Cell
+from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record
 
 Values = Mapping[Place, Any]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from core import opening
 from core.arch import read_arch
-from core.cancel import IsCancelled
-from core.errors import NotComparableError, UsageError
 from core.events import Emit, Event
 from core.measures import LocalError
 from core.model_file import ModelFile
 from core.source import Prompt, Source
 from core.sources.engine_trace import check_path, folder_tokens, trace_engine
 from core.stages import Place, place_order
+from core.system.cancel import IsCancelled
+from core.system.errors import NotComparableError, UsageError
 from core.tokenizer import open_tokenizer
 from core.trace import Token, Trace
 from core.verdict import Check, Comparison

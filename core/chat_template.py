@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from core import chat_sandbox
-from core.errors import FileError
+from core.system.errors import FileError
 
 WALL_SECONDS = 20.0  # for a machine so busy that the process's own limit of CPU time is not reached
 

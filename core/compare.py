@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.activation_crush import crush
-from core.cancel import IsCancelled
 from core.comparability import differing_facts, differing_vocabularies
 from core.events import Emit, Event
 from core.measures import CLEAR, SAME, Difference, LocalError
@@ -20,6 +19,7 @@ from core.run import SEED, Side, top_tokens
 from core.saved_pair import differing_stats, undeclared_alike, value_cells
 from core.spikes import find_hints
 from core.stages import GRID, Place, place_order, place_text
+from core.system.cancel import IsCancelled
 from core.tap import no_tap
 from core.trace import Trace
 from core.verdict import Check, Comparison

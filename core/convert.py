@@ -14,13 +14,13 @@ import numpy as np
 
 from core.apr_writer import write_apr
 from core.arch import PAIRINGS, family_of, head_width, pairing_said
-from core.errors import FileError, UsageError
-from core.file_map import Bytes, shown
 from core.gguf_writer import write_gguf
 from core.model_file import ModelFile
 from core.packed import Packed, as_is
 from core.quants import QUANTS, Quant, tensor_bytes
 from core.reader import open_model
+from core.system.errors import FileError, UsageError
+from core.system.mapped_file import Bytes, shown
 from core.weight import Weight
 
 WRITERS: dict[str, Callable[..., None]] = {".apr": write_apr, ".gguf": write_gguf}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from core.activations import COMPUTES
-from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.forward import Cache
 from core.lanes import drive
@@ -16,6 +15,7 @@ from core.measures import Difference
 from core.pair import LEAST_FLOOR, judged
 from core.run import SEED, Side
 from core.stages import Place
+from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record_values
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from core.apr_writer import write_apr
 from core.demo_model import demo_model
-from core.errors import AprError, OutputError, UsageError
 from core.faults_bytes import plant_fault
 from core.gguf_writer import write_gguf
 from core.reader import open_model
-from core.user_folders import cache_folder
+from core.system.errors import AprError, OutputError, UsageError
+from core.system.paths import cache_folder
 
 NAMES = ("demo.gguf", "demo.apr")
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.errors import UsageError
 from core.model_file import ModelFile
 from core.quantise import QUANTISERS
 from core.quants import QUANTS, row_bytes
+from core.system.errors import UsageError
 from core.weight import Weight
 
 PLANTED_KEY = "apr_tui.planted"  # in the metadata: the fault, as it was asked for

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from core.errors import FileError
 from core.grid import layers, value
 from core.stages import GRID, place_text
+from core.system.errors import FileError
 from core.trace import Trace
 from core.verdict import Comparison
 

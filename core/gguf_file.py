@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import FileError
-from core.file_map import Bytes, map_file, shown
 from core.gguf_walk import Walk
 from core.model_file import ModelFile, Value
 from core.quants import BY_GGML_ID, Quant, tensor_bytes
+from core.system.errors import FileError
+from core.system.mapped_file import Bytes, map_file, shown
 from core.weight import Weight
 
 MAGIC = b"GGUF"

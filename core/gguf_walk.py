@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import FileError
-from core.file_map import Bytes, shown
 from core.model_file import LazyArray, Value
+from core.system.errors import FileError
+from core.system.mapped_file import Bytes, shown
 
 BOOL, STRING, ARRAY = 7, 8, 9
 VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("" where it has no fixed size)

@@ -10,12 +10,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.errors import FileError
-from core.file_map import shown
 from core.model_file import USUAL, LazyArray, ModelFile
-from core.new_file import new_file
 from core.packed import Packed, as_is
 from core.quants import QUANTS
+from core.system.atomic_file_tmp import new_file
+from core.system.errors import FileError
+from core.system.mapped_file import shown
 
 MOST_ALIGNMENT = 1 << 16  # so many zeros may stand before each tensor
 

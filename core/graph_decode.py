@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from core.cancel import IsCancelled
-from core.errors import Cancelled
 from core.forward import Cache, Model
 from core.kernels.planes import LAYOUTS
 from core.lanes import Lane, drive
 from core.ops import rope_angles
+from core.system.cancel import IsCancelled
+from core.system.errors import Cancelled
 
 Start = Callable[[Tensor, Cache], Lane]  # tokens [T] on the device -> a run of the forward
 

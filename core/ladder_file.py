@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from core.system.paths import cache_folder
 from core.trace import Trace
-from core.user_folders import cache_folder
 
 Learnt = Callable[[str, float], None]
 

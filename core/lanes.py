@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.cancel import IsCancelled, never
-from core.errors import Cancelled
 from core.forward import Product, Steps
-from core.gpu_failure import device_error
 from core.matmul import multiply
+from core.system.cancel import IsCancelled, never
+from core.system.errors import Cancelled
+from core.system.gpu_errors import device_error
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ from importlib import metadata
 from typing import Any
 
 from core.cell_table import channel_extras
-from core.errors import FileError, UsageError
-from core.jsontext import number, plain, to_json
 from core.stages import Place, parse_place, parse_stored_scope, place_text
+from core.system.errors import FileError, UsageError
+from core.system.json_text import number, plain, to_json
 from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.errors import FileError
+from core.system.errors import FileError
 from core.weight import Weight
 
 

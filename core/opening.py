@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from core import reader
 from core.arch import read_arch
-from core.cancel import IsCancelled
-from core.errors import FileError, UsageError
 from core.events import Emit, Event
-from core.gpu_failure import why_unusable
 from core.model_file import ModelFile
 from core.source import Prompt, Source
-from core.telemetry import choose_device
+from core.system.cancel import IsCancelled
+from core.system.errors import FileError, UsageError
+from core.system.gpu_errors import why_unusable
+from core.system.gpus import choose_device
 from core.token_child import start_encoding, take_encoded
 from core.tokenizer import open_tokenizer
 from core.trace import Facts, Token, Trace

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from core.file_map import Bytes
 from core.quants import QUANTS, tensor_bytes
+from core.system.mapped_file import Bytes
 from core.weight import Weight
 
 _PIECE = 16 << 20

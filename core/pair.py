@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from core.activations import COMPUTES
-from core.cancel import IsCancelled
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
 from core.forward import forward
@@ -23,6 +22,7 @@ from core.measures import CLEAR, SAME, Difference
 from core.run import Side, same_bits, verifying
 from core.stages import Place, scope_positions
 from core.stats import Cell
+from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record, record_values
 
 LEAST_FLOOR = 1e-6  # relative L2: rounding of float32 (1.2e-7) through one stage's sums of thousands of products

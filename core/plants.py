@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from core import wrong_ops as wrong
-from core.errors import UsageError
 from core.forward import Model, Tap
 from core.stages import STAGES, Place, stage_named
+from core.system.errors import UsageError
 from core.wrong_ops import LINEAR, NORMS, Scene
 
 EVERY = tuple(s.name for s in STAGES)

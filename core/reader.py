@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.apr_file import read_apr
-from core.errors import FileError
-from core.file_map import map_file
 from core.gguf_file import read_gguf
 from core.model_file import ModelFile
+from core.system.errors import FileError
+from core.system.mapped_file import map_file
 
 READERS: dict[bytes, Callable[[Path], ModelFile]] = {
     b"GGUF": read_gguf,

@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.cancel import IsCancelled
 from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.distance import nmse, relative_l2
 from core.forward import Tap, forward
@@ -22,6 +21,7 @@ from core.measures import LocalError
 from core.run import Side, verifying
 from core.stages import Place
 from core.symptoms import guess
+from core.system.cancel import IsCancelled
 from core.tap import chain
 from core.wrong_ops import Scene
 

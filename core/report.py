@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from core.finding import Finding
 from core.grid import layers, marks, value
 from core.grid_text import LINE_WIDTH, grid_text, title_lines
-from core.numbers import short
-from core.safe_text import safe_text
 from core.stages import GRID, place_text
+from core.system.numbers import short
+from core.system.safe_text import safe_text
 from core.trace import Trace
 
 MAX_TOKENS = 32  # listed; the rest stands in manifest.json

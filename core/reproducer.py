@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from core.arch import stage_weights
-from core.cancel import IsCancelled
 from core.decode import decode_rows
 from core.forward import Tap
-from core.jsontext import to_json
 from core.lanes import drive
 from core.measures import LocalError
 from core.ops import rope_angles
 from core.run import Side
 from core.stages import Place, place_text
+from core.system.cancel import IsCancelled
+from core.system.json_text import to_json
 from core.tap import chain
 from core.wrong_ops import LINEAR, NORMS, SOURCES
 

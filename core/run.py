@@ -13,11 +13,8 @@ from torch import Tensor
 
 from core.activations import COMPUTES
 from core.arch import read_arch
-from core.cancel import IsCancelled
-from core.errors import DeviceError, UsageError
 from core.events import Emit, Event
 from core.forward import Cache, Model, Tap, forward
-from core.gpu_failure import why_unusable
 from core.graph_decode import decode_captured, likeliest
 from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
@@ -25,6 +22,9 @@ from core.model_file import ModelFile
 from core.plants import parse_plant, plant_tap
 from core.stages import Place
 from core.stats import Cell
+from core.system.cancel import IsCancelled
+from core.system.errors import DeviceError, UsageError
+from core.system.gpu_errors import why_unusable
 from core.tap import chain, no_tap, record
 from core.tokenizer import open_tokenizer
 from core.trace import NextToken

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import Arch, read_arch, stage_weights
-from core.cancel import IsCancelled, never
-from core.errors import UsageError
 from core.events import Emit, Event, no_emit
 from core.finding import Finding
 from core.model_file import ModelFile
@@ -34,6 +32,8 @@ from core.source import Prompt, Source
 from core.spikes import find_hints
 from core.stages import Place, scope_positions
 from core.stats import Cell
+from core.system.cancel import IsCancelled, never
+from core.system.errors import UsageError
 from core.trace import Trace
 from core.verdict import Bisection, Check, Comparison
 
@@ -240,7 +240,7 @@ def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path
 
 def check_out(out: Path, *, force: bool) -> None:
     """Refuse an output folder before work: UsageError where it exists without force, OutputError where it cannot be."""
-    from core import new_folder
+    from core.system import atomic as new_folder
 
     new_folder.check_out(out, force=force)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.errors import UsageError
 from core.stages import read_whole
+from core.system.errors import UsageError
 
 SCHEMES = ("llama.cpp", "transformers")
 

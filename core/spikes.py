@@ -16,9 +16,9 @@ from core.carriers import carrier, carrier_phrase, carrier_token, std_T, times_t
 from core.finding import Finding
 from core.grid import Cells, divided, falls, ratios, stats_at
 from core.marks import FALL_RATIO, WATCH_RATIO
-from core.numbers import short
 from core.stages import GRID, Place, place_order, place_text, scope_positions
 from core.stats import Cell, Stats, TokenStats
+from core.system.numbers import short
 from core.trace import Trace
 
 MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
-from core.errors import UsageError
+from core.system.errors import UsageError
 
 SPACE = "\u2581"  # stands for a space inside the vocabulary
 

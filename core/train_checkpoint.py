@@ -24,12 +24,12 @@ from torch import Tensor
 
 from core.apr_writer import write_apr
 from core.arch import Arch
-from core.errors import FileError, OutputError, os_reason
-from core.file_map import Bytes
 from core.gguf_writer import write_gguf
-from core.jsontext import to_json
 from core.model_file import ModelFile, Value
 from core.packed import Packed
+from core.system.errors import FileError, OutputError, os_reason
+from core.system.json_text import to_json
+from core.system.mapped_file import Bytes
 from core.train_model import spread
 from core.train_tokenizer import Vocabulary, vocabulary_keys
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import ARCHS, Arch, Rope
-from core.errors import FileError, UsageError, os_reason
+from core.system.errors import FileError, UsageError, os_reason
 
 ARCH = "llama"
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0

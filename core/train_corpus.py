@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import FileError, OutputError, UsageError, os_reason
-from core.new_folder import new_folder, strange_in
+from core.system.atomic import new_folder, strange_in
+from core.system.errors import FileError, OutputError, UsageError, os_reason
+from core.system.paths import cache_folder
 from core.train_shards import MANIFEST, Shards, open_shards
 from core.train_tokenizer import (
     Vocabulary,
@@ -28,7 +29,6 @@ from core.train_tokenizer import (
     train_vocabulary,
     write_vocabulary,
 )
-from core.user_folders import cache_folder
 
 SCHEMA = "apr-tui-corpus/1"
 SKIPPED_FOLDERS = frozenset(("site-packages", "dist-packages", "__pycache__", "node_modules", ".git", ".venv"))

@@ -19,8 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from core.errors import FileError, OutputError, os_reason
-from core.jsontext import from_json, number, to_json
+from core.system.errors import FileError, OutputError, os_reason
+from core.system.json_text import from_json, number, to_json
 from core.train_records import Gate, GradRow, Grads, Health, Step, Validation
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"

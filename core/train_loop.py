@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.telemetry import GpuSampler
+from core.system.gpus import GpuSampler
 from core.train_checkpoint import State, checkpoints, load_moments, moments_of, write_checkpoint
 from core.train_config import Plan, learning_rate
 from core.train_gates import diverged

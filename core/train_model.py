@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, embedding, linear
 
 from core.arch import Arch, layer_weights
 from core.decode import decode_weight
-from core.errors import UsageError
 from core.model_file import ModelFile
 from core.ops import attend, rms_norm, rope_angles, rotate, silu
+from core.system.errors import UsageError
 
 INIT_STD = 0.02
 TENSOR_CORE_ROWS = 64  # a head of 50257 rows makes the tensor cores take a slower path; rows are filled up with zeros

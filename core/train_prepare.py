@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import read_arch
-from core.cancel import IsCancelled
-from core.errors import Cancelled, FileError, OutputError, UsageError
 from core.reader import open_model
-from core.telemetry import choose_device
+from core.system.cancel import IsCancelled
+from core.system.errors import Cancelled, FileError, OutputError, UsageError
+from core.system.gpus import choose_device
 from core.train_config import Plan, TrainOptions, plan_of, resumed, settle
 from core.train_corpus import Corpus, open_corpus
 from core.train_log import RUN, read_document

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-from core.cancel import IsCancelled, never
-from core.errors import AprError
+from core.system.cancel import IsCancelled, never
+from core.system.errors import AprError
 from core.train_config import TrainOptions
 from core.train_prepare import is_first, prepare, read_corpus
 from core.train_records import TrainEmit, TrainEvent, TrainResult, Wishes, no_train_emit

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from core.errors import AprError, Cancelled, UsageError
+from core.system.errors import AprError, Cancelled, UsageError
 from core.train_config import n_parameters
 from core.train_corpus import Corpus
 from core.train_log import RUN, SCHEMA, read_document, rewind, write_document

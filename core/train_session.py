@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from core.errors import Cancelled, DeviceError, OutputError
-from core.gpu_failure import device_error, why_unusable
 from core.reader import open_model
-from core.telemetry import GpuSampler
+from core.system.errors import Cancelled, DeviceError, OutputError
+from core.system.gpu_errors import device_error, why_unusable
+from core.system.gpus import GpuSampler
 from core.train_checkpoint import State, checkpoints, read_checkpoint
 from core.train_config import VAL_WINDOWS, Plan
 from core.train_corpus import Corpus

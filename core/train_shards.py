@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError, UsageError, os_reason
-from core.jsontext import from_json
+from core.system.errors import FileError, UsageError, os_reason
+from core.system.json_text import from_json
 
 Tokens = npt.NDArray[np.uint32]
 Windows = npt.NDArray[np.int64]

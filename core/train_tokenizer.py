@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.errors import FileError, UsageError, os_reason
 from core.model_file import LazyArray, ModelFile, Value
+from core.system.errors import FileError, UsageError, os_reason
 
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document

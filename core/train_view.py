@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import FileError
+from core.system.errors import FileError
 from core.train_log import (
     GPU,
     GRADS,

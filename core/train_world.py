@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from core.errors import DeviceError, UsageError
-from core.gpu_failure import why_unusable
+from core.system.errors import DeviceError, UsageError
+from core.system.gpu_errors import why_unusable
 from core.train_config import Plan, n_parameters
 from core.train_model import Decoder
 

@@ -12,11 +12,11 @@ from typing import Any
 from core.evidence import write_bundle
 from core.finding import Finding
 from core.gates import judge_gates
-from core.jsontext import to_json
 from core.manifest import SCHEMA, versions
 from core.measures import LocalError
-from core.new_folder import MANIFEST, REPRODUCER, new_folder
 from core.stages import Place, place_order
+from core.system.atomic import MANIFEST, REPRODUCER, new_folder
+from core.system.json_text import to_json
 from core.verdict import Bisection, Check, Comparison
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from core.arch import Arch
-from core.cancel import IsCancelled
 from core.decode import decode_rows
 from core.model_file import ModelFile
+from core.system.cancel import IsCancelled
 from core.weight import Weight
 
 # Relative RMS error that a type's plain rounding leaves on weights of a model, |decoded - original| / |original|.

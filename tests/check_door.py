@@ -7,10 +7,10 @@ from functools import cache
 
 from screen_door import FakeDoor, pair, spiky_trace
 
-from core.errors import Cancelled
 from core.events import Event
 from core.measures import LocalError
 from core.stages import STAGES, Place
+from core.system.errors import Cancelled
 from core.trace import Trace
 from core.verdict import Bisection, Check, Comparison, Ladder, Rung
 

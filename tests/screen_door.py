@@ -17,12 +17,12 @@ from traces import FACTS, cells_of, values
 from apr_tui import check_screen, compare_view, paint, trace_screen
 from apr_tui.app import Console
 from apr_tui.door import Request
-from core.errors import Cancelled, FileError
 from core.events import Event
 from core.measures import Difference
 from core.spikes import find_hints
 from core.stages import place_order
 from core.stats import Factors
+from core.system.errors import Cancelled, FileError
 from core.trace import NextToken, Token, Trace
 from core.verdict import Comparison
 

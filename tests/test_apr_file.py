@@ -11,9 +11,9 @@ import pytest
 from core.apr_file import read_apr
 from core.apr_keys import apr_tensor, gguf_tensor
 from core.apr_writer import write_container
-from core.errors import FileError
 from core.packed import as_is
 from core.reader import open_model
+from core.system.errors import FileError
 from core.weight import Weight
 
 META = {

@@ -11,10 +11,10 @@ import pytest
 from core import session
 from core.arch import read_arch
 from core.convert import convert
-from core.errors import FileError
 from core.model_file import LazyArray
 from core.reader import open_model
 from core.source import Prompt, Source
+from core.system.errors import FileError
 from core.train_tokenizer import file_vocabulary
 from tests.small_models import write_model
 
@@ -61,7 +61,7 @@ def test_a_planted_mark_that_is_no_text_is_shown_as_it_is(tmp_path):
     {"tokenizer.ggml.tokens": LazyArray("INT32", 1, lambda: [1])},
 ])
 def test_a_vocabulary_of_another_form_is_not_trained_on(model, keys):
-    from core.errors import UsageError
+    from core.system.errors import UsageError
 
     with pytest.raises(UsageError, match="no byte-level BPE"):
         file_vocabulary(replace(model, keys={**model.keys, **keys}))

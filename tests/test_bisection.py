@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from core import session
-from core.errors import Cancelled, UsageError
 from core.events import Event
 from core.source import Prompt, Source
+from core.system.errors import Cancelled, UsageError
 from tests.small_models import IDS, write_model
 
 PROMPT = Prompt(tokens=IDS)

@@ -14,10 +14,10 @@ from bundles import TABLES, contents, rows, save, spiking
 from traces import cells_of, published_cells, trace_of, values
 
 from core import cell_table
-from core.errors import FileError
 from core.evidence import read_bundle
-from core.jsontext import plain
 from core.spikes import find_hints
+from core.system.errors import FileError
+from core.system.json_text import plain
 from core.value_file import open_values
 
 # opened again

@@ -9,8 +9,8 @@ import pytest
 from core.bpe import BYTE_LETTERS
 from core.chat_sandbox import render
 from core.chat_template import render_chat_template
-from core.errors import AprError, FileError, UsageError
 from core.model_file import LazyArray, ModelFile
+from core.system.errors import AprError, FileError, UsageError
 from core.tokenizer import Tokenizer, open_tokenizer
 
 SIMPLE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"

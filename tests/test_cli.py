@@ -19,9 +19,9 @@ import pytest
 from apr_tui import cli, commands
 from apr_tui.options import COMMANDS
 from core import session
-from core.errors import UsageError
 from core.source import Source, parse_source
 from core.stages import GRID
+from core.system.errors import UsageError
 from tests.builders import tiny_vocab
 from tests.small_models import write_model
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from core import session
-from core.errors import UsageError
 from core.stages import GRID
+from core.system.errors import UsageError
 from core.verdict import Comparison
 from tests.small_models import IDS, write_model
 from tests.traces import cells_of, trace_of, values
@@ -428,9 +428,9 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 
 def test_values_of_another_shape_are_no_pass():
-    from core.cancel import never
     from core.compare import Question, judge_saved
     from core.events import no_emit
+    from core.system.cancel import never
 
     arrays = values(n_layer=2)
     cells = cells_of(arrays)
@@ -440,9 +440,9 @@ def test_values_of_another_shape_are_no_pass():
 
 
 def test_nothing_in_common_is_no_pass():
-    from core.cancel import never
     from core.compare import Question, judge_saved
     from core.events import no_emit
+    from core.system.cancel import never
 
     arrays = values(n_layer=1)
     cells = cells_of(arrays)

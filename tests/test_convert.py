@@ -13,10 +13,10 @@ from builders import write_tiny_gguf
 from core.apr_writer import write_apr, write_container
 from core.arch import read_arch
 from core.convert import convert
-from core.errors import FileError, OutputError, UsageError
 from core.model_file import ModelFile
 from core.packed import as_is
 from core.reader import open_model
+from core.system.errors import FileError, OutputError, UsageError
 from core.weight import Weight
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -12,8 +12,8 @@ import torch
 
 from core import decode
 from core.decode import DECODERS, decode_rows, decode_weight, embedding_rows
-from core.errors import FileError
 from core.quants import QUANTS, row_bytes, tensor_bytes
+from core.system.errors import FileError
 from core.weight import Weight
 
 INTEGERS = ("I8", "U8", "I16", "I32", "I64", "F64")

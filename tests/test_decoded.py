@@ -8,10 +8,10 @@ import pytest
 
 from core import session
 from core.decoded import decoded_cells
-from core.errors import UsageError
 from core.forward import Cache
 from core.run import open_side
 from core.source import Prompt, Source
+from core.system.errors import UsageError
 from tests.small_models import IDS, write_model
 
 

@@ -16,9 +16,7 @@ import pytest
 import torch
 
 from core import run, session
-from core.cancel import never
 from core.captured import missing_before
-from core.errors import Cancelled, FileError, NotComparableError, UsageError
 from core.events import no_emit
 from core.reader import open_model
 from core.source import Prompt, Source
@@ -26,6 +24,8 @@ from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
 from core.sources.engine_trace import folder_tokens
 from core.stages import GRID, STAGES, Place
+from core.system.cancel import never
+from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
 from tests.small_models import IDS, write_model
 
 FAKE = Path(__file__).parent / "fake_engine.py"

@@ -18,13 +18,13 @@ from bundles import TABLES, contents, rows, save, spiking
 from traces import cells_of, trace_of, values
 
 from core import evidence
-from core.errors import OutputError, UsageError
 from core.evidence import hold_csv, read_bundle, write_wide_csv
-from core.new_file import new_file
-from core.new_folder import check_out
 from core.spikes import find_hints
 from core.stages import GRID, SCOPES
 from core.stats import TokenStats
+from core.system.atomic import check_out
+from core.system.atomic_file_tmp import new_file
+from core.system.errors import OutputError, UsageError
 from core.trace import NextToken, Token
 
 STATS = ["layer", "stage", "scope", "count", "mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.errors import FileError
 from core.gates import GATES, contract_gates, judge_gates
 from core.source import Prompt, Source
 from core.stats import ScopeStats, Stats
+from core.system.errors import FileError
 from core.trace import Facts, Trace
 from tests.small_models import IDS, write_model
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from builders import write_tiny_gguf
 
-from core.errors import FileError
 from core.gguf_file import read_gguf
 from core.model_file import LazyArray
 from core.reader import open_model
+from core.system.errors import FileError
 
 SHARED = Path(__file__).parents[2] / "shared"
 VOCABULARY = SHARED / "data" / "qwen2-vocab.gguf"
@@ -248,7 +248,7 @@ def test_a_folder_and_a_device_are_refused(tmp_path):
 
 
 def test_pages_that_are_let_go_are_read_again_and_other_memory_keeps_its_bytes(tmp_path):
-    from core.file_map import let_go, map_file
+    from core.system.mapped_file import let_go, map_file
 
     path, own = tmp_path / "bytes", np.arange(40_000, dtype=np.uint8)
     path.write_bytes(own.tobytes())

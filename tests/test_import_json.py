@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import FileError, UsageError
 from core.sources.imports import import_trace
+from core.system.errors import FileError, UsageError
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import struct
 import numpy as np
 import pytest
 
-from core.errors import FileError, UsageError
 from core.sources.imports import import_trace
 from core.sources.measure import measure_array
 from core.stats import ScopeStats, TokenStats
+from core.system.errors import FileError, UsageError
 
 D, H, K, F, V, T = 8, 8, 4, 12, 50, 3
 WIDTHS = {

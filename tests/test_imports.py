@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import FileError, UsageError
 from core.sources.imports import import_trace
 from core.spikes import find_hints
 from core.stages import GRID
+from core.system.errors import FileError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data")

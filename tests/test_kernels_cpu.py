@@ -12,13 +12,13 @@ import torch
 
 from core import activations, matmul, tap
 from core.decode import decode_weight
-from core.errors import Cancelled
 from core.kernels import library as kernel_library
 from core.kernels.fused import correlate, measure_fused, multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import FUSED, Absent, Library, library, load
 from core.quants import QUANTS, tensor_bytes
 from core.stats import COUNTS, MOMENTS
+from core.system.errors import Cancelled
 from core.weight import Weight
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16

@@ -11,7 +11,6 @@ import torch
 
 from core import activations, matmul, ops, tap
 from core.arch import Rope
-from core.cancel import never
 from core.decode import decode_weight, embedding_rows
 from core.events import no_emit
 from core.graph_decode import is_capturable
@@ -20,6 +19,7 @@ from core.kernels.resident import Resident
 from core.quants import QUANTS, tensor_bytes
 from core.reader import open_model
 from core.run import Side, _decode, continue_greedily, open_side, run_traced
+from core.system.cancel import never
 from core.weight import Weight
 from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x

@@ -10,7 +10,6 @@ import torch
 
 from core import matmul
 from core.activations import COMPUTES
-from core.cancel import never
 from core.distance import difference, nmse, relative_l2
 from core.kernels.library import Absent
 from core.measures import BAD_FACTOR, LocalError
@@ -19,6 +18,7 @@ from core.reader import open_model
 from core.replay import replay
 from core.run import open_side, same_bits
 from core.stages import STAGES, Place, place_order, place_text
+from core.system.cancel import never
 from core.tap import no_tap
 from core.trace import Facts, Trace
 from core.verdict import Check

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.jsontext import from_json, number, to_json
-from core.safe_text import safe_text
 from core.stats import Stats
+from core.system.json_text import from_json, number, to_json
+from core.system.safe_text import safe_text
 from core.trace import Token
 
 

@@ -17,8 +17,8 @@ from traces import token_stats
 from apr_tui.check_view import CHECK_METRICS, CheckView
 from apr_tui.door import Request
 from apr_tui.options import COMMANDS, command_parser
-from core.errors import UsageError
 from core.measures import Difference, LocalError
+from core.system.errors import UsageError
 from core.verdict import Bisection
 
 

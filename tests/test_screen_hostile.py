@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.cells import cell_len
 from screen_door import FakeDoor, console, pair, spiky_trace, text_of, until
 
-from core.errors import FileError
+from core.system.errors import FileError
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 WORDS = (ESCAPE, "[red]bold[/red]", "\u202eevil\u202c", "🧑\u200d🚀", "עברית", "全角文字", "\r\n\t\x00")

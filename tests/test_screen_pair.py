@@ -9,7 +9,7 @@ from screen_door import FakeDoor, assert_screen, console, pair, styles_of, text_
 from textual.widgets import Input
 
 from apr_tui.view import PAIR_METRICS
-from core.errors import NotComparableError
+from core.system.errors import NotComparableError
 from core.verdict import VERDICTS
 
 

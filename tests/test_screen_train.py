@@ -23,7 +23,7 @@ from apr_tui.train_chart import LABEL, axis_steps, chart, value_range
 from apr_tui.train_grid import GradView
 from apr_tui.train_screen import TrainScreen
 from apr_tui.train_worker import Training, farewell
-from core.errors import Cancelled, UsageError
+from core.system.errors import Cancelled, UsageError
 from core.train_config import TrainOptions, settle
 from core.train_records import (
     FAIL,

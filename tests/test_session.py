@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from core import opening, session, telemetry
-from core.cancel import never
-from core.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
+from core import opening, session
 from core.events import Event, no_emit
 from core.stages import GRID, STAGES, place_order
-from core.telemetry import Gpu
+from core.system import gpus as telemetry
+from core.system.cancel import never
+from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
+from core.system.gpus import Gpu
 from core.trace import Token
 from tests.small_models import IDS, write_model
 from tests.traces import trace_of

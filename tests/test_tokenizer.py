@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.errors import FileError, UsageError
 from core.model_file import LazyArray, ModelFile
+from core.system.errors import FileError, UsageError
 from core.tokenizer import FAMILIES, Tokenizer, open_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

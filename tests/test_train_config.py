@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from core.errors import FileError, UsageError
-from core.jsontext import plain
+from core.system.errors import FileError, UsageError
+from core.system.json_text import plain
 from core.train_config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
 from tests.training import write_config
 

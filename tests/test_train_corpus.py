@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from core import train_tokenizer
-from core.errors import Cancelled, FileError, UsageError
 from core.reader import open_model
+from core.system.errors import Cancelled, FileError, UsageError
 from core.tokenizer import open_tokenizer
 from core.train_config import PRESETS
 from core.train_corpus import find_documents, open_corpus, split

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from core import telemetry, train_log
-from core.errors import DeviceError, OutputError
+from core import train_log
+from core.system import gpus as telemetry
+from core.system.errors import DeviceError, OutputError
 from core.train_config import TrainOptions, settle
 from core.train_gates import Facts, diverged, judge
 from core.train_records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation

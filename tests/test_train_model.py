@@ -9,9 +9,9 @@ import torch
 
 from core import lanes
 from core.arch import read_arch
-from core.errors import UsageError
 from core.forward import Model, forward
 from core.reader import open_model
+from core.system.errors import UsageError
 from core.tap import record_values
 from core.train_checkpoint import State, model_of, write_checkpoint
 from core.train_config import TrainOptions, settle

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import core.train_checkpoint
 from core import session
-from core.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
-from core.jsontext import plain
 from core.source import Prompt, Source
+from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
+from core.system.json_text import plain
 from core.train_checkpoint import checkpoints, read_checkpoint
 from core.train_config import TrainOptions, settle
 from core.train_log import Lines, rewind

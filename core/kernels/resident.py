@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core import ops
-from core.gpu_failure import first_line
 from core.kernels.library import OVERRIDE
 from core.kernels.planes import LAYOUTS, Planes, to_planes
+from core.system.gpu_errors import first_line
 from core.weight import Weight
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import FileError, UsageError
-from core.jsontext import number
 from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
 from core.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.stats import Stats
+from core.system.errors import FileError, UsageError
+from core.system.json_text import number
 from core.trace import Facts, NextToken, Token, Trace, is_token_id
 
 DEFINITION = "sample"

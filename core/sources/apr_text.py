@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from core.errors import FileError
 from core.sources.contract import (
     Said,
     agreed,
@@ -23,6 +22,7 @@ from core.sources.contract import (
 )
 from core.stages import GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
+from core.system.errors import FileError
 from core.trace import Facts, NextToken, Token, Trace
 
 HEADINGS = {  # how a line begins that opens a section

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError, UsageError
 from core.sources.contract import Said, unknown_notes
 from core.sources.measure import measure_array
 from core.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
 from core.stats import Cell, ScopeStats
+from core.system.errors import FileError, UsageError
 from core.trace import Facts, Token, Trace
 
 MAGIC, HEADER_BYTES, WHOLE_MODEL = b"APRT", 12, 0xFFFFFFFF

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.cancel import IsCancelled
-from core.errors import Cancelled, FileError, UsageError
 from core.events import Emit, Event
-from core.safe_text import safe_text
 from core.stages import Place, place_text
+from core.system.cancel import IsCancelled
+from core.system.errors import Cancelled, FileError, UsageError
+from core.system.safe_text import safe_text
 from core.value_file import open_values
 
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"

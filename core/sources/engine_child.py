@@ -14,8 +14,8 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from core.errors import AprError
 from core.sources.engine import ASK, read_ask, write_answer
+from core.system.errors import AprError
 
 MODULES = {"llama.cpp": "core.sources.llama_cpp", "transformers": "core.sources.hf_transformers"}
 FAILED = 3

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.cancel import IsCancelled
-from core.errors import FileError, UsageError, os_reason
 from core.events import Emit, Event
-from core.jsontext import from_json
 from core.source import Prompt, Source
 from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
 from core.sources.measure import measure_array
 from core.stages import place_order
 from core.stats import Cell
+from core.system.cancel import IsCancelled
+from core.system.errors import FileError, UsageError, os_reason
+from core.system.json_text import from_json
 from core.tokenizer import hold_text
 from core.trace import Facts, NextToken, Token, Trace
 

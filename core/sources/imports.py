@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.errors import FileError
 from core.sources.apr_json import read_apr_json
 from core.sources.apr_text import read_apr_text
 from core.sources.aprt import read_aprt_folder
 from core.sources.contract import Said, check_said
 from core.sources.wide_csv import read_wide_csv
+from core.system.errors import FileError
 from core.trace import Trace
 
 LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError
 from core.sources.engine import LOG, Answer, Ask, stages_wanted, tell
 from core.stages import Place
+from core.system.errors import FileError
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,7 +7,6 @@ import io
 import math
 from pathlib import Path
 
-from core.errors import FileError
 from core.sources.contract import (
     Said,
     bad_line,
@@ -18,6 +17,7 @@ from core.sources.contract import (
 )
 from core.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
+from core.system.errors import FileError
 from core.trace import Facts, Token, Trace
 
 LONGEST = 64  # characters of a printed number

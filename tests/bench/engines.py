@@ -49,10 +49,10 @@ class Ours:
 
     def prompt(self, n: int, way: str, compute: str = "f32") -> float:
         """Seconds of one prompt. way: untraced, traced, or witness (traced, with the witness beside it)."""
-        from core.cancel import never
         from core.events import no_emit
         from core.lanes import drive
         from core.run import run_traced
+        from core.system.cancel import never
         from core.tap import no_tap
 
         side, tokens = self.sides[compute], tokens_of(n, self.n_vocab)

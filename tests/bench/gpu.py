@@ -124,8 +124,8 @@ def products(clock: Clock, side: Any, rates: dict[str, float]) -> list[dict[str,
 
 def decode(clock: Clock, side: Any, rates: dict[str, float]) -> dict[str, Any]:
     """Milliseconds a token of greedy decoding through a captured graph, and of the forward launched by the host."""
-    from core.cancel import never
     from core.run import _decode, continue_greedily
+    from core.system.cancel import never
 
     n_prompt, n_token = (2, 4) if clock.device == "cpu" else (DECODE_PROMPT, N_DECODE)
     prompt, marks = [i * 7919 % side.model.arch.n_vocab for i in range(n_prompt)], list[float]()
@@ -188,9 +188,9 @@ def weights_of(side: Any) -> int:
 
 def same_bits_when_traced(side: Any, n: int) -> bool:
     """Whether a watched prompt leaves the logits' bits as they are."""
-    from core.cancel import never
     from core.events import no_emit
     from core.run import run_traced
+    from core.system.cancel import never
 
     ids = [i * 7919 % side.model.arch.n_vocab for i in range(n)]
     _, _, same = run_traced(side, ids, witness=True, layers=None, keep=None, emit=no_emit, cancelled=never)

@@ -24,8 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core.errors import AprError
-from core.jsontext import to_json
+from core.system.errors import AprError
+from core.system.json_text import to_json
 from core.train_config import TrainOptions
 from core.train_gates import TIMED
 from core.train_log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
@@ -197,7 +197,7 @@ def _read_command_line() -> Asked:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
-    from core.telemetry import choose_device
+    from core.system.gpus import choose_device
 
     device, _ = choose_device(asked.device)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a run: read when torch is first imported

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import DeviceError, UsageError
+from core.system.errors import DeviceError, UsageError
 
 SMI_S = 5.0  # a driver that keeps no GPU awake takes seconds; where there is none, the command is absent at once
 DEVICE = re.compile(r"^(cpu|cuda(:([0-9]|1[0-5]))?|auto)$")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.errors import OutputError, UsageError
+from core.system.errors import OutputError, UsageError
 
 
 @contextmanager

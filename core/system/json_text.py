@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from core.errors import FileError
+from core.system.errors import FileError
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from core.errors import DeviceError
+from core.system.errors import DeviceError
 
 SPEAKERS = ("CUDA", "Triton Error", "NCCL")  # so begin the plain RuntimeErrors of a device
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.errors import OutputError, UsageError
+from core.system.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
 FAMILY = re.compile(r"apr-tui(-corpus)?/\d+")  # of the schemas of all manifests

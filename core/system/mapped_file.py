@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import FileError, os_reason
+from core.system.errors import FileError, os_reason
 
 Bytes = npt.NDArray[np.uint8]
 
