@@ -14,7 +14,7 @@ from typing import Any
 from core.arch import ARCHS
 from core.kernels import library
 from core.kernels.levels import usable_levels
-from core.quants import QUANTS
+from core.quant.types import QUANTS
 from core.system.gpus import choose_device, find_gpus
 from core.system.safe_text import safe_text
 

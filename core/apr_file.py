@@ -16,10 +16,10 @@ from pathlib import Path
 from core.apr_keys import FLAGS, REFUSED, gguf_tensor
 from core.apr_metadata import read_metadata
 from core.model_file import ModelFile
-from core.quants import BY_APR_CODE, Quant, tensor_bytes
+from core.quant.types import BY_APR_CODE, Quant, tensor_bytes
+from core.quant.weight import Weight
 from core.system.errors import FileError
 from core.system.mapped_file import Bytes, map_file, shown
-from core.weight import Weight
 
 MAGIC = b"APR\0"
 OLDER = {b"APRN": "version 1 (APRN)", b"APR1": "APR1", b"APR2": "APR2"}

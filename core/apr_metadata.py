@@ -15,9 +15,9 @@ from typing import Any
 
 from core.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
 from core.model_file import LazyArray, Value
+from core.quant.weight import Weight
 from core.system.errors import FileError
 from core.system.mapped_file import shown
-from core.weight import Weight
 
 Json = dict[str, Any]
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -20,7 +20,7 @@ from core.apr_file import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, 
 from core.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
 from core.model_file import USUAL, LazyArray, ModelFile, Value
 from core.packed import Packed, as_is
-from core.quants import QUANTS
+from core.quant.types import QUANTS
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import FileError
 from core.system.mapped_file import shown

@@ -73,8 +73,8 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
 
 def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
-    from core.activations import COMPUTES
     from core.captured import misfits
+    from core.quant.activations import COMPUTES
     from core.replay import replay
     from core.tap import no_tap
 

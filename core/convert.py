@@ -17,11 +17,11 @@ from core.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.gguf_writer import write_gguf
 from core.model_file import ModelFile
 from core.packed import Packed, as_is
-from core.quants import QUANTS, Quant, tensor_bytes
+from core.quant.types import QUANTS, Quant, tensor_bytes
+from core.quant.weight import Weight
 from core.reader import open_model
 from core.system.errors import FileError, UsageError
 from core.system.mapped_file import Bytes, shown
-from core.weight import Weight
 
 WRITERS: dict[str, Callable[..., None]] = {".apr": write_apr, ".gguf": write_gguf}
 DECODED = {"f16": "F16", "f32": "F32"}
@@ -134,7 +134,7 @@ def _decoding(weight: Weight, target: str) -> Packed:
 
 def _decoded(weight: Weight, target: str) -> Iterator[Bytes]:
     """Decode a tensor, some rows at a time."""
-    from core.decode import decode_rows  # torch: only where something must be decoded
+    from core.quant.dequantize import decode_rows  # torch: only where something must be decoded
 
     cols = weight.shape[-1] if weight.shape else 1
     n_row, step = (prod(weight.shape[:-1]), max(1, _STEP // cols)) if len(weight.shape) > 1 else (cols, cols)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.activations import COMPUTES
 from core.distance import difference, relative_l2
 from core.forward import Cache
 from core.lanes import drive
 from core.measures import Difference
 from core.pair import LEAST_FLOOR, judged
+from core.quant.activations import COMPUTES
 from core.run import SEED, Side
 from core.stages import Place
 from core.system.cancel import IsCancelled

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
 from core.model_file import LazyArray, ModelFile, Value
-from core.quantise import QUANTISERS
-from core.weight import Weight
+from core.quant.quantize import QUANTISERS
+from core.quant.weight import Weight
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from core.model_file import ModelFile
-from core.quantise import QUANTISERS
-from core.quants import QUANTS, row_bytes
+from core.quant.quantize import QUANTISERS
+from core.quant.types import QUANTS, row_bytes
+from core.quant.weight import Weight
 from core.system.errors import UsageError
-from core.weight import Weight
 
 PLANTED_KEY = "apr_tui.planted"  # in the metadata: the fault, as it was asked for
 SCALE_AT = {"Q4_K": 0, "Q6_K": 208}  # the byte of a block where its scale d stands, a float16

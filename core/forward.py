@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from core.arch import Arch
-from core.decode import decode_rows, embedding_rows
 from core.kernels.planes import LAYOUTS
 from core.kernels.resident import Resident
 from core.model_file import ModelFile
 from core.ops import PLAIN, Ops, rope_angles, silu
-from core.weight import Weight
+from core.quant.dequantize import decode_rows, embedding_rows
+from core.quant.weight import Weight
 
 Tap = Callable[[int | None, str, Tensor], Tensor]  # layer, stage, value -> the value the forward goes on with
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from core.gguf_walk import Walk
 from core.model_file import ModelFile, Value
-from core.quants import BY_GGML_ID, Quant, tensor_bytes
+from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
+from core.quant.weight import Weight
 from core.system.errors import FileError
 from core.system.mapped_file import Bytes, map_file, shown
-from core.weight import Weight
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

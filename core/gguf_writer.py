@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from core.model_file import USUAL, LazyArray, ModelFile
 from core.packed import Packed, as_is
-from core.quants import QUANTS
+from core.quant.types import QUANTS
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import FileError
 from core.system.mapped_file import shown

@@ -12,13 +12,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from core.activations import K_BLOCK, round_activations
-from core.decode import decode_rows
 from core.kernels.fused import is_fused, multiply_fused
 from core.kernels.library import FUSED, Absent, Library, library
 from core.kernels.planes import LAYOUTS
 from core.kernels.resident import Resident, why_no_kernels
-from core.weight import Weight
+from core.quant.activations import K_BLOCK, round_activations
+from core.quant.dequantize import decode_rows
+from core.quant.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
 DECODED, RESIDENT = "", "resident"  # kinds of products beside those of the compiled kernels

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.quant.weight import Weight
 from core.system.errors import FileError
-from core.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)

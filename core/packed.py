@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from core.quants import QUANTS, tensor_bytes
+from core.quant.types import QUANTS, tensor_bytes
+from core.quant.weight import Weight
 from core.system.mapped_file import Bytes
-from core.weight import Weight
 
 _PIECE = 16 << 20
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from core.activations import COMPUTES
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
 from core.forward import forward
 from core.lanes import Lane, drive
 from core.measures import CLEAR, SAME, Difference
+from core.quant.activations import COMPUTES
 from core.run import Side, same_bits, verifying
 from core.stages import Place, scope_positions
 from core.stats import Cell

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from core.arch import stage_weights
-from core.decode import decode_rows
 from core.forward import Tap
 from core.lanes import drive
 from core.measures import LocalError
 from core.ops import rope_angles
+from core.quant.dequantize import decode_rows
 from core.run import Side
 from core.stages import Place, place_text
 from core.system.cancel import IsCancelled

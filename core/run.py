@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.activations import COMPUTES
 from core.arch import read_arch
 from core.events import Emit, Event
 from core.forward import Cache, Model, Tap, forward
@@ -20,6 +19,7 @@ from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
 from core.model_file import ModelFile
 from core.plants import parse_plant, plant_tap
+from core.quant.activations import COMPUTES
 from core.stages import Place
 from core.stats import Cell
 from core.system.cancel import IsCancelled

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 
 from core.arch import Arch, layer_weights
-from core.decode import decode_weight
 from core.model_file import ModelFile
 from core.ops import attend, rms_norm, rope_angles, rotate, silu
+from core.quant.dequantize import decode_weight
 from core.system.errors import UsageError
 
 INIT_STD = 0.02

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from core.arch import Arch
-from core.decode import decode_rows
 from core.model_file import ModelFile
+from core.quant.dequantize import decode_rows
+from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
-from core.weight import Weight
 
 # Relative RMS error that a type's plain rounding leaves on weights of a model, |decoded - original| / |original|.
 # Measured by `python -m tests.bench.quant_error` on 2^22 normal weights; APR_Q8, one scale for a whole tensor, on heavy

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.activations import q8_0, q8_k
-from core.decode import decode_rows
 from core.forward import Model
 from core.ops import rms_norm, rope_angles, rotate
-from core.weight import Weight
+from core.quant.activations import q8_0, q8_k
+from core.quant.dequantize import decode_rows
+from core.quant.weight import Weight
 
 BLOCK = 32
 WRONG_EPS = 1e-3

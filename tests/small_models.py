@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from core.quantise import QUANTISERS
+from core.quant.quantize import QUANTISERS
 from tests.builders import add_key, tiny_vocab, tiny_weights
 
 IDS = (3, 17, 5, 42, 42, 7, 99)

@@ -12,9 +12,9 @@ from core.apr_file import read_apr
 from core.apr_keys import apr_tensor, gguf_tensor
 from core.apr_writer import write_container
 from core.packed import as_is
+from core.quant.weight import Weight
 from core.reader import open_model
 from core.system.errors import FileError
-from core.weight import Weight
 
 META = {
     "model_type": "qwen2", "architecture": "qwen2", "hidden_size": 4, "num_layers": 1, "num_heads": 2,

@@ -15,9 +15,9 @@ from core.arch import read_arch
 from core.convert import convert
 from core.model_file import ModelFile
 from core.packed import as_is
+from core.quant.weight import Weight
 from core.reader import open_model
 from core.system.errors import FileError, OutputError, UsageError
-from core.weight import Weight
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 K_SIZES = {"d_model": 256, "d_ff": 256}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from core import decode
-from core.decode import DECODERS, decode_rows, decode_weight, embedding_rows
-from core.quants import QUANTS, row_bytes, tensor_bytes
+from core.quant import dequantize as decode
+from core.quant.dequantize import DECODERS, decode_rows, decode_weight, embedding_rows
+from core.quant.types import QUANTS, row_bytes, tensor_bytes
+from core.quant.weight import Weight
 from core.system.errors import FileError
-from core.weight import Weight
 
 INTEGERS = ("I8", "U8", "I16", "I32", "I64", "F64")
 NUMPY = {"I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}

@@ -400,7 +400,7 @@ def test_eight_bit_activations_are_those_of_ggml_bit_for_bit(row):
     import llama_cpp
     from llama_cpp import llama_cpp as api
 
-    from core.activations import q8_0, q8_k
+    from core.quant.activations import q8_0, q8_k
 
     api.llama_backend_init()
     cpu = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-cpu.so"))))

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from core import activations, matmul
+from core import matmul
 from core.events import no_emit
 from core.forward import Cache, Model, forward
 from core.lanes import Lane, drive
+from core.quant import activations
+from core.quant.weight import Weight
 from core.reader import open_model
 from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.stages import Place, place_text
 from core.system.cancel import never
 from core.system.errors import Cancelled
 from core.tap import no_tap
-from core.weight import Weight
 from tests.golden.make import HERE, MODELS, TOKENS, build, reference, signed_sums, stds, weights_digest
 from tests.small_models import IDS, quantised, write_model
 

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from core import activations, matmul, ops, tap
+from core import matmul, ops, tap
 from core.arch import Rope
-from core.decode import decode_weight, embedding_rows
 from core.events import no_emit
 from core.graph_decode import is_capturable
 from core.kernels.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
-from core.quants import QUANTS, tensor_bytes
+from core.quant import activations
+from core.quant.dequantize import decode_weight, embedding_rows
+from core.quant.types import QUANTS, tensor_bytes
+from core.quant.weight import Weight
 from core.reader import open_model
 from core.run import Side, _decode, continue_greedily, open_side, run_traced
 from core.system.cancel import never
-from core.weight import Weight
 from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 

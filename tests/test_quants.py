@@ -6,8 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from core.quantise import QUANTISERS, quantise_q4_k, quantise_q6_k
-from core.quants import BY_APR_CODE, BY_GGML_ID, QUANTS, row_bytes, tensor_bytes
+from core.quant.quantize import QUANTISERS, quantise_q4_k, quantise_q6_k
+from core.quant.types import BY_APR_CODE, BY_GGML_ID, QUANTS, row_bytes, tensor_bytes
 
 APR_CODES = {
     "F32": 0, "F16": 1, "F64": 3, "I32": 4, "I64": 5, "I8": 6, "U8": 7, "Q4_K": 12, "Q6_K": 14, "BF16": 30,

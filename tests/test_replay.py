@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from core import matmul
-from core.activations import COMPUTES
 from core.distance import difference, nmse, relative_l2
 from core.kernels.library import Absent
 from core.measures import BAD_FACTOR, LocalError
 from core.plants import PLANTS
+from core.quant.activations import COMPUTES
 from core.reader import open_model
 from core.replay import replay
 from core.run import open_side, same_bits

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from core.kernels.library import FUSED, Library
-from core.quants import QUANTS, row_bytes
+from core.quant.types import QUANTS, row_bytes
+from core.quant.weight import Weight
 from core.system.mapped_file import let_go
-from core.weight import Weight
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 Peak = tuple[int, int, float]  # channel, row, value

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.quants import QUANTS, row_bytes
-from core.weight import Weight
+from core.quant.types import QUANTS, row_bytes
+from core.quant.weight import Weight
 
 GROUP = 256
 

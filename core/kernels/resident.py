@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from core import ops
 from core.kernels.library import OVERRIDE
 from core.kernels.planes import LAYOUTS, Planes, to_planes
+from core.quant.weight import Weight
 from core.system.gpu_errors import first_line
-from core.weight import Weight
 
 if TYPE_CHECKING:
     from core.kernels.triton_products import Split

@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import torch
 
-from core.decode import decode_rows
-from core.quants import QUANTS, tensor_bytes
-from core.weight import Weight
+from core.quant.dequantize import decode_rows
+from core.quant.types import QUANTS, tensor_bytes
+from core.quant.weight import Weight
 
 ROWS, COLS = 8960, 1536  # a feed-forward matrix of a 1.5B model
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")

@@ -37,8 +37,8 @@ class Ours:
         opening.load_torch("cpu", no_emit)
         import torch
 
-        from core.activations import COMPUTES
         from core.matmul import kernel_path
+        from core.quant.activations import COMPUTES
         from core.run import open_side
 
         file = reader.open_model(model)

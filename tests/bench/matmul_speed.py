@@ -14,13 +14,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from core.decode import decode_weight
 from core.kernels.fused import multiply_fused
 from core.kernels.levels import usable_levels
 from core.kernels.library import load
 from core.matmul import multiply
-from core.quants import QUANTS, tensor_bytes
-from core.weight import Weight
+from core.quant.dequantize import decode_weight
+from core.quant.types import QUANTS, tensor_bytes
+from core.quant.weight import Weight
 from tests.test_kernels_cpu import SCALES
 
 REPEATS, SECONDS = 15, 2.0  # of one case: at most

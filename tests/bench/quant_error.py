@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from core.decode import decode_rows
-from core.quantise import QUANTISERS
-from core.quants import QUANTS
-from core.weight import Weight
+from core.quant.dequantize import decode_rows
+from core.quant.quantize import QUANTISERS
+from core.quant.types import QUANTS
+from core.quant.weight import Weight
 
 ROWS, COLS = 1024, 4096
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.quants import QUANTS, Quant, row_bytes
+from core.quant.types import QUANTS, Quant, row_bytes
+from core.quant.weight import Weight
 from core.system.errors import FileError
-from core.weight import Weight
 
 CHUNK = 1 << 21  # weights decoded at once: measured best from 2^18 to 2^22, and 25 MB of temporaries at most
 
