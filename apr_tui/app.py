@@ -29,7 +29,7 @@ from core.system.errors import AprError, Cancelled
 
 if TYPE_CHECKING:
     from apr_tui.train_worker import Training
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
     from core.verdict import Bisection
 
 TICK_S = 0.25

@@ -14,7 +14,7 @@ from core.stages import Place, place_text
 if TYPE_CHECKING:
     from apr_tui.check_screen import CheckScreen
     from apr_tui.check_view import CheckView
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
 
 
 class CheckedLayer(LayerScreen):

@@ -23,7 +23,7 @@ from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
     from apr_tui.host import Host
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
 
 AGAINST = "against float64  "
 HAS_NO_SCOPE = "a local error is that of its stage's worst token, so it has no scope"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from core.events import Emit
     from core.finding import Finding
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
     from core.source import Prompt, Source
     from core.system.cancel import IsCancelled
     from core.trace import Trace

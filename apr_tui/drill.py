@@ -23,7 +23,7 @@ from core.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.trace_screen import TraceScreen
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
 
 LEFT = 39  # columns of the tokens, of 80; half of a wider screen
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from apr_tui.door import DoorSource, Request
     from apr_tui.run_worker import Feed, Frame
     from apr_tui.train_worker import Training
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
     from core.verdict import Bisection
 
 

@@ -12,7 +12,7 @@ from apr_tui.run_worker import Feed
 
 if TYPE_CHECKING:
     from core.finding import Finding
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
     from core.trace import Trace
     from core.verdict import Bisection, Check, Comparison
 

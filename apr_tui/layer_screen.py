@@ -19,7 +19,7 @@ from core.system.errors import AprError
 if TYPE_CHECKING:
     from apr_tui.door import WeightFacts
     from apr_tui.grid_screen import GridScreen
-    from core.model_file import ModelFile
+    from core.formats.model_file import ModelFile
 
 
 

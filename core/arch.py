@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 

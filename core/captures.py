@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from core import opening
 from core.arch import read_arch
 from core.events import Emit, Event
+from core.formats.model_file import ModelFile
 from core.measures import LocalError
-from core.model_file import ModelFile
 from core.source import Prompt, Source
 from core.sources.engine_trace import check_path, folder_tokens, trace_engine
 from core.stages import Place, place_order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.stages import SCOPES, scope_positions
 from core.trace import Trace
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from core.apr_writer import write_apr
 from core.arch import PAIRINGS, family_of, head_width, pairing_said
-from core.gguf_writer import write_gguf
-from core.model_file import ModelFile
-from core.packed import Packed, as_is
+from core.formats.apr_writer import write_apr
+from core.formats.gguf_writer import write_gguf
+from core.formats.model_file import ModelFile
+from core.formats.open_model import open_model
+from core.formats.tensor_stream import Packed, as_is
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
-from core.reader import open_model
 from core.system.errors import FileError, UsageError
 from core.system.mapped_file import Bytes, shown
 

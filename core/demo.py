@@ -12,11 +12,11 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from core.apr_writer import write_apr
 from core.demo_model import demo_model
 from core.faults_bytes import plant_fault
-from core.gguf_writer import write_gguf
-from core.reader import open_model
+from core.formats.apr_writer import write_apr
+from core.formats.gguf_writer import write_gguf
+from core.formats.open_model import open_model
 from core.system.errors import AprError, OutputError, UsageError
 from core.system.paths import cache_folder
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
-from core.model_file import LazyArray, ModelFile, Value
+from core.formats.model_file import LazyArray, ModelFile, Value
 from core.quant.quantize import QUANTISERS
 from core.quant.weight import Weight
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.quant.quantize import QUANTISERS
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight

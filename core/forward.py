@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from core.arch import Arch
+from core.formats.model_file import ModelFile
 from core.kernels.planes import LAYOUTS
 from core.kernels.resident import Resident
-from core.model_file import ModelFile
 from core.ops import PLAIN, Ops, rope_angles, silu
 from core.quant.dequantize import decode_rows, embedding_rows
 from core.quant.weight import Weight

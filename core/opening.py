@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import reader
 from core.arch import read_arch
 from core.events import Emit, Event
-from core.model_file import ModelFile
+from core.formats import open_model as reader
+from core.formats.model_file import ModelFile
 from core.source import Prompt, Source
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from core.arch import read_arch
 from core.events import Emit, Event
+from core.formats.model_file import ModelFile
 from core.forward import Cache, Model, Tap, forward
 from core.graph_decode import decode_captured, likeliest
 from core.kernels.resident import open_resident
 from core.lanes import Lane, drive
-from core.model_file import ModelFile
 from core.plants import parse_plant, plant_tap
 from core.quant.activations import COMPUTES
 from core.stages import Place

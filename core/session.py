@@ -14,7 +14,7 @@ from typing import Any
 from core.arch import Arch, read_arch, stage_weights
 from core.events import Emit, Event, no_emit
 from core.finding import Finding
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.opening import (
     continue_text,
     describe,

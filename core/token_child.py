@@ -45,7 +45,7 @@ def serve() -> None:
     import gc
 
     gc.disable()  # nothing here is thrown away, and looking for it costs a fifth of the time
-    from core.reader import open_model
+    from core.formats.open_model import open_model
     from core.tokenizer import open_tokenizer
 
     asked = json.loads(sys.stdin.buffer.read())

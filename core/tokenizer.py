@@ -14,7 +14,7 @@ from typing import Any
 
 from core.bpe import ARCH_PRES, BYTE_LETTERS, LETTER_BYTES, PRE_NAMED, Pre, build_bpe
 from core.chat_template import render_chat_template
-from core.model_file import LazyArray, ModelFile
+from core.formats.model_file import LazyArray, ModelFile
 from core.spm import SPACE, spm_ids
 from core.system.errors import AprError, FileError, UsageError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 
 from core.arch import Arch, layer_weights
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.ops import attend, rms_norm, rope_angles, rotate, silu
 from core.quant.dequantize import decode_weight
 from core.system.errors import UsageError

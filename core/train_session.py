@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.reader import open_model
+from core.formats.open_model import open_model
 from core.system.errors import Cancelled, DeviceError, OutputError
 from core.system.gpu_errors import device_error, why_unusable
 from core.system.gpus import GpuSampler

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.model_file import LazyArray, ModelFile, Value
+from core.formats.model_file import LazyArray, ModelFile, Value
 from core.system.errors import FileError, UsageError, os_reason
 
 END = "<|endoftext|>"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from core.arch import Arch
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
 from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled

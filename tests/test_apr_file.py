@@ -8,12 +8,12 @@ import zlib
 import numpy as np
 import pytest
 
-from core.apr_file import read_apr
-from core.apr_keys import apr_tensor, gguf_tensor
-from core.apr_writer import write_container
-from core.packed import as_is
+from core.formats.apr_keys import apr_tensor, gguf_tensor
+from core.formats.apr_reader import read_apr
+from core.formats.apr_writer import write_container
+from core.formats.open_model import open_model
+from core.formats.tensor_stream import as_is
 from core.quant.weight import Weight
-from core.reader import open_model
 from core.system.errors import FileError
 
 META = {

@@ -11,8 +11,8 @@ import pytest
 from core import session
 from core.arch import read_arch
 from core.convert import convert
-from core.model_file import LazyArray
-from core.reader import open_model
+from core.formats.model_file import LazyArray
+from core.formats.open_model import open_model
 from core.source import Prompt, Source
 from core.system.errors import FileError
 from core.train_tokenizer import file_vocabulary
@@ -73,7 +73,7 @@ def test_types_of_tokens_that_are_no_list_make_no_token_special(model):
 
 
 def test_an_architecture_that_is_no_text_is_written_as_text(model, tmp_path):
-    from core.apr_writer import write_apr
+    from core.formats.apr_writer import write_apr
 
     write_apr(tmp_path / "m.apr", replace(model, keys={**model.keys, "general.architecture": math.nan}))
     with pytest.raises(FileError, match="architecture 'nan'"):
@@ -82,7 +82,7 @@ def test_an_architecture_that_is_no_text_is_written_as_text(model, tmp_path):
 
 @pytest.mark.parametrize("alignment", [0, 3, 1 << 31])
 def test_an_alignment_that_no_file_can_have_is_not_written(tmp_path, alignment):
-    from core.apr_writer import write_apr
+    from core.formats.apr_writer import write_apr
 
     model = open_model(write_model(tmp_path / "m.gguf"))
     write_apr(tmp_path / "m.apr", replace(model, keys={**model.keys, "general.alignment": alignment}))

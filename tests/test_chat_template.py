@@ -9,7 +9,7 @@ import pytest
 from core.bpe import BYTE_LETTERS
 from core.chat_sandbox import render
 from core.chat_template import render_chat_template
-from core.model_file import LazyArray, ModelFile
+from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import AprError, FileError, UsageError
 from core.tokenizer import Tokenizer, open_tokenizer
 

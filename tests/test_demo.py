@@ -17,9 +17,9 @@ from core.arch import read_arch
 from core.convert import convert
 from core.demo_model import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
 from core.faults_bytes import FAULTS, PLANTED_KEY, TENSORS, plant_fault
-from core.model_file import ModelFile
+from core.formats.model_file import ModelFile
+from core.formats.open_model import open_model
 from core.quant.types import QUANTS, row_bytes
-from core.reader import open_model
 from core.stages import GRID
 from core.system.errors import OutputError, UsageError
 from core.tokenizer import open_tokenizer

@@ -18,7 +18,7 @@ import torch
 from core import run, session
 from core.captured import missing_before
 from core.events import no_emit
-from core.reader import open_model
+from core.formats.open_model import open_model
 from core.source import Prompt, Source
 from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer

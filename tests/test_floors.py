@@ -179,7 +179,7 @@ def test_heavy_packages_are_imported_only_where_they_belong(path):
     ("apr_tui.app", {"torch", "polars", "gguf", "numpy", "tokenizers"}),
     ("apr_tui.commands", {"torch", "polars", "gguf", "textual", "tokenizers", "yaml"}),
     ("core.session", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
-    ("core.reader", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
+    ("core.formats.open_model", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
 ])
 def test_what_opens_first_loads_nothing_heavy(module, light):
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"

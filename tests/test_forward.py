@@ -11,11 +11,11 @@ import torch
 
 from core import matmul
 from core.events import no_emit
+from core.formats.open_model import open_model
 from core.forward import Cache, Model, forward
 from core.lanes import Lane, drive
 from core.quant import activations
 from core.quant.weight import Weight
-from core.reader import open_model
 from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.stages import Place, place_text
 from core.system.cancel import never

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from builders import write_tiny_gguf
 
-from core.gguf_file import read_gguf
-from core.model_file import LazyArray
-from core.reader import open_model
+from core.formats.gguf_reader import read_gguf
+from core.formats.model_file import LazyArray
+from core.formats.open_model import open_model
 from core.system.errors import FileError
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -12,6 +12,7 @@ import torch
 from core import matmul, ops, tap
 from core.arch import Rope
 from core.events import no_emit
+from core.formats.open_model import open_model
 from core.graph_decode import is_capturable
 from core.kernels.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
@@ -19,7 +20,6 @@ from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from core.reader import open_model
 from core.run import Side, _decode, continue_greedily, open_side, run_traced
 from core.system.cancel import never
 from tests.small_models import IDS, write_model

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from core.events import no_emit
+from core.formats.open_model import open_model
 from core.plants import EVERY, PLANTS, parse_plant, plant_table, plant_tap
-from core.reader import open_model
 from core.run import open_side, run_traced
 from core.stages import place_order
 from core.system.cancel import never

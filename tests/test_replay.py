@@ -10,11 +10,11 @@ import torch
 
 from core import matmul
 from core.distance import difference, nmse, relative_l2
+from core.formats.open_model import open_model
 from core.kernels.library import Absent
 from core.measures import BAD_FACTOR, LocalError
 from core.plants import PLANTS
 from core.quant.activations import COMPUTES
-from core.reader import open_model
 from core.replay import replay
 from core.run import open_side, same_bits
 from core.stages import STAGES, Place, place_order, place_text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.bpe import BYTE_LETTERS, PRE_NAMED
-from core.model_file import LazyArray, ModelFile
+from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import FileError, UsageError
 from core.tokenizer import FAMILIES, Tokenizer, open_tokenizer
 
@@ -58,7 +58,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def qwen2() -> Tokenizer:
-    from core.gguf_file import read_gguf
+    from core.formats.gguf_reader import read_gguf
 
     return open_tokenizer(read_gguf(SHARED / "qwen2-vocab.gguf"))
 
@@ -90,7 +90,7 @@ def test_the_files_chat_template_is_rendered_and_its_special_tokens_become_singl
 
 @needs_shared
 def test_a_real_vocabulary_of_placeholders_spells_the_prompt_in_bytes():
-    from core.gguf_file import read_gguf
+    from core.formats.gguf_reader import read_gguf
 
     tokenizer = open_tokenizer(read_gguf(SHARED / "stories260k.gguf"))
     assert tokenizer.encode("Hi") == [1, *(3 + byte for byte in "▁Hi".encode())]

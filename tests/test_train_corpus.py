@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core import train_tokenizer
-from core.reader import open_model
+from core.formats.open_model import open_model
 from core.system.errors import Cancelled, FileError, UsageError
 from core.tokenizer import open_tokenizer
 from core.train_config import PRESETS

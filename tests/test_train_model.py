@@ -9,8 +9,8 @@ import torch
 
 from core import lanes
 from core.arch import read_arch
+from core.formats.open_model import open_model
 from core.forward import Model, forward
-from core.reader import open_model
 from core.system.errors import UsageError
 from core.tap import record_values
 from core.train_checkpoint import State, model_of, write_checkpoint

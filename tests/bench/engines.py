@@ -31,8 +31,9 @@ class Ours:
     """This project's forward."""
 
     def __init__(self, model: Path, threads: int) -> None:
-        from core import opening, reader
+        from core import opening
         from core.events import no_emit
+        from core.formats import open_model as reader
 
         opening.load_torch("cpu", no_emit)
         import torch

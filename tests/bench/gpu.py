@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
     import torch
     import triton
 
-    from core.reader import open_model
+    from core.formats.open_model import open_model
     from core.run import open_side
 
     device = "cpu" if args.dry_run else "cuda:0"

@@ -40,7 +40,7 @@ def build(name: str, folder: Path) -> Path:
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of every tensor's name and bytes, in name order."""
-    from core.reader import open_model
+    from core.formats.open_model import open_model
 
     weights = open_model(path).weights
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.model_file import LazyArray, Value
+from core.formats.model_file import LazyArray, Value
 from core.system.errors import FileError
 from core.system.mapped_file import Bytes, shown
 

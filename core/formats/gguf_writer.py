@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.model_file import USUAL, LazyArray, ModelFile
-from core.packed import Packed, as_is
+from core.formats.model_file import USUAL, LazyArray, ModelFile
+from core.formats.tensor_stream import Packed, as_is
 from core.quant.types import QUANTS
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import FileError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from core.apr_file import read_apr
-from core.gguf_file import read_gguf
-from core.model_file import ModelFile
+from core.formats.apr_reader import read_apr
+from core.formats.gguf_reader import read_gguf
+from core.formats.model_file import ModelFile
 from core.system.errors import FileError
 from core.system.mapped_file import map_file
 

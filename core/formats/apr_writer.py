@@ -16,10 +16,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.apr_file import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
-from core.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
-from core.model_file import USUAL, LazyArray, ModelFile, Value
-from core.packed import Packed, as_is
+from core.formats.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
+from core.formats.apr_reader import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
+from core.formats.model_file import USUAL, LazyArray, ModelFile, Value
+from core.formats.tensor_stream import Packed, as_is
 from core.quant.types import QUANTS
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import FileError

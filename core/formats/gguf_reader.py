@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.gguf_walk import Walk
-from core.model_file import ModelFile, Value
+from core.formats.gguf_header import Walk
+from core.formats.model_file import ModelFile, Value
 from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.errors import FileError

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from core.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
-from core.model_file import LazyArray, Value
+from core.formats.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
+from core.formats.model_file import LazyArray, Value
 from core.quant.weight import Weight
 from core.system.errors import FileError
 from core.system.mapped_file import shown

@@ -13,9 +13,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.apr_keys import FLAGS, REFUSED, gguf_tensor
-from core.apr_metadata import read_metadata
-from core.model_file import ModelFile
+from core.formats.apr_keys import FLAGS, REFUSED, gguf_tensor
+from core.formats.apr_metadata import read_metadata
+from core.formats.model_file import ModelFile
 from core.quant.types import BY_APR_CODE, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.errors import FileError
