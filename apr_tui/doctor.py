@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from core.arch import ARCHS
-from core.kernels import library
-from core.kernels.levels import usable_levels
+from core.kernels.cpu import build as library
+from core.kernels.cpu.instruction_sets import usable_levels
 from core.quant.types import QUANTS
 from core.system.gpus import choose_device, find_gpus
 from core.system.safe_text import safe_text

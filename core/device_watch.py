@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.triton_statistics import launch_statistics, read_statistics
+from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.stages import Place
 from core.stats import TokenStats
 from core.tap import FACTORS, MASSIVE_SIZE, finish

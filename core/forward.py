@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.arch import Arch
 from core.formats.model_file import ModelFile
-from core.kernels.planes import LAYOUTS
+from core.kernels.gpu.planes import LAYOUTS
 from core.kernels.resident import Resident
 from core.ops import PLAIN, Ops, rope_angles, silu
 from core.quant.dequantize import decode_rows, embedding_rows

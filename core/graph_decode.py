@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core.forward import Cache, Model
-from core.kernels.planes import LAYOUTS
+from core.kernels.gpu.planes import LAYOUTS
 from core.lanes import Lane, drive
 from core.ops import rope_angles
 from core.system.cancel import IsCancelled

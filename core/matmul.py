@@ -12,9 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from core.kernels.fused import is_fused, multiply_fused
-from core.kernels.library import FUSED, Absent, Library, library
-from core.kernels.planes import LAYOUTS
+from core.kernels.cpu.bindings import is_fused, multiply_fused
+from core.kernels.cpu.build import FUSED, Absent, Library, library
+from core.kernels.gpu.planes import LAYOUTS
 from core.kernels.resident import Resident, why_no_kernels
 from core.quant.activations import K_BLOCK, round_activations
 from core.quant.dequantize import decode_rows
@@ -30,7 +30,7 @@ def kernel_path(compute: str, device: torch.device) -> str:
     missing = why_no_kernels(device)
     if missing is None:
         how = "one token: 24-bit whole numbers by groups of 256, exact sums; more: three bfloat16 parts, float32 sums"
-        from core.kernels.triton_products import VERSION
+        from core.kernels.gpu.products import VERSION
 
         return (f"Triton {VERSION} {compute}, no TF32, weights quantised on the device ({how}) for "
                 f"{' '.join(LAYOUTS)}; other types decode-then-multiply")

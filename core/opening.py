@@ -130,7 +130,7 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
 def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one; loads torch."""
     device, reason = load_torch(source.device, emit)
-    from core.kernels.library import library, must_compile
+    from core.kernels.cpu.build import library, must_compile
     from core.run import open_side
 
     why_not = why_unusable(device) if source.device == "auto" else None

@@ -14,16 +14,8 @@ import torch
 from torch import Tensor
 
 from core.forward import Tap
-from core.kernels.fused import (
-    TOP_CHANNELS,
-    Measured,
-    Peak,
-    correlate,
-    find_massive,
-    is_measured,
-    measure_fused,
-)
-from core.kernels.library import Library, library
+from core.kernels.cpu.bindings import TOP_CHANNELS, Measured, Peak, correlate, find_massive, is_measured, measure_fused
+from core.kernels.cpu.build import Library, library
 from core.stages import Place
 from core.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
 

@@ -24,8 +24,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from core.kernels import triton_layer, triton_products, triton_statistics
-from core.kernels.planes import LAYOUTS, to_planes
+from core.kernels.gpu import layer as triton_layer
+from core.kernels.gpu import products as triton_products
+from core.kernels.gpu import statistics as triton_statistics
+from core.kernels.gpu.planes import LAYOUTS, to_planes
 from tests.test_kernels_cpu import random_weight
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",

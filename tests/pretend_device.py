@@ -216,7 +216,7 @@ def install() -> None:
 
     torch.tensor, threading.Thread.run = made, run_there
     interpreter.GridExecutor.__call__ = launch
-    from core.kernels import triton_products
+    from core.kernels.gpu import products as triton_products
     from core.system import gpus as telemetry
 
     triton_products.tiling = lambda rows, n_group, tokens: triton_products.Tiling(128, 16, 1)  # few, as each is slow

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from core.kernels.planes import LAYOUTS
+from core.kernels.gpu.planes import LAYOUTS
 
 pytest.importorskip("triton")
 SHARED_BYTES = 227 << 10  # that a block of a Hopper GPU may have; of an A100: 163 KiB

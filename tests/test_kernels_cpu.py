@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from core import matmul, tap
-from core.kernels import library as kernel_library
-from core.kernels.fused import correlate, measure_fused, multiply_fused
-from core.kernels.levels import usable_levels
-from core.kernels.library import FUSED, Absent, Library, library, load
+from core.kernels.cpu import build as kernel_library
+from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
+from core.kernels.cpu.build import FUSED, Absent, Library, library, load
+from core.kernels.cpu.instruction_sets import usable_levels
 from core.quant import activations
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
@@ -201,7 +201,7 @@ def test_lanes_share_one_call_and_keep_their_own_compute() -> None:
 
 
 def test_a_run_is_cancelled_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.kernels.fused.CALL_MACS", 64 * 256)
+    monkeypatch.setattr("core.kernels.cpu.bindings.CALL_MACS", 64 * 256)
     asked = []
 
     def cancelled() -> None:

@@ -14,7 +14,7 @@ from core.arch import Rope
 from core.events import no_emit
 from core.formats.open_model import open_model
 from core.graph_decode import is_capturable
-from core.kernels.planes import LAYOUTS, to_planes
+from core.kernels.gpu.planes import LAYOUTS, to_planes
 from core.kernels.resident import Resident
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
@@ -26,8 +26,10 @@ from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 
 pytest.importorskip("triton")
-from core.kernels import triton_layer, triton_products, triton_statistics
-from core.kernels.triton_products import Tiling, is_one_token, multiply_planes, split
+from core.kernels.gpu import layer as triton_layer
+from core.kernels.gpu import products as triton_products
+from core.kernels.gpu import statistics as triton_statistics
+from core.kernels.gpu.products import Tiling, is_one_token, multiply_planes, split
 
 GPU = pytest.mark.gpu
 HERE = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -254,7 +256,7 @@ def test_a_float64_lane_goes_without_the_kernels(sides):
 
 
 def test_every_type_of_the_compiled_kernels_has_planes():
-    from core.kernels.library import FUSED
+    from core.kernels.cpu.build import FUSED
 
     assert set(LAYOUTS) == set(FUSED)
     assert set(SCALES) | set(triton_products.PLAIN) == set(LAYOUTS)

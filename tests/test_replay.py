@@ -11,7 +11,7 @@ import torch
 from core import matmul
 from core.distance import difference, nmse, relative_l2
 from core.formats.open_model import open_model
-from core.kernels.library import Absent
+from core.kernels.cpu.build import Absent
 from core.measures import BAD_FACTOR, LocalError
 from core.plants import PLANTS
 from core.quant.activations import COMPUTES

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core import ops
-from core.kernels.library import OVERRIDE
-from core.kernels.planes import LAYOUTS, Planes, to_planes
+from core.kernels.cpu.build import OVERRIDE
+from core.kernels.gpu.planes import LAYOUTS, Planes, to_planes
 from core.quant.weight import Weight
 from core.system.gpu_errors import first_line
 
 if TYPE_CHECKING:
-    from core.kernels.triton_products import Split
+    from core.kernels.gpu.products import Split
 
 SPARE_BYTES = 1 << 30  # of the device's memory, left to activations
 COPIES = 3  # of a weight, while it is split
@@ -56,7 +56,8 @@ class Resident:
     """The weights of one model on its device; the memory goes with it."""
 
     def __init__(self, device: torch.device) -> None:
-        from core.kernels import triton_layer, triton_products
+        from core.kernels.gpu import layer as triton_layer
+        from core.kernels.gpu import products as triton_products
 
         self.device = device
         self.is_whole = True  # whether every weight asked for so far has stayed
@@ -108,7 +109,7 @@ class Resident:
 
 def _attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None = None) -> Tensor:
     """Attention of few tokens in one launch; of many by torch's plain products, which round as float32 does."""
-    from core.kernels import triton_layer
+    from core.kernels.gpu import layer as triton_layer
 
     n_token = len(q_TNH)
     if n_token <= triton_layer.FEW_TOKENS:
@@ -128,7 +129,7 @@ def _free_bytes(device: torch.device) -> int:
 
 def _why_not_compiled(device: torch.device) -> str | None:
     """Launch the smallest kernel: Triton wants a C compiler, Python's headers and a folder to write in."""
-    from core.kernels import triton_layer
+    from core.kernels.gpu import layer as triton_layer
 
     try:
         with torch.cuda.device(device):

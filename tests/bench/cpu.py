@@ -199,7 +199,7 @@ def table(rows: list[Row]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures hang on: processor, memory, system, versions."""
-    from core.kernels.levels import processor_flags
+    from core.kernels.cpu.instruction_sets import processor_flags
 
     told = {"system": platform.system(), "release": platform.release(), "machine": platform.machine(),
             "processors": os.cpu_count(), "python": platform.python_version()}

@@ -94,7 +94,7 @@ def products(clock: Clock, side: Any, rates: dict[str, float]) -> list[dict[str,
     """
     import torch
 
-    from core.kernels.triton_products import Tiling, is_one_token, multiply_planes, split
+    from core.kernels.gpu.products import Tiling, is_one_token, multiply_planes, split
 
     model, rows = side.model, []
     for part in ("attn_k", "attn_q", "ffn_up", "ffn_down"):
@@ -239,7 +239,7 @@ def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
     if args.dry_run:
         from dataclasses import replace
 
-        from core.kernels import triton_products
+        from core.kernels.gpu import products as triton_products
         from core.kernels.resident import Resident
 
         triton_products.tiling = lambda rows, n_group, tokens: triton_products.Tiling(256, 16, 1)  # few programs

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from core.kernels.fused import multiply_fused
-from core.kernels.levels import usable_levels
-from core.kernels.library import load
+from core.kernels.cpu.bindings import multiply_fused
+from core.kernels.cpu.build import load
+from core.kernels.cpu.instruction_sets import usable_levels
 from core.matmul import multiply
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes

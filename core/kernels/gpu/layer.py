@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.planes import Planes
-from core.kernels.triton_blocks import block_scale, first_column, group_scales, numbers
-from core.kernels.triton_products import PLAIN
+from core.kernels.gpu.blocks import block_scale, first_column, group_scales, numbers
+from core.kernels.gpu.planes import Planes
+from core.kernels.gpu.products import PLAIN
 
 FEW_TOKENS = 64  # attention above it is torch's
 POSITIONS = 64  # taken at a time by attention

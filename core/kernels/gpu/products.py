@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.planes import GROUP, LAYOUTS, Planes
-from core.kernels.triton_blocks import to_bfloat16
-from core.kernels.triton_one_token import one_token
-from core.kernels.triton_tile import tile, tile_plain
+from core.kernels.gpu.blocks import to_bfloat16
+from core.kernels.gpu.one_token import one_token
+from core.kernels.gpu.planes import GROUP, LAYOUTS, Planes
+from core.kernels.gpu.tile import tile, tile_plain
 
 VERSION, INTERPRETED = triton.__version__, triton.knobs.runtime.interpret
 PLAIN = ("F16", "BF16", "F32")  # types without scales

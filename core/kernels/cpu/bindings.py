@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.library import FUSED, Library
+from core.kernels.cpu.build import FUSED, Library
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.mapped_file import let_go

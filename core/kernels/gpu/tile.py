@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from core.kernels.triton_blocks import block_scale, dot_bfloat16, first_column, group_scales, numbers, to_bfloat16
+from core.kernels.gpu.blocks import block_scale, dot_bfloat16, first_column, group_scales, numbers, to_bfloat16
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.fused import TOP_CHANNELS, Measured
+from core.kernels.cpu.bindings import TOP_CHANNELS, Measured
 
 SEGMENT, CANDIDATES = 2048, 1024
 # A token's row: n, mean, m2, min, max, sumsq, nan, inf, zero, nan_channel, 8 channels of the largest |x|, their values.

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.kernels.levels import Level, usable_levels
+from core.kernels.cpu.instruction_sets import Level, usable_levels
 from core.system.paths import cache_folder
 
 FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h

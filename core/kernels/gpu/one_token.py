@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from core.kernels.triton_blocks import block_scale, dot_four, first_column, group_scales, high_bits, quarters
+from core.kernels.gpu.blocks import block_scale, dot_four, first_column, group_scales, high_bits, quarters
 
 
 @triton.jit
