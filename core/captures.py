@@ -20,7 +20,7 @@ from core.sources.engine_trace import check_path, folder_tokens, trace_engine
 from core.stages import Place, place_order
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
-from core.tokenizer import open_tokenizer
+from core.text.tokenizer import open_tokenizer
 from core.trace import Token, Trace
 from core.verdict import Check, Comparison
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
 from core.formats.model_file import LazyArray, ModelFile, Value
 from core.quant.quantize import QUANTISERS
 from core.quant.weight import Weight
+from core.text.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
 
 Floats = npt.NDArray[np.float32]
 

@@ -22,8 +22,8 @@ from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError
 from core.system.gpu_errors import why_unusable
 from core.system.gpus import choose_device
-from core.token_child import start_encoding, take_encoded
-from core.tokenizer import open_tokenizer
+from core.text.encode_process import start_encoding, take_encoded
+from core.text.tokenizer import open_tokenizer
 from core.trace import Facts, Token, Trace
 
 if TYPE_CHECKING:

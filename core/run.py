@@ -26,7 +26,7 @@ from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
 from core.tap import chain, no_tap, record
-from core.tokenizer import open_tokenizer
+from core.text.tokenizer import open_tokenizer
 from core.trace import NextToken
 
 SEED = 0  # of the noise that measures a floor; the forward itself draws nothing

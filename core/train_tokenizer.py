@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.bpe import BYTE_LETTERS, PRE_NAMED
 from core.formats.model_file import LazyArray, ModelFile, Value
 from core.system.errors import FileError, UsageError, os_reason
+from core.text.bpe import BYTE_LETTERS, PRE_NAMED
 
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document

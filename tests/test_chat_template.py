@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from core.bpe import BYTE_LETTERS
-from core.chat_sandbox import render
-from core.chat_template import render_chat_template
 from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import AprError, FileError, UsageError
-from core.tokenizer import Tokenizer, open_tokenizer
+from core.text.bpe import BYTE_LETTERS
+from core.text.chat_sandbox import render
+from core.text.chat_template import render_chat_template
+from core.text.tokenizer import Tokenizer, open_tokenizer
 
 SIMPLE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
 BOS, EOS = 256, 257

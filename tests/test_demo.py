@@ -22,7 +22,7 @@ from core.formats.open_model import open_model
 from core.quant.types import QUANTS, row_bytes
 from core.stages import GRID
 from core.system.errors import OutputError, UsageError
-from core.tokenizer import open_tokenizer
+from core.text.tokenizer import open_tokenizer
 
 PROMPT = "What is 2+2?"
 PLACES = [(kind, stage) for kind, fault in FAULTS.items() for stage in fault.stages]

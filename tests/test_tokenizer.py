@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core.bpe import BYTE_LETTERS, PRE_NAMED
 from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import FileError, UsageError
-from core.tokenizer import FAMILIES, Tokenizer, open_tokenizer
+from core.text.bpe import BYTE_LETTERS, PRE_NAMED
+from core.text.tokenizer import FAMILIES, Tokenizer, open_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data")

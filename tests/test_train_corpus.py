@@ -11,7 +11,7 @@ import pytest
 from core import train_tokenizer
 from core.formats.open_model import open_model
 from core.system.errors import Cancelled, FileError, UsageError
-from core.tokenizer import open_tokenizer
+from core.text.tokenizer import open_tokenizer
 from core.train_config import PRESETS
 from core.train_corpus import find_documents, open_corpus, split
 from core.train_shards import batch_hash, cut, held_out, make_order, open_shards, permutation
@@ -56,7 +56,7 @@ def test_every_document_is_in_one_part_and_ends_with_the_end_token(tmp_path):
 
 
 def _text(vocabulary, ids):
-    from core.bpe import LETTER_BYTES
+    from core.text.bpe import LETTER_BYTES
     for i in ids:
         yield "\0" if i == vocabulary.end else bytes(LETTER_BYTES[c] for c in vocabulary.tokens[i]).decode()
 

@@ -18,7 +18,7 @@ from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
-from core.tokenizer import hold_text
+from core.text.tokenizer import hold_text
 from core.trace import Facts, NextToken, Token, Trace
 
 if TYPE_CHECKING:

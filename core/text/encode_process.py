@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 SECONDS = 30.0  # to wait for it, once the parent has nothing else to do
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from core.token_child import serve; serve()"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from core.text.encode_process import serve; serve()"
 
 Encoded = list[tuple[int, str | None]]  # id and text of each token
 
@@ -46,7 +46,7 @@ def serve() -> None:
 
     gc.disable()  # nothing here is thrown away, and looking for it costs a fifth of the time
     from core.formats.open_model import open_model
-    from core.tokenizer import open_tokenizer
+    from core.text.tokenizer import open_tokenizer
 
     asked = json.loads(sys.stdin.buffer.read())
     tokenizer = open_tokenizer(open_model(Path(asked["path"])))

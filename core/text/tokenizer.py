@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from core.bpe import ARCH_PRES, BYTE_LETTERS, LETTER_BYTES, PRE_NAMED, Pre, build_bpe
-from core.chat_template import render_chat_template
 from core.formats.model_file import LazyArray, ModelFile
-from core.spm import SPACE, spm_ids
 from core.system.errors import AprError, FileError, UsageError
+from core.text.bpe import ARCH_PRES, BYTE_LETTERS, LETTER_BYTES, PRE_NAMED, Pre, build_bpe
+from core.text.chat_template import render_chat_template
+from core.text.sentencepiece import SPACE, spm_ids
 
 FAMILIES = {  # tokenizer.ggml.model -> the arrays it cannot do without
     "gpt2": {"tokens": "STRING", "merges": "STRING"}, "llama": {"tokens": "STRING", "scores": "FLOAT"},

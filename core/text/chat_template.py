@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-from core import chat_sandbox
 from core.system.errors import FileError
+from core.text import chat_sandbox
 
 WALL_SECONDS = 20.0  # for a machine so busy that the process's own limit of CPU time is not reached
 
