@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import verdict_spans
 from core.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 from core.system.numbers import short
 from core.verdict import VERDICTS, Check, Comparison
 

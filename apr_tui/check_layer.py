@@ -9,7 +9,7 @@ from apr_tui.keys import CHECKED, bindings
 from apr_tui.layer_screen import LayerScreen
 from apr_tui.paint import Rows, Span, foreign
 from apr_tui.stage_lines import rule
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.check_screen import CheckScreen

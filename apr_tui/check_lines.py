@@ -9,7 +9,7 @@ from apr_tui.card import error_rows
 from apr_tui.paint import STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.stage_lines import fit_text, weight_lines
 from core.marks import OK
-from core.stages import Place, place_text, stage_named
+from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from apr_tui.paint import Rows, Span, crop, fit, foreign
 from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.verdict_screen import VerdictScreen
-from core.stages import stage_named
+from core.model.stages import stage_named
 from core.system.errors import Cancelled
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_tui.view import shorten
 from core.marks import ABSENT, BAD, OK, UNKNOWN
-from core.stages import Place, place_order
+from core.model.stages import Place, place_order
 
 if TYPE_CHECKING:
     from core.measures import LocalError

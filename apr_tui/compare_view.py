@@ -18,7 +18,7 @@ from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text
 from apr_tui.verdict_screen import VerdictScreen
 from apr_tui.view import PairView
-from core.stages import place_text
+from core.model.stages import place_text
 from core.system.errors import Cancelled
 from core.system.numbers import short
 

@@ -11,9 +11,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from core.arch import ARCHS
 from core.kernels.cpu import build as library
 from core.kernels.cpu.instruction_sets import usable_levels
+from core.model.arch import ARCHS
 from core.quant.types import QUANTS
 from core.system.gpus import choose_device, find_gpus
 from core.system.safe_text import safe_text

@@ -19,7 +19,7 @@ from apr_tui.stage_lines import (
     weight_lines,
     why_lines,
 )
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.trace_screen import TraceScreen

@@ -17,7 +17,7 @@ from apr_tui.overview import Overview
 from apr_tui.page import PageScreen, help_build
 from apr_tui.paint import Lines, Rows, Span, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
-from core.stages import GRID, parse_scope, read_whole, stage_named
+from core.model.stages import GRID, parse_scope, read_whole, stage_named
 from core.system.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from apr_tui.paint import Rows, bar, foreign, plain, wrap
 from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import beside
 from apr_tui.status import export_note
-from core.stages import place_order, place_text
+from core.model.stages import place_order, place_text
 from core.system.numbers import short
 from core.verdict import RECOVERED, Bisection, Ladder, Rung
 

@@ -13,7 +13,7 @@ from apr_tui.keys import hint_spans
 from apr_tui.page import PageScreen, help_build
 from apr_tui.paint import Lines, Rows, Span
 from apr_tui.stage_lines import rule
-from core.stages import GRID, STAGES, Place
+from core.model.stages import GRID, STAGES, Place
 from core.system.errors import AprError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from core.stages import parse_scope, read_whole
+from core.model.stages import parse_scope, read_whole
 from core.system.errors import UsageError
 
 if TYPE_CHECKING:

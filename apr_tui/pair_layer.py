@@ -10,7 +10,7 @@ from apr_tui.layer_screen import LayerScreen
 from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import cell_lines, distance_spans, layer_header, layer_row, side_lines
 from apr_tui.stage_lines import rule
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.compare_view import CompareScreen

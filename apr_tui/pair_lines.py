@@ -11,7 +11,7 @@ from apr_tui.stage_lines import fit_text
 from core.grid import divided
 from core.marks import OK
 from core.measures import SAME, Difference
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 from core.system.numbers import short
 from core.verdict import VERDICTS, Comparison
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from textual.message import Message
 
-from core.stages import Place
+from core.model.stages import Place
 from core.system.errors import AprError, Cancelled
 from core.system.gpu_errors import device_error
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from apr_tui.paint import STATES, Rows, Span, bar, fit, foreign, plain, wrap
 from core.marks import OK, WATCH
-from core.stages import Place, place_text, stage_named
+from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from core.finding import Finding
 from core.gates import Gate
 from core.grid import value
+from core.model.stages import GRID, place_text
 from core.report import WITNESS
-from core.stages import GRID, place_text
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
 from core.trace import Trace

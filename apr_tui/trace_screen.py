@@ -18,7 +18,7 @@ from apr_tui.run_worker import Frame
 from apr_tui.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.trace_lines import cell_spans, note_lines
 from apr_tui.view import TraceView
-from core.stages import UNKNOWN_SCOPE, read_whole
+from core.model.stages import UNKNOWN_SCOPE, read_whole
 from core.system.errors import Cancelled
 
 if TYPE_CHECKING:

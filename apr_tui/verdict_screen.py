@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.grid_screen import GridScreen
-from core.stages import GRID, STAGES, Place, stage_named
+from core.model.stages import GRID, STAGES, Place, stage_named
 
 if TYPE_CHECKING:
     from apr_tui.host import Host

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.grid import marks, value
 from core.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
-from core.stages import SCOPES, Place, place_order
+from core.model.stages import SCOPES, Place, place_order
 from core.system.numbers import short
 
 if TYPE_CHECKING:

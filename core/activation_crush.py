@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from core.stages import place_text
+from core.model.stages import place_text
 from core.stats import TokenStats
 from core.trace import Trace
 

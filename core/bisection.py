@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from core.events import Emit, Event
-from core.forward import Tap
-from core.lanes import drive
+from core.model.forward import Tap
+from core.model.lockstep import drive
+from core.model.stages import STAGES, Place, place_text
 from core.run import Side
-from core.stages import STAGES, Place, place_text
 from core.system.cancel import IsCancelled
 from core.tap import chain, patch
 from core.verdict import RECOVERED, Ladder, Rung

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.arch import Arch
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
-from core.forward import Tap
-from core.lanes import drive
 from core.measures import Difference
+from core.model.arch import Arch
+from core.model.forward import Tap
+from core.model.lockstep import drive
+from core.model.stages import Place, place_order, place_text, stage_named
 from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.quant.activations import COMPUTES
 from core.run import Side, same_bits, verifying
-from core.stages import Place, place_order, place_text, stage_named
 from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record

@@ -15,9 +15,9 @@ from core.comparability import differing_facts, differing_vocabularies
 from core.compare import Question, agreement, blame_file, multiple_of, name_weights, proven_bug
 from core.events import Event
 from core.measures import LocalError
+from core.model.stages import Place, place_order, place_text
 from core.replay import replay
 from core.run import SEED, Side, top_tokens
-from core.stages import Place, place_order, place_text
 from core.tap import no_tap
 from core.trace import Trace
 from core.verdict import Check, Comparison

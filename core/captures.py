@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import opening
-from core.arch import read_arch
 from core.events import Emit, Event
 from core.formats.model_file import ModelFile
 from core.measures import LocalError
+from core.model.arch import read_arch
+from core.model.stages import Place, place_order
 from core.source import Prompt, Source
 from core.sources.engine_trace import check_path, folder_tokens, trace_engine
-from core.stages import Place, place_order
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
 from core.text.tokenizer import open_tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.grid import Cells, divided
 from core.marks import WATCH_RATIO
-from core.stages import Place, scope_positions
+from core.model.stages import Place, scope_positions
 from core.stats import Floats, TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # a token with more than half of the spread carries it

@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from core.carriers import std_T
-from core.stages import SCOPES, Place, place_order
+from core.model.stages import SCOPES, Place, place_order
 from core.stats import COUNTS, MOMENTS, Cell, Factors, Floats, Ints, Massive, ScopeStats, Stats, TokenStats, packed
 from core.trace import Trace
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.formats.model_file import ModelFile
-from core.stages import SCOPES, scope_positions
+from core.model.stages import SCOPES, scope_positions
 from core.trace import Trace
 
 # fact -> what to do where it differs or is unknown

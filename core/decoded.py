@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from core.distance import difference, relative_l2
-from core.forward import Cache
-from core.lanes import drive
 from core.measures import Difference
+from core.model.forward import Cache
+from core.model.lockstep import drive
+from core.model.stages import Place
 from core.pair import LEAST_FLOOR, judged
 from core.quant.activations import COMPUTES
 from core.run import SEED, Side
-from core.stages import Place
 from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record_values
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.forward import Tap
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
-from core.stages import Place
+from core.model.forward import Tap
+from core.model.stages import Place
 from core.stats import TokenStats
 from core.tap import FACTORS, MASSIVE_SIZE, finish
 

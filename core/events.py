@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.measures import LocalError
-from core.stages import Place
+from core.model.stages import Place
 from core.stats import Cell
 from core.trace import Token
 

@@ -19,8 +19,8 @@ from core.cell_table import INTEGERS, STATS, STATS_COLUMNS, TOKENS_COLUMNS, stat
 from core.finding import Finding
 from core.grid import layers, value
 from core.manifest import MOST_LAYERS, Manifest, check_schema, manifest_text
+from core.model.stages import GRID, Place, parse_stored_scope, place_order, stage_named
 from core.report import report_markdown, report_text
-from core.stages import GRID, Place, parse_stored_scope, place_order, stage_named
 from core.stats import Cell, ScopeStats, Stats
 from core.system.atomic import MANIFEST, new_folder
 from core.system.atomic_file_tmp import new_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.stages import Place
+from core.model.stages import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from core.grid import layers, value
-from core.stages import GRID, place_text
+from core.model.stages import GRID, place_text
 from core.system.errors import FileError
 from core.trace import Trace
 from core.verdict import Comparison

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.marks import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, WATCH, WATCH_RATIO
-from core.stages import GRID, Place, place_order
+from core.model.stages import GRID, Place, place_order
 
 if TYPE_CHECKING:  # a screen reads its grid before numpy is loaded
     from core.stats import Cell, Stats

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from core.finding import Finding
 from core.grid import layers, marks, value
 from core.marks import ABSENT, FALL_RATIO, MARK_OF_KIND, OK, UNKNOWN, WATCH, WATCH_RATIO
-from core.stages import GRID
+from core.model.stages import GRID
 from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
 from core.trace import Trace

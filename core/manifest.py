@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from core.cell_table import channel_extras
-from core.stages import Place, parse_place, parse_stored_scope, place_text
+from core.model.stages import Place, parse_place, parse_stored_scope, place_text
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number, plain, to_json
 from core.trace import Facts, NextToken, Token, Trace, is_token_id

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.arch import read_arch
 from core.events import Emit, Event
 from core.formats import open_model as reader
 from core.formats.model_file import ModelFile
+from core.model.arch import read_arch
 from core.source import Prompt, Source
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError
@@ -146,7 +146,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
     import torch
 
-    from core.matmul import kernel_path
+    from core.model.matmul import kernel_path
     from core.run import SEED
 
     file, arch = side.model.file, side.model.arch

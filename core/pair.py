@@ -15,12 +15,12 @@ from torch import Tensor
 
 from core.distance import difference, relative_l2
 from core.events import Emit, Event
-from core.forward import forward
-from core.lanes import Lane, drive
 from core.measures import CLEAR, SAME, Difference
+from core.model.forward import forward
+from core.model.lockstep import Lane, drive
+from core.model.stages import Place, scope_positions
 from core.quant.activations import COMPUTES
 from core.run import Side, same_bits, verifying
-from core.stages import Place, scope_positions
 from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.tap import chain, jitter, record, record_values

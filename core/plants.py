@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from core import wrong_ops as wrong
-from core.forward import Model, Tap
-from core.stages import STAGES, Place, stage_named
+from core.model.forward import Model, Tap
+from core.model.stages import STAGES, Place, stage_named
 from core.system.errors import UsageError
 from core.wrong_ops import LINEAR, NORMS, Scene
 

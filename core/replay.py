@@ -15,11 +15,11 @@ from torch import Tensor
 
 from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.distance import nmse, relative_l2
-from core.forward import Tap, forward
-from core.lanes import Lane, drive
 from core.measures import LocalError
+from core.model.forward import Tap, forward
+from core.model.lockstep import Lane, drive
+from core.model.stages import Place
 from core.run import Side, verifying
-from core.stages import Place
 from core.symptoms import guess
 from core.system.cancel import IsCancelled
 from core.tap import chain

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from core.finding import Finding
 from core.grid import layers, marks, value
 from core.grid_text import LINE_WIDTH, grid_text, title_lines
-from core.stages import GRID, place_text
+from core.model.stages import GRID, place_text
 from core.system.numbers import short
 from core.system.safe_text import safe_text
 from core.trace import Trace

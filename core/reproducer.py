@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.arch import stage_weights
-from core.forward import Tap
-from core.lanes import drive
 from core.measures import LocalError
-from core.ops import rope_angles
+from core.model.arch import stage_weights
+from core.model.forward import Tap
+from core.model.lockstep import drive
+from core.model.ops import rope_angles
+from core.model.stages import Place, place_text
 from core.quant.dequantize import decode_rows
 from core.run import Side
-from core.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
 from core.tap import chain

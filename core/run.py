@@ -11,16 +11,16 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.arch import read_arch
 from core.events import Emit, Event
 from core.formats.model_file import ModelFile
-from core.forward import Cache, Model, Tap, forward
-from core.graph_decode import decode_captured, likeliest
-from core.kernels.resident import open_resident
-from core.lanes import Lane, drive
+from core.model.arch import read_arch
+from core.model.forward import Cache, Model, Tap, forward
+from core.model.gpu_weights import open_resident
+from core.model.graph_decode import decode_captured, likeliest
+from core.model.lockstep import Lane, drive
+from core.model.stages import Place
 from core.plants import parse_plant, plant_tap
 from core.quant.activations import COMPUTES
-from core.stages import Place
 from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError

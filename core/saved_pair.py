@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from core.measures import Difference
-from core.stages import GRID, Place, place_order, place_text
+from core.model.stages import GRID, Place, place_order, place_text
 from core.stats import Stats
 from core.trace import Trace
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.arch import Arch, read_arch, stage_weights
 from core.events import Emit, Event, no_emit
 from core.finding import Finding
 from core.formats.model_file import ModelFile
+from core.model.arch import Arch, read_arch, stage_weights
+from core.model.stages import Place, scope_positions
 from core.opening import (
     continue_text,
     describe,
@@ -30,7 +31,6 @@ from core.opening import (
 )
 from core.source import Prompt, Source
 from core.spikes import find_hints
-from core.stages import Place, scope_positions
 from core.stats import Cell
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
@@ -254,7 +254,7 @@ def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None,
 
 def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Sequence[str]:
     """Convert between .gguf and .apr; returns notes for a person. FileError, UsageError, OutputError."""
-    from core.convert import convert
+    from core.model.convert import convert
 
     return convert(source, target, to=to, force=force)
 

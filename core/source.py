@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.stages import read_whole
+from core.model.stages import read_whole
 from core.system.errors import UsageError
 
 SCHEMES = ("llama.cpp", "transformers")

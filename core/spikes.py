@@ -16,7 +16,7 @@ from core.carriers import carrier, carrier_phrase, carrier_token, std_T, times_t
 from core.finding import Finding
 from core.grid import Cells, divided, falls, ratios, stats_at
 from core.marks import FALL_RATIO, WATCH_RATIO
-from core.stages import GRID, Place, place_order, place_text, scope_positions
+from core.model.stages import GRID, Place, place_order, place_text, scope_positions
 from core.stats import Cell, Stats, TokenStats
 from core.system.numbers import short
 from core.trace import Trace

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.stages import scope_positions
+from core.model.stages import scope_positions
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

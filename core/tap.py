@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.forward import Tap
 from core.kernels.cpu.bindings import TOP_CHANNELS, Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import Library, library
-from core.stages import Place
+from core.model.forward import Tap
+from core.model.stages import Place
 from core.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation

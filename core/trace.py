@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.stages import Place
+from core.model.stages import Place
 from core.stats import Cell
 
 

@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.arch import Arch
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile, Value
 from core.formats.tensor_stream import Packed
+from core.model.arch import Arch
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import to_json
 from core.system.mapped_file import Bytes

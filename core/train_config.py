@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.arch import ARCHS, Arch, Rope
+from core.model.arch import ARCHS, Arch, Rope
 from core.system.errors import FileError, UsageError, os_reason
 
 ARCH = "llama"

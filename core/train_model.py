@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 
-from core.arch import Arch, layer_weights
 from core.formats.model_file import ModelFile
-from core.ops import attend, rms_norm, rope_angles, rotate, silu
+from core.model.arch import Arch, layer_weights
+from core.model.ops import attend, rms_norm, rope_angles, rotate, silu
 from core.quant.dequantize import decode_weight
 from core.system.errors import UsageError
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.arch import read_arch
 from core.formats.open_model import open_model
+from core.model.arch import read_arch
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, OutputError, UsageError
 from core.system.gpus import choose_device

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.arch import ARCHS, Arch, Rope
+from core.model.arch import ARCHS, Arch, Rope
 from core.train_config import ARCH, TrainOptions, learning_rate, settle
 from core.train_model import Decoder, make_decoder
 from core.train_step import Stepper, make_optimizer

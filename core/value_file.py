@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.stages import Place, parse_place, place_order, place_text
+from core.model.stages import Place, parse_place, place_order, place_text
 from core.system.errors import FileError, UsageError
 
 DTYPES = {"float64": ("F64", 8), "float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}

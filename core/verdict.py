@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.measures import Difference, LocalError
-from core.stages import Place, place_order, place_text, stage_named
+from core.model.stages import Place, place_order, place_text, stage_named
 
 if TYPE_CHECKING:
     from core.trace import Trace

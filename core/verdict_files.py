@@ -14,7 +14,7 @@ from core.finding import Finding
 from core.gates import judge_gates
 from core.manifest import SCHEMA, versions
 from core.measures import LocalError
-from core.stages import Place, place_order
+from core.model.stages import Place, place_order
 from core.system.atomic import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
 from core.verdict import Bisection, Check, Comparison

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from core.arch import Arch
 from core.formats.model_file import ModelFile
+from core.model.arch import Arch
 from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.forward import Model
-from core.ops import rms_norm, rope_angles, rotate
+from core.model.forward import Model
+from core.model.ops import rms_norm, rope_angles, rotate
 from core.quant.activations import q8_0, q8_k
 from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight

@@ -9,7 +9,7 @@ from screen_door import FakeDoor, pair, spiky_trace
 
 from core.events import Event
 from core.measures import LocalError
-from core.stages import STAGES, Place
+from core.model.stages import STAGES, Place
 from core.system.errors import Cancelled
 from core.trace import Trace
 from core.verdict import Bisection, Check, Comparison, Ladder, Rung

@@ -19,8 +19,8 @@ from apr_tui.app import Console
 from apr_tui.door import Request
 from core.events import Event
 from core.measures import Difference
+from core.model.stages import place_order
 from core.spikes import find_hints
-from core.stages import place_order
 from core.stats import Factors
 from core.system.errors import Cancelled, FileError
 from core.trace import NextToken, Token, Trace

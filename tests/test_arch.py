@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from core import session
-from core.arch import read_arch
-from core.convert import convert
 from core.formats.model_file import LazyArray
 from core.formats.open_model import open_model
+from core.model.arch import read_arch
+from core.model.convert import convert
 from core.source import Prompt, Source
 from core.system.errors import FileError
 from core.train_tokenizer import file_vocabulary

@@ -19,8 +19,8 @@ import pytest
 from apr_tui import cli, commands
 from apr_tui.options import COMMANDS
 from core import session
+from core.model.stages import GRID
 from core.source import Source, parse_source
-from core.stages import GRID
 from core.system.errors import UsageError
 from tests.builders import tiny_vocab
 from tests.small_models import write_model

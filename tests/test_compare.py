@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core import session
-from core.stages import GRID
+from core.model.stages import GRID
 from core.system.errors import UsageError
 from core.verdict import Comparison
 from tests.small_models import IDS, write_model

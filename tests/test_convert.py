@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from builders import write_tiny_gguf
 
-from core.arch import read_arch
-from core.convert import convert
 from core.formats.apr_writer import write_apr, write_container
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.formats.tensor_stream import as_is
+from core.model.arch import read_arch
+from core.model.convert import convert
 from core.quant.weight import Weight
 from core.system.errors import FileError, OutputError, UsageError
 

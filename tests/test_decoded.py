@@ -8,7 +8,7 @@ import pytest
 
 from core import session
 from core.decoded import decoded_cells
-from core.forward import Cache
+from core.model.forward import Cache
 from core.run import open_side
 from core.source import Prompt, Source
 from core.system.errors import UsageError

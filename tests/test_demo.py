@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from core import demo
-from core.arch import read_arch
-from core.convert import convert
 from core.demo_model import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
 from core.faults_bytes import FAULTS, PLANTED_KEY, TENSORS, plant_fault
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
+from core.model.arch import read_arch
+from core.model.convert import convert
+from core.model.stages import GRID
 from core.quant.types import QUANTS, row_bytes
-from core.stages import GRID
 from core.system.errors import OutputError, UsageError
 from core.text.tokenizer import open_tokenizer
 

@@ -19,11 +19,11 @@ from core import run, session
 from core.captured import missing_before
 from core.events import no_emit
 from core.formats.open_model import open_model
+from core.model.stages import GRID, STAGES, Place
 from core.source import Prompt, Source
 from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
 from core.sources.engine_trace import folder_tokens
-from core.stages import GRID, STAGES, Place
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
 from tests.small_models import IDS, write_model

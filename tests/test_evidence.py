@@ -19,8 +19,8 @@ from traces import cells_of, trace_of, values
 
 from core import evidence
 from core.evidence import hold_csv, read_bundle, write_wide_csv
+from core.model.stages import GRID, SCOPES
 from core.spikes import find_hints
-from core.stages import GRID, SCOPES
 from core.stats import TokenStats
 from core.system.atomic import check_out
 from core.system.atomic_file_tmp import new_file

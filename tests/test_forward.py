@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul
 from core.events import no_emit
 from core.formats.open_model import open_model
-from core.forward import Cache, Model, forward
-from core.lanes import Lane, drive
+from core.model import matmul
+from core.model.forward import Cache, Model, forward
+from core.model.lockstep import Lane, drive
+from core.model.stages import Place, place_text
 from core.quant import activations
 from core.quant.weight import Weight
 from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
-from core.stages import Place, place_text
 from core.system.cancel import never
 from core.system.errors import Cancelled
 from core.tap import no_tap

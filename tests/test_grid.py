@@ -11,8 +11,8 @@ from traces import cells_of, published_cells, trace_of
 from core.grid import marks, value
 from core.grid_text import cell_text, grid_text, header_lines
 from core.marks import METRICS
+from core.model.stages import GRID
 from core.spikes import find_hints
-from core.stages import GRID
 from core.stats import ScopeStats, Stats
 from core.system.numbers import short
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from core.model.stages import GRID
 from core.sources.imports import import_trace
 from core.spikes import find_hints
-from core.stages import GRID
 from core.system.errors import FileError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

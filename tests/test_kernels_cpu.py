@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul, tap
+from core import tap
 from core.kernels.cpu import build as kernel_library
 from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
 from core.kernels.cpu.build import FUSED, Absent, Library, library, load
 from core.kernels.cpu.instruction_sets import usable_levels
+from core.model import matmul
 from core.quant import activations
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from core import matmul, ops, tap
-from core.arch import Rope
+from core import tap
 from core.events import no_emit
 from core.formats.open_model import open_model
-from core.graph_decode import is_capturable
 from core.kernels.gpu.planes import LAYOUTS, to_planes
-from core.kernels.resident import Resident
+from core.model import matmul, ops
+from core.model.arch import Rope
+from core.model.gpu_weights import Resident
+from core.model.graph_decode import is_capturable
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.types import QUANTS, tensor_bytes

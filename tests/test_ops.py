@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.arch import Rope
-from core.ops import attend, rms_norm, rope_angles, rotate, silu
+from core.model.arch import Rope
+from core.model.ops import attend, rms_norm, rope_angles, rotate, silu
 
 FLOAT64 = 1e-12  # relative: the same formula in another order of summation
 FLOAT32 = 2e-6   # relative: sums of at most 64 products in float32

@@ -9,7 +9,7 @@ from screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, 
 
 from apr_tui import keys as table
 from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
-from core.stages import STAGES
+from core.model.stages import STAGES
 from core.stats import ScopeStats, Stats
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from core import opening, session
 from core.events import Event, no_emit
-from core.stages import GRID, STAGES, place_order
+from core.model.stages import GRID, STAGES, place_order
 from core.system import gpus as telemetry
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
@@ -166,7 +166,7 @@ def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypat
 def test_a_device_that_fails_while_it_runs_ends_with_its_own_exit_code(error, said):
     import torch
 
-    from core.lanes import Lane, drive
+    from core.model.lockstep import Lane, drive
 
     def steps():
         raise getattr(torch, error)("CUDA error: unspecified launch failure")

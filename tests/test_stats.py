@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from traces import token_stats
 
-from core.stages import SCOPES
+from core.model.stages import SCOPES
 from core.stats import ScopeStats, Stats, merge_moments
 
 MERGE_ERROR = 1e-13  # relative: a few hundred float64 roundings

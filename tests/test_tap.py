@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.stages import SCOPES
+from core.model.stages import SCOPES
 from core.stats import Stats
 from core.tap import BLOCK_VALUES, MASSIVE_SIZE, chain, jitter, measure, no_tap, patch, record
 

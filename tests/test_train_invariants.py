@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from core.ops import attend, rms_norm
+from core.model.ops import attend, rms_norm
 from core.train_config import TrainOptions, settle
 from core.train_invariants import Memory, Seen, broken, not_finite, schedule_notes
 from core.train_records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from core import lanes
-from core.arch import read_arch
 from core.formats.open_model import open_model
-from core.forward import Model, forward
+from core.model import lockstep as lanes
+from core.model.arch import read_arch
+from core.model.forward import Model, forward
 from core.system.errors import UsageError
 from core.tap import record_values
 from core.train_checkpoint import State, model_of, write_checkpoint

@@ -65,7 +65,7 @@ def test_a_run_leaves_a_line_for_each_step_and_its_loss_falls(tmp_path):
 
 def test_a_validation_is_the_mean_loss_over_the_held_out_windows_alone(tmp_path):
     result = run(tmp_path)
-    from core.arch import read_arch
+    from core.model.arch import read_arch
     from core.train_model import load_decoder
     from core.train_shards import held_out, open_shards
 

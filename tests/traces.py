@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from core.stages import STAGES, Place
+from core.model.stages import STAGES, Place
 from core.stats import Cell, ScopeStats, Stats, TokenStats, packed
 from core.trace import Facts, NextToken, Token, Trace
 

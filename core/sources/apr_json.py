@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.model.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
-from core.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.stats import Stats
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from core.model.stages import GRID, UNKNOWN_SCOPE, Place
 from core.sources.contract import (
     Said,
     agreed,
@@ -20,7 +21,6 @@ from core.sources.contract import (
     unknown_notes,
     without_unmeasured,
 )
-from core.stages import GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.system.errors import FileError
 from core.trace import Facts, NextToken, Token, Trace

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from core.model.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
 from core.sources.contract import Said, unknown_notes
 from core.sources.measure import measure_array
-from core.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
 from core.stats import Cell, ScopeStats
 from core.system.errors import FileError, UsageError
 from core.trace import Facts, Token, Trace

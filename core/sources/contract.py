@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from core.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
+from core.model.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
 from core.stats import ScopeStats, Stats
 from core.system.errors import FileError, UsageError
 from core.trace import is_token_id

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.events import Emit, Event
-from core.stages import Place, place_text
+from core.model.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, UsageError
 from core.system.safe_text import safe_text

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.events import Emit, Event
+from core.model.stages import place_order
 from core.source import Prompt, Source
 from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
 from core.sources.measure import measure_array
-from core.stages import place_order
 from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.model.stages import Place
 from core.sources.engine import Answer, Ask, stages_wanted, tell
-from core.stages import Place
 from core.system.errors import FileError
 
 # model_type -> whether a GGUF file keeps the rows of q and k in another order (RoPE's pairs adjacent)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.model.stages import Place
 from core.sources.engine import LOG, Answer, Ask, stages_wanted, tell
-from core.stages import Place
 from core.system.errors import FileError
 
 Floats = npt.NDArray[np.float32]

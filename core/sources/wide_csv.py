@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+from core.model.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
 from core.sources.contract import (
     Said,
     bad_line,
@@ -15,7 +16,6 @@ from core.sources.contract import (
     unknown_notes,
     without_unmeasured,
 )
-from core.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
 from core.stats import Stats
 from core.system.errors import FileError
 from core.trace import Facts, Token, Trace

@@ -38,7 +38,7 @@ class Ours:
         opening.load_torch("cpu", no_emit)
         import torch
 
-        from core.matmul import kernel_path
+        from core.model.matmul import kernel_path
         from core.quant.activations import COMPUTES
         from core.run import open_side
 
@@ -51,7 +51,7 @@ class Ours:
     def prompt(self, n: int, way: str, compute: str = "f32") -> float:
         """Seconds of one prompt. way: untraced, traced, or witness (traced, with the witness beside it)."""
         from core.events import no_emit
-        from core.lanes import drive
+        from core.model.lockstep import drive
         from core.run import run_traced
         from core.system.cancel import never
         from core.tap import no_tap

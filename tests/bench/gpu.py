@@ -152,7 +152,7 @@ def moved(side: Any) -> int:
 def prompts(clock: Clock, side: Any, rates: dict[str, float], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Milliseconds of whole prompts, untraced and traced in turns, and what the host needs to launch one."""
     from core.device_watch import record_on_device
-    from core.lanes import drive
+    from core.model.lockstep import drive
     from core.tap import no_tap
 
     floor, rows = moved(side) / rates["copy_gb_s"] / 1e6, []
@@ -240,7 +240,7 @@ def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
         from dataclasses import replace
 
         from core.kernels.gpu import products as triton_products
-        from core.kernels.resident import Resident
+        from core.model.gpu_weights import Resident
 
         triton_products.tiling = lambda rows, n_group, tokens: triton_products.Tiling(256, 16, 1)  # few programs
         side = replace(side, model=replace(side.model, resident=Resident(torch.device("cpu"))))

@@ -17,7 +17,7 @@ import torch
 from core.kernels.cpu.bindings import multiply_fused
 from core.kernels.cpu.build import load
 from core.kernels.cpu.instruction_sets import usable_levels
-from core.matmul import multiply
+from core.model.matmul import multiply
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight

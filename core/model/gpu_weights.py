@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core import ops
 from core.kernels.cpu.build import OVERRIDE
 from core.kernels.gpu.planes import LAYOUTS, Planes, to_planes
+from core.model import ops
 from core.quant.weight import Weight
 from core.system.gpu_errors import first_line
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.forward import Product, Steps
-from core.matmul import multiply
+from core.model.forward import Product, Steps
+from core.model.matmul import multiply
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.gpu_errors import device_error

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from core.forward import Cache, Model
 from core.kernels.gpu.planes import LAYOUTS
-from core.lanes import Lane, drive
-from core.ops import rope_angles
+from core.model.forward import Cache, Model
+from core.model.lockstep import Lane, drive
+from core.model.ops import rope_angles
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled
 

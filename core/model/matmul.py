@@ -15,7 +15,7 @@ from torch import Tensor
 from core.kernels.cpu.bindings import is_fused, multiply_fused
 from core.kernels.cpu.build import FUSED, Absent, Library, library
 from core.kernels.gpu.planes import LAYOUTS
-from core.kernels.resident import Resident, why_no_kernels
+from core.model.gpu_weights import Resident, why_no_kernels
 from core.quant.activations import K_BLOCK, round_activations
 from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.arch import Arch
 from core.formats.model_file import ModelFile
 from core.kernels.gpu.planes import LAYOUTS
-from core.kernels.resident import Resident
-from core.ops import PLAIN, Ops, rope_angles, silu
+from core.model.arch import Arch
+from core.model.gpu_weights import Resident
+from core.model.ops import PLAIN, Ops, rope_angles, silu
 from core.quant.dequantize import decode_rows, embedding_rows
 from core.quant.weight import Weight
 
