@@ -12,7 +12,7 @@ from core.model.stages import parse_scope, read_whole
 from core.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from core.train_config import TrainOptions
+    from core.train.config import TrainOptions
 
 
 def _tokens(text: str) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ def console_parser() -> Parser:
 
 def train_options(options: argparse.Namespace) -> TrainOptions:
     """Turn parsed words into the record that core takes."""
-    from core.train_config import TrainOptions  # it loads numpy
+    from core.train.config import TrainOptions  # it loads numpy
 
     return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions) if hasattr(options, f.name)})
 

@@ -20,12 +20,12 @@ from typing import Any
 from apr_tui.options import train_options
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
-from core.train_config import TrainOptions
-from core.train_log import GRADS, read_lines
-from core.train_prepare import LOG, is_first, prepare
-from core.train_records import RUNNING, RunView, TrainEvent, TrainResult
-from core.train_run import train
-from core.train_view import RunReader, open_run
+from core.train.config import TrainOptions
+from core.train.log import GRADS, read_lines
+from core.train.prepare import LOG, is_first, prepare
+from core.train.reader import RunReader, open_run
+from core.train.records import RUNNING, RunView, TrainEvent, TrainResult
+from core.train.run import train
 
 POLL_S = 1.0
 STEP_LINES_S = 0.5  # progress lines stand this far apart at least

@@ -16,8 +16,9 @@ from apr_tui.paint import STATES, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
 from apr_tui.train_state import GONE, PAUSED, STALLED, STARTING, age_text
 from core.marks import BAD, OK, UNKNOWN, WATCH
-from core.train_config import plan_of
-from core.train_records import (
+from core.train.checks.windows import judge_windows
+from core.train.config import plan_of
+from core.train.records import (
     ABORTED,
     DONE,
     FAIL,
@@ -30,7 +31,6 @@ from core.train_records import (
     RunView,
     Step,
 )
-from core.train_windows import judge_windows
 
 STATUS_MARKS = {RUNNING: OK, DONE: OK, PAUSED: WATCH, STALLED: WATCH, INTERRUPTED: WATCH, STARTING: OK, GONE: BAD,
                 ABORTED: BAD, FAILED: BAD}

@@ -25,7 +25,7 @@ from apr_tui.train_panels import body_lines, gate_spans, gates_page, live_gates,
 from apr_tui.train_state import age_text, phase_of, sentence_of, stall_text, state_of
 from apr_tui.train_worker import Training, TrainNews
 from core.system.errors import AprError
-from core.train_records import INTERRUPTED, RUNNING
+from core.train.records import INTERRUPTED, RUNNING
 
 if TYPE_CHECKING:
     from apr_tui.host import Host

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from apr_tui.paint import foreign
 from apr_tui.status import error_note
 from core.system.errors import AprError, Cancelled
-from core.train_records import ABORTED, FAIL, FAILED, INTERRUPTED, RUNNING, RunView
+from core.train.records import ABORTED, FAIL, FAILED, INTERRUPTED, RUNNING, RunView
 
 if TYPE_CHECKING:
     from apr_tui.train_worker import Training

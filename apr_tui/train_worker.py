@@ -20,12 +20,12 @@ from apr_tui.leaving import TRAIN_PATIENCE_S
 from apr_tui.run_worker import SWITCH_S, Posts
 from core.system.errors import AprError, FileError
 from core.system.safe_text import safe_text
-from core.train_log import RUN
-from core.train_records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
-from core.train_view import RunReader
+from core.train.log import RUN
+from core.train.reader import RunReader
+from core.train.records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
 
 if TYPE_CHECKING:
-    from core.train_config import TrainOptions
+    from core.train.config import TrainOptions
 
 POLL_S = 1.0
 MAX_NOTES = 12
@@ -119,7 +119,7 @@ class Training:
 
     def _run(self) -> None:
         try:
-            from core.train_run import train
+            from core.train.run import train
 
             assert self.options is not None
             self.result = (self._train or train)(self.options, self.tell, self.wishes.stop.is_set, self.wishes)

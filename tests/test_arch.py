@@ -15,7 +15,7 @@ from core.model.arch import read_arch
 from core.model.convert import convert
 from core.source import Prompt, Source
 from core.system.errors import FileError
-from core.train_tokenizer import file_vocabulary
+from core.train.data.vocabulary import file_vocabulary
 from tests.small_models import write_model
 
 YARN = {"qwen2.rope.scaling.type": "yarn"}

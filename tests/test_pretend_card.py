@@ -43,7 +43,7 @@ assert y.cpu().tolist() == [6, 6]
 """
 
 STEPS = """
-from core.train_step import Stepper
+from core.train.step import Stepper
 from tests.pretend_device import COUNTS
 take = Stepper.take_step
 def counted(self, step, *args, **kwargs):

@@ -24,8 +24,9 @@ from apr_tui.train_grid import GradView
 from apr_tui.train_screen import TrainScreen
 from apr_tui.train_worker import Training, farewell
 from core.system.errors import Cancelled, UsageError
-from core.train_config import TrainOptions, settle
-from core.train_records import (
+from core.train.config import TrainOptions, settle
+from core.train.reader import RunReader
+from core.train.records import (
     FAIL,
     NOT_MEASURED,
     PASS,
@@ -38,7 +39,6 @@ from core.train_records import (
     TrainResult,
     Validation,
 )
-from core.train_view import RunReader
 
 GATES = (
     Gate("GATE-GPUTRAIN-002", "an explicit cuda that is absent fails", "asked cuda, ran on cuda:0", PASS, "run.json"),
@@ -237,7 +237,7 @@ async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     (4.0, True, "RUNNING"), (200.0, True, "STALLED"), (200.0, None, "STALLED"), (4.0, False, "GONE")])
 async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_folder, age, alive, state):
     monkeypatch.setattr(RunReader, "_age", lambda self: age)
-    monkeypatch.setattr("core.train_view.is_alive", lambda run: alive)
+    monkeypatch.setattr("core.train.reader.is_alive", lambda run: alive)
     async with console(monkeypatch, small_door()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run")))
         assert state in lines_of(app)[0]
@@ -340,7 +340,7 @@ async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(mo
 
 async def test_t_on_the_grid_asks_for_the_options_and_words_of_the_run_come_first(monkeypatch, in_folder):
     trainer = Trainer(in_folder / "run")
-    monkeypatch.setattr("core.train_run.train", trainer)
+    monkeypatch.setattr("core.train.run.train", trainer)
     async with console(monkeypatch, small_door(), device="cpu") as (app, pilot):
         await pilot.press("t")
         await pilot.pause()

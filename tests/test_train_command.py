@@ -16,8 +16,8 @@ import pytest
 from apr_tui import train_command
 from apr_tui.cli import main
 from apr_tui.train_state import age_text, view_text
-from core.train_records import RUNNING
-from core.train_view import open_run
+from core.train.reader import open_run
+from core.train.records import RUNNING
 from tests.training import options, run, write_config, write_corpus
 
 ROOT = Path(__file__).parents[1]

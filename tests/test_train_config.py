@@ -8,7 +8,7 @@ import pytest
 
 from core.system.errors import FileError, UsageError
 from core.system.json_text import plain
-from core.train_config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
+from core.train.config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
 from tests.training import write_config
 
 

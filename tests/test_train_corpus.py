@@ -8,14 +8,14 @@ import threading
 import numpy as np
 import pytest
 
-from core import train_tokenizer
 from core.formats.open_model import open_model
 from core.system.errors import Cancelled, FileError, UsageError
 from core.text.tokenizer import open_tokenizer
-from core.train_config import PRESETS
-from core.train_corpus import find_documents, open_corpus, split
-from core.train_shards import batch_hash, cut, held_out, make_order, open_shards, permutation
-from core.train_tokenizer import (
+from core.train.config import PRESETS
+from core.train.data import vocabulary as train_tokenizer
+from core.train.data.corpus import find_documents, open_corpus, split
+from core.train.data.shards import batch_hash, cut, held_out, make_order, open_shards, permutation
+from core.train.data.vocabulary import (
     encoder,
     file_vocabulary,
     padded,

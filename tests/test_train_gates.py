@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from core import train_log
 from core.system import gpus as telemetry
 from core.system.errors import DeviceError, OutputError
-from core.train_config import TrainOptions, settle
-from core.train_gates import Facts, diverged, judge
-from core.train_records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
+from core.train import log as train_log
+from core.train.checks.gates import Facts, diverged, judge
+from core.train.config import TrainOptions, settle
+from core.train.records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
 
 
 def step(i, **changes):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from core.model.ops import attend, rms_norm
-from core.train_config import TrainOptions, settle
-from core.train_invariants import Memory, Seen, broken, not_finite, schedule_notes
-from core.train_records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS
-from core.train_shards import Order
-from core.train_step import Measured, Stepper
-from core.train_step import clip as sound_clip
+from core.train.checks.invariants import Memory, Seen, broken, not_finite, schedule_notes
+from core.train.config import TrainOptions, settle
+from core.train.data.shards import Order
+from core.train.records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS
+from core.train.step import Measured, Stepper
+from core.train.step import clip as sound_clip
 from tests.training import run
 
 
@@ -46,21 +46,21 @@ def test_a_sound_run_keeps_every_rule(tmp_path):
 
 
 def test_a_rule_that_the_only_step_was_not_held_to_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.train_model.rms_norm", lambda x, w, eps: rms_norm(x, w.detach(), eps))
+    monkeypatch.setattr("core.train.model.rms_norm", lambda x, w, eps: rms_norm(x, w.detach(), eps))
     verdicts = {gate.id: gate.verdict for gate in run(tmp_path).gates}
     ids = ("INV-FINITE", "INV-LOSS", "INV-GRADIENT", "INV-CLIP", "INV-RATE", "INV-CURSOR")
     assert [verdicts[id] for id in ids] == [PASS, PASS, FAIL, *[NOT_MEASURED] * 3]
 
 
 def test_norms_that_never_receive_a_gradient_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.train_model.rms_norm", lambda x, w, eps: rms_norm(x, w.detach(), eps))
+    monkeypatch.setattr("core.train.model.rms_norm", lambda x, w, eps: rms_norm(x, w.detach(), eps))
     result = aborted(tmp_path, "INV-GRADIENT")
     assert "blk.0.attn_norm.weight" in result.sentence and "and 2 more" in result.sentence
     assert result.checkpoint is not None and len((result.out / "train.jsonl").read_text().splitlines()) == 1
 
 
 def test_layers_behind_a_cut_residual_are_named(tmp_path, monkeypatch):
-    from core.train_model import Block
+    from core.train.model import Block
 
     whole = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, x, angles: whole(self, x.detach(), angles))
@@ -74,12 +74,12 @@ def test_clipping_by_the_fourth_power_of_the_norm_is_caught(tmp_path, monkeypatc
             weight.grad /= norm**4
         return norm, torch.nn.utils.get_total_norm([w.grad for w in weights])
 
-    monkeypatch.setattr("core.train_step.clip", clip)
+    monkeypatch.setattr("core.train.step.clip", clip)
     assert "after clipping" in aborted(tmp_path, "INV-CLIP").sentence
 
 
 def optimizer_with(change):
-    from core.train_step import make_optimizer
+    from core.train.step import make_optimizer
 
     def make(model):
         optimizer = make_optimizer(model)
@@ -96,17 +96,17 @@ def test_a_scheduler_that_is_overruled_is_caught(tmp_path, monkeypatch):
             group["lr"] = 1e-3
         step()
 
-    monkeypatch.setattr("core.train_session.make_optimizer", optimizer_with(change))
+    monkeypatch.setattr("core.train.runner.make_optimizer", optimizer_with(change))
     assert "the optimizer's learning rate is 0.001" in aborted(tmp_path, "INV-RATE").sentence
 
 
 def test_an_update_that_is_made_twice_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.train_session.make_optimizer", optimizer_with(lambda optimizer, step: (step(), step())))
+    monkeypatch.setattr("core.train.runner.make_optimizer", optimizer_with(lambda optimizer, step: (step(), step())))
     assert "the first step moved norm weights by up to" in aborted(tmp_path, "INV-RATE").sentence
 
 
 def test_a_loss_of_exactly_zero_is_caught(tmp_path, monkeypatch):
-    from core.train_model import Decoder
+    from core.train.model import Decoder
 
     whole = Decoder.loss
     monkeypatch.setattr(Decoder, "loss", lambda self, x, targets: whole(self, x, targets) * 0)
@@ -131,7 +131,7 @@ def test_a_batch_that_comes_again_is_caught(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_before_it_is_logged_and_the_weights_are_kept(tmp_path, monkeypatch):
-    from core.train_model import Decoder
+    from core.train.model import Decoder
 
     whole, calls = Decoder.loss, []
 
@@ -154,7 +154,7 @@ def test_a_weight_that_is_not_a_number_never_reaches_a_checkpoint(tmp_path, monk
         if optimizer.state[group[0]]["step"] == 3:
             group[-1].data[0, 0] = math.inf
 
-    monkeypatch.setattr("core.train_session.make_optimizer", optimizer_with(change))
+    monkeypatch.setattr("core.train.runner.make_optimizer", optimizer_with(change))
     result = aborted(tmp_path, "INV-CENSUS", checkpoint_every=3, steps_per_epoch=6)
     assert "1 parameters hold NaN or Inf, blk.1.ffn_down.weight first" in result.sentence and result.checkpoint is None
 
@@ -165,13 +165,13 @@ def test_a_model_without_a_causal_mask_does_not_start(tmp_path, monkeypatch):
         k, v = (t.repeat_interleave(q.shape[0] // k_SKH.shape[1], 0) for t in (k, v))
         return torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)
 
-    monkeypatch.setattr("core.train_model.attend", seeing)
+    monkeypatch.setattr("core.train.model.attend", seeing)
     result = aborted(tmp_path, "PROBE-FUTURE")
     assert "tokens see the future" in result.sentence and not (result.out / "train.jsonl").exists()
 
 
 def test_a_model_without_rope_does_not_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.train_model.rotate", lambda x, *rest: x)
+    monkeypatch.setattr("core.train.model.rotate", lambda x, *rest: x)
     assert "position does not matter" in aborted(tmp_path, "PROBE-POSITION").sentence
 
 
@@ -179,7 +179,7 @@ def test_an_attention_that_leaks_one_token_does_not_start(tmp_path, monkeypatch)
     def leaking(q_TNH, k_SKH, v_SKH):
         return attend(q_TNH, k_SKH, torch.cat((v_SKH[1:], v_SKH[-1:])))  # values of the token after
 
-    monkeypatch.setattr("core.train_model.attend", leaking)
+    monkeypatch.setattr("core.train.model.attend", leaking)
     aborted(tmp_path, "PROBE-FUTURE")
 
 
@@ -191,7 +191,7 @@ def seen(tmp_path, **changes):
 
 
 def test_a_data_order_that_goes_back_is_caught(tmp_path):
-    from core.train_config import learning_rate
+    from core.train.config import learning_rate
 
     sound = seen(tmp_path)
     sound = seen(tmp_path, measured=Measured(5.0, 2.0, 1.0, learning_rate(sound.plan, 5), False))

@@ -13,12 +13,12 @@ from core.model.arch import read_arch
 from core.model.forward import Model, forward
 from core.system.errors import UsageError
 from core.tap import record_values
-from core.train_checkpoint import State, model_of, write_checkpoint
-from core.train_config import TrainOptions, settle
-from core.train_model import load_decoder, make_decoder
-from core.train_oracle import oracle_cells
-from core.train_probes import GOLDEN_TOLERANCE, golden_difference
-from core.train_step import Stepper, make_optimizer
+from core.train.checkpoint import State, model_of, write_checkpoint
+from core.train.checks.probes import GOLDEN_TOLERANCE, golden_difference
+from core.train.config import TrainOptions, settle
+from core.train.float64_gradients import oracle_cells
+from core.train.model import load_decoder, make_decoder
+from core.train.step import Stepper, make_optimizer
 from tests.builders import write_tiny_gguf
 from tests.training import write_config
 
@@ -152,7 +152,7 @@ def test_the_oracle_finds_the_gradients_of_a_sound_model_right(arch):
 
 
 def test_the_oracle_names_layers_that_a_cut_residual_leaves_without_gradient(arch, monkeypatch):
-    from core.train_model import Block
+    from core.train.model import Block
 
     whole = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, x, angles: whole(self, x.detach(), angles))

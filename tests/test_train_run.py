@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import core.train_checkpoint
+import core.train.checkpoint
 from core import session
 from core.source import Prompt, Source
 from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
 from core.system.json_text import plain
-from core.train_checkpoint import checkpoints, read_checkpoint
-from core.train_config import TrainOptions, settle
-from core.train_log import Lines, rewind
-from core.train_records import DONE, INTERRUPTED, RUNNING, Wishes
-from core.train_run import train
-from core.train_view import RunReader, open_run
+from core.train.checkpoint import checkpoints, read_checkpoint
+from core.train.config import TrainOptions, settle
+from core.train.log import Lines, rewind
+from core.train.reader import RunReader, open_run
+from core.train.records import DONE, INTERRUPTED, RUNNING, Wishes
+from core.train.run import train
 from tests.training import events, options, run, stop_after, without_times, write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +66,8 @@ def test_a_run_leaves_a_line_for_each_step_and_its_loss_falls(tmp_path):
 def test_a_validation_is_the_mean_loss_over_the_held_out_windows_alone(tmp_path):
     result = run(tmp_path)
     from core.model.arch import read_arch
-    from core.train_model import load_decoder
-    from core.train_shards import held_out, open_shards
+    from core.train.data.shards import held_out, open_shards
+    from core.train.model import load_decoder
 
     file = session.open_model(result.checkpoint / "model.gguf")
     model = load_decoder(file, read_arch(file))
@@ -119,7 +119,7 @@ def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
 
 def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch):
     values = iter((4.0, 3.0, 3.5, 3.6, 3.7))
-    monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
+    monkeypatch.setattr("core.train.step.Stepper.validate", lambda *a: next(values))
     result = run(tmp_path, steps=10, steps_per_epoch=2)
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 8, 10]
 
@@ -141,7 +141,7 @@ def test_a_measurement_leaves_no_checkpoint(tmp_path):
 
 def test_a_validation_above_twice_the_last_one_aborts_at_the_epoch_s_end(tmp_path, monkeypatch):
     values = iter((3.0, 6.0, 12.1))
-    monkeypatch.setattr("core.train_step.Stepper.validate", lambda *a: next(values))
+    monkeypatch.setattr("core.train.step.Stepper.validate", lambda *a: next(values))
     result = run(tmp_path, steps=10, steps_per_epoch=2)
     assert result.status == "ABORTED" and "12.1000 of epoch 2 is 2.02 x" in result.sentence and result.exit_code == 1
     assert result.steps_done == 6 and result.checkpoint.name == "step-000006"
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from core.train_run import train
+from core.train.run import train
 from tests.training import options
 def emit(event):
     if event.step is not None and event.step.step == 4:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from core.train_config import BETAS, TrainOptions, settle
-from core.train_model import Block, Decoder, make_decoder
-from core.train_peaks import EPS, Watch, birthplace, headroom
-from core.train_records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS, Health, Step
-from core.train_shards import Order
-from core.train_view import open_run
-from core.train_windows import HEADROOM_BITS, NOISE_BATCHES, TABLES, WINDOW, judge_windows
+from core.train.checks.windows import HEADROOM_BITS, NOISE_BATCHES, TABLES, WINDOW, judge_windows
+from core.train.config import BETAS, TrainOptions, settle
+from core.train.data.shards import Order
+from core.train.model import Block, Decoder, make_decoder
+from core.train.peaks import EPS, Watch, birthplace, headroom
+from core.train.reader import open_run
+from core.train.records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS, Health, Step
 from tests.training import events, run, write_config
 
 EXACT = 1e-4  # relative, of a figure that float32 sums in another order

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from core.train_config import TrainOptions
-from core.train_records import TrainEvent, TrainResult
-from core.train_run import train
+from core.train.config import TrainOptions
+from core.train.records import TrainEvent, TrainResult
+from core.train.run import train
 
 SIZES = dict(n_layer=2, d_model=32, n_head=4, n_kv_head=2, d_ff=48, n_vocab=300, n_ctx=64, batch=4, seq=16, steps=6,
              steps_per_epoch=3, lr_factor=10.0)

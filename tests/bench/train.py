@@ -26,12 +26,12 @@ from typing import Any
 
 from core.system.errors import AprError
 from core.system.json_text import to_json
-from core.train_config import TrainOptions
-from core.train_gates import TIMED
-from core.train_log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
-from core.train_records import PASS, RunView, Step, TrainEvent
-from core.train_run import train
-from core.train_view import open_run
+from core.train.checks.gates import TIMED
+from core.train.config import TrainOptions
+from core.train.log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
+from core.train.reader import open_run
+from core.train.records import PASS, RunView, Step, TrainEvent
+from core.train.run import train
 
 DATASHEET_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # dense bf16
 SIZES = {"cuda": 8192, "cpu": 1024}  # of the square product that the device's rate is read from

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from core.model.arch import ARCHS, Arch, Rope
-from core.train_config import ARCH, TrainOptions, learning_rate, settle
-from core.train_model import Decoder, make_decoder
-from core.train_step import Stepper, make_optimizer
+from core.train.config import ARCH, TrainOptions, learning_rate, settle
+from core.train.model import Decoder, make_decoder
+from core.train.step import Stepper, make_optimizer
 
 PROBE_TOKENS = 32
 LEAK_TOLERANCE = 1e-4      # of the largest logit: above the rounding of bf16 sums over one order, below a leak at init

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from core.train_config import CLIP, Plan, learning_rate
-from core.train_step import Measured
+from core.train.config import CLIP, Plan, learning_rate
+from core.train.step import Measured
 
 CLIP_TOLERANCE = 1e-3   # relative: a float32 sum over up to 4e8 squares, and clipping divides by norm + 1e-6
 MOVE_TOLERANCE = 0.02   # relative, of the first step's move: AdamW's eps of 1e-8 beside a small gradient

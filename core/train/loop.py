@@ -19,30 +19,19 @@ import torch
 from torch import Tensor
 
 from core.system.gpus import GpuSampler
-from core.train_checkpoint import State, checkpoints, load_moments, moments_of, write_checkpoint
-from core.train_config import Plan, learning_rate
-from core.train_gates import diverged
-from core.train_grads import census
-from core.train_invariants import Memory, Seen, broken, looked_at, not_finite, remember
-from core.train_log import GPU, GRADS, TRAIN, VAL, Lines
-from core.train_model import load_values
-from core.train_records import (
-    ABORTED,
-    DONE,
-    FAIL,
-    INTERRUPTED,
-    Health,
-    Step,
-    TrainEmit,
-    TrainEvent,
-    Validation,
-    Wishes,
-)
-from core.train_shards import Order, Tokens, batch_hash
-from core.train_step import Measured, Stepper
-from core.train_tokenizer import Vocabulary
-from core.train_windows import judge_windows
-from core.train_world import World, gathered
+from core.train.checkpoint import State, checkpoints, load_moments, moments_of, write_checkpoint
+from core.train.checks.gates import diverged
+from core.train.checks.invariants import Memory, Seen, broken, looked_at, not_finite, remember
+from core.train.checks.windows import judge_windows
+from core.train.config import Plan, learning_rate
+from core.train.data.shards import Order, Tokens, batch_hash
+from core.train.data.vocabulary import Vocabulary
+from core.train.distributed import World, gathered
+from core.train.gradients import census
+from core.train.log import GPU, GRADS, TRAIN, VAL, Lines
+from core.train.model import load_values
+from core.train.records import ABORTED, DONE, FAIL, INTERRUPTED, Health, Step, TrainEmit, TrainEvent, Validation, Wishes
+from core.train.step import Measured, Stepper
 
 PAUSE_S = 0.05
 

@@ -9,10 +9,10 @@ import os
 
 from core.system.cancel import IsCancelled, never
 from core.system.errors import AprError
-from core.train_config import TrainOptions
-from core.train_prepare import is_first, prepare, read_corpus
-from core.train_records import TrainEmit, TrainEvent, TrainResult, Wishes, no_train_emit
-from core.train_run_document import note_failure
+from core.train.config import TrainOptions
+from core.train.prepare import is_first, prepare, read_corpus
+from core.train.records import TrainEmit, TrainEvent, TrainResult, Wishes, no_train_emit
+from core.train.run_document import note_failure
 
 
 def train(
@@ -28,7 +28,7 @@ def train(
     corpus = read_corpus(ready, tell, cancelled) if alone else None
     tell(TrainEvent("phase", "loading torch"))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from core.train_session import run_training  # it imports torch
+    from core.train.runner import run_training  # it imports torch
 
     try:
         return run_training(ready, corpus, tell, cancelled, wishes or Wishes())

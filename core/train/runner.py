@@ -14,12 +14,17 @@ from core.formats.open_model import open_model
 from core.system.errors import Cancelled, DeviceError, OutputError
 from core.system.gpu_errors import device_error, why_unusable
 from core.system.gpus import GpuSampler
-from core.train_checkpoint import State, checkpoints, read_checkpoint
-from core.train_config import VAL_WINDOWS, Plan
-from core.train_corpus import Corpus
-from core.train_gates import Facts, judge
-from core.train_invariants import RULES, schedule_notes
-from core.train_log import (
+from core.train.checkpoint import State, checkpoints, read_checkpoint
+from core.train.checks.gates import Facts, judge
+from core.train.checks.invariants import RULES, schedule_notes
+from core.train.checks.probes import GOLDEN_TOLERANCE, PROBES, golden_difference
+from core.train.checks.windows import judge_windows
+from core.train.config import VAL_WINDOWS, Plan
+from core.train.data.corpus import Corpus
+from core.train.data.shards import held_out, make_order
+from core.train.distributed import World, choose_compile, choose_parallel, join, leave, wrap
+from core.train.float64_gradients import oracle_gate, write_oracle
+from core.train.log import (
     GATES,
     GRADS,
     RUN,
@@ -32,12 +37,10 @@ from core.train_log import (
     write_document,
     write_residency,
 )
-from core.train_loop import Trainer, facts_of_residency
-from core.train_model import Decoder, load_decoder, make_decoder
-from core.train_oracle import oracle_gate, write_oracle
-from core.train_prepare import Ready, read_corpus
-from core.train_probes import GOLDEN_TOLERANCE, PROBES, golden_difference
-from core.train_records import (
+from core.train.loop import Trainer, facts_of_residency
+from core.train.model import Decoder, load_decoder, make_decoder
+from core.train.prepare import Ready, read_corpus
+from core.train.records import (
     ABORTED,
     FAIL,
     NOT_MEASURED,
@@ -50,11 +53,8 @@ from core.train_records import (
     Validation,
     Wishes,
 )
-from core.train_run_document import first_document, next_document
-from core.train_shards import held_out, make_order
-from core.train_step import Stepper, make_optimizer
-from core.train_windows import judge_windows
-from core.train_world import World, choose_compile, choose_parallel, join, leave, wrap
+from core.train.run_document import first_document, next_document
+from core.train.step import Stepper, make_optimizer
 
 # what a rule is held against; else steps
 LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}

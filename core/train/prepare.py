@@ -12,12 +12,12 @@ from core.model.arch import read_arch
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, OutputError, UsageError
 from core.system.gpus import choose_device
-from core.train_config import Plan, TrainOptions, plan_of, resumed, settle
-from core.train_corpus import Corpus, open_corpus
-from core.train_log import RUN, read_document
-from core.train_records import TrainEmit, TrainEvent
-from core.train_tokenizer import Vocabulary, file_vocabulary, read_vocabulary
-from core.train_view import is_alive, newest_checkpoint
+from core.train.config import Plan, TrainOptions, plan_of, resumed, settle
+from core.train.data.corpus import Corpus, open_corpus
+from core.train.data.vocabulary import Vocabulary, file_vocabulary, read_vocabulary
+from core.train.log import RUN, read_document
+from core.train.reader import is_alive, newest_checkpoint
+from core.train.records import TrainEmit, TrainEvent
 
 LOG = "log.txt"                       # of a detached run: it may stand in the folder before the run does
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
-from core.train_config import Plan, n_parameters
-from core.train_model import Decoder
+from core.train.config import Plan, n_parameters
+from core.train.model import Decoder
 
 STATE_BYTES = 16       # a parameter in float32 with gradient and two moments
 DDP_SHARE = 0.6        # of a GPU's memory that the state may take, so that activations have the rest

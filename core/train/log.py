@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, number, to_json
-from core.train_records import Gate, GradRow, Grads, Health, Step, Validation
+from core.train.records import Gate, GradRow, Grads, Health, Step, Validation
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
 RESIDENCY = "gpu_residency.csv"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from core.system.errors import AprError, Cancelled, UsageError
-from core.train_config import n_parameters
-from core.train_corpus import Corpus
-from core.train_log import RUN, SCHEMA, read_document, rewind, write_document
-from core.train_prepare import Ready, is_first
-from core.train_records import FAILED, INTERRUPTED, RUNNING
+from core.train.config import n_parameters
+from core.train.data.corpus import Corpus
+from core.train.log import RUN, SCHEMA, read_document, rewind, write_document
+from core.train.prepare import Ready, is_first
+from core.train.records import FAILED, INTERRUPTED, RUNNING
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf")
 

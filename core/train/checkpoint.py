@@ -30,8 +30,8 @@ from core.model.arch import Arch
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import to_json
 from core.system.mapped_file import Bytes
-from core.train_model import spread
-from core.train_tokenizer import Vocabulary, vocabulary_keys
+from core.train.data.vocabulary import Vocabulary, vocabulary_keys
+from core.train.model import spread
 
 FOLDER, NAME = "ckpt", re.compile(r"step-(\d{6,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

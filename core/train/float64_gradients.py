@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.train_log import write_document
-from core.train_loop import Trainer
-from core.train_model import Decoder, layer_of, load_values
-from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, TrainEvent
+from core.train.log import write_document
+from core.train.loop import Trainer
+from core.train.model import Decoder, layer_of, load_values
+from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, TrainEvent
 
 ORACLE = "oracle.json"
 STEP_H = 1e-4          # relative to the weight's norm: the error of a central difference is h^2

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.train_config import MODES, Plan
-from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, Step, Validation
+from core.train.config import MODES, Plan
+from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, Step, Validation
 
 GROWTH_LIMIT = 2.0                 # val_loss may be twice the last epoch's, and no more
 TIMED = range(20, 50)              # steps whose wall_ms is judged

@@ -20,15 +20,8 @@ import numpy as np
 from core.system.atomic import new_folder, strange_in
 from core.system.errors import FileError, OutputError, UsageError, os_reason
 from core.system.paths import cache_folder
-from core.train_shards import MANIFEST, Shards, open_shards
-from core.train_tokenizer import (
-    Vocabulary,
-    encoder,
-    padded,
-    read_vocabulary,
-    train_vocabulary,
-    write_vocabulary,
-)
+from core.train.data.shards import MANIFEST, Shards, open_shards
+from core.train.data.vocabulary import Vocabulary, encoder, padded, read_vocabulary, train_vocabulary, write_vocabulary
 
 SCHEMA = "apr-tui-corpus/1"
 SKIPPED_FOLDERS = frozenset(("site-packages", "dist-packages", "__pycache__", "node_modules", ".git", ".venv"))

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from core.train_model import layer_of
-from core.train_records import GradRow, Grads
+from core.train.model import layer_of
+from core.train.records import GradRow, Grads
 
 Named = Sequence[tuple[str, nn.Parameter]]
 Moves = Mapping[str, tuple[float, float, float]]

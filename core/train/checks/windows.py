@@ -9,9 +9,9 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from core.train_config import Plan
-from core.train_log import GRADS, TRAIN
-from core.train_records import FAIL, NOT_MEASURED, PASS, Gate, Health, Step
+from core.train.config import Plan
+from core.train.log import GRADS, TRAIN
+from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, Health, Step
 
 WINDOW = 10           # steps of which the median gradient norm is taken: one batch's own noise is out of it
 COLLAPSE = 0.2        # of the highest window before: sound runs end above a third of it, the published v13 fell to 1/8

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from core.train_config import BETAS, CLIP, EPS, WEIGHT_DECAY
-from core.train_grads import Named, copy_weights, grad_table, gradient_figures, move_figures, whole
-from core.train_model import Decoder, no_tap
-from core.train_peaks import Watch, birthplace, headroom
-from core.train_records import Grads, Health
+from core.train.config import BETAS, CLIP, EPS, WEIGHT_DECAY
+from core.train.gradients import Named, copy_weights, grad_table, gradient_figures, move_figures, whole
+from core.train.model import Decoder, no_tap
+from core.train.peaks import Watch, birthplace, headroom
+from core.train.records import Grads, Health
 
 
 @dataclass(frozen=True, slots=True)

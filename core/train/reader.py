@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.system.errors import FileError
-from core.train_log import (
+from core.train.log import (
     GPU,
     GRADS,
     RUN,
@@ -25,7 +25,7 @@ from core.train_log import (
     read_record,
     reading_records,
 )
-from core.train_records import RUNNING, Grads, Health, RunView, Step, Validation
+from core.train.records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
 MOST_LAYERS = 1 << 16  # a run.json that says more is damaged
