@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from core.demo_model import demo_model
-from core.faults_bytes import plant_fault
+from core.faults.byte_faults import plant_fault
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.open_model import open_model

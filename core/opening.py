@@ -180,7 +180,7 @@ def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[
 
 def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
     """Return how many of the wanted tokens the context holds. UsageError for a bug that needs the prompt."""
-    from core.plants import PLANTS
+    from core.faults.value_faults import PLANTS
 
     if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
         raise UsageError(

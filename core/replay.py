@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.distance import nmse, relative_l2
+from core.faults.wrong_ops import Scene
 from core.measures import LocalError
 from core.model.forward import Tap, forward
 from core.model.lockstep import Lane, drive
@@ -23,7 +24,6 @@ from core.run import Side, verifying
 from core.symptoms import guess
 from core.system.cancel import IsCancelled
 from core.tap import chain
-from core.wrong_ops import Scene
 
 GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would
 

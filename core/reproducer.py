@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.faults.wrong_ops import LINEAR, NORMS, SOURCES
 from core.measures import LocalError
 from core.model.arch import stage_weights
 from core.model.forward import Tap
@@ -23,7 +24,6 @@ from core.run import Side
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
 from core.tap import chain
-from core.wrong_ops import LINEAR, NORMS, SOURCES
 
 ROWS = 64  # of the weights of a product: those of the channels furthest off
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.events import Emit, Event
+from core.faults.value_faults import parse_plant, plant_tap
 from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
 from core.model.forward import Cache, Model, Tap, forward
@@ -19,7 +20,6 @@ from core.model.gpu_weights import open_resident
 from core.model.graph_decode import decode_captured, likeliest
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place
-from core.plants import parse_plant, plant_tap
 from core.quant.activations import COMPUTES
 from core.stats import Cell
 from core.system.cancel import IsCancelled

@@ -7,8 +7,8 @@ import math
 from torch import Tensor
 
 from core.distance import relative_l2
-from core.plants import PLANTS
-from core.wrong_ops import Scene
+from core.faults.value_faults import PLANTS
+from core.faults.wrong_ops import Scene
 
 CLOSE = 10.0  # times the distance that the compute itself costs
 LEAST_DISTANCE = 1e-5  # float32 against float64 through one stage

@@ -14,7 +14,7 @@ import pytest
 
 from core import demo
 from core.demo_model import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
-from core.faults_bytes import FAULTS, PLANTED_KEY, TENSORS, plant_fault
+from core.faults.byte_faults import FAULTS, PLANTED_KEY, TENSORS, plant_fault
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.model.arch import read_arch

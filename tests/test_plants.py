@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.events import no_emit
+from core.faults.value_faults import EVERY, PLANTS, parse_plant, plant_table, plant_tap
 from core.formats.open_model import open_model
 from core.model.stages import place_order
-from core.plants import EVERY, PLANTS, parse_plant, plant_table, plant_tap
 from core.run import open_side, run_traced
 from core.system.cancel import never
 from core.system.errors import UsageError

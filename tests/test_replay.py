@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from core.distance import difference, nmse, relative_l2
+from core.faults.value_faults import PLANTS
 from core.formats.open_model import open_model
 from core.kernels.cpu.build import Absent
 from core.measures import BAD_FACTOR, LocalError
 from core.model import matmul
 from core.model.stages import STAGES, Place, place_order, place_text
-from core.plants import PLANTS
 from core.quant.activations import COMPUTES
 from core.replay import replay
 from core.run import open_side, same_bits

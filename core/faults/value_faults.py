@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from core import wrong_ops as wrong
+from core.faults import wrong_ops as wrong
+from core.faults.wrong_ops import LINEAR, NORMS, Scene
 from core.model.forward import Model, Tap
 from core.model.stages import STAGES, Place, stage_named
 from core.system.errors import UsageError
-from core.wrong_ops import LINEAR, NORMS, Scene
 
 EVERY = tuple(s.name for s in STAGES)
 BIASED, ROPES, RESIDUALS = ("qkv", "attn_out"), ("q_rope", "k_rope"), ("attn_resid", "output")
