@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import verdict_spans
-from core.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
 from core.model.stages import Place, place_text
 from core.system.numbers import short
+from core.trace.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
 from core.verdict import VERDICTS, Check, Comparison
 
 if TYPE_CHECKING:
-    from core.trace import Trace
+    from core.trace.record import Trace
 
 WITNESS = {
     True: "traced equals untraced, bit for bit", False: "X traced differs from untraced",

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from apr_tui.card import error_rows
 from apr_tui.paint import STATES, Rows, Span, fit, foreign, plain, wrap
 from apr_tui.stage_lines import fit_text, weight_lines
-from core.marks import OK
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
+from core.trace.marks import OK
 
 if TYPE_CHECKING:
     from apr_tui.check_view import CheckView
     from apr_tui.door import WeightFacts
-    from core.measures import LocalError
+    from core.trace.measures import LocalError
 
 LOST = "no token is finite here: nothing to judge"
 COLUMNS = (("nmse", 9), ("sqnr_db", 9), ("floor", 9), ("multiple", 10))

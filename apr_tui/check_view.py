@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view import shorten
-from core.marks import ABSENT, BAD, OK, UNKNOWN
 from core.model.stages import Place, place_order
+from core.trace.marks import ABSENT, BAD, OK, UNKNOWN
 
 if TYPE_CHECKING:
-    from core.measures import LocalError
+    from core.trace.measures import LocalError
     from core.verdict import Check
 
 CHECK_METRICS = ("nmse", "sqnr_db", "floor", "multiple")

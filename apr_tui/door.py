@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from core.events import Emit
-    from core.finding import Finding
     from core.formats.model_file import ModelFile
-    from core.source import Prompt, Source
     from core.system.cancel import IsCancelled
-    from core.trace import Trace
+    from core.trace.events import Emit
+    from core.trace.finding import Finding
+    from core.trace.record import Trace
+    from core.trace.request import Prompt, Source
     from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"
@@ -88,13 +88,13 @@ class Request:
 
     def source(self, path: Path, plant: str | None = None) -> Source:
         """The record of a side that the door takes."""
-        from core.source import Source
+        from core.trace.request import Source
 
         return Source(path, compute=self.compute, device=self.device, threads=self.threads, plant=plant)
 
     def prompt_record(self) -> Prompt:
         """The record of the prompt that the door takes."""
-        from core.source import Prompt
+        from core.trace.request import Prompt
 
         return Prompt(self.prompt, self.tokens, self.chat)
 

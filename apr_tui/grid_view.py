@@ -13,7 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.paint import STATES, Span, changed, strip
-from core.marks import OK
+from core.trace.marks import OK
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included

@@ -11,9 +11,9 @@ from apr_tui.door import DoorSource, Request
 from apr_tui.run_worker import Feed
 
 if TYPE_CHECKING:
-    from core.finding import Finding
     from core.formats.model_file import ModelFile
-    from core.trace import Trace
+    from core.trace.finding import Finding
+    from core.trace.record import Trace
     from core.verdict import Bisection, Check, Comparison
 
 

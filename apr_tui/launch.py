@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from core.source import Prompt, Source, parse_source
 from core.system.errors import FileError, UsageError, os_reason
+from core.trace.request import Prompt, Source, parse_source
 
 
 def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:

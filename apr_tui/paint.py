@@ -18,8 +18,8 @@ from textual.strip import Strip
 from textual.theme import Theme
 from textual.widget import Widget
 
-from core.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
 from core.system.safe_text import safe_text
+from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
 
 Span = tuple[str, str]  # text, name of a style
 Rows = list[list[Span]]  # lines

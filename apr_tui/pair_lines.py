@@ -8,11 +8,11 @@ from rich.cells import cell_len
 
 from apr_tui.paint import STATES, Rows, Span, foreign
 from apr_tui.stage_lines import fit_text
-from core.grid import divided
-from core.marks import OK
-from core.measures import SAME, Difference
 from core.model.stages import Place, place_text
 from core.system.numbers import short
+from core.trace.grid import divided
+from core.trace.marks import OK
+from core.trace.measures import SAME, Difference
 from core.verdict import VERDICTS, Comparison
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def side_lines(view: PairView, place: Place, width: int) -> Rows:
 
 
 def _token_lines(view: PairView, place: Place, width: int) -> Rows:
-    from core.carriers import std_T
-    from core.stats import TokenStats
+    from core.trace.stats import TokenStats
+    from core.trace.token_share import std_T
 
     a, b = (view.sides[side].get(place) for side in ("A", "B"))
     if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and len(a.mean) == len(b.mean)):

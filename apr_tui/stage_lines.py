@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from apr_tui.paint import STATES, Rows, Span, bar, fit, foreign, plain, wrap
-from core.marks import OK, WATCH
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
+from core.trace.marks import OK, WATCH
 
 if TYPE_CHECKING:
     from apr_tui.door import WeightFacts
     from apr_tui.view import TraceView
-    from core.finding import Finding
-    from core.stats import Stats
+    from core.trace.finding import Finding
+    from core.trace.stats import Stats
 
 NAME, MARK = 11, 2
 COLUMNS = (  # field of Stats, width, least width of the screen that shows it
@@ -56,8 +56,8 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
 
 def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Rows:
     """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
-    from core.carriers import std_T
-    from core.stats import TokenStats
+    from core.trace.stats import TokenStats
+    from core.trace.token_share import std_T
 
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats):
@@ -87,7 +87,7 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
 
 def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
     """The channels with the largest |x|."""
-    from core.stats import TokenStats
+    from core.trace.stats import TokenStats
 
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats) or not cell.top:
@@ -104,7 +104,7 @@ def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
 
 def why_lines(view: TraceView, place: Place, width: int) -> Rows:
     """For a product: which factors met where it peaks."""
-    from core.stats import TokenStats
+    from core.trace.stats import TokenStats
 
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats) or cell.factors is None:

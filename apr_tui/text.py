@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.finding import Finding
 from core.gates import Gate
-from core.grid import value
 from core.model.stages import GRID, place_text
 from core.report import WITNESS
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
-from core.trace import Trace
+from core.trace.finding import Finding
+from core.trace.grid import value
+from core.trace.record import Trace
 from core.verdict import VERDICTS, Bisection, Check, Comparison
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from apr_tui.paint import STATES, Rows, Span, wrap
 from apr_tui.stage_lines import sentence
-from core.marks import OK
 from core.model.stages import Place, place_text
 from core.system.numbers import short
+from core.trace.marks import OK
 
 if TYPE_CHECKING:
     from apr_tui.view import TraceView

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from apr_tui.paint import Rows, Span, only_ascii
 from apr_tui.view import shorten
-from core.marks import OK
+from core.trace.marks import OK
 
 LABEL = 7           # columns of the axis' numbers
 CLIP = 4.0          # times the median: above it a value is drawn as an arrow on the top line, where a chart clips

@@ -10,7 +10,7 @@ import statistics
 
 from apr_tui.paint import Rows, Span
 from apr_tui.view import shorten
-from core.marks import BAD, OK, UNKNOWN, WATCH
+from core.trace.marks import BAD, OK, UNKNOWN, WATCH
 from core.train.records import GradRow, Grads
 
 COLUMNS = ("grad_norm", "update_ratio", "zero_share")

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from apr_tui.paint import STATES, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.train_chart import axis_steps, chart
 from apr_tui.train_state import GONE, PAUSED, STALLED, STARTING, age_text
-from core.marks import BAD, OK, UNKNOWN, WATCH
+from core.trace.marks import BAD, OK, UNKNOWN, WATCH
 from core.train.checks.windows import judge_windows
 from core.train.config import plan_of
 from core.train.records import (

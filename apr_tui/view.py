@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.grid import marks, value
-from core.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
 from core.model.stages import SCOPES, Place, place_order
 from core.system.numbers import short
+from core.trace.grid import marks, value
+from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
 
 if TYPE_CHECKING:
-    from core.finding import Finding
-    from core.trace import Trace
+    from core.trace.finding import Finding
+    from core.trace.record import Trace
     from core.verdict import Comparison
 
 PAIR_METRICS = ("rel_l2", "A", "B", "ratio", "inherited", "local", "cosine", "max_abs")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from core.model.stages import place_text
-from core.stats import TokenStats
-from core.trace import Trace
+from core.trace.record import Trace
+from core.trace.stats import TokenStats
 
 CRUSH = 16.0  # times the token's rms: then a value of rms size has 8 levels left of 127
 ROUNDED = ("attn_norm", "attn_mix", "ffn_norm", "ffn_swigl", "final_norm")  # stages that a product reads

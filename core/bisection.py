@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from core.events import Emit, Event
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
-from core.run import Side
 from core.system.cancel import IsCancelled
-from core.tap import chain, patch
+from core.trace.events import Emit, Event
+from core.trace.run import Side
+from core.trace.taps import chain, patch
 from core.verdict import RECOVERED, Ladder, Rung
 
 LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)

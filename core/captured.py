@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from core.distance import difference, relative_l2
-from core.events import Emit, Event
-from core.measures import Difference
 from core.model.arch import Arch
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import Place, place_order, place_text, stage_named
 from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.quant.activations import COMPUTES
-from core.run import Side, same_bits, verifying
-from core.stats import Cell
 from core.system.cancel import IsCancelled
-from core.tap import chain, jitter, record
+from core.trace.events import Emit, Event
+from core.trace.measures import Difference
+from core.trace.run import Side, same_bits, verifying
+from core.trace.stats import Cell
+from core.trace.taps import chain, jitter, record
 
 Values = Mapping[Place, Any]
 TURNED = ("q_rope", "k_rope")

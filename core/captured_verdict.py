@@ -13,13 +13,13 @@ from core.activation_crush import crush
 from core.captured import Capture, is_whole, misfits, run_beside, unit_of
 from core.comparability import differing_facts, differing_vocabularies
 from core.compare import Question, agreement, blame_file, multiple_of, name_weights, proven_bug
-from core.events import Event
-from core.measures import LocalError
 from core.model.stages import Place, place_order, place_text
 from core.replay import replay
-from core.run import SEED, Side, top_tokens
-from core.tap import no_tap
-from core.trace import Trace
+from core.trace.events import Event
+from core.trace.measures import LocalError
+from core.trace.record import Trace
+from core.trace.run import SEED, Side, top_tokens
+from core.trace.taps import no_tap
 from core.verdict import Check, Comparison
 from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 

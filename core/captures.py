@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import opening
-from core.events import Emit, Event
 from core.formats.model_file import ModelFile
-from core.measures import LocalError
 from core.model.arch import read_arch
 from core.model.stages import Place, place_order
-from core.source import Prompt, Source
 from core.sources.engine_trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
 from core.text.tokenizer import open_tokenizer
-from core.trace import Token, Trace
+from core.trace.events import Emit, Event
+from core.trace.measures import LocalError
+from core.trace.record import Token, Trace
+from core.trace.request import Prompt, Source
 from core.verdict import Check, Comparison
 
 if TYPE_CHECKING:
     from core.captured import Capture
     from core.compare import Question
-    from core.run import Side
+    from core.trace.run import Side
 
 TextOf = Callable[[int], str | None]
 
@@ -76,7 +76,7 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
     from core.captured import misfits
     from core.quant.activations import COMPUTES
     from core.replay import replay
-    from core.tap import no_tap
+    from core.trace.taps import no_tap
 
     refuse_other_rows(traced)
     values = traced.values or {}

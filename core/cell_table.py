@@ -8,10 +8,22 @@ from dataclasses import fields
 
 import numpy as np
 
-from core.carriers import std_T
 from core.model.stages import SCOPES, Place, place_order
-from core.stats import COUNTS, MOMENTS, Cell, Factors, Floats, Ints, Massive, ScopeStats, Stats, TokenStats, packed
-from core.trace import Trace
+from core.trace.record import Trace
+from core.trace.stats import (
+    COUNTS,
+    MOMENTS,
+    Cell,
+    Factors,
+    Floats,
+    Ints,
+    Massive,
+    ScopeStats,
+    Stats,
+    TokenStats,
+    packed,
+)
+from core.trace.token_share import std_T
 
 STATS = tuple(f.name for f in fields(Stats))
 INTEGERS = ("count", "nan", "inf", "zero", "peak_token", "peak_channel", "nan_token", "nan_channel")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.formats.model_file import ModelFile
 from core.model.stages import SCOPES, scope_positions
-from core.trace import Trace
+from core.trace.record import Trace
 
 # fact -> what to do where it differs or is unknown
 REPAIRS = {

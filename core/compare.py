@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 from core.activation_crush import crush
 from core.comparability import differing_facts, differing_vocabularies
-from core.events import Emit, Event
-from core.measures import CLEAR, SAME, Difference, LocalError
 from core.model.stages import GRID, Place, place_order, place_text
 from core.pair import Pair, run_pair
 from core.replay import replay
-from core.run import SEED, Side, top_tokens
 from core.saved_pair import differing_stats, undeclared_alike, value_cells
-from core.spikes import find_hints
 from core.system.cancel import IsCancelled
-from core.tap import no_tap
-from core.trace import Trace
+from core.trace.events import Emit, Event
+from core.trace.hints import find_hints
+from core.trace.measures import CLEAR, SAME, Difference, LocalError
+from core.trace.record import Trace
+from core.trace.run import SEED, Side, top_tokens
+from core.trace.taps import no_tap
 from core.verdict import Check, Comparison
 from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from core.distance import difference, relative_l2
-from core.measures import Difference
 from core.model.forward import Cache
 from core.model.lockstep import drive
 from core.model.stages import Place
 from core.pair import LEAST_FLOOR, judged
 from core.quant.activations import COMPUTES
-from core.run import SEED, Side
 from core.system.cancel import IsCancelled
-from core.tap import chain, jitter, record_values
+from core.trace.measures import Difference
+from core.trace.run import SEED, Side
+from core.trace.taps import chain, jitter, record_values
 
 
 def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCancelled) -> dict[Place, Difference]:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from core.measures import Difference
+from core.trace.measures import Difference
 
 
 def relative_l2(a_TW: Tensor, b_TW: Tensor) -> tuple[float, int]:

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.cell_table import INTEGERS, STATS, STATS_COLUMNS, TOKENS_COLUMNS, stats_rows, token_stats, tokens_columns
-from core.finding import Finding
-from core.grid import layers, value
 from core.manifest import MOST_LAYERS, Manifest, check_schema, manifest_text
 from core.model.stages import GRID, Place, parse_stored_scope, place_order, stage_named
 from core.report import report_markdown, report_text
-from core.stats import Cell, ScopeStats, Stats
 from core.system.atomic import MANIFEST, new_folder
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import FileError, OutputError, UsageError, os_reason
 from core.system.json_text import from_json, to_json
-from core.trace import Trace
-from core.value_file import open_values, write_values
+from core.trace.finding import Finding
+from core.trace.grid import layers, value
+from core.trace.record import Trace
+from core.trace.stats import Cell, ScopeStats, Stats
+from core.trace.values_file import open_values, write_values
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from core.grid import layers, value
 from core.model.stages import GRID, place_text
 from core.system.errors import FileError
-from core.trace import Trace
+from core.trace.grid import layers, value
+from core.trace.record import Trace
 from core.verdict import Comparison
 
 PASS, FAIL, NOT_MEASURED, SHOWN = "PASS", "FAIL", "NOT_MEASURED", "SHOWN"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.finding import Finding
-from core.grid import layers, marks, value
-from core.marks import ABSENT, FALL_RATIO, MARK_OF_KIND, OK, UNKNOWN, WATCH, WATCH_RATIO
 from core.model.stages import GRID
 from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
-from core.trace import Trace
+from core.trace.finding import Finding
+from core.trace.grid import layers, marks, value
+from core.trace.marks import ABSENT, FALL_RATIO, MARK_OF_KIND, OK, UNKNOWN, WATCH, WATCH_RATIO
+from core.trace.record import Trace
 
 LAYER_WIDTH, LINE_WIDTH = 5, 80
 

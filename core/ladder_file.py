@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from core.system.paths import cache_folder
-from core.trace import Trace
+from core.trace.record import Trace
 
 Learnt = Callable[[str, float], None]
 

@@ -13,7 +13,7 @@ from core.cell_table import channel_extras
 from core.model.stages import Place, parse_place, parse_stored_scope, place_text
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number, plain, to_json
-from core.trace import Facts, NextToken, Token, Trace, is_token_id
+from core.trace.record import Facts, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"

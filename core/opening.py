@@ -13,21 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.events import Emit, Event
 from core.formats import open_model as reader
 from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
-from core.source import Prompt, Source
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError
 from core.system.gpu_errors import why_unusable
 from core.system.gpus import choose_device
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import open_tokenizer
-from core.trace import Facts, Token, Trace
+from core.trace.events import Emit, Event
+from core.trace.record import Facts, Token, Trace
+from core.trace.request import Prompt, Source
 
 if TYPE_CHECKING:
-    from core.run import Side
+    from core.trace.run import Side
 
 
 def open_model(path: Path) -> ModelFile:
@@ -113,14 +113,14 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
     Errors: those of choose_device, before the import.
     """
     chosen = choose_device(device)
-    if "core.run" in sys.modules:
+    if "core.trace.run" in sys.modules:
         return chosen
     emit(Event("phase", "loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # a tenth of the import is a search for garbage that is not there
     try:
-        import core.run  # noqa: F401
+        import core.trace.run  # noqa: F401
     finally:
         gc.freeze()  # nor is it later, in what has been imported
         gc.enable()
@@ -131,7 +131,7 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one; loads torch."""
     device, reason = load_torch(source.device, emit)
     from core.kernels.cpu.build import library, must_compile
-    from core.run import open_side
+    from core.trace.run import open_side
 
     why_not = why_unusable(device) if source.device == "auto" else None
     if why_not:
@@ -147,7 +147,7 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     import torch
 
     from core.model.matmul import kernel_path
-    from core.run import SEED
+    from core.trace.run import SEED
 
     file, arch = side.model.file, side.model.arch
     facts = Facts(
@@ -190,7 +190,7 @@ def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
 
 def continue_text(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
     """Generate up to n_token tokens greedily and return their text; emits each as a token event."""
-    from core.run import continue_greedily
+    from core.trace.run import continue_greedily
 
     tokenizer = open_tokenizer(side.model.file)
     emit(Event("phase", "generating"))

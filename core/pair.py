@@ -14,16 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from core.distance import difference, relative_l2
-from core.events import Emit, Event
-from core.measures import CLEAR, SAME, Difference
 from core.model.forward import forward
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place, scope_positions
 from core.quant.activations import COMPUTES
-from core.run import Side, same_bits, verifying
-from core.stats import Cell
 from core.system.cancel import IsCancelled
-from core.tap import chain, jitter, record, record_values
+from core.trace.events import Emit, Event
+from core.trace.measures import CLEAR, SAME, Difference
+from core.trace.run import Side, same_bits, verifying
+from core.trace.stats import Cell
+from core.trace.taps import chain, jitter, record, record_values
 
 LEAST_FLOOR = 1e-6  # relative L2: rounding of float32 (1.2e-7) through one stage's sums of thousands of products
 

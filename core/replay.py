@@ -16,14 +16,14 @@ from torch import Tensor
 from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.distance import nmse, relative_l2
 from core.faults.wrong_ops import Scene
-from core.measures import LocalError
 from core.model.forward import Tap, forward
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place
-from core.run import Side, verifying
 from core.symptoms import guess
 from core.system.cancel import IsCancelled
-from core.tap import chain
+from core.trace.measures import LocalError
+from core.trace.run import Side, verifying
+from core.trace.taps import chain
 
 GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from core.finding import Finding
-from core.grid import layers, marks, value
 from core.grid_text import LINE_WIDTH, grid_text, title_lines
 from core.model.stages import GRID, place_text
 from core.system.numbers import short
 from core.system.safe_text import safe_text
-from core.trace import Trace
+from core.trace.finding import Finding
+from core.trace.grid import layers, marks, value
+from core.trace.record import Trace
 
 MAX_TOKENS = 32  # listed; the rest stands in manifest.json
 WITNESS = {True: "yes, bit for bit", False: "NO: watching changed the result", None: "NOT_MEASURED"}

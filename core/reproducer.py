@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from core.faults.wrong_ops import LINEAR, NORMS, SOURCES
-from core.measures import LocalError
 from core.model.arch import stage_weights
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.ops import rope_angles
 from core.model.stages import Place, place_text
 from core.quant.dequantize import decode_rows
-from core.run import Side
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
-from core.tap import chain
+from core.trace.measures import LocalError
+from core.trace.run import Side
+from core.trace.taps import chain
 
 ROWS = 64  # of the weights of a product: those of the channels furthest off
 

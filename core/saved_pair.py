@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from core.measures import Difference
 from core.model.stages import GRID, Place, place_order, place_text
-from core.stats import Stats
-from core.trace import Trace
+from core.trace.measures import Difference
+from core.trace.record import Trace
+from core.trace.stats import Stats
 
 HALF = 0.5  # of the last printed decimal
 UNMEASURED = 10.0  # times the least floor or the compute's unit: what rounding may grow to through the layers

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.events import Emit, Event, no_emit
-from core.finding import Finding
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch, stage_weights
 from core.model.stages import Place, scope_positions
@@ -29,12 +27,14 @@ from core.opening import (
     ready,
     room,
 )
-from core.source import Prompt, Source
-from core.spikes import find_hints
-from core.stats import Cell
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
-from core.trace import Trace
+from core.trace.events import Emit, Event, no_emit
+from core.trace.finding import Finding
+from core.trace.hints import find_hints
+from core.trace.record import Trace
+from core.trace.request import Prompt, Source
+from core.trace.stats import Cell
 from core.verdict import Bisection, Check, Comparison
 
 __all__ = [
@@ -73,7 +73,7 @@ def trace(
         raise UsageError(f"--scope {scope}: the prompt has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}.")
     emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
-    from core import run
+    from core.trace import run
 
     emit(Event("phase", "tracing"))
     kept: dict[Place, Any] | None = {} if keep_values else None
@@ -169,9 +169,9 @@ def check(
     tokens = encode_beside(file, prompt or Prompt(), lambda: load_torch(source.device, emit))
     emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
-    from core import run
     from core.replay import replay
-    from core.tap import record
+    from core.trace import run
+    from core.trace.taps import record
 
     emit(Event("phase", "checking against float64"))
     cells: dict[Place, Cell] = {}

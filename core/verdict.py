@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.measures import Difference, LocalError
 from core.model.stages import Place, place_order, place_text, stage_named
+from core.trace.measures import Difference, LocalError
 
 if TYPE_CHECKING:
-    from core.trace import Trace
+    from core.trace.record import Trace
 
 VERDICTS = {
     "AGREE": "no cell differs, and no hint names a spike",

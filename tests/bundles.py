@@ -9,8 +9,8 @@ from dataclasses import replace
 from traces import cells_of, trace_of, values
 
 from core.evidence import write_bundle
-from core.spikes import find_hints
-from core.stats import Factors, Massive
+from core.trace.hints import find_hints
+from core.trace.stats import Factors, Massive
 
 TABLES = ("stats.csv", "grid-std.csv", "tokens.csv", "findings.json", "report.txt", "report.md")
 

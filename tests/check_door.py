@@ -7,11 +7,11 @@ from functools import cache
 
 from screen_door import FakeDoor, pair, spiky_trace
 
-from core.events import Event
-from core.measures import LocalError
 from core.model.stages import STAGES, Place
 from core.system.errors import Cancelled
-from core.trace import Trace
+from core.trace.events import Event
+from core.trace.measures import LocalError
+from core.trace.record import Trace
 from core.verdict import Bisection, Check, Comparison, Ladder, Rung
 
 N_LAYER = 10

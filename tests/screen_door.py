@@ -17,13 +17,13 @@ from traces import FACTS, cells_of, values
 from apr_tui import check_screen, compare_view, paint, trace_screen
 from apr_tui.app import Console
 from apr_tui.door import Request
-from core.events import Event
-from core.measures import Difference
 from core.model.stages import place_order
-from core.spikes import find_hints
-from core.stats import Factors
 from core.system.errors import Cancelled, FileError
-from core.trace import NextToken, Token, Trace
+from core.trace.events import Event
+from core.trace.hints import find_hints
+from core.trace.measures import Difference
+from core.trace.record import NextToken, Token, Trace
+from core.trace.stats import Factors
 from core.verdict import Comparison
 
 SCREENS = Path(__file__).parent / "screens"

@@ -26,13 +26,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 from core import session
 from core.distance import nmse
 from core.faults.value_faults import PLANTS
-from core.measures import BAD_FACTOR
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
-from core.run import open_side
-from core.source import Prompt, Source
-from core.tap import chain, record_values
+from core.trace.measures import BAD_FACTOR
+from core.trace.request import Prompt, Source
+from core.trace.run import open_side
+from core.trace.taps import chain, record_values
 from tests.small_models import write_model
 
 N_LAYER, LAYERS = 4, (0, 1, 3)

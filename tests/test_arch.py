@@ -13,8 +13,8 @@ from core.formats.model_file import LazyArray
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.model.convert import convert
-from core.source import Prompt, Source
 from core.system.errors import FileError
+from core.trace.request import Prompt, Source
 from core.train.data.vocabulary import file_vocabulary
 from tests.small_models import write_model
 

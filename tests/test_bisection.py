@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from core import session
-from core.events import Event
-from core.source import Prompt, Source
 from core.system.errors import Cancelled, UsageError
+from core.trace.events import Event
+from core.trace.request import Prompt, Source
 from tests.small_models import IDS, write_model
 
 PROMPT = Prompt(tokens=IDS)

@@ -15,10 +15,10 @@ from traces import cells_of, published_cells, trace_of, values
 
 from core import cell_table
 from core.evidence import read_bundle
-from core.spikes import find_hints
 from core.system.errors import FileError
 from core.system.json_text import plain
-from core.value_file import open_values
+from core.trace.hints import find_hints
+from core.trace.values_file import open_values
 
 # opened again
 

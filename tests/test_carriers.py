@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from traces import cells_of, spiking, values
 
-from core.spikes import find_hints
+from core.trace.hints import find_hints
 
 
 def test_the_first_token_that_carries_a_spike_alone_looks_like_the_model():

@@ -20,8 +20,8 @@ from apr_tui import cli, commands
 from apr_tui.options import COMMANDS
 from core import session
 from core.model.stages import GRID
-from core.source import Source, parse_source
 from core.system.errors import UsageError
+from core.trace.request import Source, parse_source
 from tests.builders import tiny_vocab
 from tests.small_models import write_model
 
@@ -216,7 +216,7 @@ def test_without_a_witness_nothing_is_claimed(run, model):
 
 @pytest.mark.parametrize("command", ["trace", "check", "compare"])
 def test_a_run_that_watching_changes_exits_1(command, run, model, monkeypatch):
-    for module in ("core.run", "core.pair"):
+    for module in ("core.trace.run", "core.pair"):
         monkeypatch.setattr(f"{module}.same_bits", lambda a, b: False)
     assert run(command, *([model] * (2 if command == "compare" else 1)), *TOKENS).code == 1
 

@@ -429,8 +429,8 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 def test_values_of_another_shape_are_no_pass():
     from core.compare import Question, judge_saved
-    from core.events import no_emit
     from core.system.cancel import never
+    from core.trace.events import no_emit
 
     arrays = values(n_layer=2)
     cells = cells_of(arrays)
@@ -441,8 +441,8 @@ def test_values_of_another_shape_are_no_pass():
 
 def test_nothing_in_common_is_no_pass():
     from core.compare import Question, judge_saved
-    from core.events import no_emit
     from core.system.cancel import never
+    from core.trace.events import no_emit
 
     arrays = values(n_layer=1)
     cells = cells_of(arrays)

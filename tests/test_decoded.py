@@ -9,9 +9,9 @@ import pytest
 from core import session
 from core.decoded import decoded_cells
 from core.model.forward import Cache
-from core.run import open_side
-from core.source import Prompt, Source
 from core.system.errors import UsageError
+from core.trace.request import Prompt, Source
+from core.trace.run import open_side
 from tests.small_models import IDS, write_model
 
 

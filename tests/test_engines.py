@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from core import run, session
+from core import session
 from core.captured import missing_before
-from core.events import no_emit
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
-from core.source import Prompt, Source
 from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
 from core.sources.engine_trace import folder_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
+from core.trace import run
+from core.trace.events import no_emit
+from core.trace.request import Prompt, Source
 from tests.small_models import IDS, write_model
 
 FAKE = Path(__file__).parent / "fake_engine.py"

@@ -20,12 +20,12 @@ from traces import cells_of, trace_of, values
 from core import evidence
 from core.evidence import hold_csv, read_bundle, write_wide_csv
 from core.model.stages import GRID, SCOPES
-from core.spikes import find_hints
-from core.stats import TokenStats
 from core.system.atomic import check_out
 from core.system.atomic_file_tmp import new_file
 from core.system.errors import OutputError, UsageError
-from core.trace import NextToken, Token
+from core.trace.hints import find_hints
+from core.trace.record import NextToken, Token
+from core.trace.stats import TokenStats
 
 STATS = ["layer", "stage", "scope", "count", "mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero",
          "peak_token", "peak_channel", "nan_token", "nan_channel"]

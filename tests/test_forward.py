@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.events import no_emit
 from core.formats.open_model import open_model
 from core.model import matmul
 from core.model.forward import Cache, Model, forward
@@ -17,10 +16,11 @@ from core.model.lockstep import Lane, drive
 from core.model.stages import Place, place_text
 from core.quant import activations
 from core.quant.weight import Weight
-from core.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled
-from core.tap import no_tap
+from core.trace.events import no_emit
+from core.trace.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
+from core.trace.taps import no_tap
 from tests.golden.make import HERE, MODELS, TOKENS, build, reference, signed_sums, stds, weights_digest
 from tests.small_models import IDS, quantised, write_model
 

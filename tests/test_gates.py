@@ -9,10 +9,10 @@ import pytest
 
 from core import session
 from core.gates import GATES, contract_gates, judge_gates
-from core.source import Prompt, Source
-from core.stats import ScopeStats, Stats
 from core.system.errors import FileError
-from core.trace import Facts, Trace
+from core.trace.record import Facts, Trace
+from core.trace.request import Prompt, Source
+from core.trace.stats import ScopeStats, Stats
 from tests.small_models import IDS, write_model
 
 UNKNOWN = Facts(None, None, None, None, None, None)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from traces import cells_of, published_cells, trace_of
 
-from core.grid import marks, value
 from core.grid_text import cell_text, grid_text, header_lines
-from core.marks import METRICS
 from core.model.stages import GRID
-from core.spikes import find_hints
-from core.stats import ScopeStats, Stats
 from core.system.numbers import short
+from core.trace.grid import marks, value
+from core.trace.hints import find_hints
+from core.trace.marks import METRICS
+from core.trace.stats import ScopeStats, Stats
 
 
 @pytest.mark.parametrize("x,text", [

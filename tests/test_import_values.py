@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from core.sources.imports import import_trace
-from core.sources.measure import measure_array
-from core.stats import ScopeStats, TokenStats
 from core.system.errors import FileError, UsageError
+from core.trace.measure import measure_array
+from core.trace.stats import ScopeStats, TokenStats
 
 D, H, K, F, V, T = 8, 8, 4, 12, 50, 3
 WIDTHS = {
@@ -119,7 +119,7 @@ def test_q_and_k_that_do_not_make_qkv_are_refused(dump):
 
 def test_an_array_is_measured_as_the_tap_measures_a_tensor():
     torch = pytest.importorskip("torch")
-    from core.tap import measure
+    from core.trace.taps import measure
 
     rng = np.random.default_rng(3)
     x = rng.normal(size=(4, 300)).astype(np.float32)

@@ -9,8 +9,8 @@ import pytest
 
 from core.model.stages import GRID
 from core.sources.imports import import_trace
-from core.spikes import find_hints
 from core.system.errors import FileError, UsageError
+from core.trace.hints import find_hints
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data")

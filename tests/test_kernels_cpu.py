@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from core import tap
 from core.kernels.cpu import build as kernel_library
 from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
 from core.kernels.cpu.build import FUSED, Absent, Library, library, load
@@ -20,8 +19,9 @@ from core.quant import activations
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from core.stats import COUNTS, MOMENTS
 from core.system.errors import Cancelled
+from core.trace import taps as tap
+from core.trace.stats import COUNTS, MOMENTS
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens

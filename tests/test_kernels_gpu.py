@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from core import tap
-from core.events import no_emit
 from core.formats.open_model import open_model
 from core.kernels.gpu.planes import LAYOUTS, to_planes
 from core.model import matmul, ops
@@ -21,8 +19,10 @@ from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from core.run import Side, _decode, continue_greedily, open_side, run_traced
 from core.system.cancel import never
+from core.trace import taps as tap
+from core.trace.events import no_emit
+from core.trace.run import Side, _decode, continue_greedily, open_side, run_traced
 from tests.small_models import IDS, write_model
 from tests.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.events import no_emit
 from core.faults.value_faults import EVERY, PLANTS, parse_plant, plant_table, plant_tap
 from core.formats.open_model import open_model
 from core.model.stages import place_order
-from core.run import open_side, run_traced
 from core.system.cancel import never
 from core.system.errors import UsageError
+from core.trace.events import no_emit
+from core.trace.run import open_side, run_traced
 from tests.small_models import IDS, write_model
 
 X = torch.arange(1.0, 9.0).reshape(2, 4)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.stats import Stats
 from core.system.json_text import from_json, number, to_json
 from core.system.safe_text import safe_text
-from core.trace import Token
+from core.trace.record import Token
+from core.trace.stats import Stats
 
 
 def test_json_has_strings_for_what_json_cannot_say():

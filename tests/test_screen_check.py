@@ -17,8 +17,8 @@ from traces import token_stats
 from apr_tui.check_view import CHECK_METRICS, CheckView
 from apr_tui.door import Request
 from apr_tui.options import COMMANDS, command_parser
-from core.measures import Difference, LocalError
 from core.system.errors import UsageError
+from core.trace.measures import Difference, LocalError
 from core.verdict import Bisection
 
 
@@ -360,7 +360,7 @@ def test_a_real_check_tells_every_error_while_it_runs(tmp_path):
     from small_models import write_model
 
     from core import session
-    from core.source import Prompt, Source
+    from core.trace.request import Prompt, Source
 
     told = []
     source = Source(write_model(tmp_path / "m.gguf"), plant="negate@1.ffn_silu")

@@ -10,7 +10,7 @@ from screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, 
 from apr_tui import keys as table
 from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
 from core.model.stages import STAGES
-from core.stats import ScopeStats, Stats
+from core.trace.stats import ScopeStats, Stats
 
 
 async def test_enter_opens_the_layer_of_the_spike_and_says_why_it_grew(monkeypatch):

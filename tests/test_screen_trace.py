@@ -13,8 +13,8 @@ from traces import token_stats
 
 from apr_tui.grid_view import HEADER, GridView
 from apr_tui.run_worker import Progress
-from core.stats import ScopeStats
 from core.system.errors import UsageError
+from core.trace.stats import ScopeStats
 
 
 async def jump(app, pilot, text):

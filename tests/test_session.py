@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from core import opening, session
-from core.events import Event, no_emit
 from core.model.stages import GRID, STAGES, place_order
 from core.system import gpus as telemetry
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.system.gpus import Gpu
-from core.trace import Token
+from core.trace.events import Event, no_emit
+from core.trace.record import Token
 from tests.small_models import IDS, write_model
 from tests.traces import trace_of
 
@@ -247,7 +247,7 @@ def test_the_same_input_gives_the_same_trace(source, traced):
 
 def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
     begin = ("from pathlib import Path; from core import opening, session\nfrom core.source import Prompt, Source\n"
-             "from core.events import no_emit\n")
+             "from core.trace.events import no_emit\n")
     return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).parents[1])
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from traces import cells_of, published_cells, spiking, token_stats, values
 
-from core.grid import marks, ratio
-from core.spikes import find_hints
-from core.stats import Massive, ScopeStats, Stats
+from core.trace.grid import marks, ratio
+from core.trace.hints import find_hints
+from core.trace.stats import Massive, ScopeStats, Stats
 
 FLOAT32_ERROR = 1e-5  # numpy takes the std of float32 values in float32
 RATIOS = ("ratio", "precursor", "downstream", "fall")

@@ -10,7 +10,7 @@ import pytest
 from traces import token_stats
 
 from core.model.stages import SCOPES
-from core.stats import ScopeStats, Stats, merge_moments
+from core.trace.stats import ScopeStats, Stats, merge_moments
 
 MERGE_ERROR = 1e-13  # relative: a few hundred float64 roundings
 SHIFT_ERROR = 1e-9   # relative, of a spread of 1 around 1e6: the mean's own rounding is 1e-10

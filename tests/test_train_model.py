@@ -12,7 +12,7 @@ from core.model import lockstep as lanes
 from core.model.arch import read_arch
 from core.model.forward import Model, forward
 from core.system.errors import UsageError
-from core.tap import record_values
+from core.trace.taps import record_values
 from core.train.checkpoint import State, model_of, write_checkpoint
 from core.train.checks.probes import GOLDEN_TOLERANCE, golden_difference
 from core.train.config import TrainOptions, settle

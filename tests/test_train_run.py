@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import core.train.checkpoint
 from core import session
-from core.source import Prompt, Source
 from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
 from core.system.json_text import plain
+from core.trace.request import Prompt, Source
 from core.train.checkpoint import checkpoints, read_checkpoint
 from core.train.config import TrainOptions, settle
 from core.train.log import Lines, rewind

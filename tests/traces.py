@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import STAGES, Place
-from core.stats import Cell, ScopeStats, Stats, TokenStats, packed
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.stats import Cell, ScopeStats, Stats, TokenStats, packed
 
 # Published std of a 7B model, all 7 tokens: ffn_silu, ffn_swigl, ffn_out, output, layer by layer.
 PUBLISHED = """

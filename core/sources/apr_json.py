@@ -13,10 +13,10 @@ from typing import Any
 
 from core.model.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
-from core.stats import Stats
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number
-from core.trace import Facts, NextToken, Token, Trace, is_token_id
+from core.trace.record import Facts, NextToken, Token, Trace, is_token_id
+from core.trace.stats import Stats
 
 DEFINITION = "sample"
 REQUIRED = ("attn_norm", "qkv", "attn_out", "ffn_norm", "ffn_out", "output")

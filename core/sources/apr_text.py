@@ -21,9 +21,9 @@ from core.sources.contract import (
     unknown_notes,
     without_unmeasured,
 )
-from core.stats import Stats
 from core.system.errors import FileError
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.stats import Stats
 
 HEADINGS = {  # how a line begins that opens a section
     "EMBEDDING:": "embedding", "LAYER-BY-LAYER": "layers", "FINAL LAYER NORM": "final_norm", "LM_HEAD": "logits",

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from core.model.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
 from core.sources.contract import Said, unknown_notes
-from core.sources.measure import measure_array
-from core.stats import Cell, ScopeStats
 from core.system.errors import FileError, UsageError
-from core.trace import Facts, Token, Trace
+from core.trace.measure import measure_array
+from core.trace.record import Facts, Token, Trace
+from core.trace.stats import Cell, ScopeStats
 
 MAGIC, HEADER_BYTES, WHOLE_MODEL = b"APRT", 12, 0xFFFFFFFF
 STAGE_FILES = {  # file's stem -> our stage; of two files for one stage the later row is taken

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from core.model.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
-from core.stats import ScopeStats, Stats
 from core.system.errors import FileError, UsageError
-from core.trace import is_token_id
+from core.trace.record import is_token_id
+from core.trace.stats import ScopeStats, Stats
 
 DEFINITIONS = ("sample", "population")
 SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.events import Emit, Event
 from core.model.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, UsageError
 from core.system.safe_text import safe_text
-from core.value_file import open_values
+from core.trace.events import Emit, Event
+from core.trace.values_file import open_values
 
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
 PATIENCE = 600.0  # seconds without a sign of life, after which an engine hangs: loading a 7B file takes two minutes
@@ -207,7 +207,7 @@ def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
 
 def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> None:
     """Write a child's values and then its answer, which stands only when all is there."""
-    from core.value_file import write_values
+    from core.trace.values_file import write_values
 
     write_values(folder / VALUES, values)
     (folder / (ANSWER + ".part")).write_text(json.dumps(asdict(answer)))

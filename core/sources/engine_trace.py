@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.events import Emit, Event
 from core.model.stages import place_order
-from core.source import Prompt, Source
 from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
-from core.sources.measure import measure_array
-from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.text.tokenizer import hold_text
-from core.trace import Facts, NextToken, Token, Trace
+from core.trace.events import Emit, Event
+from core.trace.measure import measure_array
+from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.request import Prompt, Source
+from core.trace.stats import Cell
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

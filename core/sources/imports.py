@@ -14,7 +14,7 @@ from core.sources.aprt import read_aprt_folder
 from core.sources.contract import Said, check_said
 from core.sources.wide_csv import read_wide_csv
 from core.system.errors import FileError
-from core.trace import Trace
+from core.trace.record import Trace
 
 LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
 Reader = Callable[[str, Path, Said], Trace]

@@ -16,9 +16,9 @@ from core.sources.contract import (
     unknown_notes,
     without_unmeasured,
 )
-from core.stats import Stats
 from core.system.errors import FileError
-from core.trace import Facts, Token, Trace
+from core.trace.record import Facts, Token, Trace
+from core.trace.stats import Stats
 
 LONGEST = 64  # characters of a printed number
 

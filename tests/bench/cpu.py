@@ -93,7 +93,7 @@ def take_memory(children: Mapping[str, Child], model: Path, threads: int, prompt
 FIRST_ROW = """
 import time; began = time.time()
 import json, sys; from pathlib import Path; import apr_tui.commands; from core import session
-from core.source import Prompt, Source
+from core.trace.request import Prompt, Source
 said = {}
 def emit(e):
     said.setdefault(e.text.split()[0] if e.kind == "phase" else e.kind, time.time())

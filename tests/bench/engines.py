@@ -32,15 +32,15 @@ class Ours:
 
     def __init__(self, model: Path, threads: int) -> None:
         from core import opening
-        from core.events import no_emit
         from core.formats import open_model as reader
+        from core.trace.events import no_emit
 
         opening.load_torch("cpu", no_emit)
         import torch
 
         from core.model.matmul import kernel_path
         from core.quant.activations import COMPUTES
-        from core.run import open_side
+        from core.trace.run import open_side
 
         file = reader.open_model(model)
         self.sides = {compute: open_side(file, "cpu", compute, threads) for compute in COMPUTES}
@@ -50,11 +50,11 @@ class Ours:
 
     def prompt(self, n: int, way: str, compute: str = "f32") -> float:
         """Seconds of one prompt. way: untraced, traced, or witness (traced, with the witness beside it)."""
-        from core.events import no_emit
         from core.model.lockstep import drive
-        from core.run import run_traced
         from core.system.cancel import never
-        from core.tap import no_tap
+        from core.trace.events import no_emit
+        from core.trace.run import run_traced
+        from core.trace.taps import no_tap
 
         side, tokens = self.sides[compute], tokens_of(n, self.n_vocab)
         start = time.perf_counter()
@@ -66,7 +66,7 @@ class Ours:
 
     def decode(self, n: int) -> float:
         """Seconds of n greedy tokens after a short prompt."""
-        from core.run import continue_greedily
+        from core.trace.run import continue_greedily
 
         said: list[float] = []
         tokens = tokens_of(DECODE_PROMPT, self.n_vocab)
@@ -139,7 +139,7 @@ class LlamaCpp:
 
         from core.sources.engine import Ask
         from core.sources.llama_cpp import Watcher, _Tensor
-        from core.tap import measure
+        from core.trace.taps import measure
 
         class Measuring(Watcher):
             def _take(self, address: int, part: tuple[int | None, str]) -> None:

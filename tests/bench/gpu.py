@@ -124,8 +124,8 @@ def products(clock: Clock, side: Any, rates: dict[str, float]) -> list[dict[str,
 
 def decode(clock: Clock, side: Any, rates: dict[str, float]) -> dict[str, Any]:
     """Milliseconds a token of greedy decoding through a captured graph, and of the forward launched by the host."""
-    from core.run import _decode, continue_greedily
     from core.system.cancel import never
+    from core.trace.run import _decode, continue_greedily
 
     n_prompt, n_token = (2, 4) if clock.device == "cpu" else (DECODE_PROMPT, N_DECODE)
     prompt, marks = [i * 7919 % side.model.arch.n_vocab for i in range(n_prompt)], list[float]()
@@ -151,9 +151,9 @@ def moved(side: Any) -> int:
 
 def prompts(clock: Clock, side: Any, rates: dict[str, float], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Milliseconds of whole prompts, untraced and traced in turns, and what the host needs to launch one."""
-    from core.device_watch import record_on_device
     from core.model.lockstep import drive
-    from core.tap import no_tap
+    from core.trace.gpu_tap import record_on_device
+    from core.trace.taps import no_tap
 
     floor, rows = moved(side) / rates["copy_gb_s"] / 1e6, []
     for n in sizes:
@@ -188,9 +188,9 @@ def weights_of(side: Any) -> int:
 
 def same_bits_when_traced(side: Any, n: int) -> bool:
     """Whether a watched prompt leaves the logits' bits as they are."""
-    from core.events import no_emit
-    from core.run import run_traced
     from core.system.cancel import never
+    from core.trace.events import no_emit
+    from core.trace.run import run_traced
 
     ids = [i * 7919 % side.model.arch.n_vocab for i in range(n)]
     _, _, same = run_traced(side, ids, witness=True, layers=None, keep=None, emit=no_emit, cancelled=never)
@@ -230,7 +230,7 @@ def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
     import triton
 
     from core.formats.open_model import open_model
-    from core.run import open_side
+    from core.trace.run import open_side
 
     device = "cpu" if args.dry_run else "cuda:0"
     clock = Clock(device)

@@ -17,7 +17,7 @@ from core.kernels.cpu.bindings import TOP_CHANNELS, Measured, Peak, correlate, f
 from core.kernels.cpu.build import Library, library
 from core.model.forward import Tap
 from core.model.stages import Place
-from core.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
+from core.trace.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
 BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.model.stages import Place
-from core.stats import Cell
+from core.trace.stats import Cell
 
 
 @dataclass(frozen=True, slots=True)

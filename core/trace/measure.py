@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from core.stats import COUNTS, MOMENTS, Factors, Massive, TokenStats, packed
+from core.trace.stats import COUNTS, MOMENTS, Factors, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN.md: massive activation
 TOP_CHANNELS = 8

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.carriers import carrier, carrier_phrase, carrier_token, std_T, times_text
-from core.finding import Finding
-from core.grid import Cells, divided, falls, ratios, stats_at
-from core.marks import FALL_RATIO, WATCH_RATIO
 from core.model.stages import GRID, Place, place_order, place_text, scope_positions
-from core.stats import Cell, Stats, TokenStats
 from core.system.numbers import short
-from core.trace import Trace
+from core.trace.finding import Finding
+from core.trace.grid import Cells, divided, falls, ratios, stats_at
+from core.trace.marks import FALL_RATIO, WATCH_RATIO
+from core.trace.record import Trace
+from core.trace.stats import Cell, Stats, TokenStats
+from core.trace.token_share import carrier, carrier_phrase, carrier_token, std_T, times_text
 
 MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median

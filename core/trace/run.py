@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.events import Emit, Event
 from core.faults.value_faults import parse_plant, plant_tap
 from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
@@ -21,13 +20,14 @@ from core.model.graph_decode import decode_captured, likeliest
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place
 from core.quant.activations import COMPUTES
-from core.stats import Cell
 from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
-from core.tap import chain, no_tap, record
 from core.text.tokenizer import open_tokenizer
-from core.trace import NextToken
+from core.trace.events import Emit, Event
+from core.trace.record import NextToken
+from core.trace.stats import Cell
+from core.trace.taps import chain, no_tap, record
 
 SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
 
@@ -101,7 +101,7 @@ def _recorder(side: Side) -> Callable[..., Tap]:
     """The watching tap of the side's device."""
     if side.model.resident is None:
         return record
-    from core.device_watch import record_on_device
+    from core.trace.gpu_tap import record_on_device
 
     return record_on_device
 

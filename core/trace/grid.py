@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from core.marks import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, WATCH, WATCH_RATIO
 from core.model.stages import GRID, Place, place_order
+from core.trace.marks import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, WATCH, WATCH_RATIO
 
 if TYPE_CHECKING:  # a screen reads its grid before numpy is loaded
-    from core.stats import Cell, Stats
+    from core.trace.stats import Cell, Stats
 
 Cells: TypeAlias = "Mapping[Place, Cell]"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.model.forward import Tap
 from core.model.stages import Place
-from core.stats import TokenStats
-from core.tap import FACTORS, MASSIVE_SIZE, finish
+from core.trace.stats import TokenStats
+from core.trace.taps import FACTORS, MASSIVE_SIZE, finish
 
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.measures import LocalError
 from core.model.stages import Place
-from core.stats import Cell
-from core.trace import Token
+from core.trace.measures import LocalError
+from core.trace.record import Token
+from core.trace.stats import Cell
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.grid import Cells, divided
-from core.marks import WATCH_RATIO
 from core.model.stages import Place, scope_positions
-from core.stats import Floats, TokenStats, merge_moments
+from core.trace.grid import Cells, divided
+from core.trace.marks import WATCH_RATIO
+from core.trace.stats import Floats, TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # a token with more than half of the spread carries it
 
