@@ -261,7 +261,7 @@ def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Seque
 
 def write_demo(out: Path, *, fault: str | None, force: bool) -> tuple[Path, Path]:
     """Write demo.gguf and demo.apr into a folder, with a bug in the .apr's bytes where fault names one."""
-    from core import demo
+    from core.demo import files as demo
 
     return demo.write_demo(out, fault=fault, force=force)
 
@@ -286,7 +286,7 @@ def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[
 
 def ensure_demo() -> tuple[Path, Path]:
     """Build the demonstration pair once (about two seconds) and return demo.gguf and demo.apr."""
-    from core import demo
+    from core.demo import files as demo
 
     return demo.ensure_demo()
 

@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 import pytest
 
-from core import demo
-from core.demo_model import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
+from core.demo import files as demo
+from core.demo.weights import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
 from core.faults.byte_faults import FAULTS, PLANTED_KEY, TENSORS, plant_fault
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from core.demo_model import demo_model
+from core.demo.weights import demo_model
 from core.faults.byte_faults import plant_fault
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
