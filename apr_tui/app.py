@@ -30,7 +30,7 @@ from core.system.errors import AprError, Cancelled
 if TYPE_CHECKING:
     from apr_tui.train_worker import Training
     from core.formats.model_file import ModelFile
-    from core.verdict import Bisection
+    from core.proof.verdict import Bisection
 
 TICK_S = 0.25
 MEMORY_S = 1.0

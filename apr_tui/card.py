@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from apr_tui.paint import Rows, Span, foreign, plain, wrap
 from apr_tui.pair_lines import verdict_spans
 from core.model.stages import Place, place_text
+from core.proof.verdict import VERDICTS, Check, Comparison
 from core.system.numbers import short
 from core.trace.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
-from core.verdict import VERDICTS, Check, Comparison
 
 if TYPE_CHECKING:
     from core.trace.record import Trace

@@ -10,8 +10,8 @@ from core.model.stages import Place, place_order
 from core.trace.marks import ABSENT, BAD, OK, UNKNOWN
 
 if TYPE_CHECKING:
+    from core.proof.verdict import Check
     from core.trace.measures import LocalError
-    from core.verdict import Check
 
 CHECK_METRICS = ("nmse", "sqnr_db", "floor", "multiple")
 

@@ -14,14 +14,14 @@ from apr_tui.launch import open_console, prompt_of, read_text, source_of
 from apr_tui.leaving import on_signals
 from core import session
 from core.evidence import hold_csv
-from core.gates import contract_gates, judge_gates
+from core.proof.contract_gates import contract_gates, judge_gates
+from core.proof.verdict import EXIT_CODES
 from core.report import report_text
 from core.system.errors import UsageError
 from core.system.json_text import to_json
 from core.trace.events import Emit, Event
 from core.trace.record import Trace
 from core.trace.request import Prompt
-from core.verdict import EXIT_CODES
 from core.verdict_files import bisection_document, check_document, comparison_document
 
 TRACED_DIFFERS = 1

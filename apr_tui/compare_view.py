@@ -24,7 +24,7 @@ from core.system.numbers import short
 
 if TYPE_CHECKING:
     from apr_tui.host import Host
-    from core.verdict import Bisection, Comparison
+    from core.proof.verdict import Bisection, Comparison
 
 
 class CompareScreen(VerdictScreen):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
+    from core.proof.verdict import Bisection, Check, Comparison
     from core.system.cancel import IsCancelled
     from core.trace.events import Emit
     from core.trace.finding import Finding
     from core.trace.record import Trace
     from core.trace.request import Prompt, Source
-    from core.verdict import Bisection, Check, Comparison
 
 DEFAULT_PROMPT = "What is 2+2?"
 WeightFacts = tuple[str, str, tuple[int, ...]]  # name, quant type, shape

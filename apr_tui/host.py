@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from apr_tui.run_worker import Feed, Frame
     from apr_tui.train_worker import Training
     from core.formats.model_file import ModelFile
-    from core.verdict import Bisection
+    from core.proof.verdict import Bisection
 
 
 class Owner(Protocol):

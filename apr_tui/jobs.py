@@ -12,9 +12,9 @@ from apr_tui.run_worker import Feed
 
 if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
+    from core.proof.verdict import Bisection, Check, Comparison
     from core.trace.finding import Finding
     from core.trace.record import Trace
-    from core.verdict import Bisection, Check, Comparison
 
 
 @dataclass(frozen=True, slots=True)

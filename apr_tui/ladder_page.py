@@ -13,8 +13,8 @@ from apr_tui.run_worker import Frame
 from apr_tui.stage_lines import beside
 from apr_tui.status import export_note
 from core.model.stages import place_order, place_text
+from core.proof.verdict import RECOVERED, Bisection, Ladder, Rung
 from core.system.numbers import short
-from core.verdict import RECOVERED, Bisection, Ladder, Rung
 
 if TYPE_CHECKING:
     from apr_tui.compare_view import CompareScreen

@@ -9,11 +9,11 @@ from rich.cells import cell_len
 from apr_tui.paint import STATES, Rows, Span, foreign
 from apr_tui.stage_lines import fit_text
 from core.model.stages import Place, place_text
+from core.proof.verdict import VERDICTS, Comparison
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
 from core.trace.measures import SAME, Difference
-from core.verdict import VERDICTS, Comparison
 
 if TYPE_CHECKING:
     from apr_tui.view import PairView

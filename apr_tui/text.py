@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.gates import Gate
 from core.model.stages import GRID, place_text
+from core.proof.contract_gates import Gate
+from core.proof.verdict import VERDICTS, Bisection, Check, Comparison
 from core.report import WITNESS
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
 from core.trace.grid import value
 from core.trace.record import Trace
-from core.verdict import VERDICTS, Bisection, Check, Comparison
 
 
 def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Sequence[Gate] = ()) -> str:

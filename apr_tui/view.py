@@ -11,9 +11,9 @@ from core.trace.grid import marks, value
 from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
 
 if TYPE_CHECKING:
+    from core.proof.verdict import Comparison
     from core.trace.finding import Finding
     from core.trace.record import Trace
-    from core.verdict import Comparison
 
 PAIR_METRICS = ("rel_l2", "A", "B", "ratio", "inherited", "local", "cosine", "max_abs")
 PAIR_MARKS = {"same": OK, "unclear": WATCH, "differs": BAD, "absent": ABSENT}

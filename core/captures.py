@@ -14,6 +14,7 @@ from core import opening
 from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
 from core.model.stages import Place, place_order
+from core.proof.verdict import Check, Comparison
 from core.sources.engine_trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
@@ -22,11 +23,10 @@ from core.trace.events import Emit, Event
 from core.trace.measures import LocalError
 from core.trace.record import Token, Trace
 from core.trace.request import Prompt, Source
-from core.verdict import Check, Comparison
 
 if TYPE_CHECKING:
-    from core.captured import Capture
-    from core.compare import Question
+    from core.proof.capture import Capture
+    from core.proof.judge_pair import Question
     from core.trace.run import Side
 
 TextOf = Callable[[int], str | None]
@@ -73,9 +73,9 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
 
 def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
-    from core.captured import misfits
+    from core.proof.capture import misfits
+    from core.proof.check import replay
     from core.quant.activations import COMPUTES
-    from core.replay import replay
     from core.trace.taps import no_tap
 
     refuse_other_rows(traced)
@@ -115,8 +115,8 @@ def compare_sources(
 
     None where a bundle cannot be judged so: its statistics, or its values without weights, are all there is.
     """
-    from core.captured import Capture
-    from core.captured_verdict import judge_captured
+    from core.proof.capture import Capture
+    from core.proof.judge_capture import judge_captured
 
     for source in (a, b):
         if source.scheme:

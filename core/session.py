@@ -27,6 +27,7 @@ from core.opening import (
     ready,
     room,
 )
+from core.proof.verdict import Bisection, Check, Comparison
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.trace.events import Emit, Event, no_emit
@@ -35,7 +36,6 @@ from core.trace.hints import find_hints
 from core.trace.record import Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
-from core.verdict import Bisection, Check, Comparison
 
 __all__ = [
     "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "ensure_demo",
@@ -91,7 +91,7 @@ def compare(
     keep_values: bool = False, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Comparison:
     """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
-    from core.compare import Question, judge, judge_saved
+    from core.proof.judge_pair import Question, judge, judge_saved
 
     ask = Question(scope, threshold, emit, cancelled, keep_values)
     saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
@@ -115,10 +115,10 @@ def bisect(
         if is_bundle(source.path):
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
     side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
-    from core.bisection import climb
-    from core.compare import Question, judge
-    from core.ladder_file import open_ladder
-    from core.reproducer import write_reproducer
+    from core.proof.bisect import climb
+    from core.proof.judge_pair import Question, judge
+    from core.proof.ladder_cache import open_ladder
+    from core.proof.reproducer import write_reproducer
 
     result = judge(side_a, side_b, trace_a, trace_b, Question(scope, threshold, emit, cancelled))
     if result.first is None:
@@ -169,7 +169,7 @@ def check(
     tokens = encode_beside(file, prompt or Prompt(), lambda: load_torch(source.device, emit))
     emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
-    from core.replay import replay
+    from core.proof.check import replay
     from core.trace import run
     from core.trace.taps import record
 
@@ -187,7 +187,7 @@ def check(
                      observed_equals_unobserved=run.same_bits(*logits))
     if not generate:
         return Check(traced, errors)
-    from core.decoded import decoded_cells
+    from core.proof.check_cache import decoded_cells
 
     emit(Event("phase", "checking generated positions through the cache"))
     ids = [t.id for t in tokens]

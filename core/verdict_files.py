@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from core.evidence import write_bundle
-from core.gates import judge_gates
 from core.manifest import SCHEMA, versions
 from core.model.stages import Place, place_order
+from core.proof.contract_gates import judge_gates
+from core.proof.verdict import Bisection, Check, Comparison
 from core.system.atomic import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
 from core.trace.finding import Finding
 from core.trace.measures import LocalError
-from core.verdict import Bisection, Check, Comparison
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
 LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")

@@ -8,11 +8,11 @@ from functools import cache
 from screen_door import FakeDoor, pair, spiky_trace
 
 from core.model.stages import STAGES, Place
+from core.proof.verdict import Bisection, Check, Comparison, Ladder, Rung
 from core.system.errors import Cancelled
 from core.trace.events import Event
 from core.trace.measures import LocalError
 from core.trace.record import Trace
-from core.verdict import Bisection, Check, Comparison, Ladder, Rung
 
 N_LAYER = 10
 

@@ -18,13 +18,13 @@ from apr_tui import check_screen, compare_view, paint, trace_screen
 from apr_tui.app import Console
 from apr_tui.door import Request
 from core.model.stages import place_order
+from core.proof.verdict import Comparison
 from core.system.errors import Cancelled, FileError
 from core.trace.events import Event
 from core.trace.hints import find_hints
 from core.trace.measures import Difference
 from core.trace.record import NextToken, Token, Trace
 from core.trace.stats import Factors
-from core.verdict import Comparison
 
 SCREENS = Path(__file__).parent / "screens"
 WORDS = ("What", " is", " ", "2", "+", "2", "?")

@@ -24,11 +24,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
 from core import session
-from core.distance import nmse
 from core.faults.value_faults import PLANTS
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
+from core.proof.distance import nmse
 from core.trace.measures import BAD_FACTOR
 from core.trace.request import Prompt, Source
 from core.trace.run import open_side

@@ -216,7 +216,7 @@ def test_without_a_witness_nothing_is_claimed(run, model):
 
 @pytest.mark.parametrize("command", ["trace", "check", "compare"])
 def test_a_run_that_watching_changes_exits_1(command, run, model, monkeypatch):
-    for module in ("core.trace.run", "core.pair"):
+    for module in ("core.trace.run", "core.proof.measure_pair"):
         monkeypatch.setattr(f"{module}.same_bits", lambda a, b: False)
     assert run(command, *([model] * (2 if command == "compare" else 1)), *TOKENS).code == 1
 

@@ -11,8 +11,8 @@ import pytest
 
 from core import session
 from core.model.stages import GRID
+from core.proof.verdict import Comparison
 from core.system.errors import UsageError
-from core.verdict import Comparison
 from tests.small_models import IDS, write_model
 from tests.traces import cells_of, trace_of, values
 
@@ -428,7 +428,7 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 
 def test_values_of_another_shape_are_no_pass():
-    from core.compare import Question, judge_saved
+    from core.proof.judge_pair import Question, judge_saved
     from core.system.cancel import never
     from core.trace.events import no_emit
 
@@ -440,7 +440,7 @@ def test_values_of_another_shape_are_no_pass():
 
 
 def test_nothing_in_common_is_no_pass():
-    from core.compare import Question, judge_saved
+    from core.proof.judge_pair import Question, judge_saved
     from core.system.cancel import never
     from core.trace.events import no_emit
 

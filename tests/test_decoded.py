@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.decoded import decoded_cells
 from core.model.forward import Cache
+from core.proof.check_cache import decoded_cells
 from core.system.errors import UsageError
 from core.trace.request import Prompt, Source
 from core.trace.run import open_side

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from core import session
-from core.captured import missing_before
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
+from core.proof.capture import missing_before
 from core.sources import engine
 from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
 from core.sources.engine_trace import folder_tokens

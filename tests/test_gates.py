@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.gates import GATES, contract_gates, judge_gates
+from core.proof.contract_gates import GATES, contract_gates, judge_gates
 from core.system.errors import FileError
 from core.trace.record import Facts, Trace
 from core.trace.request import Prompt, Source

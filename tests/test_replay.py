@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from core.distance import difference, nmse, relative_l2
 from core.faults.value_faults import PLANTS
 from core.formats.open_model import open_model
 from core.kernels.cpu.build import Absent
 from core.model import matmul
 from core.model.stages import STAGES, Place, place_order, place_text
+from core.proof.check import replay
+from core.proof.distance import difference, nmse, relative_l2
+from core.proof.verdict import Check
 from core.quant.activations import COMPUTES
-from core.replay import replay
 from core.system.cancel import never
 from core.trace.measures import BAD_FACTOR, LocalError
 from core.trace.record import Facts, Trace
 from core.trace.run import open_side, same_bits
 from core.trace.taps import no_tap
-from core.verdict import Check
 from tests.small_models import IDS, write_model
 
 N_LAYER = 3

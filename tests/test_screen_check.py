@@ -17,9 +17,9 @@ from traces import token_stats
 from apr_tui.check_view import CHECK_METRICS, CheckView
 from apr_tui.door import Request
 from apr_tui.options import COMMANDS, command_parser
+from core.proof.verdict import Bisection
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
-from core.verdict import Bisection
 
 
 async def checked(app, pilot):

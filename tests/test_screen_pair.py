@@ -9,8 +9,8 @@ from screen_door import FakeDoor, assert_screen, console, pair, styles_of, text_
 from textual.widgets import Input
 
 from apr_tui.view import PAIR_METRICS
+from core.proof.verdict import VERDICTS
 from core.system.errors import NotComparableError
-from core.verdict import VERDICTS
 
 
 async def compared(app, pilot):

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from core.activation_crush import crush
-from core.captured import Capture, is_whole, misfits, run_beside, unit_of
-from core.comparability import differing_facts, differing_vocabularies
-from core.compare import Question, agreement, blame_file, multiple_of, name_weights, proven_bug
 from core.model.stages import Place, place_order, place_text
-from core.replay import replay
+from core.proof.capture import Capture, is_whole, misfits, run_beside, unit_of
+from core.proof.check import replay
+from core.proof.comparability import differing_facts, differing_vocabularies
+from core.proof.judge_pair import Question, agreement, blame_file, multiple_of, name_weights, proven_bug
+from core.proof.outlier_channel import crush
+from core.proof.verdict import Check, Comparison
+from core.proof.weight_diff import WeightDiff, key_diffs, weight_diffs
 from core.trace.events import Event
 from core.trace.measures import LocalError
 from core.trace.record import Trace
 from core.trace.run import SEED, Side, top_tokens
 from core.trace.taps import no_tap
-from core.verdict import Check, Comparison
-from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 
 CHOICES = ("engine", "compute", "device", "threads")  # facts of a trace that may explain a difference in values
 

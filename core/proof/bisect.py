@@ -14,11 +14,11 @@ from torch import Tensor
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
+from core.proof.verdict import RECOVERED, Ladder, Rung
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event
 from core.trace.run import Side
 from core.trace.taps import chain, patch
-from core.verdict import RECOVERED, Ladder, Rung
 
 LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)
 

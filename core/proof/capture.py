@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.distance import difference, relative_l2
 from core.model.arch import Arch
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import Place, place_order, place_text, stage_named
-from core.pair import LEAST_FLOOR, Pair, judged, scope_rows
+from core.proof.distance import difference, relative_l2
+from core.proof.measure_pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event

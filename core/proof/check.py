@@ -13,13 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.captured import F32_ANGLE, TURNED, Values, captured, missing_before
-from core.distance import nmse, relative_l2
 from core.faults.wrong_ops import Scene
 from core.model.forward import Tap, forward
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place
-from core.symptoms import guess
+from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
+from core.proof.distance import nmse, relative_l2
+from core.proof.guess_fault import guess
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
 from core.trace.run import Side, verifying

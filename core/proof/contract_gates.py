@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from core.model.stages import GRID, place_text
+from core.proof.verdict import Comparison
 from core.system.errors import FileError
 from core.trace.grid import layers, value
 from core.trace.record import Trace
-from core.verdict import Comparison
 
 PASS, FAIL, NOT_MEASURED, SHOWN = "PASS", "FAIL", "NOT_MEASURED", "SHOWN"
 SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out")

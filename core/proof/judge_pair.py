@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from core.activation_crush import crush
-from core.comparability import differing_facts, differing_vocabularies
 from core.model.stages import GRID, Place, place_order, place_text
-from core.pair import Pair, run_pair
-from core.replay import replay
-from core.saved_pair import differing_stats, undeclared_alike, value_cells
+from core.proof.check import replay
+from core.proof.comparability import differing_facts, differing_vocabularies
+from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
+from core.proof.measure_pair import Pair, run_pair
+from core.proof.outlier_channel import crush
+from core.proof.verdict import Check, Comparison
+from core.proof.weight_diff import WeightDiff, key_diffs, weight_diffs
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event
 from core.trace.hints import find_hints
@@ -22,8 +24,6 @@ from core.trace.measures import CLEAR, SAME, Difference, LocalError
 from core.trace.record import Trace
 from core.trace.run import SEED, Side, top_tokens
 from core.trace.taps import no_tap
-from core.verdict import Check, Comparison
-from core.weight_diff import WeightDiff, key_diffs, weight_diffs
 
 NAMED_WEIGHTS = 3  # in a reason; the rest are counted
 

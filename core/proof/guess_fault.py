@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from core.distance import relative_l2
 from core.faults.value_faults import PLANTS
 from core.faults.wrong_ops import Scene
+from core.proof.distance import relative_l2
 
 CLOSE = 10.0  # times the distance that the compute itself costs
 LEAST_DISTANCE = 1e-5  # float32 against float64 through one stage

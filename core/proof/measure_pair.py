@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from core.distance import difference, relative_l2
 from core.model.forward import forward
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place, scope_positions
+from core.proof.distance import difference, relative_l2
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event

@@ -26,8 +26,8 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     """Measure B against A where both kept values; a grid cell that one lacks is absent. {} where a side has none."""
     import torch
 
-    from core.distance import difference
-    from core.pair import LEAST_FLOOR, judged, scope_rows
+    from core.proof.distance import difference
+    from core.proof.measure_pair import LEAST_FLOOR, judged, scope_rows
     from core.quant.activations import COMPUTES
 
     if not a.values or not b.values:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.distance import difference, relative_l2
 from core.model.forward import Cache
 from core.model.lockstep import drive
 from core.model.stages import Place
-from core.pair import LEAST_FLOOR, judged
+from core.proof.distance import difference, relative_l2
+from core.proof.measure_pair import LEAST_FLOOR, judged
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.trace.measures import Difference
