@@ -15,7 +15,7 @@ from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
 from core.model.stages import Place, place_order
 from core.proof.verdict import Check, Comparison
-from core.sources.engine_trace import check_path, folder_tokens, trace_engine
+from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
 from core.text.tokenizer import open_tokenizer

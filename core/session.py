@@ -247,7 +247,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
 def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
     """Read another tool's trace; FileError."""
-    from core.sources import imports
+    from core.sources.imports import open_trace as imports
 
     return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
 

@@ -19,9 +19,9 @@ from core import session
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
 from core.proof.capture import missing_before
-from core.sources import engine
-from core.sources.engine import ENGINES, Answer, Ask, run_engine, write_answer
-from core.sources.engine_trace import folder_tokens
+from core.sources.engines import process as engine
+from core.sources.engines.process import ENGINES, Answer, Ask, run_engine, write_answer
+from core.sources.engines.trace import folder_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
 from core.trace import run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.sources.imports import import_trace
+from core.sources.imports.open_trace import import_trace
 from core.system.errors import FileError, UsageError
 
 

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from core.sources.imports import import_trace
+from core.sources.imports.open_trace import import_trace
 from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
 from core.trace.stats import ScopeStats, TokenStats

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.model.stages import GRID
-from core.sources.imports import import_trace
+from core.sources.imports.open_trace import import_trace
 from core.system.errors import FileError, UsageError
 from core.trace.hints import find_hints
 

@@ -137,8 +137,8 @@ class LlamaCpp:
         import numpy as np
         import torch
 
-        from core.sources.engine import Ask
-        from core.sources.llama_cpp import Watcher, _Tensor
+        from core.sources.engines.llama_cpp import Watcher, _Tensor
+        from core.sources.engines.process import Ask
         from core.trace.taps import measure
 
         class Measuring(Watcher):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from core.model.stages import GRID, UNKNOWN_SCOPE, Place
-from core.sources.contract import (
+from core.sources.imports.stated_facts import (
     Said,
     agreed,
     bad_line,

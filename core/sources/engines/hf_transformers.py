@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.model.stages import Place
-from core.sources.engine import Answer, Ask, stages_wanted, tell
+from core.sources.engines.process import Answer, Ask, stages_wanted, tell
 from core.system.errors import FileError
 
 # model_type -> whether a GGUF file keeps the rows of q and k in another order (RoPE's pairs adjacent)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.model.stages import place_order
-from core.sources.engine import Answer, Ask, Values, find_engine, run_engine
+from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json

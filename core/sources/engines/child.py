@@ -1,4 +1,4 @@
-"""The child process that runs another engine: python -m core.sources.engine_child SCHEME FOLDER. engine.py starts it.
+"""The child process that runs another engine: python -m core.sources.engines.child SCHEME FOLDER. engine.py starts it.
 
 Not for people: a failure here leaves its last line in the log and an exit code.
 """
@@ -14,10 +14,10 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from core.sources.engine import ASK, read_ask, write_answer
+from core.sources.engines.process import ASK, read_ask, write_answer
 from core.system.errors import AprError
 
-MODULES = {"llama.cpp": "core.sources.llama_cpp", "transformers": "core.sources.hf_transformers"}
+MODULES = {"llama.cpp": "core.sources.engines.llama_cpp", "transformers": "core.sources.engines.hf_transformers"}
 FAILED = 3
 
 

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from core.model.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
-from core.sources.contract import (
+from core.sources.imports.stated_facts import (
     Said,
     bad_line,
     printed_decimals,

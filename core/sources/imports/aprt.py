@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
-from core.sources.contract import Said, unknown_notes
+from core.sources.imports.stated_facts import Said, unknown_notes
 from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
 from core.trace.record import Facts, Token, Trace

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.model.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
-from core.sources.contract import Said, agreed, scope_cells, unknown_notes, without_unmeasured
+from core.sources.imports.stated_facts import Said, agreed, scope_cells, unknown_notes, without_unmeasured
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number
 from core.trace.record import Facts, NextToken, Token, Trace, is_token_id

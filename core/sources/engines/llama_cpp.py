@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import Place
-from core.sources.engine import LOG, Answer, Ask, stages_wanted, tell
+from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
 from core.system.errors import FileError
 
 Floats = npt.NDArray[np.float32]

@@ -44,7 +44,7 @@ class Engine:
 
     packages: tuple[str, ...]
     extra: str  # of this project: pip install 'apr-tui[EXTRA]'
-    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engine_child")
+    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engines.child")
 
 
 ENGINES = {

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.sources.apr_json import read_apr_json
-from core.sources.apr_text import read_apr_text
-from core.sources.aprt import read_aprt_folder
-from core.sources.contract import Said, check_said
-from core.sources.wide_csv import read_wide_csv
+from core.sources.imports.apr_json import read_apr_json
+from core.sources.imports.apr_text import read_apr_text
+from core.sources.imports.aprt import read_aprt_folder
+from core.sources.imports.stated_facts import Said, check_said
+from core.sources.imports.wide_csv import read_wide_csv
 from core.system.errors import FileError
 from core.trace.record import Trace
 
