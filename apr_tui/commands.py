@@ -13,16 +13,16 @@ from apr_tui import text
 from apr_tui.launch import open_console, prompt_of, read_text, source_of
 from apr_tui.leaving import on_signals
 from core import session
-from core.evidence import hold_csv
+from core.bundle.report import report_text
+from core.bundle.verdicts import bisection_document, check_document, comparison_document
+from core.bundle.writer import hold_csv
 from core.proof.contract_gates import contract_gates, judge_gates
 from core.proof.verdict import EXIT_CODES
-from core.report import report_text
 from core.system.errors import UsageError
 from core.system.json_text import to_json
 from core.trace.events import Emit, Event
 from core.trace.record import Trace
 from core.trace.request import Prompt
-from core.verdict_files import bisection_document, check_document, comparison_document
 
 TRACED_DIFFERS = 1
 SEVERITY = ("AGREE", "H1", "H3", "INCONCLUSIVE", "NOT_COMPARABLE", "H2")  # of several prompts the worst counts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.bundle.report import WITNESS
 from core.model.stages import GRID, place_text
 from core.proof.contract_gates import Gate
 from core.proof.verdict import VERDICTS, Bisection, Check, Comparison
-from core.report import WITNESS
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding

@@ -42,7 +42,7 @@ def is_bundle(path: Path) -> bool:
 
 def open_bundle(path: Path) -> Trace:
     """Open a saved bundle; FileError."""
-    from core.evidence import read_bundle
+    from core.bundle.reader import read_bundle
 
     return read_bundle(path)
 

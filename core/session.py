@@ -200,7 +200,7 @@ def export_trace(
     durations: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a bundle, whole or not at all; UsageError where it exists and force is not set, OutputError."""
-    from core.evidence import write_bundle
+    from core.bundle.writer import write_bundle
 
     return write_bundle(
         out, trace, scope=scope, findings=hints(trace, scope, threshold), threshold=threshold, force=force,
@@ -209,14 +209,14 @@ def export_trace(
 
 def export_csv(trace: Trace, path: Path, scope: str) -> None:
     """Write the wide std grid; OutputError."""
-    from core.evidence import write_wide_csv
+    from core.bundle.writer import write_wide_csv
 
     write_wide_csv(path, trace, scope)
 
 
 def export_comparison(comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str) -> Path:
     """Write a/, b/, cells.csv, verdict.json and manifest.json; errors as export_trace."""
-    from core.verdict_files import write_comparison
+    from core.bundle.verdicts import write_comparison
 
     findings = [hints(t, comparison.scope, threshold) for t in (comparison.a, comparison.b)]
     return write_comparison(out, comparison, findings, threshold=threshold, force=force, command=command)
@@ -224,7 +224,7 @@ def export_comparison(comparison: Comparison, out: Path, *, threshold: float, fo
 
 def export_bisection(result: Bisection, out: Path, *, threshold: float, force: bool, command: str) -> Path:
     """Write what export_comparison writes, and the reproducer where a side is wrong."""
-    from core.verdict_files import write_comparison
+    from core.bundle.verdicts import write_comparison
 
     c = result.comparison
     findings = [hints(t, c.scope, threshold) for t in (c.a, c.b)]
@@ -233,7 +233,7 @@ def export_bisection(result: Bisection, out: Path, *, threshold: float, force: b
 
 def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path:
     """Write local.csv, verdict.json and manifest.json; errors as export_trace."""
-    from core.verdict_files import write_check
+    from core.bundle.verdicts import write_check
 
     return write_check(out, result, force=force, command=command)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from traces import cells_of, trace_of, values
 
-from core.evidence import write_bundle
+from core.bundle.writer import write_bundle
 from core.trace.hints import find_hints
 from core.trace.stats import Factors, Massive
 

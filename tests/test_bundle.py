@@ -13,8 +13,8 @@ import pytest
 from bundles import TABLES, contents, rows, save, spiking
 from traces import cells_of, published_cells, trace_of, values
 
-from core import cell_table
-from core.evidence import read_bundle
+from core.bundle import tables as cell_table
+from core.bundle.reader import read_bundle
 from core.system.errors import FileError
 from core.system.json_text import plain
 from core.trace.hints import find_hints

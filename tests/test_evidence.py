@@ -17,8 +17,9 @@ import pytest
 from bundles import TABLES, contents, rows, save, spiking
 from traces import cells_of, trace_of, values
 
-from core import evidence
-from core.evidence import hold_csv, read_bundle, write_wide_csv
+from core.bundle import writer as evidence
+from core.bundle.reader import read_bundle
+from core.bundle.writer import hold_csv, write_wide_csv
 from core.model.stages import GRID, SCOPES
 from core.system.atomic import check_out
 from core.system.atomic_file_tmp import new_file

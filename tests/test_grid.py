@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from traces import cells_of, published_cells, trace_of
 
-from core.grid_text import cell_text, grid_text, header_lines
+from core.bundle.grid_text import cell_text, grid_text, header_lines
 from core.model.stages import GRID
 from core.system.numbers import short
 from core.trace.grid import marks, value

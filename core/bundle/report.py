@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from core.grid_text import LINE_WIDTH, grid_text, title_lines
+from core.bundle.grid_text import LINE_WIDTH, grid_text, title_lines
 from core.model.stages import GRID, place_text
 from core.system.numbers import short
 from core.system.safe_text import safe_text

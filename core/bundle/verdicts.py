@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.evidence import write_bundle
-from core.manifest import SCHEMA, versions
+from core.bundle.manifest import SCHEMA, versions
+from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
 from core.proof.contract_gates import judge_gates
 from core.proof.verdict import Bisection, Check, Comparison

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
 
-from core.cell_table import channel_extras
+from core.bundle.tables import channel_extras
 from core.model.stages import Place, parse_place, parse_stored_scope, place_text
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number, plain, to_json
