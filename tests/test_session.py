@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from core import opening, session
+from core import session
 from core.model.stages import GRID, STAGES, place_order
+from core.session import prepare as opening
 from core.system import gpus as telemetry
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError

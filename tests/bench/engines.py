@@ -31,8 +31,8 @@ class Ours:
     """This project's forward."""
 
     def __init__(self, model: Path, threads: int) -> None:
-        from core import opening
         from core.formats import open_model as reader
+        from core.session import prepare as opening
         from core.trace.events import no_emit
 
         opening.load_torch("cpu", no_emit)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import opening
 from core.formats.model_file import ModelFile
 from core.model.arch import read_arch
 from core.model.stages import Place, place_order
 from core.proof.verdict import Check, Comparison
+from core.session import prepare as opening
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError

@@ -1,0 +1,54 @@
+"""TODO: split from core.session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.formats.model_file import ModelFile
+from core.model.arch import Arch, read_arch, stage_weights
+from core.trace.record import Trace
+
+
+def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
+    """Read another tool's trace; FileError."""
+    from core.sources.imports import open_trace as imports
+
+    return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
+
+
+def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Sequence[str]:
+    """Convert between .gguf and .apr; returns notes for a person. FileError, UsageError, OutputError."""
+    from core.model.convert import convert
+
+    return convert(source, target, to=to, force=force)
+
+
+def write_demo(out: Path, *, fault: str | None, force: bool) -> tuple[Path, Path]:
+    """Write demo.gguf and demo.apr into a folder, with a bug in the .apr's bytes where fault names one."""
+    from core.demo import files as demo
+
+    return demo.write_demo(out, fault=fault, force=force)
+
+
+def sibling(path: Path) -> Path | None:
+    """The file of the other format beside this one (demo.gguf and demo.apr); None where there is none."""
+    other = path.with_suffix({".gguf": ".apr", ".apr": ".gguf"}.get(path.suffix.lower(), ""))
+    return other if other != path and other.is_file() else None
+
+
+def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[tuple[str, str, tuple[int, ...]]]:
+    """Name, quant type and shape of each weight that makes a stage."""
+    return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, layer, stage))]
+
+
+def ensure_demo() -> tuple[Path, Path]:
+    """Build the demonstration pair once (about two seconds) and return demo.gguf and demo.apr."""
+    from core.demo import files as demo
+
+    return demo.ensure_demo()
+
+
+def arch_facts(model: ModelFile) -> Arch:
+    """Hyper-parameters of an opened model; FileError."""
+    return read_arch(model)
