@@ -17,18 +17,19 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from apr_tui import leaving
-from apr_tui.door import DoorSource, Request, real_door, typed_path
+from apr_tui import shutdown as leaving
 from apr_tui.host import Owner
-from apr_tui.jobs import export_job
-from apr_tui.paint import THEME
-from apr_tui.run_worker import Ended, Feed, Progress, RunWorker
-from apr_tui.status import memory_text
-from apr_tui.trace_screen import TraceScreen
+from apr_tui.render.status import memory_text
+from apr_tui.request import Request, typed_path
+from apr_tui.screens.trace import TraceScreen
+from apr_tui.session import DoorSource, real_door
+from apr_tui.style import THEME
+from apr_tui.workers.jobs import export_job
+from apr_tui.workers.run import Ended, Feed, Progress, RunWorker
 from core.system.errors import AprError, Cancelled
 
 if TYPE_CHECKING:
-    from apr_tui.train_worker import Training
+    from apr_tui.workers.train import Training
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection
 
@@ -158,7 +159,7 @@ class Console(App[int]):
 
     def ask(self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False) -> None:
         """Ask for a line at the bottom; answer is called unless it is left with escape."""
-        from apr_tui.ask import AskScreen
+        from apr_tui.screens.dialogs import AskScreen
 
         def answered(text: str | None) -> None:
             if text is not None:
@@ -168,7 +169,7 @@ class Console(App[int]):
 
     def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
         """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
-        from apr_tui.ask import ConfirmScreen
+        from apr_tui.screens.dialogs import ConfirmScreen
 
         def write(folder: Path, force: bool) -> None:
             command = screen.command()
@@ -190,39 +191,39 @@ class Console(App[int]):
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""
-        from apr_tui.compare_view import CompareScreen
+        from apr_tui.screens.compare import CompareScreen
 
         self.push_screen(CompareScreen(self, request, a, b))
 
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None:
         """Open the check of a model file against float64."""
-        from apr_tui.check_screen import CheckScreen
+        from apr_tui.screens.check import CheckScreen
 
         self.push_screen(CheckScreen(self, request, path, model))
 
     def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
         """Open the layer under the cursor of a trace, a comparison or a check."""
-        from apr_tui.check_layer import CheckedLayer
-        from apr_tui.check_screen import CheckScreen
-        from apr_tui.compare_view import CompareScreen
-        from apr_tui.drill import DrillScreen
-        from apr_tui.pair_layer import PairLayer
+        from apr_tui.screens.check import CheckScreen
+        from apr_tui.screens.check_layer import CheckedLayer
+        from apr_tui.screens.compare import CompareScreen
+        from apr_tui.screens.compare_layer import PairLayer
+        from apr_tui.screens.trace_layer import DrillScreen
 
         layers = {TraceScreen: DrillScreen, CompareScreen: PairLayer, CheckScreen: CheckedLayer}
         self.push_screen(layers[type(under)](under, has_detail))
 
     def show_ladder(self, under: Screen[None], found: Bisection) -> None:
         """Open the ladder of grafts over its comparison."""
-        from apr_tui.compare_view import CompareScreen
-        from apr_tui.ladder_page import LadderScreen
+        from apr_tui.screens.compare import CompareScreen
+        from apr_tui.screens.ladder import LadderScreen
 
         assert isinstance(under, CompareScreen)
         self.push_screen(LadderScreen(under, found))
 
     def show_training(self, say: Callable[[str, str], None], device: str) -> None:
         """Show this console's training run, or ask for one."""
-        from apr_tui.train_ask import ask_training, default_line
-        from apr_tui.train_screen import TrainScreen
+        from apr_tui.screens.train import TrainScreen
+        from apr_tui.screens.train_prompt import ask_training, default_line
 
         def begin(training: Training) -> None:
             self.training = training
@@ -287,7 +288,7 @@ def run_console(request: Request, door: Any = None, training: Training | None = 
         code = leaving.SIGNAL_EXIT
     ended = app.worker.leave()
     if app.training is not None:
-        from apr_tui.train_worker import farewell
+        from apr_tui.workers.train import farewell
 
         ended &= farewell(app.training)
     if error is not None or app._exception is not None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from textual.screen import Screen
 
 if TYPE_CHECKING:
-    from apr_tui.door import DoorSource, Request
-    from apr_tui.run_worker import Feed, Frame
-    from apr_tui.train_worker import Training
+    from apr_tui.request import Request
+    from apr_tui.session import DoorSource
+    from apr_tui.workers.run import Feed, Frame
+    from apr_tui.workers.train import Training
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection
 

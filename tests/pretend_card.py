@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
 
             code = int(pytest.main(words[1:]))
         else:
-            from apr_tui.cli import main as command
+            from apr_tui.cli.main import main as command
 
             code = command(words[1:])
     print(json.dumps(pretend_device.COUNTS), file=sys.stderr)

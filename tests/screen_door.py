@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from traces import FACTS, cells_of, values
 
-from apr_tui import check_screen, compare_view, paint, trace_screen
+from apr_tui import style as paint
 from apr_tui.app import Console
-from apr_tui.door import Request
+from apr_tui.request import Request
+from apr_tui.screens import check as check_screen
+from apr_tui.screens import compare as compare_view
+from apr_tui.screens import trace as trace_screen
 from core.model.stages import place_order
 from core.proof.verdict import Comparison
 from core.system.errors import Cancelled, FileError

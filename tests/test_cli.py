@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from apr_tui import cli, commands
+from apr_tui.cli import commands
+from apr_tui.cli import main as cli
 from apr_tui.options import COMMANDS
 from core import session
 from core.model.stages import GRID
@@ -372,7 +373,7 @@ def test_a_log_is_written_whatever_it_quotes_and_wherever_home_is(run, model, mo
 @pytest.mark.parametrize("redirect, code", [
     ("doctor >&-", 0), ("trace nowhere.gguf 2>&-", 3), ("<&-", 2), ("doctor >/dev/full", 7)])
 def test_a_stream_that_is_closed_or_full_is_no_internal_error(redirect, code, tmp_path):
-    line = f"exec {shlex.quote(sys.executable)} -m apr_tui.cli {redirect}"
+    line = f"exec {shlex.quote(sys.executable)} -m apr_tui.cli.main {redirect}"
     ended = subprocess.run(["sh", "-c", line], stdin=subprocess.PIPE, capture_output=True, text=True, check=False,
                            env=os.environ | {"XDG_STATE_HOME": str(tmp_path)})
     assert (ended.returncode, "internal error" in ended.stderr) == (code, False), ended
@@ -382,7 +383,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(model, tmp_path):
     named = tmp_path / "m-é你.gguf"
     shutil.copy(model, named)
     ended = subprocess.run(
-        [sys.executable, "-m", "apr_tui.cli", "trace", named, *TOKENS, "--quiet"], capture_output=True, text=True,
+        [sys.executable, "-m", "apr_tui.cli.main", "trace", named, *TOKENS, "--quiet"], capture_output=True, text=True,
         check=False, env=os.environ | {"PYTHONIOENCODING": "ascii", "XDG_STATE_HOME": str(tmp_path)})
     assert ended.returncode == 0 and r"m-\xe9\u4f60.gguf" in ended.stdout, ended
 
@@ -432,7 +433,7 @@ def test_a_refusal_never_carries_a_files_control_codes(more, run, tmp_path):
 
 def start(*words: object, **more) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.Popen([sys.executable, "-m", "apr_tui.cli", *map(str, words)], stdin=subprocess.DEVNULL, env=env,
+    return subprocess.Popen([sys.executable, "-m", "apr_tui.cli.main", *map(str, words)], stdin=subprocess.DEVNULL, env=env,
                             text=True, cwd=Path(__file__).parents[1], **more)
 
 
@@ -457,7 +458,7 @@ def test_a_signal_in_the_middle_exits_130_and_leaves_nothing(number, tmp_path):
 
 
 def test_a_signal_after_the_bundle_is_written_does_not_call_it_interrupted(run, model, tmp_path, monkeypatch):
-    from apr_tui import commands
+    from apr_tui.cli import commands
 
     def late(*more):
         os.kill(os.getpid(), signal.SIGINT)

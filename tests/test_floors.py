@@ -175,9 +175,9 @@ def test_heavy_packages_are_imported_only_where_they_belong(path):
 
 
 @pytest.mark.parametrize(("module", "light"), [
-    ("apr_tui.cli", {"torch", "polars", "gguf", "numpy", "textual", "tokenizers"}),
+    ("apr_tui.cli.main", {"torch", "polars", "gguf", "numpy", "textual", "tokenizers"}),
     ("apr_tui.app", {"torch", "polars", "gguf", "numpy", "tokenizers"}),
-    ("apr_tui.commands", {"torch", "polars", "gguf", "textual", "tokenizers", "yaml"}),
+    ("apr_tui.cli.commands", {"torch", "polars", "gguf", "textual", "tokenizers", "yaml"}),
     ("core.session", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
     ("core.formats.open_model", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
 ])

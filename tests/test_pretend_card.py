@@ -84,7 +84,7 @@ def test_the_card_refuses_what_a_card_refuses():
 @pytest.mark.parametrize("compute", ["f32", "q8", "bf16"])
 def test_a_trace_and_its_captured_continuation_are_those_of_the_cpu(model, compute):
     seen, counts = trace(model, "--compute", compute, "--generate", 5)
-    command = [sys.executable, "-m", "apr_tui.cli", "trace", model, "--device", "cpu", "--tokens", TOKENS, "--json",
+    command = [sys.executable, "-m", "apr_tui.cli.main", "trace", model, "--device", "cpu", "--tokens", TOKENS, "--json",
                "--compute", compute, "--generate", "5"]
     want = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert seen["generated"] == want["generated"] and counts["replays"] == 3

@@ -14,9 +14,9 @@ from test_screen_hostile import ESCAPE, is_clean
 from textual.widgets import Input
 from traces import token_stats
 
-from apr_tui.check_view import CHECK_METRICS, CheckView
-from apr_tui.door import Request
 from apr_tui.options import COMMANDS, command_parser
+from apr_tui.request import Request
+from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError

@@ -100,14 +100,14 @@ async def test_help_lists_every_key_of_the_table(monkeypatch):
 
 
 def test_every_key_has_an_action_and_a_row_in_readmes_table():
-    from apr_tui.check_layer import CheckedLayer
-    from apr_tui.check_screen import CheckScreen
-    from apr_tui.compare_view import CompareScreen
-    from apr_tui.drill import DrillScreen
-    from apr_tui.ladder_page import LadderScreen
-    from apr_tui.page import PageScreen
-    from apr_tui.trace_screen import TraceScreen
-    from apr_tui.train_screen import TrainScreen
+    from apr_tui.screens.check import CheckScreen
+    from apr_tui.screens.check_layer import CheckedLayer
+    from apr_tui.screens.compare import CompareScreen
+    from apr_tui.screens.ladder import LadderScreen
+    from apr_tui.screens.page import PageScreen
+    from apr_tui.screens.trace import TraceScreen
+    from apr_tui.screens.trace_layer import DrillScreen
+    from apr_tui.screens.train import TrainScreen
 
     classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, table.PAGE: PageScreen,
                table.CHECK: CheckScreen, table.CHECKED: CheckedLayer, table.LADDER: LadderScreen,

@@ -8,7 +8,7 @@ import pytest
 from screen_door import FakeDoor, assert_screen, console, pair, styles_of, text_of, until
 from textual.widgets import Input
 
-from apr_tui.view import PAIR_METRICS
+from apr_tui.view_models.pair import PAIR_METRICS
 from core.proof.verdict import VERDICTS
 from core.system.errors import NotComparableError
 

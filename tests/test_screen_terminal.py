@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from apr_tui.leaving import restorer
+from apr_tui.shutdown import restorer
 
 HERE = Path(__file__).parent
 SCRIPT = """
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from screen_door import FakeDoor
 from apr_tui.app import run_console
-from apr_tui.door import Request
+from apr_tui.request import Request
 door = FakeDoor({door})
 sys.exit(run_console(Request(Path("tiny.gguf")), door))
 """

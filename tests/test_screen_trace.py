@@ -11,8 +11,8 @@ from screen_door import FakeDoor, assert_screen, console, file_error, lines_of, 
 from textual.widgets import Input
 from traces import token_stats
 
-from apr_tui.grid_view import HEADER, GridView
-from apr_tui.run_worker import Progress
+from apr_tui.widgets.grid import HEADER, GridView
+from apr_tui.workers.run import Progress
 from core.system.errors import UsageError
 from core.trace.stats import ScopeStats
 

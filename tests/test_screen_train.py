@@ -17,12 +17,12 @@ import pytest
 from screen_door import FakeDoor, assert_screen, console, lines_of, spiky_trace, styles_of, text_of, until
 from textual.widgets import Input
 
-from apr_tui import train_worker
-from apr_tui.train_ask import read_line
-from apr_tui.train_chart import LABEL, axis_steps, chart, value_range
-from apr_tui.train_grid import GradView
-from apr_tui.train_screen import TrainScreen
-from apr_tui.train_worker import Training, farewell
+from apr_tui.screens.train import TrainScreen
+from apr_tui.screens.train_prompt import read_line
+from apr_tui.view_models.gradients import GradView
+from apr_tui.widgets.chart import LABEL, axis_steps, chart, value_range
+from apr_tui.workers import train as train_worker
+from apr_tui.workers.train import Training, farewell
 from core.system.errors import Cancelled, UsageError
 from core.train.config import TrainOptions, settle
 from core.train.reader import RunReader

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from apr_tui import train_command
-from apr_tui.cli import main
-from apr_tui.train_state import age_text, view_text
+from apr_tui.cli import train as train_command
+from apr_tui.cli.main import main
+from apr_tui.render.train_state import age_text, view_text
 from core.train.reader import open_run
 from core.train.records import RUNNING
 from tests.training import options, run, write_config, write_corpus
@@ -171,7 +171,7 @@ def test_ages_are_said_in_their_largest_units():
 def test_two_processes_train_to_the_loss_curve_of_one(tmp_path, parallel):
     alone = run(tmp_path, out=tmp_path / "alone", steps=6)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-              "apr_tui.cli"]
+              "apr_tui.cli.main"]
     resume = ["train", "--resume", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run"), "--json"]
     for more in (words(tmp_path, "--seed", "3", "--json"), resume):
         ran = subprocess.run(

@@ -1,0 +1,115 @@
+"""The command apr-tui: read the words, run one command, leave with its exit code. What commands do: commands.py.
+
+Not here: any work. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from apr_tui.options import COMMANDS, command_parser, console_parser
+from apr_tui.shutdown import on_signals
+from core.system.errors import AprError, Cancelled
+from core.system.gpu_errors import device_error
+from core.system.paths import state_folder
+from core.system.safe_text import safe_text
+
+INTERRUPTED, INTERNAL = 130, 70
+_INTERRUPTS: list[int] = []  # signals that have come
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run apr-tui with these words (default: the process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _INTERRUPTS.clear()
+    _ready_streams()
+    on_signals(_interrupt)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, Cancelled):
+        _tell("apr-tui: interrupted")
+        return INTERRUPTED
+    except AprError as error:
+        _tell(f"apr-tui: {error}")
+        return error.code
+    except BrokenPipeError:  # the reader of our output left: nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except OSError as error:
+        _tell(f"apr-tui: {error}")
+        return 7
+    except Exception as error:  # noqa: BLE001 (the last door: it leaves a log and no traceback)
+        if _INTERRUPTS:  # it broke an import, which raised an error of its own
+            _tell("apr-tui: interrupted")
+            return INTERRUPTED
+        failed = device_error(error)
+        if failed is not None:
+            _tell(f"apr-tui: {failed}")
+            return failed.code
+        _tell(f"apr-tui: internal error ({type(error).__name__}); the log is {write_log(error)}")
+        return INTERNAL
+
+
+def write_log(error: BaseException) -> Path:
+    """Write the traceback to a file of the user's state folder, or of the temporary folder, and return its path."""
+    import tempfile
+
+    name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    text = "".join(traceback.format_exception(error))
+    for folder in (state_folder(), Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # it may quote any file name
+            return folder / name
+    return Path(os.devnull)
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        options = command_parser(words[0]).parse_args(words[1:])
+        from apr_tui.cli import commands
+
+        return commands.run(words[0], options, words)
+    options = console_parser().parse_args(words)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"apr-tui {version('apr-tui')}")
+        return 0
+    from apr_tui.cli.launch import open_console
+
+    return open_console(options)
+
+
+def _ready_streams() -> None:
+    """Open the null device for a stream that the caller closed (>&-), and let stdout escape what it cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's words may be of any script, a terminal's not
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _INTERRUPTS.append(number)
+    raise KeyboardInterrupt
+
+
+def _tell(message: str) -> None:
+    """Say it on stderr, line by line, with whatever came from a file made safe."""
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(safe_text(line) for line in message.split("\n")), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

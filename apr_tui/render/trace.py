@@ -1,0 +1,58 @@
+"""Write what the trace's screen says under its grid: the finding's sentence, the facts of a cell. No widgets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from apr_tui.render.stage import sentence
+from apr_tui.style import STATES, Rows, Span, wrap
+from core.model.stages import Place, place_text
+from core.system.numbers import short
+from core.trace.marks import OK
+
+if TYPE_CHECKING:
+    from apr_tui.view_models.trace import TraceView
+
+
+def note_lines(view: TraceView, width: int) -> Rows:
+    """The finding's sentence, or what stands in for it while there is none."""
+    findings = view.findings
+    if findings:
+        finding = findings[view.finding]
+        mark = view.mark(finding.place)
+        name = STATES[mark][1] if mark != OK else "watch"
+        count = f"{finding.strength} {view.finding + 1} of {len(findings)}"
+        text = f"{mark} {sentence(finding)} ({count}, {finding.kind})"
+        return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
+    if view.trace is not None:
+        text = f" no finding at scope {view.scope}: no NaN, no ratio above {view.threshold:g} x"
+        return [[(text, "quiet")]]
+    place = view.first_bad()
+    if place is not None:
+        ratio = view.number(place, "ratio")
+        is_ratio = ratio is not None and ratio > view.threshold
+        what = f"{ratio:.1f} x layer {(place[0] or 0) - 1}" if is_ratio else "NaN or Inf"
+        return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
+    return []
+
+
+def cell_spans(view: TraceView, place: Place) -> list[Span]:
+    """Place, its number, ratio, and who carries it."""
+    mark = view.mark(place)
+    word, name = STATES[mark]
+    spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
+    cell = view.cells.get(place)
+    stats = cell.at(view.scope) if cell is not None else None
+    if stats is None:
+        return spans
+    ratio = view.number(place, "ratio")
+    times = [f"{short(ratio)} x layer {(place[0] or 0) - 1}"] if ratio is not None else []
+    facts = [f"std {short(stats.std)}", *times]
+    if stats.absmax is not None:
+        where = f" at token {stats.peak_token} ch {stats.peak_channel}" if stats.peak_token is not None else ""
+        facts.append(f"|x| {short(stats.absmax)}{where}")
+    if (stats.nan or 0) + (stats.inf or 0):
+        facts.insert(0, f"{stats.nan} NaN {stats.inf} Inf")
+    if view.metric not in ("std", "ratio", "absmax"):
+        facts.insert(0, f"{view.metric} {short(view.number(place))}")
+    return [*spans, ("  ".join(facts), "text")]

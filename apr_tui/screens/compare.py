@@ -1,0 +1,206 @@
+"""The comparison's screen: B against A as switchable metrics over the same grid, with the verdict and its reasons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from apr_tui.keys import PAIR, bindings
+from apr_tui.render.help import PAIR_MEANINGS
+from apr_tui.render.pair import cause, verdict_spans
+from apr_tui.render.status import error_note, export_note, seconds_text
+from apr_tui.render.verdict_card import pair_card
+from apr_tui.request import Request
+from apr_tui.screens.page import PageScreen
+from apr_tui.screens.verdict import VerdictScreen
+from apr_tui.style import STATES, Rows, Span, fit, foreign, plain, wrap
+from apr_tui.view_models.pair import PairView
+from apr_tui.workers.jobs import bisect_job, pair_job
+from apr_tui.workers.run import Frame
+from core.model.stages import place_text
+from core.system.errors import Cancelled
+from core.system.numbers import short
+
+if TYPE_CHECKING:
+    from apr_tui.host import Host
+    from core.proof.verdict import Bisection, Comparison
+
+
+class CompareScreen(VerdictScreen):
+    """One comparison, from both traces to the verdict, and its bisection."""
+
+    BINDINGS = bindings(PAIR)
+    kind = PAIR
+    job = "pair"
+    view: PairView
+
+    def __init__(self, console: Host, request: Request, a: Path, b: Path) -> None:
+        super().__init__(console, PairView(request.scope))
+        self.request, self.a, self.b = request, a, b
+        self.bisection: Bisection | None = None
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The judged comparison."""
+        return self.view.comparison
+
+    # what the frame asks
+
+    def grow(self, frame: Frame) -> set[int]:
+        """Take the numbers so far; before the verdict A's are shown."""
+        return self.view.grow(frame.cells, frame.n_layer)
+
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the verdict, or why there is none, or the end of a bisection or an export."""
+        if kind == "export":
+            self.note = export_note(result, error)
+        elif kind == "bisect" and error is not None:
+            self.note = ("bisection cancelled", "watch") if isinstance(error, Cancelled) else error_note(error)
+        elif error is not None:
+            self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
+            self.note = None if isinstance(error, Cancelled) else error_note(error)
+        else:
+            self.seconds, self.note = self.console.run_seconds, None
+            self.bisection = result if kind == "bisect" else None
+            found: Comparison = result.comparison if kind == "bisect" else result
+            self.view.finish(found)
+            self.view.metric = "rel_l2" if found.cells else "A"
+            if self.grid.is_following and found.first is not None:
+                self.go_to(found.first)
+        self.show_all()
+
+    @property
+    def planted(self) -> str | None:
+        """The bugs of both sides."""
+        sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
+        return ", ".join(trace.planted for trace in sides if trace.planted) or self.request.plant
+
+    def title_spans(self, width: int) -> list[Span]:
+        """A, B, scope, metric, elapsed."""
+        is_running = self.console.owner is self and self.comparison is None
+        seconds = self.console.busy_seconds() if is_running else self.seconds
+        planted = self.planted
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        right = f"{seconds_text(seconds, is_running)} "
+        middle: list[Span] = [
+            ("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"),
+        ]
+        room = (width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 8) // 2
+        a, b = (fit(foreign(p.name), max(min(cell_len(foreign(p.name)), room), 4)) for p in (self.a, self.b))
+        spans: list[Span] = [*front, (" A ", "a"), (a, "title"), ("  B ", "b"), (b, "title"), *middle]
+        used = sum(cell_len(t) for t, _ in spans)
+        return [*spans, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
+
+    def note_lines(self, width: int) -> Rows:
+        """The verdict, then as many reasons as there is room for."""
+        found = self.comparison
+        if found is None:
+            return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
+        lines: Rows = [verdict_spans(found)]
+        if self.bisection is not None and self.bisection.ladder is not None:
+            lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
+            return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]
+        reasons = [part for reason in found.reasons for part in wrap(foreign(reason), width - 4)]
+        lines += [[(f"   {part}", "text")] for part in reasons[:3]]
+        if len(reasons) > 3:
+            lines[-1] = [*lines[-1][:1], (plain(" …"), "quiet")]
+        return lines
+
+    def cell_spans(self, width: int) -> list[Span]:
+        """The cell's own numbers."""
+        place = self.grid.place
+        word, name = STATES[self.view.mark(place)]
+        if self.comparison is not None:
+            word = cause(self.comparison, place)
+            word = "differs, downstream" if word == "downstream" else word
+        spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{self.view.mark(place)} {word} ", name)]
+        return [*spans, *self._numbers(("A", "B", "ratio"))]
+
+    def status_spans(self, width: int) -> list[Span]:
+        """The distances, and what the metric is where there is room."""
+        difference = self.comparison.cells.get(self.grid.place) if self.comparison else None
+        spans = self._numbers(("rel_l2", "inherited", "local"))
+        if difference is not None and difference.floor is not None:
+            spans += [(" floor ", "quiet"), (short(difference.floor), "text")]
+        meaning = f"  {self.view.metric}: {PAIR_MEANINGS[self.view.metric]}"
+        fits = sum(cell_len(text) for text, _ in spans) + len(meaning) <= width
+        return [*spans, (meaning, "quiet")] if fits else spans
+
+    def _numbers(self, metrics: tuple[str, ...]) -> list[Span]:
+        spans: list[Span] = []
+        for metric in metrics:
+            number = self.view.number(self.grid.place, metric)
+            if number is not None:
+                spans += [(f" {metric} ", {"A": "a", "B": "b"}.get(metric, "quiet")), (short(number), "text")]
+        return spans
+
+    def scope_changed(self) -> None:
+        """Scope is a view of A, B and ratio; the verdict stays the one that was judged."""
+        if self.view.metric not in ("A", "B", "ratio"):
+            self.note = ("scope moves A, B and ratio; the other metrics are each cell's worst token", "quiet")
+
+    def command(self) -> str:
+        """The command that gives this verdict without a screen."""
+        verb = "bisect" if self.bisection is not None else "compare"
+        return self.request.command(verb, self.a, self.b, scope=self.request.scope)
+
+    # actions
+
+    def action_run(self) -> None:
+        """Compare, again or for the first time."""
+        self.note, self.progress, self.seconds, self.end = None, None, None, ""
+        self.view.clear()
+        self.view.metric, self.bisection = "A", None
+        self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.door_source))
+
+    def action_open(self) -> None:
+        """The layer's stages: local and inherited error, floor, cause."""
+        if self.view.n_row:
+            self.console.show_layer(self, self.has_detail)
+
+    def action_bisect(self) -> None:
+        """Prove the cause by grafts; once that is done, show the ladder."""
+        if self.bisection is not None:
+            self._show_ladder(self.bisection)
+        elif self.comparison is None:
+            self.say("There is no verdict yet: the comparison has to end first.", "watch")
+        elif any(self.console.door_source().is_bundle(path) for path in (self.a, self.b)):
+            self.say("A bundle cannot be run with a graft. Bisect the model files: apr-tui bisect A B.", "watch")
+        else:
+            self.note, self.progress = None, None
+            self.console.run_job(self, "bisect", bisect_job(self.request, self.a, self.b, self.console.door_source))
+            self.show_lines()
+
+    def _show_ladder(self, found: Bisection) -> None:
+        if found.ladder is None:
+            self.say("No cell differs: there is no graft to try.", "quiet")
+        else:
+            self.console.show_ladder(self, found)
+
+    def action_finding(self, step: int) -> None:
+        """Walk the cells that differ."""
+        places = self.view.odd(self.grid.columns)
+        if places:
+            self.go_to(self.step(places, step))
+        else:
+            self.say("no cell differs", "quiet")
+
+    def action_card(self) -> None:
+        """The verdict's card."""
+        found = self.comparison
+        if found is None:
+            self.say("There is no verdict yet: the comparison has to end first.", "watch")
+        else:
+            self.app.push_screen(PageScreen("Verdict", lambda width: pair_card(found, width), self.planted))
+
+    def action_export(self) -> None:
+        """Write both bundles, cells.csv and verdict.json; after a bisection the ladder and the reproducer too."""
+        if self.comparison is None:
+            self.say("There is nothing to export yet: the comparison has to end first.", "watch")
+            return
+        out = self.console.door_source().default_out(self.comparison.a)
+        word = "pair" if self.bisection is None else "bisect"
+        shown = self.bisection or self.comparison
+        self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

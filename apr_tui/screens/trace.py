@@ -1,0 +1,274 @@
+"""The main screen: the trace of one model as a grid that fills, its findings, and what leads on from there."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from apr_tui.keys import GRID, bindings
+from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.render.trace import cell_spans, note_lines
+from apr_tui.request import Request, read_prompt, typed_path, write_prompt
+from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
+from apr_tui.style import Rows, Span, crop, fit, foreign, plain
+from apr_tui.view_models.trace import TraceView
+from apr_tui.workers.jobs import Traced, hints_job, trace_job
+from apr_tui.workers.run import Frame
+from core.model.stages import UNKNOWN_SCOPE, read_whole
+from core.system.errors import Cancelled
+
+if TYPE_CHECKING:
+    from apr_tui.host import Host
+
+
+SHORT_NAME = 6  # columns of a model's name that are always shown
+
+
+class TraceScreen(GridScreen):
+    """One trace: from the first event to the finding's sentence."""
+
+    BINDINGS = bindings(GRID)
+    kind = GRID
+    job = "trace"
+    view: TraceView
+
+    def __init__(self, console: Host, request: Request) -> None:
+        super().__init__(console, TraceView(request.scope, request.threshold))
+        self.request = request
+        self.traced: Traced | None = None
+        self.known: dict[str, Any] = {}
+        self.seconds: float | None = None  # of the last finished run
+        self.end = ""                      # how the last run ended, where it gave nothing
+
+    def start(self, request: Request | None = None) -> None:
+        """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
+        request = request or self.request
+        if (request.path, request.bundle) != (self.request.path, self.request.bundle):
+            self.known = {}
+        self.request, self.traced, self.note, self.progress = request, None, None, None
+        self.seconds, self.end = None, ""
+        self.view.clear()
+        self.grid.is_following = True
+        self.grid.row = self.grid.column = 0
+        self.console.run_job(self, "trace", trace_job(request, self.console.door_source))
+        self.show_all()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as far as known; not yet safe to show."""
+        path = self.request.bundle or self.request.path
+        return self.traced.trace.name if self.traced else str(self.known.get("name") or (path.name if path else "demo"))
+
+    # what the frame asks
+
+    def grow(self, frame: Frame) -> set[int]:
+        """Take the numbers so far."""
+        self.known |= frame.known
+        self.view.tokens, self.view.generated = frame.tokens, frame.generated
+        return self.view.grow(frame.cells.get("", {}), frame.n_layer)
+
+    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the end of a trace, of an export, or of a search for hints."""
+        if kind == "hints":
+            if error is None:
+                self.view.look(findings=result)
+        elif kind == "export":
+            self.note = export_note(result, error)
+        elif error is not None:
+            self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
+            self.seconds = self.console.run_seconds
+            self.note = None if isinstance(error, Cancelled) else error_note(error)
+        else:
+            self.seconds, self.note = self.console.run_seconds, None
+            self.traced = result
+            if result.path is not None:
+                self.request = replace(self.request, path=result.path)
+            self.view.finish(result.trace, result.findings)
+            if result.bundle is not None:  # it may lack the scope that was asked for
+                self.view.look(scope=result.scope)
+            elif result.scope != self.view.scope:  # it was changed while the trace ran
+                self.scope_changed()
+            if self.grid.is_following and self.view.findings:
+                self._go_to_finding()
+        self.show_all()
+
+    @property
+    def planted(self) -> str | None:
+        """The bug of the traced run."""
+        return (self.traced.trace.planted if self.traced else None) or self.request.plant
+
+    def title_spans(self, width: int) -> list[Span]:
+        """Model, arch, device, compute, scope, metric, elapsed, memory."""
+        trace = self.traced.trace if self.traced else None
+        facts = trace.facts if trace else None
+        arch = (facts.arch if facts else self.known.get("arch")) or "?"
+        device = (facts.device if facts else None) or self.request.device
+        compute = (facts.compute if facts else None) or ("?" if facts else self.request.compute)
+        is_running = self.console.owner is self and self.traced is None
+        seconds = self.console.busy_seconds() if is_running else self.seconds
+        planted = self.planted
+        right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
+        middle: list[Span] = [
+            (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),
+            (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
+        ]
+        tail = sum(cell_len(text) for text, _ in middle) + cell_len(right)
+        name = foreign(self.model_name)
+        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        if planted and cell_len(front[0][0]) + min(cell_len(name), SHORT_NAME) + tail + 1 > width:
+            front = [(" PLANTED ", "planted")]  # export, and a wider screen, say what
+        room = width - sum(cell_len(text) for text, _ in front) - tail - 1
+        name = fit(name, max(min(cell_len(name), room), SHORT_NAME))
+        used = sum(cell_len(text) for text, _ in front) + cell_len(name) + 1 + tail
+        return [*front, (f" {name}", "title"), *middle, (" " * max(width - used, 0) + right, "quiet")]
+
+    def note_lines(self, width: int) -> Rows:
+        """The finding's sentence, or what stands in for it while there is none."""
+        return note_lines(self.view, width)
+
+    def cell_spans(self, width: int) -> list[Span]:
+        """Place, its number, ratio, and who carries it."""
+        return cell_spans(self.view, self.grid.place)
+
+    def status_spans(self, width: int) -> list[Span]:
+        """The prompt and what the model says next; or how the run ended without."""
+        if self.end:
+            ways: list[Span] = [("  r", "key"), (" runs again  ", "quiet"), ("f", "key"), (" opens another", "quiet")]
+            return [(f" {self.end}", "watch"), *ways]
+        if width < DESIGN_WIDTH or self.size.height < DESIGN_HEIGHT:
+            needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT}"
+            return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
+        tokens = self.view.tokens
+        is_text = self.request.tokens is None and self.request.bundle is None
+        asked = f'"{foreign(self.request.prompt)}"' if is_text else "tokens"
+        spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
+        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
+        spans.append((plain(f" · {count}"), "quiet"))
+        right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
+        if self.view.generated:
+            spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
+        elif self.traced is not None and self.traced.trace.top:
+            spans.append((plain(" → next "), "quiet"))
+            top = self.traced.trace.top
+            spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
+        return [*crop(spans, width - len(right[0])), right]
+
+    def scope_changed(self) -> None:
+        """Look for the hints of the new scope."""
+        self.request = replace(self.request, scope=self.view.scope)
+        if self.traced is not None:
+            self.view.look(findings=())
+            self.console.run_job(self, "hints", hints_job(
+                self.traced.trace, self.view.scope, self.view.threshold, self.console.door_source))
+
+    def command(self) -> str:
+        """The command that gives these numbers without a screen."""
+        bundle = self.traced.bundle if self.traced else self.request.bundle
+        if bundle is not None:
+            scope = "all" if self.view.scope == UNKNOWN_SCOPE else self.view.scope  # no option says that one
+            return self.request.command("show", bundle, scope=scope)
+        path = self.request.path or Path("demo.gguf")
+        return self.request.command("trace", path, scope=self.view.scope)
+
+    # actions
+
+    def action_back(self) -> None:
+        """Cancel the run, else take the message away."""
+        if self.console.cancel_job():
+            self.say("cancelling ...", "watch")
+        else:
+            self.hush()
+
+    def action_open(self) -> None:
+        """Open the layer."""
+        if self.view.n_row:
+            self.console.show_layer(self)
+
+    def action_finding(self, step: int) -> None:
+        """Walk the findings."""
+        self.note = None
+        if self.view.findings:
+            self.view.finding = (self.view.finding + step) % len(self.view.findings)
+            self.grid.is_following = False
+            self._go_to_finding()
+        self.show_lines()
+
+    def action_run(self) -> None:
+        """Run again."""
+        self.start()
+
+    def action_prompt(self) -> None:
+        """Ask for another prompt and run it."""
+        tokens = self.request.tokens
+        shown = write_prompt(self.request.prompt) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
+        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt)
+
+    def action_file(self) -> None:
+        """Ask for another file or bundle and trace it."""
+        folder = f"{self.request.path.parent}/" if self.request.path else ""
+        self.console.ask("open", folder, "a .gguf or .apr file, or a bundle's folder", self._open, is_path=True)
+
+    def action_pair(self) -> None:
+        """Compare with the sibling, or with a file that is asked for."""
+        path = (self.traced.path or self.traced.bundle) if self.traced else self.request.path
+        if path is None:
+            self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
+            return
+        other = self.console.door_source().sibling(path) if self.traced and self.traced.path else None
+        if other is not None:
+            self.console.show_pair(self.request, path, other)
+            return
+        a = path
+        self.console.ask(
+            f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
+            lambda text: self.console.show_pair(self.request, a, typed_path(text)), is_path=True,
+        )
+
+    def action_check(self) -> None:
+        """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
+        bundle = self.traced.bundle if self.traced else self.request.bundle
+        if bundle is not None:
+            command = shlex.join(["apr-tui", "check", str(bundle), "--model"])
+            self.say(f"A bundle is checked against its model's weights: {foreign(command)} FILE", "watch")
+        elif self.request.path is None:
+            self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
+        else:
+            self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
+
+    def action_export(self) -> None:
+        """Write the evidence."""
+        if self.traced is None:
+            self.say("There is nothing to export yet: the trace has to end first.", "watch")
+            return
+        out = self.console.door_source().default_out(self.traced.trace)
+        self.console.ask_export(self, replace(self.request, scope=self.view.scope), self.traced.trace, out)
+
+    def action_train(self) -> None:
+        """Show the training run, or ask for one."""
+        self.console.show_training(self.say, self.request.device)
+
+    def _go_to_finding(self) -> None:
+        layer, stage = self.view.findings[self.view.finding].place
+        if layer is not None:
+            following = self.grid.is_following
+            self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
+            self.grid.is_following = following
+
+    def _set_prompt(self, text: str) -> None:
+        if text.startswith("tokens:"):
+            ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
+            known = tuple(i for i in ids if i is not None)
+            if not known or len(known) < len(ids):
+                self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
+                return
+            self.start(replace(self.request, tokens=known, bundle=None))
+        else:
+            self.start(replace(self.request, prompt=read_prompt(text), tokens=None, bundle=None))
+
+    def _open(self, text: str) -> None:
+        if text.strip():
+            self.start(replace(self.request, path=typed_path(text), bundle=None, plant=None))

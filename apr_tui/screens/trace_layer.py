@@ -1,0 +1,83 @@
+"""The drill-down of a layer: every statistic of its stages, and under them all that is known about the chosen one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from apr_tui.keys import DRILL, bindings
+from apr_tui.render.stage import (
+    beside,
+    channel_lines,
+    everything,
+    finding_lines,
+    rule,
+    table_header,
+    table_row,
+    token_lines,
+    weight_lines,
+    why_lines,
+)
+from apr_tui.screens.layer import LayerScreen
+from apr_tui.style import Rows, Span, foreign
+from core.model.stages import Place, place_text
+
+if TYPE_CHECKING:
+    from apr_tui.screens.trace import TraceScreen
+    from core.formats.model_file import ModelFile
+
+LEFT = 39  # columns of the tokens, of 80; half of a wider screen
+
+
+class DrillScreen(LayerScreen):
+    """One layer of the trace under it."""
+
+    BINDINGS = bindings(DRILL)
+    kind = DRILL
+    under: TraceScreen
+
+    def table_header(self, width: int) -> list[Span]:
+        """Names of the columns."""
+        return table_header(width)
+
+    def table_row(self, place: Place, is_here: bool, width: int) -> list[Span]:
+        """All statistics of a stage."""
+        return table_row(self.view, place, is_here, width)
+
+    def pane_lines(self, width: int, height: int) -> Rows:
+        """What is known about the chosen stage, as much as there is room for; enter shows all."""
+        place = self.place
+        own = finding_lines(self.view, place[0], place[1], width)[:2]
+        findings = own or finding_lines(self.view, place[0], None, width)[:1]
+        room = height - 1 - len(findings)
+        if room < 2:
+            return [rule(place_text(place), width), *findings][:height]
+        left = max(LEFT, width // 2)
+        side = width - left - 1
+        why = why_lines(self.view, place, side)
+        weights = weight_lines(self.weights(place), side)
+        channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
+        parts = [part for part in (why, weights, channels) if part]
+        gap: Rows = [[]] if height > 24 else []
+        right = [line for part in parts for line in [*part, *gap]]
+        lines = beside(token_lines(self.view, place, left - 1, room), right, left, room)
+        return [rule(self._heading(place), width), *lines, *findings]
+
+    def model(self) -> ModelFile | None:
+        """The traced model, or the one being traced."""
+        traced = self.under.traced
+        return traced.model if traced else self.under.known.get("model")
+
+    def open_title(self) -> str:
+        """Title of the page of one stage."""
+        return f"{foreign(self.under.model_name)}  {place_text(self.place)}"
+
+    def open_lines(self, place: Place, width: int) -> Rows:
+        """Everything about a stage."""
+        return everything(self.view, place, self.weights, width)
+
+    def _heading(self, place: Place) -> str:
+        cell = self.view.cells.get(place)
+        width = getattr(cell, "width", None)
+        if cell is None or width is None:
+            return place_text(place)
+        return f"{place_text(place)}: {len(cell.mean)} tokens x {width} values"

@@ -1,0 +1,71 @@
+"""The grid that ends in a verdict: what the comparison and the check share beyond the trace's. No numbers here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from apr_tui.screens.grid import GridScreen
+from core.model.stages import GRID, STAGES, Place, stage_named
+
+if TYPE_CHECKING:
+    from apr_tui.host import Host
+
+WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
+
+
+class VerdictScreen(GridScreen):
+    """A grid over the trace: it starts at once, shows or hides the detail stages, and goes back."""
+
+    def __init__(self, console: Host, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
+        super().__init__(console, view)
+        self.seconds: float | None = None  # of the finished run
+        self.end = ""                      # how the run ended, where it gave nothing
+
+    def on_mount(self) -> None:
+        """Start."""
+        self.action_run()
+
+    @property
+    def has_detail(self) -> bool:
+        """Whether the detail stages are columns too."""
+        return self.grid.columns == WITH_DETAIL
+
+    def column_of(self, stage: str) -> int:
+        """The column of a stage; a detail stage brings its columns along."""
+        if stage_named(stage).detail and not self.has_detail:
+            self.action_detail()
+        return super().column_of(stage)
+
+    def go_to(self, place: Place) -> None:
+        """Put the cursor at a cell; a stage of the whole model has none."""
+        if place[0] is not None:
+            self.grid.go(place[0], self.column_of(place[1]))
+
+    def step(self, places: Sequence[Place], step: int) -> Place:
+        """The place after the cursor, or before it, and around at the ends."""
+        here = (self.grid.row, self.grid.column)
+        at = {p: (p[0] or 0, self.grid.columns.index(p[1])) for p in places}
+        after = [p for p in places if at[p] > here] if step > 0 else [p for p in places if at[p] < here][::-1]
+        return (after or (places if step > 0 else places[::-1]))[0]
+
+    def action_run(self) -> None:
+        """Begin what gives the verdict, again or for the first time."""
+        raise NotImplementedError
+
+    def action_detail(self) -> None:
+        """Show or hide the detail stages; the cursor stays at its stage, or goes to the next one that is shown."""
+        row, stage = self.grid.place
+        self.grid.columns = self.overview.columns = GRID if self.has_detail else WITH_DETAIL
+        later = WITH_DETAIL[WITH_DETAIL.index(stage):]
+        self.grid.row, self.grid.column = row, self.grid.columns.index(next(s for s in later if s in self.grid.columns))
+        self.show_all()
+
+    def action_back(self) -> None:
+        """Cancel the run; else take the message away; else go back to the trace."""
+        if self.console.owner is self and self.console.cancel_job():
+            self.say("cancelling ...", "watch")
+        elif self.note is not None:
+            self.hush()
+        else:
+            self.dismiss()

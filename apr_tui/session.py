@@ -1,0 +1,73 @@
+"""What the console asks of core/session.py, as a protocol, and the request that it keeps. It loads no numpy.
+
+core.session brings numpy, and a run brings torch: both are imported in the worker's thread, after the first screen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from core.formats.model_file import ModelFile
+    from core.proof.verdict import Bisection, Check, Comparison
+    from core.system.cancel import IsCancelled
+    from core.trace.events import Emit
+    from core.trace.finding import Finding
+    from core.trace.record import Trace
+    from core.trace.request import Prompt, Source
+
+
+WeightFacts = tuple[str, str, tuple[int, ...]]  # name, quant type, shape
+
+
+class Door(Protocol):
+    """The calls of core.session that the console makes; a test may give its own."""
+
+    def open_model(self, path: Path) -> ModelFile: ...
+    def arch_facts(self, model: ModelFile) -> Any: ...  # noqa: ANN401
+    def trace(
+        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, generate: int = 0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Trace: ...
+    def compare(
+        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Comparison: ...
+    def check(
+        self, source: Source, prompt: Prompt | None, *, generate: int = 0, emit: Emit = ...,
+        cancelled: IsCancelled = ...,
+    ) -> Check: ...
+    def bisect(
+        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
+        emit: Emit = ..., cancelled: IsCancelled = ...,
+    ) -> Bisection: ...
+    def hints(self, trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]: ...
+    def is_bundle(self, path: Path) -> bool: ...
+    def open_bundle(self, path: Path) -> Trace: ...
+    def export_trace(
+        self, trace: Trace, out: Path, *, scope: str, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def export_comparison(
+        self, comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def export_check(self, result: Check, out: Path, *, force: bool, command: str) -> Path: ...
+    def export_bisection(
+        self, result: Bisection, out: Path, *, threshold: float, force: bool, command: str,
+    ) -> Path: ...
+    def default_out(self, trace: Trace) -> Path: ...
+    def sibling(self, path: Path) -> Path | None: ...
+    def weights_behind(
+        self, model: ModelFile, layer: int | None, stage: str,
+    ) -> Sequence[WeightFacts]: ...
+    def ensure_demo(self) -> tuple[Path, Path]: ...
+
+
+DoorSource = Callable[[], Door]
+
+
+def real_door() -> Door:
+    """Load core.session; the first call takes a tenth of a second, so the worker makes it."""
+    return cast(Door, importlib.import_module("core.session"))

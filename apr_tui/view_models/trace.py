@@ -1,0 +1,129 @@
+"""Hold what a screen shows of a trace or a comparison: cells, scope, metric, findings. It computes and draws none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from apr_tui.view_models.number import shorten
+from core.model.stages import SCOPES, Place, place_order
+from core.trace.grid import marks, value
+from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
+
+if TYPE_CHECKING:
+    from core.trace.finding import Finding
+    from core.trace.record import Trace
+
+
+class TraceView:
+    """One trace, growing or whole, at a scope and a metric."""
+
+    def __init__(self, scope: str = "all", threshold: float = 10.0) -> None:
+        self.scope, self.threshold, self.metric = scope, threshold, "std"
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the numbers: another run begins."""
+        self.cells: Mapping[Place, Any] = {}
+        self.tokens: tuple[Any, ...] = ()
+        self.generated = ""
+        self.trace: Trace | None = None
+        self.findings: Sequence[Finding] = ()
+        self.finding = 0
+        self._n_layer = 0
+        self._shown: dict[Place, tuple[str, str]] = {}
+        self._numbers: dict[tuple[Place, str], float | None] = {}
+        self._marks: dict[Place, str] = {}
+
+    @property
+    def n_row(self) -> int:
+        """Layers of the model, as far as known."""
+        return self._n_layer
+
+    def grow(self, cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
+        """Take a newer snapshot; returns the rows that changed (every row where the depth became known)."""
+        fresh = cells.keys() - self.cells.keys()
+        self.cells = cells
+        rows = {layer for layer, _ in fresh if layer is not None}
+        if rows:
+            near = {p: c for p, c in cells.items() if p[0] is not None and (p[0] in rows or p[0] + 1 in rows)}
+            self._marks |= {p: m for p, m in marks(near, self.scope, self.threshold).items() if p in fresh}
+        deepest = max(n_layer or 0, max(rows, default=-1) + 1)
+        if deepest > self._n_layer:
+            self._n_layer = deepest
+            return set(range(deepest))
+        return rows
+
+    def finish(self, trace: Trace, findings: Sequence[Finding]) -> None:
+        """Take the whole trace and its findings."""
+        self.trace = trace
+        self.cells, self.tokens = trace.cells, trace.tokens
+        self._n_layer = max(trace.facts.n_layer or 0, trace.n_layer)
+        self.look(findings=findings)
+
+    def look(
+        self, scope: str | None = None, metric: str | None = None, findings: Sequence[Finding] | None = None,
+    ) -> None:
+        """Show another scope or metric of the same run, with the findings at that scope."""
+        self.metric = metric or self.metric
+        self._shown = {}
+        if scope is not None and scope != self.scope:
+            self._numbers = {}
+        if scope is None and findings is None:
+            return
+        self.scope = scope or self.scope
+        if findings is not None:
+            self.findings, self.finding = findings, 0
+        self._marks = marks(self.cells, self.scope, self.threshold)
+        for finding in self.findings:
+            if self._marks.get(finding.place) in (OK, WATCH, UNKNOWN):
+                same = finding.scope == self.scope
+                self._marks[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if same else WATCH
+
+    def number(self, place: Place, metric: str | None = None) -> float | None:
+        """One number of a cell at the scope."""
+        if place not in self.cells:
+            return None
+        key = (place, metric or self.metric)
+        if key not in self._numbers:  # merging the tokens takes some 50 us, a redraw asks for hundreds
+            self._numbers[key] = value(self.cells, place, self.scope, key[1])
+        return self._numbers[key]
+
+    def mark(self, place: Place) -> str:
+        """The mark of a cell: absent where the run is over and has none, not measured while it runs."""
+        if place not in self.cells:
+            return ABSENT if self.trace is not None else UNKNOWN
+        return self._marks.get(place, OK)
+
+    def cell(self, row: int, column: str) -> tuple[str, str]:
+        """Text and mark of a cell of the grid."""
+        place = (row, column)
+        found = self._shown.get(place)
+        if found is None:
+            found = shorten(self.number(place), self.mark(place))
+            if found == (ABSENT, BAD):  # nothing finite: the number is what the model made
+                found = ("nan" if self.number(place, "nan") else "inf", BAD)
+            if place in self.cells:
+                self._shown[place] = found
+        return found
+
+    def first_bad(self) -> Place | None:
+        """The first cell, in order of computation, that is marked bad."""
+        bad = [place for place, mark in self._marks.items() if mark == BAD]
+        return min(bad, key=place_order) if bad else None
+
+    def next_metric(self) -> str:
+        """The metric after the present one."""
+        return METRICS[(METRICS.index(self.metric) + 1) % len(METRICS)]
+
+    def next_scope(self, place: Place) -> str:
+        """The scope after the present one; after the last comes the token that carries the cell, as pos:N."""
+        known = (self.trace.facts.scopes if self.trace else ()) or SCOPES
+        if self.scope in known and self.scope != known[-1]:
+            return known[known.index(self.scope) + 1]
+        if self.scope in known:
+            cell = self.cells.get(place)
+            stats = cell.at("all") if cell is not None and hasattr(cell, "mean") else None
+            if stats is not None and stats.peak_token is not None and len(self.tokens) > 1:
+                return f"pos:{stats.peak_token}"
+        return known[0]
