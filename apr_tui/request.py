@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.door."""
+"""One run as asked for: source, prompt, options; and the command line that repeats it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the console asks of core/session.py, as a protocol, and the request that it keeps. It loads no numpy.
+"""What the console asks of session/run_trace.py, as a protocol, and the request that it keeps. It loads no numpy.
 
 core.session brings numpy, and a run brings torch: both are imported in the worker's thread, after the first screen.
 """

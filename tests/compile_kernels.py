@@ -28,7 +28,7 @@ from core.kernels.gpu import layer as triton_layer
 from core.kernels.gpu import products as triton_products
 from core.kernels.gpu import statistics as triton_statistics
 from core.kernels.gpu.planes import LAYOUTS, to_planes
-from tests.test_kernels_cpu import random_weight
+from tests.kernels.test_kernels_cpu import random_weight
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
          torch.int8: "i8", torch.uint8: "u8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}

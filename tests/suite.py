@@ -33,7 +33,7 @@ from core.trace.measures import BAD_FACTOR
 from core.trace.request import Prompt, Source
 from core.trace.run import open_side
 from core.trace.taps import chain, record_values
-from tests.small_models import write_model
+from tests.support.small_models import write_model
 
 N_LAYER, LAYERS = 4, (0, 1, 3)
 PROMPTS = ((3, 17, 5, 42, 42, 7, 99), (1, 2), (8, 8, 8, 90, 4, 4, 1, 60, 33, 12, 77), (5, 64, 101))

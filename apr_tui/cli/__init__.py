@@ -1,1 +1,1 @@
-"""TODO package."""
+"""The command line."""

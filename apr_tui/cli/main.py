@@ -1,6 +1,6 @@
-"""The command apr-tui: read the words, run one command, leave with its exit code. What commands do: commands.py.
+"""The command apr-tui: read the words, run one command, leave with its exit code.
 
-Not here: any work. Nothing heavy is imported before a command needs it.
+Not here: any work; commands.py has it. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations

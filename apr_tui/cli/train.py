@@ -1,6 +1,6 @@
 """The command train: start, watch or detach a training run; progress on stderr, one document on stdout.
 
-What a run does is core/train_run.py's. Nothing of torch is loaded here.
+What a run does is train/run.py's. Nothing of torch is loaded here.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
         with (asked.out / LOG).open("a") as log:
-            child = subprocess.Popen([sys.executable, "-m", "apr_tui.cli.main", *words], stdin=subprocess.DEVNULL,
+            child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
                                      stdout=log, stderr=log, start_new_session=True)
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Records to lines of text; no Textual."""

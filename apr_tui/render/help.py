@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.page."""
+"""The help page, made from the key table."""
 
 from __future__ import annotations
 

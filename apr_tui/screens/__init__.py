@@ -1,1 +1,1 @@
-"""TODO package."""
+"""The screens of the console."""

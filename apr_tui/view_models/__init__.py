@@ -1,1 +1,1 @@
-"""TODO package."""
+"""What is selected and visible."""

@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.view."""
+"""A number cut to the columns of a grid cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.view."""
+"""What is selected and visible of a comparison."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Widgets that several screens share."""

@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.paint."""
+"""Lines of spans as a widget that repaints what changed."""
 
 from __future__ import annotations
 

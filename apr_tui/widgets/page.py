@@ -1,4 +1,4 @@
-"""TODO: split from apr_tui.page."""
+"""A page of lines that scrolls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Threads that run jobs and post messages."""

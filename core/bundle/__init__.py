@@ -1,1 +1,1 @@
-"""TODO package."""
+"""A run as a folder that can be read again and diffed."""

@@ -1,4 +1,4 @@
-"""TODO: split from core.evidence."""
+"""Read a bundle back: every table checked, numbers as they were written. It writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from core.bundle.manifest import MOST_LAYERS, Manifest, check_schema
 from core.bundle.tables import INTEGERS, STATS_COLUMNS, TOKENS_COLUMNS, token_stats
 from core.model.stages import Place, parse_stored_scope, place_order, stage_named
-from core.system.atomic import MANIFEST
+from core.system.atomic_folder import MANIFEST
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.trace.record import Trace

@@ -14,7 +14,7 @@ from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
 from core.proof.contract_gates import judge_gates
 from core.proof.verdict import Bisection, Check, Comparison
-from core.system.atomic import MANIFEST, REPRODUCER, new_folder
+from core.system.atomic_folder import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
 from core.trace.finding import Finding
 from core.trace.measures import LocalError

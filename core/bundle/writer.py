@@ -17,8 +17,8 @@ from core.bundle.reader import VALUES, WHOLE
 from core.bundle.report import report_markdown, report_text
 from core.bundle.tables import STATS, STATS_COLUMNS, stats_rows, tokens_columns
 from core.model.stages import GRID
-from core.system.atomic import MANIFEST, new_folder
-from core.system.atomic_file_tmp import new_file
+from core.system.atomic_file import new_file
+from core.system.atomic_folder import MANIFEST, new_folder
 from core.system.errors import OutputError, UsageError, os_reason
 from core.system.json_text import to_json
 from core.trace.finding import Finding

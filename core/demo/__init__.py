@@ -1,1 +1,1 @@
-"""TODO package."""
+"""A small model made from nothing."""

@@ -1,6 +1,6 @@
-"""Write the demonstration pair, demo.gguf and demo.apr, and keep one in the user's cache. Its making: demo_model.py.
+"""Write the demonstration pair, demo.gguf and demo.apr, and keep one in the user's cache. Its making: weights.py.
 
-A fault (faults_bytes.py) is planted in the .apr alone, and the file says so.
+A fault (faults/byte_faults.py) is planted in the .apr alone, and the file says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make the demonstration's weights and metadata, from a seed. Nothing is written here (demo.py) and nothing is run.
+"""Make the demonstration's weights and metadata, from a seed. Nothing is written here (files.py) and nothing is run.
 
 A Qwen2-shaped model of 28 layers whose layer 3 has a massive activation at the first token, as trained models have:
 BOS alone carries a large value in the residual channel CARRIER, which no layer before 3 writes. In layer 3 one row of

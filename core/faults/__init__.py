@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Faults to plant, in values and in bytes."""

@@ -1,6 +1,6 @@
 """Plant a bug in the bytes of a model, as a wrong writer or converter would leave it: a table of kinds.
 
-Not the bugs in values, which `--plant` makes while a forward runs (plants.py).
+Not the bugs in values, which `--plant` makes while a forward runs (value_faults.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compute a stage's value as a wrong kernel would, from the stage's own inputs. Never part of the forward.
 
-Each function takes a Scene and returns what the bug leaves in the value's place. plants.py gives them their names.
+Each function takes a Scene and returns what the bug leaves in the value's place. value_faults.py gives the names.
 Shape letters: T tokens, N query heads, K key-value heads, H head width.
 """
 

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""GGUF and .apr: opened, read and written."""

@@ -21,7 +21,7 @@ from core.formats.apr_reader import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_
 from core.formats.model_file import USUAL, LazyArray, ModelFile, Value
 from core.formats.tensor_stream import Packed, as_is
 from core.quant.types import QUANTS
-from core.system.atomic_file_tmp import new_file
+from core.system.atomic_file import new_file
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from core.formats.model_file import USUAL, LazyArray, ModelFile
 from core.formats.tensor_stream import Packed, as_is
 from core.quant.types import QUANTS
-from core.system.atomic_file_tmp import new_file
+from core.system.atomic_file import new_file
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 

@@ -1,1 +1,1 @@
-"""Fused products of activations and stored weights, and statistics: C++ sources, their build and loading."""
+"""Compiled products and statistics: C++ for CPUs, Triton for GPUs."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""The one forward: what a file's architecture says, its stages, its operations, what drives it."""

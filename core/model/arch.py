@@ -64,7 +64,7 @@ class Arch:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each stage letter (core/stages.py)."""
+        """Width of each stage letter (stages.py)."""
         q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
         return {"D": self.d_model, "Q": q + 2 * kv, "H": q, "K": kv, "F": self.d_ff, "V": self.n_vocab}
 

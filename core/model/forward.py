@@ -1,7 +1,7 @@
 """The one forward of a decoder-only transformer, with the tap always in it. It holds no weights and drives nothing.
 
 It is a generator: it yields each product it needs (Product) and is sent the result, so that several runs of it (traced,
-untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lanes.py).
+untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lockstep.py).
 Shape letters: T tokens, D model, Q joined q k v, N query heads, K key-value heads, H head width, F feed-forward,
 V vocabulary.
 """

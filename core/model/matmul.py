@@ -1,7 +1,8 @@
 """Multiply by a stored weight at the declared compute, on the fused path or by decode-then-multiply.
 
 Fused (float32 values on the CPU): the compiled kernels of kernels/. Else: decode a few rows at a time, then multiply.
-Not here: the decoders (decode.py), how activations are rounded (activations.py), the forward that asks (forward.py).
+Not here: the decoders (quant/dequantize.py), how activations are rounded (quant/activations.py), the forward that
+asks (forward.py).
 """
 
 from __future__ import annotations

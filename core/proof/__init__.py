@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Model or bug: check, compare, bisect, reproduce."""

@@ -1,6 +1,6 @@
 """Graft B's values into A and see how much of the logits comes back: the ladder that shows where a difference enters.
 
-A rung is a run of A with B's value put in at one place. compare.py names the first place and the side; this proves
+A rung is a run of A with B's value put in at one place. judge_pair.py names the first place and the side; this proves
 the cause.
 """
 

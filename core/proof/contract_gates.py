@@ -1,6 +1,6 @@
 """The gates of the published contracts as a table: id, rule, how it is judged from a trace, a check or a comparison.
 
-A gate that saw no data says NOT_MEASURED, never PASS. No gate decides a verdict: compare.py and replay.py do.
+A gate that saw no data says NOT_MEASURED, never PASS. No gate decides a verdict: judge_pair.py and check.py do.
 Source: aprender's contracts trace-ffn-sub-block-v1, trace-ffn-sub-block-gguf-v1 and apr-vs-gguf-forward-parity-v1.
 """
 

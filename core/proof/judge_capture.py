@@ -1,4 +1,4 @@
-"""Judge B against A where a side is a capture: another engine's values, or a bundle's. The rules are compare.py's.
+"""Judge B against A where a side is a capture: another engine's values, or a bundle's. The rules are judge_pair.py's.
 
 What differs from two live sides: a capture cannot be re-run as the other declares, so our forward at its declared
 compute must give its values; or each of its stages is what float64 makes of its own inputs, from end to end.

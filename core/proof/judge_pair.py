@@ -1,7 +1,7 @@
 """Judge B against A, bottom up: are they comparable, what do the cells say, and what is the lowest cause.
 
-The rules are DESIGN's: tokens and hyper-parameters first, weights next, activations last. pair.py measures, replay.py
-checks.
+The rules are DESIGN's: tokens and hyper-parameters first, weights next, activations last.
+measure_pair.py measures, check.py checks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run A and B in lockstep and measure B against A at every stage. It measures; compare.py judges.
+"""Run A and B in lockstep and measure B against A at every stage. It measures; judge_pair.py judges.
 
 Six forwards walk side by side, so that values are compared and dropped: A, A with rounding-size noise (the floor), B, B
 with its operations on A's values (local error apart from inherited), and the witnesses of A and B, untraced.

@@ -1,4 +1,4 @@
-"""Records of a comparison of two traces and its verdict. The rules that reach it: compare.py."""
+"""Records of a comparison of two traces and its verdict. The rules that reach it: judge_pair.py."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Quant types: one table, their decoders and their rounding."""

@@ -1,4 +1,4 @@
-"""Table of the weight types that this build reads: codes and sizes. It decodes nothing: decode.py and quantise.py do.
+"""Table of the weight types that this build reads: codes and sizes. Decoding is dequantize.py's.
 
 Source of the sizes: gguf-py 0.19, constants.GGML_QUANT_SIZES; of the .apr codes: apr-format v2. A test holds both.
 """

@@ -1,4 +1,4 @@
-"""Record of one stored tensor: its name, quant type, shape and bytes. decode.py makes numbers of it."""
+"""Record of one stored tensor: its name, quant type, shape and bytes. dequantize.py makes numbers of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO: split from core.session."""
+"""Write what was found: bundles, comparisons, checks, CSV."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def export_check(result: Check, out: Path, *, force: bool, command: str) -> Path
 
 def check_out(out: Path, *, force: bool) -> None:
     """Refuse an output folder before work: UsageError where it exists without force, OutputError where it cannot be."""
-    from core.system import atomic as new_folder
+    from core.system import atomic_folder as new_folder
 
     new_folder.check_out(out, force=force)
 

@@ -1,6 +1,7 @@
 """Take, check and compare sources that are not run by our own forward: other engines, and bundles with values.
 
-The door (session.py) calls it. Measuring is in captured.py and replay.py, the verdict of a pair in captured_verdict.py.
+run_trace.py and judge.py call it. Measuring is in proof/capture.py and proof/check.py, the verdict of a pair in
+proof/judge_capture.py.
 """
 
 from __future__ import annotations

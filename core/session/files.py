@@ -1,4 +1,4 @@
-"""TODO: split from core.session."""
+"""Files beside a run: import, convert, the demonstration, what lies beside a file."""
 
 from __future__ import annotations
 

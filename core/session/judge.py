@@ -1,4 +1,4 @@
-"""TODO: split from core.session."""
+"""Compare, bisect and check sources: open them, then let core.proof judge."""
 
 from __future__ import annotations
 

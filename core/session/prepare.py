@@ -1,6 +1,6 @@
 """Turn a Source and a Prompt into what can be run or read: an opened file, its tokens, device and capture contract.
 
-Nothing is run here; session.py does. Nothing imports torch or polars before a run needs them.
+Nothing is run here; run_trace.py does. Nothing imports torch or polars before a run needs them.
 """
 
 from __future__ import annotations

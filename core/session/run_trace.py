@@ -1,7 +1,4 @@
-"""The door: open, trace, compare, check, export. The command line and the console both call it; it prints nothing.
-
-Nothing here imports torch or polars before a run needs them. A Source is what to run or open, a Prompt what to feed.
-"""
+"""Run a traced forward of a source, and find its hints. Torch is imported when a run needs it."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from core.session.prepare import (
     encode_beside,
     is_bundle,
     load_torch,
-    open_bundle,
     open_model,
     open_saved,
     ready,
@@ -29,12 +25,6 @@ from core.trace.finding import Finding
 from core.trace.hints import find_hints
 from core.trace.record import Trace
 from core.trace.request import Prompt, Source
-
-__all__ = [
-    "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out", "ensure_demo",
-    "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints", "import_trace",
-    "is_bundle", "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
-]
 
 
 def trace(

@@ -1,1 +1,1 @@
-"""Sources of a trace other than our own forward: other tools' files, other engines."""
+"""Traces that others made: other tools' files, other engines."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Errors, text, files, processes and GPUs of this machine. It knows nothing of models."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Text to tokens and back: tokenizers and chat templates."""

@@ -20,7 +20,7 @@ Encoded = list[tuple[int, str | None]]  # id and text of each token
 def start_encoding(path: Path, text: str, chat: bool) -> subprocess.Popen[bytes]:
     """Start the process on a text, through the file's template if chat; OSError where it does not start."""
     # -P and a path of our own: the working folder may hold anything
-    command = [sys.executable, "-P", "-X", "utf8", "-c", _PROGRAM, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-P", "-X", "utf8", "-c", _PROGRAM, str(Path(__file__).parents[2])]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdin is not None
     child.stdin.write(json.dumps({"path": str(path), "text": text, "chat": chat}).encode())

@@ -1,4 +1,4 @@
-"""Record of what a run shows by itself (a hint) or a check has proved (a proof). The rules of hints: spikes.py."""
+"""Record of what a run shows by itself (a hint) or a check has proved (a proof). The rules of hints: hints.py."""
 
 from __future__ import annotations
 

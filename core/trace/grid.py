@@ -1,6 +1,6 @@
 """View the cells of a trace as a grid: a number a cell at a scope, and its mark.
 
-It judges a cell by its number alone; what a mark means for the run is found by spikes.py. How it is printed: grid_text.
+It judges a cell by its number alone; what a mark means for the run is found by hints.py. How it is printed: grid_text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Find the hints in one trace: NaN, spikes and falls along the layers, massive activations, outliers of a column.
 
-A hint says where to look; it never proves a bug (compare.py and replay.py do). Whole-model stages take part in NaN and
-massive only, detail stages too: a spike must be a cell of the grid.
+A hint says where to look; it never proves a bug (proof/judge_pair.py and proof/check.py do). Whole-model stages and
+detail stages take part in NaN and massive only: a spike must be a cell of the grid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure an array of values as core/tap.py measures a tensor, for sources that bring values and no torch.
+"""Measure an array of values as taps.py measures a tensor, for sources that bring values and no torch.
 
 Definitions are TokenStats': float64, finite values only. x_TW: tokens x width.
 """

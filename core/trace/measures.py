@@ -1,6 +1,6 @@
 """Records of one measured place, B against A or a stage against float64, and the tolerances they are held to.
 
-What they add up to is verdict.py's. No array library is needed to read them.
+What they add up to is proof/verdict.py's. No array library is needed to read them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Statistics of one stage, kept per token and merged exactly, so that a scope is a view. No torch: tap.py measures.
+"""Statistics of one stage, kept per token and merged exactly, so that a scope is a view. No torch: taps.py measures.
 
 Definitions are those of `apr trace` (ActivationStats): finite values only, sample standard deviation (n - 1).
 Missing is None: n = 0 gives None everywhere, n = 1 a std of None.

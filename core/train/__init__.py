@@ -1,1 +1,1 @@
-"""TODO package."""
+"""The training stepper."""

@@ -1,4 +1,4 @@
-"""The model that is trained: the decoder of core/forward.py as modules, on the same functions of core/ops.py.
+"""The model that is trained: the decoder of model/forward.py as modules, on the same functions of model/ops.py.
 
 Parameter names are GGUF's, so a checkpoint is the state as it stands. Attention treats all heads alike, so the batch is
 folded into them and attend() of the trace serves here unchanged.

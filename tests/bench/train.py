@@ -1,8 +1,8 @@
 """Measure a training step beside the device's own matmul rate: python -m tests.bench.train --out DIR [--config NAME].
 
 Writes DIR/bench.json and DIR/report.md, with run.json, train.jsonl, grads.jsonl, gates.json, gpu.jsonl and
-gpu_residency.csv of the run itself; no checkpoint is written. On a GPU the config is 370m at 8 x 1024 tokens, first as it
-is, then compiled; the compiled run is the one that is kept, unless it failed. On a CPU it is tiny.
+gpu_residency.csv of the run itself; no checkpoint is written. On a GPU the config is 370m at 8 x 1024 tokens, first as
+it is, then compiled; the compiled run is the one that is kept, unless it failed. On a CPU it is tiny.
 It needs torch, numpy, tokenizers and safetensors; without nvidia-ml-py the GPU's figures are not measured.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.builders import write_tiny_gguf
+from tests.support.builders import write_tiny_gguf
 
 HERE = Path(__file__).parent
 TOKENS = (3, 17, 5, 42, 42, 7, 99)

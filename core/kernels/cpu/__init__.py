@@ -1,1 +1,1 @@
-"""TODO package."""
+"""C++ kernels, how they are built and called."""

@@ -1,4 +1,4 @@
-// Decode blocks of quantised weights to float32, with the bits that core/decode.py gives. It multiplies nothing.
+// Decode blocks of quantised weights to float32, with the bits that quant/dequantize.py gives. It multiplies nothing.
 //
 // d * scale * q is exact in float32 (11 + 6 + 5 bits; Q6_K: 11 + 7 + 6); only the last subtraction rounds.
 // Source of the layouts: gguf-py 0.19, gguf/quants.py.
@@ -163,7 +163,7 @@ struct Layout {
     void (*decode)(const uint8_t*, float*, long);
 };
 
-// In the order of FUSED in library.py.
+// In the order of FUSED in build.py.
 static const Layout LAYOUTS[] = {
     {1, 4, plain_f32}, {1, 2, plain_f16}, {1, 2, plain_bf16}, {32, 18, q4_0},
     {32, 34, q8_0},    {256, 144, q4_k},  {256, 176, q5_k},   {256, 210, q6_k},

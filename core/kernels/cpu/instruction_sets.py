@@ -1,6 +1,6 @@
 """Table of the instruction sets that the kernels are compiled for, and which of them this machine has.
 
-It compiles nothing (library.py does). A level is one build of the same sources.
+It compiles nothing (build.py does). A level is one build of the same sources.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 // The entry of the products: shares the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
 //
-// A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (library.py).
+// A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
 #include "dots.h"
 #include "pool.h"
 

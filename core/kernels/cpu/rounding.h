@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-enum Compute { F32 = 0, Q8_K = 1, BF16 = 2 };  // in the order of KINDS in fused.py
+enum Compute { F32 = 0, Q8_K = 1, BF16 = 2 };  // in the order of KINDS in bindings.py
 
 constexpr long Q8_BLOCK = 256;
 
@@ -25,7 +25,7 @@ static inline float round_half(float f) {
     return f;
 }
 
-// A block of 256 as matmul.py's q8_k rounds it, to the bit: -127 for the first value of largest size.
+// A block of 256 as model/matmul.py's q8_k rounds it, to the bit: -127 for the first value of largest size.
 static inline void round_q8_k(const float* x, float* out) {
     int32_t largest = 0;
     for (long i = 0; i < Q8_BLOCK; i++) largest = std::max(largest, bits_of(x[i]) & 0x7fffffff);

@@ -2,7 +2,7 @@
 //
 // A second pass takes the deviations where the mean is large beside them: sum x^2 - n mean^2 would lose digits there.
 // Sums run in 16 lanes, added as a tree: their bits depend on the values and the width alone, not on the threads.
-// Not here: what the statistics mean (stats.py), which channels are told (tap.py).
+// Not here: what the statistics mean (trace/stats.py), which channels are told (trace/taps.py).
 #include <algorithm>
 #include <cmath>
 #include <limits>

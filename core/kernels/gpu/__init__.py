@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Triton kernels."""

@@ -1,6 +1,6 @@
-"""The small operations of a layer on a GPU, one launch each, as core/ops.py defines them; rows decoded from planes.
+"""The small operations of a layer on a GPU, one launch each, as model/ops.py defines them; rows decoded from planes.
 
-They serve float32 without gradients; core/ops.py is their definition and what tests hold them against.
+They serve float32 without gradients; model/ops.py is their definition and what tests hold them against.
 Shape letters: T tokens, S positions so far, D model, N query heads, K key-value heads, H head width.
 """
 
@@ -61,7 +61,7 @@ def attend_few(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | N
 
 
 def decode_planes(planes: Planes, ids: Tensor) -> Tensor:
-    """Decode the rows ids [T] (int64, on the device) to float32 [T, cols], bit for bit as core/decode.py."""
+    """Decode the rows ids [T] (int64, on the device) to float32 [T, cols], bit for bit as quant/dequantize.py."""
     if planes.quant in PLAIN:
         return planes.quants.flatten(1)[ids, :planes.cols].float()
     out = torch.empty((len(ids), planes.cols), dtype=torch.float32, device=planes.quants.device)

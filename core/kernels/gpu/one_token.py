@@ -1,6 +1,6 @@
 """The product of one token: each weight's whole number meets three digits of the activation, four at a time (dp4a).
 
-The sums over a chunk of 16 bytes are exact; scales are applied to them in float32. Its caller: triton_products.py.
+The sums over a chunk of 16 bytes are exact; scales are applied to them in float32. Its caller: products.py.
 Shapes: R rows of a program, P chunks at a time.
 """
 

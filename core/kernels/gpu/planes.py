@@ -1,8 +1,8 @@
 """Split stored weights into planes that a GPU reads in whole words: the same bits, field by field; nothing is decoded.
 
 A group is 256 columns of a row. Its quants stand in chunks of 16 or 32 bytes; a byte's nibble is its slot.
-Shapes: R rows, G groups of a row, N blocks of a group, B bytes of a block. The kernels: triton_products.py.
-Source of the blocks: core/decode.py.
+Shapes: R rows, G groups of a row, N blocks of a group, B bytes of a block. The kernels: products.py.
+Source of the blocks: quant/dequantize.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A program takes one segment of one token's values, in registers, in float64; then one merges a token's segments
 (parallel moments), and one finds a stage's largest channels: no sum depends on what else is measured.
-Definitions: core/stats.py. Its caller: device_watch.py.
+Definitions: trace/stats.py. Its caller: trace/gpu_tap.py.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Other engines, run in a child process."""

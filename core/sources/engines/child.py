@@ -1,4 +1,4 @@
-"""The child process that runs another engine: python -m core.sources.engines.child SCHEME FOLDER. engine.py starts it.
+"""The child process that runs another engine: python -m core.sources.engines.child SCHEME FOLDER. process.py starts it.
 
 Not for people: a failure here leaves its last line in the log and an exit code.
 """

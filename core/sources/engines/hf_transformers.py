@@ -1,6 +1,6 @@
 """Run Hugging Face transformers on a GGUF file or a safetensors folder and take every stage by forward hooks.
 
-It runs in the child process of engine.py. float32, no network, no code from the folder, weights from safetensors only.
+It runs in the child process of process.py. float32, no network, no code from the folder, weights from safetensors only.
 Shape letters: T tokens, N heads, H head width.
 """
 

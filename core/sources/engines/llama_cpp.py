@@ -1,6 +1,6 @@
 """Run llama.cpp (through llama-cpp-python) on a GGUF file and take every stage by its eval callback, through ctypes.
 
-It runs in the child process of engine.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
+It runs in the child process of process.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
 the KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations otherwise.
 A stage is known by the weight that its node reads, which every build names alike; what reads none, by the node's name.
 Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.

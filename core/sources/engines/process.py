@@ -1,6 +1,6 @@
 """Run another engine on a model in a child process and read back its stage values. It measures and judges nothing.
 
-The child (engine_child.py) reads ask.json in a folder and writes values.safetensors, then answer.json. What it prints
+The child (child.py) reads ask.json in a folder and writes values.safetensors, then answer.json. What it prints
 goes to log.txt, whose last line becomes the words of an error; what it writes to progress.txt is a sign of life. The
 child is ended, and the folder is gone, whatever happens here.
 """
@@ -116,7 +116,7 @@ def run_engine(
 
 def _environment(ask: Ask) -> dict[str, str]:
     """The child's environment: this very core, no network, and the threads that were asked for."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = {"OMP_NUM_THREADS": str(ask.threads)} if ask.threads else {}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Readers of other tools' traces, a file a format."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""What holds a training run: gates, invariants, probes."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""What is trained on: text, token shards, vocabularies."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.system.atomic import new_folder, strange_in
+from core.system.atomic_folder import new_folder, strange_in
 from core.system.errors import FileError, OutputError, UsageError, os_reason
 from core.system.paths import cache_folder
 from core.train.data.shards import MANIFEST, Shards, open_shards

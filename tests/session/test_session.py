@@ -1,0 +1,277 @@
+"""The door does what it says and refuses what it must, before any work: open, encode, trace, compare, check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import session
+from core.model.stages import GRID, STAGES, place_order
+from core.session import prepare as opening
+from core.system import gpus as telemetry
+from core.system.cancel import never
+from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
+from core.system.gpus import Gpu
+from core.trace.events import Event, no_emit
+from core.trace.record import Token
+from tests.support.small_models import IDS, write_model
+from tests.support.traces import trace_of
+
+PROMPT = session.Prompt(tokens=IDS)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("session")
+    return write_model(folder / "m.gguf", tokenizer="bpe", keys={"qwen2.context_length": 32})
+
+
+@pytest.fixture(scope="module")
+def source(path) -> session.Source:
+    return session.Source(path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def traced(source):
+    return session.trace(source, PROMPT)
+
+
+def test_a_trace_has_every_stage_of_every_layer_and_says_how_it_was_taken(traced):
+    whole = {(None, s.name) for s in STAGES if s.whole}
+    assert set(traced.cells) == whole | {(i, s.name) for i in range(3) for s in STAGES if not s.whole}
+    assert traced.observed_equals_unobserved is True and traced.planted is None and len(traced.top) == 5
+    facts = traced.facts
+    assert (facts.engine, facts.arch, facts.definition) == ("apr-tui", "qwen2", "sample")
+    assert (facts.n_layer, facts.d_model, facts.n_vocab) == (3, 64, traced.origin["widths"]["V"])
+    assert (facts.compute, facts.device, facts.dtype) == ("f32", "cpu", "float32") and facts.threads and facts.kernel
+    assert traced.tokens[0] == Token(IDS[0], "\x03")
+
+
+def test_events_come_in_the_order_of_computation(source):
+    events: list[Event] = []
+    session.trace(source, PROMPT, emit=events.append)
+    kinds = [e.kind for e in events]
+    assert kinds[0] == "start" and events[0].n_layer == 3 and [t.id for t in events[0].tokens] == list(IDS)
+    places = [e.place for e in events if e.kind == "cell"]
+    assert places == sorted(places, key=place_order) and len(places) == 3 * 14 + 3
+    assert kinds.index("phase") < kinds.index("cell")
+
+
+def test_generated_tokens_are_told_one_by_one_and_joined(source):
+    events: list[Event] = []
+    result = session.trace(source, PROMPT, generate=3, emit=events.append)
+    said = [e.text for e in events if e.kind == "token"]
+    assert 1 <= len(said) <= 3 and result.generated is not None
+    assert session.trace(source, PROMPT).generated is None
+
+
+def test_generation_stops_where_the_context_ends(source):
+    events: list[Event] = []
+    session.trace(source, session.Prompt(tokens=(5,) * 31), generate=9, emit=events.append)
+    assert [e.kind for e in events].count("token") <= 1
+
+
+def test_a_plant_is_told_of_and_moves_the_logits(source, traced):
+    planted = session.trace(replace(source, plant="scale@1.ffn_out"), PROMPT)
+    assert planted.planted == "scale@1.ffn_out" and planted.top != traced.top
+    assert planted.observed_equals_unobserved is True, "the witness has the same bug"
+
+
+def test_only_the_layers_asked_for_are_watched(source):
+    cells = session.trace(source, PROMPT, layers=(1, 2), witness=False).cells
+    assert {layer for layer, _ in cells} == {None, 1}
+
+
+@pytest.mark.parametrize("layers", [(0, 4), (3, 4), (2, 2), (-1, 2)])
+def test_layers_that_are_not_there_are_refused(layers, source):
+    with pytest.raises(UsageError, match=r"0 <= A < B <= 3"):
+        session.trace(source, PROMPT, layers=layers)
+
+
+@pytest.mark.parametrize(("prompt", "says"), [
+    (session.Prompt(tokens=(1, 999)), "token 999 is outside the vocabulary"),
+    (session.Prompt(tokens=(1, -1)), "token -1 is outside"), (session.Prompt(tokens=()), "empty"),
+    (session.Prompt(text=""), "empty"), (session.Prompt(tokens=(1,) * 33), "context of 32"),
+    (session.Prompt(text="a" * 33), "context of 32")])
+def test_a_prompt_that_cannot_be_fed_is_refused(prompt, says, path):
+    with pytest.raises(UsageError, match=says):
+        opening.encode(session.open_model(path), prompt)
+
+
+def test_a_file_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
+    model = session.open_model(write_model(tmp_path / "bare.gguf"))
+    assert [t.id for t in opening.encode(model, PROMPT)] == list(IDS)
+    with pytest.raises(FileError, match="--tokens"):
+        opening.encode(model, session.Prompt())
+
+
+def test_where_one_side_has_no_tokenizer_it_takes_the_others_tokens(path, tmp_path):
+    keys = ("model", "pre", "tokens", "merges", "token_type", "bos_token_id", "eos_token_id", "add_bos_token")
+    gone = {f"tokenizer.ggml.{k}": None for k in keys} | {"tokenizer.chat_template": None}
+    bare = write_model(tmp_path / "bare.gguf", tokenizer="bpe", keys=gone)
+    a, b = (session.Source(p, device="cpu") for p in (bare, path))
+    result = session.compare(a, b, session.Prompt("hello"))
+    assert result.verdict == "AGREE" and result.a.tokens == result.b.tokens
+
+
+@pytest.mark.parametrize(("more", "error", "says"), [
+    ({"compute": "fp4"}, UsageError, "f32, q8, bf16"), ({"threads": 0}, UsageError, "threads"),
+    ({"device": "gpu"}, UsageError, "not a device"), ({"device": "cuda:99"}, UsageError, "not a device"),
+    ({"device": "cpu\n"}, UsageError, "not a device"), ({"device": "cuda:15"}, DeviceError, "--device cpu"),
+    ({"plant": "scale@9.qkv"}, UsageError, "layers 0 to 2")])
+def test_settings_that_cannot_be_are_refused(more, error, says, source):
+    with pytest.raises(error, match=says):
+        session.trace(replace(source, **more), PROMPT)
+
+
+def test_auto_takes_the_cpu_and_says_why_where_there_is_no_gpu(monkeypatch, source):
+    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((), "no CUDA driver"))
+    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    assert (result.facts.device, result.origin["device_reason"]) == ("cpu", "no CUDA driver")
+
+
+def test_auto_takes_the_cpu_where_a_gpu_is_there_and_torch_cannot_use_it(monkeypatch, source):
+    import torch
+
+    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    assert result.facts.device == "cpu" and "Some GPU" in result.origin["device_reason"]
+    with pytest.raises(DeviceError, match="CUDA"):
+        session.trace(replace(source, device="cuda:0"), PROMPT)
+
+
+def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypatch, source):
+    import torch
+
+    def busy(*size, device=None, **more):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nand more lines")
+
+    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", busy)
+        with pytest.raises(DeviceError, match=r"busy or unavailable.*Use --device cpu") as caught:
+            session.trace(replace(source, device="cuda:0"), PROMPT)
+        assert caught.value.code == 6
+        result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    assert result.facts.device == "cpu" and "busy or unavailable" in result.origin["device_reason"]
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    ("OutOfMemoryError", "out of memory"), ("AcceleratorError", "the device failed: CUDA error: unspecified launch")])
+def test_a_device_that_fails_while_it_runs_ends_with_its_own_exit_code(error, said):
+    import torch
+
+    from core.model.lockstep import Lane, drive
+
+    def steps():
+        raise getattr(torch, error)("CUDA error: unspecified launch failure")
+        yield
+
+    with pytest.raises(DeviceError, match=said) as caught:
+        drive([Lane(steps())])
+    assert caught.value.code == 6
+
+
+def test_a_cancelled_trace_raises_and_a_cancelled_comparison_too(source):
+    for n_call in (0, 3, 20):
+        calls = iter([False] * n_call + [True] * 10_000)
+        with pytest.raises(Cancelled):
+            session.trace(source, PROMPT, cancelled=lambda c=calls: next(c))
+        calls = iter([False] * n_call + [True] * 10_000)
+        with pytest.raises(Cancelled):
+            session.compare(source, source, PROMPT, cancelled=lambda c=calls: next(c))
+
+
+def test_a_comparison_tells_of_both_sides(source):
+    events: list[Event] = []
+    session.compare(source, replace(source, threads=1), PROMPT, emit=events.append)
+    wanted = {(i, s) for i in range(3) for s in GRID}
+    assert all({e.place for e in events if e.kind == "cell" and e.side == side} >= wanted for side in "AB")
+
+
+def test_a_check_tells_of_its_cells_and_names_a_planted_place(source):
+    cells: list[Event] = []
+    assert session.check(source, PROMPT, emit=lambda e: cells.append(e) if e.kind == "cell" else None).verdict == "PASS"
+    assert len(cells) == 3 * 14 + 3
+    result = session.check(replace(source, plant="negate@2.attn_out"), PROMPT)
+    assert (result.verdict, result.first, result.trace.planted) == ("FAIL", (2, "attn_out"), "negate@2.attn_out")
+
+
+def test_a_check_of_a_bundle_without_values_has_nothing_to_stand_on(traced, path, tmp_path):
+    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    with pytest.raises(NotComparableError, match="--values"):
+        session.check(session.Source(out), None, model=path)
+
+
+def test_a_bundle_opens_as_the_trace_that_was_exported(traced, tmp_path):
+    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    again = session.trace(session.Source(out), session.Prompt())
+    assert session.is_bundle(out) and again.tokens == traced.tokens and set(again.cells) == set(traced.cells)
+    assert all(again.cells[p].at("all") == traced.cells[p].at("all") for p in traced.cells)
+    with pytest.raises(UsageError, match="--force"):
+        session.export_trace(traced, out, scope="all", threshold=10, force=False, command="test")
+
+
+def test_the_sibling_of_a_file_is_the_one_of_the_other_format(tmp_path):
+    for name in ("m.gguf", "m.apr", "lone.gguf", "note.txt"):
+        (tmp_path / name).touch()
+    assert session.sibling(tmp_path / "m.gguf") == tmp_path / "m.apr"
+    assert session.sibling(tmp_path / "m.apr") == tmp_path / "m.gguf"
+    assert session.sibling(tmp_path / "lone.gguf") is None and session.sibling(tmp_path / "note.txt") is None
+
+
+def test_the_weights_behind_a_stage_are_named_with_type_and_shape(path):
+    model = session.open_model(path)
+    assert session.weights_behind(model, 1, "ffn_out") == [("blk.1.ffn_down.weight", "F32", (64, 128))]
+    assert [n for n, _, _ in session.weights_behind(model, 0, "qkv")] == [
+        f"blk.0.attn_{p}.{kind}" for p in "qkv" for kind in ("weight", "bias")]
+    assert session.weights_behind(model, 0, "ffn_silu") == []
+
+
+def test_the_default_output_folder_depends_on_the_input_and_not_on_the_run():
+    a, b = trace_of({}), trace_of({}, origin={"seed": 7, "torch": "other"})
+    assert session.default_out(a) == session.default_out(b)
+    assert session.default_out(a) != session.default_out(trace_of({}, n_token=6))
+    assert str(session.default_out(a)).startswith("evidence/tiny-")
+
+
+def test_the_same_input_gives_the_same_trace(source, traced):
+    again = session.trace(source, PROMPT, emit=no_emit, cancelled=never)
+    assert again.top == traced.top and all(again.cells[p].at("all") == traced.cells[p].at("all") for p in traced.cells)
+
+
+def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
+    begin = ("from pathlib import Path; from core import session; from core.session import prepare as opening\n"
+             "from core.trace.request import Prompt, Source\n"
+             "from core.trace.events import no_emit\n")
+    return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[2])
+
+
+def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
+    code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
+            "beside = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
+            "import sys; assert 'torch' in sys.modules; print(beside == opening.encode(file, text), len(beside) > 3)")
+    done = in_a_fresh_process(code)
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_what_is_wrong_with_a_prompt_is_said_though_it_is_encoded_elsewhere(path):
+    long = in_a_fresh_process(f"session.trace(Source(Path({str(path)!r}), device='cpu'), Prompt('2 + 2 ' * 40))")
+    assert "has a context of 32" in long.stderr, long.stderr
+    no_words = write_model(path.with_name("n.gguf"))
+    silent = in_a_fresh_process(f"session.trace(Source(Path({str(no_words)!r}), device='cpu'), Prompt('hello'))")
+    assert "has no usable tokenizer" in silent.stderr and silent.stderr.count("Traceback") == 1, silent.stderr
+
+
+def test_a_device_that_is_not_there_is_told_before_torch_is_loaded(path):
+    done = in_a_fresh_process(
+        f"import sys\ntry: session.trace(Source(Path({str(path)!r}), device='cuda:15'), Prompt())\n"
+        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)")
+    assert done.stdout == "DeviceError False\n", done.stderr

@@ -1,0 +1,241 @@
+"""A door that gives traces made of small arrays, and ways to drive a screen and read it as text. No model, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apr_tui import style as paint
+from apr_tui.app import Console
+from apr_tui.request import Request
+from apr_tui.screens import check as check_screen
+from apr_tui.screens import compare as compare_view
+from apr_tui.screens import trace as trace_screen
+from core.model.stages import place_order
+from core.proof.verdict import Comparison
+from core.system.errors import Cancelled, FileError
+from core.trace.events import Event
+from core.trace.hints import find_hints
+from core.trace.measures import Difference
+from core.trace.record import NextToken, Token, Trace
+from core.trace.stats import Factors
+from tests.support.traces import FACTS, cells_of, values
+
+SCREENS = Path(__file__).parents[1] / "golden" / "screens"
+WORDS = ("What", " is", " ", "2", "+", "2", "?")
+WIDTH = 64
+
+
+def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS, **more: object) -> Trace:
+    """A trace whose layer 3 has one massive value of token 0 in ffn_swigl, carried on by the residual."""
+    arrays = values(len(words), n_layer, WIDTH, seed)
+    if n_layer > 3:
+        arrays[3, "ffn_swigl"][0, 12] = 300.0
+        for layer in range(3, n_layer):
+            arrays[layer, "output"][0, 5] = 320.0
+        arrays[3, "ffn_out"][0, 5] = 310.0
+    cells = dict(cells_of(arrays, len(words)))
+    for place, array in arrays.items():
+        best = np.unravel_index(np.argsort(-np.abs(array), axis=None)[:3], array.shape)
+        top = tuple((int(c), int(t), float(array[t, c])) for t, c in zip(*best, strict=True))
+        factors = Factors(0, 12, 15.0, 20.0, 0.31) if place == (3, "ffn_swigl") else None
+        cells[place] = replace(cells[place], top=top, factors=factors)
+    tokens = tuple(Token(100 + i, word) for i, word in enumerate(words))
+    top = (NextToken(7, " 4", 11.5), NextToken(8, "4", 9.25))
+    known: dict[str, object] = {"top": top, "observed_equals_unobserved": True}
+    facts = replace(FACTS, n_layer=n_layer)
+    ordered = dict(sorted(cells.items(), key=lambda cell: place_order(cell[0])))
+    return Trace("tiny.gguf", facts, tokens, ordered, **(known | more))
+
+
+@dataclass(frozen=True, slots=True)
+class FakeArch:
+    """What arch_facts gives."""
+
+    name: str = "qwen2"
+    n_layer: int = 28
+
+
+@dataclass
+class FakeDoor:
+    """The door's calls on a ready trace. stop_at: the run waits there until go is set, or it is cancelled."""
+
+    traced: Trace = field(default_factory=spiky_trace)
+    comparison: Comparison | None = None
+    stop_at: tuple[int, str] | None = None
+    fail: Exception | None = None
+    sibling_path: Path | None = Path("tiny.apr")
+    go: threading.Event = field(default_factory=threading.Event)
+    calls: list[tuple] = field(default_factory=list)
+
+    def open_model(self, path):
+        """Remember the path."""
+        if self.fail is not None:
+            raise self.fail
+        return path
+
+    def arch_facts(self, model):
+        """Depth and name."""
+        return FakeArch(n_layer=self.traced.facts.n_layer or 0)
+
+    def trace(self, source, prompt, *, emit, cancelled, **more):
+        """Emit each cell of the ready trace."""
+        self.calls.append(("trace", source, prompt))
+        emit(Event("start", n_layer=self.traced.facts.n_layer, tokens=self.traced.tokens))
+        emit(Event("phase", "tracing"))
+        self._emit(emit, cancelled, self.traced, "")
+        return self.traced
+
+    def compare(self, a, b, prompt, *, scope, threshold, emit, cancelled):
+        """Emit both sides and give the ready comparison."""
+        self.calls.append(("compare", a, b))
+        assert self.comparison is not None
+        emit(Event("start", n_layer=self.comparison.a.n_layer))
+        for side, traced in (("A", self.comparison.a), ("B", self.comparison.b)):
+            self._emit(emit, cancelled, traced, side)
+        return self.comparison
+
+    def _emit(self, emit, cancelled, traced, side):
+        for place, cell in traced.cells.items():
+            if place == self.stop_at:
+                while not self.go.wait(0.005):
+                    if cancelled():
+                        raise Cancelled("cancelled")
+            emit(Event("cell", place=place, cell=cell, side=side))
+
+    def hints(self, trace, scope, threshold=10.0):
+        """The real rules."""
+        return find_hints(trace, scope=scope, threshold=threshold)
+
+    def is_bundle(self, path):
+        """A folder called bundle is one."""
+        return path.name == "bundle"
+
+    def open_bundle(self, path):
+        """The ready trace."""
+        return replace(self.traced, name="from-bundle")
+
+    def export_trace(self, trace, out, *, scope, threshold, force, command):
+        """Remember what was asked."""
+        self.exported_scope = scope
+        self.calls.append(("export", out, force, command))
+        return out
+
+    def export_comparison(self, comparison, out, *, threshold, force, command):
+        """Remember what was asked."""
+        self.calls.append(("export_comparison", out, force, command))
+        return out
+
+    def default_out(self, trace):
+        """A fixed folder."""
+        return Path("evidence/tiny-0123abcd")
+
+    def sibling(self, path):
+        """The other format's file."""
+        return self.sibling_path
+
+    def weights_behind(self, model, layer, stage):
+        """One weight."""
+        return [(f"blk.{layer}.{stage}.weight", "Q4_K", (64, 32))]
+
+    def ensure_demo(self):
+        """No building here."""
+        return Path("demo.gguf"), Path("demo.apr")
+
+
+def pair(verdict: str = "H2", state: str = "differs", **more: object) -> Comparison:
+    """A comparison of two traces of which B differs from 5.ffn_out on."""
+    a = spiky_trace()
+    other = {place: cell for place, cell in spiky_trace(seed=1).cells.items() if place[0] == 5}
+    b = replace(a, name="tiny.apr", cells={**a.cells, **other})
+    cells = {}
+    for place in a.cells:
+        late = place_order(place) >= place_order((5, "ffn_out"))
+        cells[place] = Difference(
+            0.25 if late else 3e-7, 0.97, 1.5, 2, 9, inherited=0.2 if late else 0.0,
+            local=0.25 if place == (5, "ffn_out") else 2e-7, floor=2e-6, state=state if late else "same")
+    reasons = ("blk.5.ffn_down.weight: 1 value of 2048 differs", "H3 was tried: no declared choice explains it")
+    known: dict[str, object] = {
+        "first": (5, "ffn_out"), "token": 2, "channel": 9, "side": "B", "measured": 0.25, "floor": 2e-6, "cells": cells}
+    return Comparison(verdict, reasons, a, b, "all", **(known | more))
+
+
+def file_error() -> FileError:
+    """What a damaged file gives."""
+    return FileError("tiny.gguf is 5000 bytes; its tensors need 91231. It was cut short: copy it again.")
+
+
+@contextlib.asynccontextmanager
+async def console(
+    monkeypatch: pytest.MonkeyPatch, door: FakeDoor, size: tuple[int, int] = (80, 24), *, ascii_only: bool = False,
+    no_color: bool = False, ends: bool = True, **request: object,
+) -> AsyncIterator[tuple[Console, object]]:
+    """Run the console on a door; time and memory stand still. ends: wait for the first trace to end."""
+    monkeypatch.setenv("APR_TUI_ASCII", "1" if ascii_only else "0")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+        cached.cache_clear()
+    for module in (trace_screen, compare_view, check_screen):
+        monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
+    monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
+    app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.worker.serial > 0)
+        if ends:
+            await until(pilot, lambda: app.owner is None)
+        yield app, pilot
+        door.go.set()
+    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+        cached.cache_clear()
+
+
+async def until(pilot: object, holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until something holds; fail where it does not come to hold."""
+    for _ in range(int(seconds / 0.01)):
+        await pilot.pause()
+        if holds():
+            await pilot.pause()
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def lines_of(app: Console) -> list[str]:
+    """The screen as lines of text."""
+    return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
+
+
+def text_of(app: Console) -> str:
+    """The screen as text."""
+    return "\n".join(lines_of(app)) + "\n"
+
+
+def styles_of(app: Console, text: str) -> set[str]:
+    """Colours of the segments that hold the text."""
+    found = set()
+    for strip in app.screen._compositor.render_strips():
+        for segment in strip:
+            if text in segment.text and segment.style is not None and segment.style.color is not None:
+                found.add(segment.style.color.name)
+    return found
+
+
+def assert_screen(app: Console, name: str) -> None:
+    """Hold the screen to tests/screens/NAME.txt; APR_TUI_SCREENS=write writes it instead."""
+    path, found = SCREENS / f"{name}.txt", text_of(app)
+    if os.environ.get("APR_TUI_SCREENS") == "write":
+        SCREENS.mkdir(exist_ok=True)
+        path.write_text(found, encoding="utf-8")
+    wanted = path.read_text(encoding="utf-8")
+    assert found == wanted, f"{name}:\n{found}\nwanted:\n{wanted}"
