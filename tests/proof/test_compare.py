@@ -428,7 +428,8 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 
 def test_values_of_another_shape_are_no_pass():
-    from core.proof.judge_pair import Question, judge_saved
+    from core.proof.judge_pair import judge_saved
+    from core.proof.measure_pair import Question
     from core.system.cancel import never
     from core.trace.events import no_emit
 
@@ -440,7 +441,8 @@ def test_values_of_another_shape_are_no_pass():
 
 
 def test_nothing_in_common_is_no_pass():
-    from core.proof.judge_pair import Question, judge_saved
+    from core.proof.judge_pair import judge_saved
+    from core.proof.measure_pair import Question
     from core.system.cancel import never
     from core.trace.events import no_emit
 
