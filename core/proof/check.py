@@ -20,10 +20,10 @@ from core.model.stages import Place
 from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import guess
-from core.proof.measure_pair import drive_verified
+from core.proof.measure_pair import drive_verified, same_logits
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
-from core.trace.run import Side, same_bits
+from core.trace.run import Side
 from core.trace.taps import chain
 
 GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would
@@ -54,7 +54,7 @@ def check_run(
     source = side.lane(tokens, chain(chain(side.bug(), watch), checker.on_source))
     control = side.lane(tokens, side.bug())
     drive_verified((source, *checker.lanes(), control), (side.model.file,), cancelled)
-    return CheckedRun(checker.errors, source.logits, same_bits(source.logits, control.logits))
+    return CheckedRun(checker.errors, source.logits, same_logits(source, control))
 
 
 def check_stages(

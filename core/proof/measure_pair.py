@@ -134,8 +134,13 @@ class SideWatch:
 
     def taken(self, lane: Lane, control: Lane | None) -> Taken:
         """What was watched, once both lanes have ended."""
-        same = same_bits(lane.logits, control.logits) if control is not None else None
+        same = same_logits(lane, control) if control is not None else None
         return Taken(self._cells, lane.logits, same, self._values)
+
+
+def same_logits(lane: Lane, control: Lane) -> bool:
+    """Say whether a watched run and its control run, both ended, gave the same bits."""
+    return same_bits(lane.logits, control.logits)
 
 
 def drive_verified(

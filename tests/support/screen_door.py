@@ -165,7 +165,8 @@ def pair(verdict: str = "H2", state: str = "differs", **more: object) -> Compari
             local=0.25 if place == (5, "ffn_out") else 2e-7, floor=2e-6, state=State(state) if late else State.SAME)
     reasons = ("blk.5.ffn_down.weight: 1 value of 2048 differs", "H3 was tried: no declared choice explains it")
     known: dict[str, object] = {
-        "first": (5, "ffn_out"), "token": 2, "channel": 9, "side": SideName.B, "measured": 0.25, "floor": 2e-6, "cells": cells}
+        "first": (5, "ffn_out"), "token": 2, "channel": 9, "side": SideName.B, "measured": 0.25, "floor": 2e-6,
+        "cells": cells}
     return Comparison(Verdict(verdict), reasons, a, b, "all", **(known | more))
 
 

@@ -165,10 +165,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from core.train.events import StepTaken
 from core.train.run import train
 from tests.support.training import options
 def emit(event):
-    if event.step is not None and event.step.step == 4:
+    if isinstance(event, StepTaken) and event.step.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 train(options(Path(sys.argv[1]), steps=9), emit)
 """
