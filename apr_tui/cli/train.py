@@ -20,11 +20,13 @@ from typing import Any
 from apr_tui.options import train_options
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
+from core.system.progress import Phase
 from core.train.config import TrainOptions
+from core.train.events import CheckpointWritten, Note, StepTaken, TrainEvent, Validated
 from core.train.log import GRADS, read_lines
 from core.train.prepare import LOG, is_first, prepare
 from core.train.reader import RunReader, open_run
-from core.train.records import RUNNING, RunView, TrainEvent, TrainResult
+from core.train.records import RUNNING, RunView, TrainResult
 from core.train.run import train
 
 POLL_S = 1.0
@@ -151,7 +153,7 @@ def _progress(options: argparse.Namespace) -> Callable[[TrainEvent], None]:
 
     def emit(event: TrainEvent) -> None:
         text = event_text(event)
-        if event.kind == "step":
+        if isinstance(event, StepTaken):
             if time.monotonic() - spoken[0] < STEP_LINES_S:
                 return
             spoken[0] = time.monotonic()
@@ -163,15 +165,18 @@ def _progress(options: argparse.Namespace) -> Callable[[TrainEvent], None]:
 
 def event_text(event: TrainEvent) -> str:
     """One line for an event; empty for what the end of the run prints anyway."""
-    if event.step is not None:
-        s = event.step
-        return f"step {s.step}  loss {s.train_loss:.4f}  norm {s.grad_norm:.3f}  lr {s.lr:.3g}  {s.wall_ms:.0f} ms"
-    if event.validation is not None:
-        return f"epoch {event.validation.epoch}  val_loss {event.validation.val_loss:.4f}"
-    if event.kind == "phase":
-        return f"{event.text} ..."
-    if event.kind == "checkpoint":
-        return f"wrote {event.text}"
-    return event.text if event.kind == "note" else ""
+    match event:
+        case Phase(text):
+            return f"{text} ..."
+        case Note(text):
+            return text
+        case StepTaken(s):
+            return f"step {s.step}  loss {s.train_loss:.4f}  norm {s.grad_norm:.3f}  lr {s.lr:.3g}  {s.wall_ms:.0f} ms"
+        case Validated(v):
+            return f"epoch {v.epoch}  val_loss {v.val_loss:.4f}"
+        case CheckpointWritten(path):
+            return f"wrote {path}"
+        case _:
+            return ""
 
 

@@ -9,17 +9,19 @@ from rich.cells import cell_len
 from apr_tui.render.stage import fit_text
 from apr_tui.style import STATES, Rows, Span, foreign
 from core.model.stages import Place, place_text
-from core.proof.verdict import VERDICTS, Comparison
+from core.proof.verdict import VERDICTS, Comparison, Verdict
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
-from core.trace.measures import SAME, Difference
+from core.trace.measures import SAME, Difference, State
 
 if TYPE_CHECKING:
     from apr_tui.view_models.pair import PairView
 
-STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
-GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
+STYLE_OF = {Verdict.AGREE: "a", Verdict.H1: "a", Verdict.H3: "b", Verdict.H2: "bad", Verdict.INCONCLUSIVE: "watch",
+            Verdict.NOT_COMPARABLE: "watch"}
+GLYPH_OF = {Verdict.AGREE: ".", Verdict.H1: ".", Verdict.H3: ".", Verdict.H2: "X", Verdict.INCONCLUSIVE: "!",
+            Verdict.NOT_COMPARABLE: "?"}
 FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
 COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
@@ -46,7 +48,7 @@ def verdict_spans(found: Comparison) -> list[Span]:
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
     local, floor = difference.local, difference.floor
-    return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
+    return difference.state is State.DIFFERS and local is not None and floor is not None and local <= SAME * floor
 
 
 def cause(found: Comparison | None, place: Place) -> str:

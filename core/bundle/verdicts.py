@@ -12,7 +12,7 @@ from typing import Any
 from core.bundle.manifest import SCHEMA, versions
 from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
-from core.proof.contract_gates import judge_gates
+from core.proof.contract_gates import gate_rows, judge_gates
 from core.proof.verdict import Bisection, Check, Comparison
 from core.system.atomic_folder import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
@@ -79,7 +79,7 @@ def write_comparison(
             bisection.write_reproducer(part / REPRODUCER)
         _write(part, {
             "cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n",
-            "gates.json": to_json(judge_gates(c.a, c), indent=1) + "\n",
+            "gates.json": to_json(gate_rows(judge_gates(c.a, c)), indent=1) + "\n",
         }, command)
     return out
 
@@ -91,7 +91,7 @@ def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
     with new_folder(out, force=force) as part:
         _write(part, {
             "local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n",
-            "gates.json": to_json(judge_gates(c.trace), indent=1) + "\n",
+            "gates.json": to_json(gate_rows(judge_gates(c.trace)), indent=1) + "\n",
         }, command)
     return out
 

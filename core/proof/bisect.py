@@ -16,7 +16,8 @@ from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
 from core.proof.verdict import RECOVERED, Ladder, Rung
 from core.system.cancel import IsCancelled
-from core.trace.events import Emit, Event
+from core.system.progress import Phase
+from core.trace.events import Emit
 from core.trace.run import Side
 from core.trace.taps import chain, patch
 
@@ -53,7 +54,7 @@ def climb(
     if entry is None or entry < 0:
         graft([(None, "embedding"), (None, "final_norm")])
         return Ladder(kl, tuple(rungs), None)
-    emit(Event("phase", f"grafting the stages of layer {entry}"))
+    emit(Phase(f"grafting the stages of layer {entry}"))
     inside: set[Place] = {(entry, s) for s in LAYER_STAGES}
     drive([b.lane(tokens, chain(b.bug(), _keep(inside, values)))], cancelled, enough=lambda: (entry, "output") in values
           and inside <= values.keys())
@@ -74,7 +75,7 @@ def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit) -> in
     if not repairs(high):
         return None
     while low < high:
-        emit(Event("phase", f"halving layers {low} to {high}"))
+        emit(Phase(f"halving layers {low} to {high}"))
         middle = (low + high) // 2
         low, high = (low, middle) if repairs(middle) else (middle + 1, high)
     return low

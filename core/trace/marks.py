@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from core.trace.finding import FindingKind
+
 OK, WATCH, BAD, ABSENT, UNKNOWN = ".", "!", "X", "-", "?"
 WATCH_RATIO = 3.0  # from here to the threshold: a precursor or a watch mark
 FALL_RATIO = 0.1
-MARK_OF_KIND = {"nan": BAD, "ratio": BAD, "downstream": BAD}  # of a finding; any other kind: watch
+# of a finding; any other kind: watch
+MARK_OF_KIND = {FindingKind.NAN: BAD, FindingKind.RATIO: BAD, FindingKind.DOWNSTREAM: BAD}
 METRICS = ("std", "mean", "min", "max", "absmax", "l2", "nan", "inf", "zero", "ratio")

@@ -21,7 +21,8 @@ from typing import IO, Any, TypeVar
 
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, number, to_json
-from core.train.records import Gate, GradRow, Grads, Health, Step, Validation
+from core.system.outcome import Gate, Outcome
+from core.train.records import GradRow, Grads, Health, Step, Validation
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
 RESIDENCY = "gpu_residency.csv"
@@ -180,7 +181,8 @@ def read_gates(run: Path) -> tuple[Gate, ...]:
     """Read gates.json; none where it is not written yet."""
     if not (run / GATES).is_file():
         return ()
-    return tuple(Gate(**{f.name: row[f.name] for f in fields(Gate)}) for row in read_document(run / GATES)["gates"])
+    rows = read_document(run / GATES)["gates"]
+    return tuple(Gate(r["id"], r["rule"], r["measured"], Outcome(r["verdict"]), r["evidence"]) for r in rows)
 
 
 def _write_lines(path: Path, rows: Iterable[object]) -> None:

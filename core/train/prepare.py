@@ -12,12 +12,13 @@ from core.model.arch import read_arch
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, OutputError, UsageError, os_reason
 from core.system.gpus import choose_device
+from core.system.progress import Phase
 from core.train.config import Plan, TrainOptions, plan_of, resumed, settle
 from core.train.data.corpus import Corpus, open_corpus
 from core.train.data.vocabulary import Vocabulary, file_vocabulary, read_vocabulary
+from core.train.events import Note, TrainEmit
 from core.train.log import RUN, read_document
 from core.train.reader import is_alive, newest_checkpoint
-from core.train.records import TrainEmit, TrainEvent
 
 LOG = "log.txt"                       # of a detached run: it may stand in the folder before the run does
 
@@ -97,7 +98,7 @@ def _hold_folder(out: Path) -> None:
 def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
     """Open or make the shards, and say how often the plan reads them."""
     def said(text: str) -> None:
-        emit(TrainEvent("phase", text))
+        emit(Phase(text))
         if cancelled():
             raise Cancelled("stopped before step 0; nothing was trained")
 
@@ -110,7 +111,7 @@ def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus
     if planned > there:
         notes[-1] += f": {planned / there:.1f} epochs of the data"
     for note in notes:
-        emit(TrainEvent("note", note))
+        emit(Note(note))
     return replace(corpus, notes=tuple(notes))
 
 

@@ -16,6 +16,7 @@ import pytest
 from apr_tui.cli import train as train_command
 from apr_tui.cli.main import main
 from apr_tui.render.train_state import age_text, view_text
+from core.train.events import StepTaken
 from core.train.reader import open_run
 from core.train.records import RUNNING
 from tests.support.training import options, run, write_config, write_corpus
@@ -70,7 +71,7 @@ def test_json_is_one_document_on_stdout(tmp_path, capsys):
 def test_a_signal_ends_the_step_cleanly_with_a_checkpoint_and_130(tmp_path, capsys, monkeypatch, name):
     def progress(given):
         def emit(event):
-            if event.step is not None and event.step.step == 1:
+            if isinstance(event, StepTaken) and event.step.step == 1:
                 signal.raise_signal(getattr(signal, name))
         return emit
 

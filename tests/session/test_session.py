@@ -16,7 +16,9 @@ from core.system import gpus as telemetry
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.system.gpus import Gpu
-from core.trace.events import Event, no_emit
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Event, Start, TokenGenerated, no_emit
+from core.trace.measures import SideName
 from core.trace.record import Token
 from tests.support.small_models import IDS, write_model
 from tests.support.traces import trace_of
@@ -54,17 +56,17 @@ def test_a_trace_has_every_stage_of_every_layer_and_says_how_it_was_taken(traced
 def test_events_come_in_the_order_of_computation(source):
     events: list[Event] = []
     session.trace(source, PROMPT, emit=events.append)
-    kinds = [e.kind for e in events]
-    assert kinds[0] == "start" and events[0].n_layer == 3 and [t.id for t in events[0].tokens] == list(IDS)
-    places = [e.place for e in events if e.kind == "cell"]
+    kinds = [type(e) for e in events]
+    assert kinds[0] is Start and events[0].n_layer == 3 and [t.id for t in events[0].tokens] == list(IDS)
+    places = [e.place for e in events if isinstance(e, CellMeasured)]
     assert places == sorted(places, key=place_order) and len(places) == 3 * 14 + 3
-    assert kinds.index("phase") < kinds.index("cell")
+    assert kinds.index(Phase) < kinds.index(CellMeasured)
 
 
 def test_generated_tokens_are_told_one_by_one_and_joined(source):
     events: list[Event] = []
     result = session.trace(source, PROMPT, generate=3, emit=events.append)
-    said = [e.text for e in events if e.kind == "token"]
+    said = [e.text for e in events if isinstance(e, TokenGenerated)]
     assert 1 <= len(said) <= 3 and result.generated is not None
     assert session.trace(source, PROMPT).generated is None
 
@@ -72,7 +74,7 @@ def test_generated_tokens_are_told_one_by_one_and_joined(source):
 def test_generation_stops_where_the_context_ends(source):
     events: list[Event] = []
     session.trace(source, session.Prompt(tokens=(5,) * 31), generate=9, emit=events.append)
-    assert [e.kind for e in events].count("token") <= 1
+    assert sum(isinstance(e, TokenGenerated) for e in events) <= 1
 
 
 def test_a_plant_is_told_of_and_moves_the_logits(source, traced):
@@ -192,13 +194,14 @@ def test_a_comparison_tells_of_both_sides(source):
     events: list[Event] = []
     session.compare(source, replace(source, threads=1), PROMPT, emit=events.append)
     wanted = {(i, s) for i in range(3) for s in GRID}
-    assert all({e.place for e in events if e.kind == "cell" and e.side == side} >= wanted for side in "AB")
+    for side in SideName:
+        assert {e.place for e in events if isinstance(e, CellMeasured) and e.side is side} >= wanted
 
 
 def test_a_check_tells_of_its_cells_and_names_a_planted_place(source):
-    cells: list[Event] = []
-    assert session.check(source, PROMPT, emit=lambda e: cells.append(e) if e.kind == "cell" else None).verdict == "PASS"
-    assert len(cells) == 3 * 14 + 3
+    events: list[Event] = []
+    assert session.check(source, PROMPT, emit=events.append).verdict == "PASS"
+    assert sum(isinstance(e, CellMeasured) for e in events) == 3 * 14 + 3
     result = session.check(replace(source, plant="negate@2.attn_out"), PROMPT)
     assert (result.verdict, result.first, result.trace.planted) == ("FAIL", (2, "attn_out"), "negate@2.attn_out")
 

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from core.train.config import TrainOptions
-from core.train.records import TrainEvent, TrainResult
+from core.train.events import StepTaken, TrainEvent
+from core.train.records import TrainResult
 from core.train.run import train
 
 SIZES = dict(n_layer=2, d_model=32, n_head=4, n_kv_head=2, d_ff=48, n_vocab=300, n_ctx=64, batch=4, seq=16, steps=6,
@@ -59,7 +60,7 @@ def stop_after(n_step: int, log: list | None = None):
     seen = [] if log is None else log
 
     def emit(event: TrainEvent) -> None:
-        if event.step is not None:
+        if isinstance(event, StepTaken):
             seen.append(event.step)
 
     return emit, lambda: len(seen) >= n_step - 1

@@ -12,10 +12,11 @@ import pytest
 
 from core.system import gpus as telemetry
 from core.system.errors import DeviceError, OutputError
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.train import log as train_log
 from core.train.checks.gates import Facts, diverged, judge
 from core.train.config import TrainOptions, settle
-from core.train.records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
+from core.train.records import DONE, Step, TrainResult, Validation
 
 
 def step(i, **changes):

@@ -18,9 +18,11 @@ import core.train.checkpoint
 from core import session
 from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
 from core.system.json_text import plain
+from core.system.progress import Phase
 from core.trace.request import Prompt, Source
 from core.train.checkpoint import checkpoints, read_checkpoint
 from core.train.config import TrainOptions, settle
+from core.train.events import CheckpointWritten, Note, StepTaken
 from core.train.log import Lines, rewind
 from core.train.reader import RunReader, open_run
 from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, Wishes
@@ -109,7 +111,7 @@ def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
 
 def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
     def note(**changes):
-        return next(e.text for e in events(tmp_path, **changes) if e.kind == "note" and "planned" in e.text)
+        return next(e.text for e in events(tmp_path, **changes) if isinstance(e, Note) and "planned" in e.text)
 
     assert note(steps=6).endswith("training tokens, 384 planned")
     few = write_corpus(tmp_path / "few", 2)
@@ -126,7 +128,7 @@ def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeyp
 
 def test_a_checkpoint_with_somebody_s_own_file_in_it_is_not_dropped(tmp_path):
     def emit(event):
-        if event.kind == "checkpoint" and event.path.name == "step-000001":
+        if isinstance(event, CheckpointWritten) and event.path.name == "step-000001":
             (event.path / "notes.txt").write_text("mine")
 
     result = train(options(tmp_path, steps=6, steps_per_epoch=20, checkpoint_every=1), emit)
@@ -173,10 +175,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from core.train.events import StepTaken
 from core.train.run import train
 from tests.support.training import options
 def emit(event):
-    if event.step is not None and event.step.step == 4:
+    if isinstance(event, StepTaken) and event.step.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 train(options(Path(sys.argv[1]), steps=9), emit)
 """
@@ -242,17 +245,17 @@ def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
     wishes, told = Wishes(), []
 
     def emit(event):
-        told.append((event.kind, event.text))
-        if event.kind == "step" and event.step.step == 1:
+        told.append(event)
+        if isinstance(event, StepTaken) and event.step.step == 1:
             wishes.pause.set()
             threading.Timer(0.4, wishes.pause.clear).start()
-        if event.kind == "step" and event.step.step == 3:
+        if isinstance(event, StepTaken) and event.step.step == 3:
             wishes.save.set()
-        if event.kind == "checkpoint" and event.path.name == "step-000004":
+        if isinstance(event, CheckpointWritten) and event.path.name == "step-000004":
             wishes.stop.set()
 
     result = train(options(tmp_path, steps=40, steps_per_epoch=20), emit, wishes=wishes)
-    assert ("phase", "paused") in told and result.status == INTERRUPTED and result.steps_done == 5
+    assert Phase("paused") in told and result.status == INTERRUPTED and result.steps_done == 5
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 5]
     assert all(step.wall_ms < 400 for step in open_run(result.out).steps[2:3])  # a pause is no part of a step
 
@@ -356,6 +359,7 @@ def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path
     ("train.jsonl", '{"step": 0, "train_loss": [], "grad_norm": 1}\n'), ("grads.jsonl", '{"rows": 5}\n'),
     ("grads.jsonl", '{"rows": [], "parameters": {"a": "x"}, "step": 0}\n'), ("grads.jsonl", '{"health": 7}\n'),
     ("gates.json", "[]"), ("gates.json", '{"gates": [{}]}'),
+    ("gates.json", '{"gates": [{"id": "G", "rule": "", "measured": "", "verdict": "MAYBE", "evidence": ""}]}'),
 ])
 def test_a_run_with_a_file_of_another_form_is_a_damaged_run(tmp_path, name, text):
     plan = plain(settle(TrainOptions(tmp_path)))

@@ -26,8 +26,9 @@ import numpy.typing as npt
 from core.model.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, UsageError
+from core.system.progress import Phase
 from core.system.safe_text import safe_text
-from core.trace.events import Emit, Event
+from core.trace.events import Emit
 from core.trace.values_file import open_values
 
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
@@ -99,7 +100,7 @@ def run_engine(
 ) -> tuple[Answer, Values]:
     """Run the engine on what is asked; FileError with its last words where it crashes, hangs or answers nonsense."""
     engine = find_engine(scheme)
-    emit(Event("phase", f"running {scheme}"))
+    emit(Phase(f"running {scheme}"))
     with tempfile.TemporaryDirectory(prefix="apr-tui-") as name:
         folder = Path(name)
         (folder / ASK).write_text(json.dumps(asdict(ask)))
@@ -136,7 +137,7 @@ def _wait(
                             f"Its last words: {_last_words(folder)}")
         told = _told_since(folder / PROGRESS, seen)
         for line in told.decode(errors="replace").splitlines():
-            emit(Event("phase", f"{scheme}: {safe_text(line)}"))
+            emit(Phase(f"{scheme}: {safe_text(line)}"))
         if told:
             seen, alive = seen + len(told), time.monotonic()
         time.sleep(POLL_SECONDS)

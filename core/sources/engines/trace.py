@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.text.tokenizer import hold_text
-from core.trace.events import Emit, Event
+from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
+from core.trace.measures import SideName
 from core.trace.record import Facts, NextToken, Token, Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
@@ -29,7 +29,8 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, side: str = "", emit: Emit, cancelled: IsCancelled,
+    layers: tuple[int, int] | None = None, witness: bool = True, side: SideName | None = None, emit: Emit,
+    cancelled: IsCancelled,
 ) -> Trace:
     """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
     check_path(source)
@@ -38,12 +39,11 @@ def trace_engine(
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
     ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
-    answer, values = run_engine(
-        source.scheme, ask, emit=lambda event: emit(replace(event, side=side)), cancelled=cancelled)
+    answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
         cells[place] = _cell(values, place, len(tokens))
-        emit(Event("cell", place=place, cell=cells[place], side=side))
+        emit(CellMeasured(place, cells[place], side))
     said = tokens if answer.tokens == ids else [Token(i, text_of(i)) for i in answer.tokens]
     other = () if answer.tokens == ids else (f"{source.scheme} ran other tokens than it was asked to",)
     return Trace(
