@@ -21,7 +21,7 @@ from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.errors import FileError, UsageError
-from core.system.mapped_file import Bytes, shown
+from core.system.mapped_file import shown
 
 WRITERS: dict[str, Callable[..., None]] = {".apr": write_apr, ".gguf": write_gguf}
 DECODED = {"f16": "F16", "f32": "F32"}
