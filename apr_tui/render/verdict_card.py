@@ -10,7 +10,7 @@ from apr_tui.style import Rows, Span, foreign, plain, wrap
 from core.model.stages import Place, place_text
 from core.proof.verdict import VERDICTS, Check, Comparison
 from core.system.numbers import short
-from core.trace.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
+from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, SAME, LocalError
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
@@ -65,8 +65,8 @@ def check_spans(check: Check) -> list[Span]:
 
 def error_rows(place: Place, error: LocalError) -> Rows:
     """Measured, floor and multiple of a stage against float64."""
-    is_least = error.floor < LEAST_FLOOR
-    least = f" (measured {short(error.floor)}; {LEAST_FLOOR:g} at least)" if is_least else ""
+    is_least = error.floor < MIN_NMSE_FLOOR
+    least = f" (measured {short(error.floor)}; {MIN_NMSE_FLOOR:g} at least)" if is_least else ""
     where = f"NMSE of token {error.token}, channel {error.channel}; SQNR {short(error.sqnr_db)} dB"
     lines = [
         [(f" {place_text(place)} against float64", "title")],

@@ -20,6 +20,7 @@ from core.formats.tensor_stream import Packed, as_is
 from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
 from core.system.errors import FileError, UsageError
 from core.system.mapped_file import shown
 

@@ -18,11 +18,11 @@ from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import Place, place_order, place_text, stage_named
 from core.proof.distance import difference, relative_l2
-from core.proof.measure_pair import LEAST_FLOOR, Pair, judged, scope_rows
+from core.proof.measure_pair import Pair, judged, scope_rows
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event
-from core.trace.measures import Difference
+from core.trace.measures import MIN_REL_L2_FLOOR, Difference
 from core.trace.run import Side, same_bits, verifying
 from core.trace.stats import Cell
 from core.trace.taps import chain, jitter, record
@@ -106,7 +106,7 @@ def run_beside(
             left, right, clean, noisy = (t[len(t) - n_row :][rows] for t in (left, right, clean, value))
             cells[place] = judged(replace(
                 difference(left, right, len(tokens) - n_row + rows[0]),
-                floor=max(relative_l2(clean, noisy)[0], LEAST_FLOOR)))
+                floor=max(relative_l2(clean, noisy)[0], MIN_REL_L2_FLOOR)))
         return value
 
     noise = chain(jitter(unit, seed), _angle_noise(len(tokens), seed))

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from core.model.stages import GRID, Place, place_order, place_text
-from core.trace.measures import Difference
+from core.trace.measures import MIN_REL_L2_FLOOR, Difference
 from core.trace.record import Trace
 from core.trace.stats import Stats
 
@@ -27,13 +27,13 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     import torch
 
     from core.proof.distance import difference
-    from core.proof.measure_pair import LEAST_FLOOR, judged, scope_rows
+    from core.proof.measure_pair import judged, scope_rows
     from core.quant.activations import COMPUTES
 
     if not a.values or not b.values:
         return {}
     units = [COMPUTES[t.facts.compute][1] for t in (a, b) if t.facts.compute in COMPUTES]
-    floor = max(UNMEASURED * LEAST_FLOOR, *units)
+    floor = max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
     cells = {}
     for place in sorted(set(a.values) | set(b.values), key=place_order):
         if place not in a.values or place not in b.values:

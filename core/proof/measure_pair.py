@@ -20,12 +20,10 @@ from core.proof.distance import difference, relative_l2
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.trace.events import Emit, Event
-from core.trace.measures import CLEAR, SAME, Difference
+from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, SAME, Difference
 from core.trace.run import Side, same_bits, verifying
 from core.trace.stats import Cell
 from core.trace.taps import chain, jitter, record, record_values
-
-LEAST_FLOOR = 1e-6  # relative L2: rounding of float32 (1.2e-7) through one stage's sums of thousands of products
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ def run_pair(
     def noisy(layer: int | None, stage: str, value: Tensor) -> Tensor:
         rows = scope_rows(scope, n_token, len(value))
         if rows:
-            floors[layer, stage] = max(relative_l2(now_a[layer, stage][rows], value[rows])[0], LEAST_FLOOR)
+            floors[layer, stage] = max(relative_l2(now_a[layer, stage][rows], value[rows])[0], MIN_REL_L2_FLOOR)
         return value
 
     def local(layer: int | None, stage: str, value: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def scope_rows(scope: str, n_token: int, n_row: int) -> list[int]:
 def judged(cell: Difference) -> Difference:
     """Fill in the state by the multiple of the floor."""
     assert cell.rel_l2 is not None
-    floor = cell.floor or LEAST_FLOOR
+    floor = cell.floor or MIN_REL_L2_FLOOR
     state = "same" if cell.rel_l2 <= SAME * floor else "unclear" if cell.rel_l2 <= CLEAR * floor else "differs"
     return replace(cell, state=state)
 
