@@ -13,7 +13,15 @@ from core.proof.verdict import VERDICTS, Comparison, Verdict
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
-from core.trace.measures import SAME, Difference, State
+from core.trace.measures import (
+    SAME,
+    Difference,
+    State,
+)
+from core.trace.metrics import (
+    NUMBERS,
+    SIZES,
+)
 
 if TYPE_CHECKING:
     from apr_tui.view_models.pair import PairView
@@ -22,7 +30,7 @@ STYLE_OF = {Verdict.AGREE: "a", Verdict.H1: "a", Verdict.H3: "b", Verdict.H2: "b
             Verdict.NOT_COMPARABLE: "watch"}
 GLYPH_OF = {Verdict.AGREE: ".", Verdict.H1: ".", Verdict.H3: ".", Verdict.H2: "X", Verdict.INCONCLUSIVE: "!",
             Verdict.NOT_COMPARABLE: "?"}
-FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
+FIELDS = sorted(NUMBERS, key=lambda name: name == "count")  # which says least of a difference, last
 COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
@@ -112,17 +120,16 @@ def side_lines(view: PairView, place: Place, width: int) -> Rows:
     lines = [_heading(f"scope {view.scope}")]
     for field in FIELDS:
         left, right = (getattr(stats, field) if stats is not None else None for stats in (a, b))
-        both = short(divided(right, left)) if field in ("std", "absmax", "l2") else ""
+        both = short(divided(right, left)) if field in SIZES else ""
         lines.append([(f"   {field:<10}", "quiet"), (f"{short(left):>9}{short(right):>9}{both:>9}", "text")])
     return [*lines, [], *_token_lines(view, place, width)]
 
 
 def _token_lines(view: PairView, place: Place, width: int) -> Rows:
-    from core.trace.stats import TokenStats
-    from core.trace.token_share import std_T
+    from core.trace.stats import TokenStats, std_T
 
     a, b = (view.sides[side].get(place) for side in ("A", "B"))
-    if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and len(a.mean) == len(b.mean)):
+    if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and a.n_token == b.n_token):
         return [[("   no numbers per token on both sides", "quiet")]]
     tokens = view.comparison.a.tokens if view.comparison else ()
     lines = [_heading("std, token")]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.bundle.csv_table import csv_text
 from core.bundle.manifest import SCHEMA, versions
 from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
@@ -112,11 +111,8 @@ def _cell_rows(c: Comparison) -> Iterable[tuple[object, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in rows)
-    return text.getvalue()
+    rows = list(rows)
+    return csv_text({name: [row[i] for row in rows] for i, name in enumerate(columns)}, as_text=True)
 
 
 def _write(folder: Path, files: Mapping[str, str], command: str) -> None:

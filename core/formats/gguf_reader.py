@@ -15,8 +15,9 @@ from core.formats.gguf_header import Walk
 from core.formats.model_file import ModelFile, Value
 from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import Bytes, map_file, shown
+from core.system.mapped_file import map_file, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

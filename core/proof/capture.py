@@ -16,10 +16,25 @@ from torch import Tensor
 from core.model.arch import Arch
 from core.model.forward import Tap
 from core.model.stages import Place, place_order, place_text, stage_named
-from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
-from core.trace.measures import SideName
-from core.trace.run import SEED, Side
-from core.trace.taps import chain, jitter, record_values
+from core.proof.measure_pair import (
+    Pair,
+    PairMeasurer,
+    Question,
+    SideWatch,
+    drive_verified,
+)
+from core.trace.measures import (
+    SideName,
+)
+from core.trace.run import (
+    SEED,
+    Side,
+)
+from core.trace.taps import (
+    chain,
+    jitter,
+    record_values,
+)
 
 Values = Mapping[Place, Any]  # place -> [rows, W] of the last rows of T tokens: torch tensors, or numpy arrays
 TURNED = ("q_rope", "k_rope")

@@ -11,7 +11,10 @@ from core.model.forward import Cache
 from core.model.lockstep import drive
 from core.model.stages import Place
 from core.proof.distance import difference, relative_l2
-from core.proof.measure_pair import judged, unit_of
+from core.proof.measure_pair import (
+    judged,
+    unit_of,
+)
 from core.system.cancel import IsCancelled
 from core.trace.measures import MIN_REL_L2_FLOOR, Difference
 from core.trace.run import SEED, Side

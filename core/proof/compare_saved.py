@@ -9,7 +9,11 @@ import math
 from dataclasses import replace
 
 from core.model.stages import GRID, Place, place_order, place_text
-from core.trace.measures import MIN_REL_L2_FLOOR, Difference, State
+from core.trace.measures import (
+    MIN_REL_L2_FLOOR,
+    Difference,
+    State,
+)
 from core.trace.record import Trace
 from core.trace.stats import Stats
 

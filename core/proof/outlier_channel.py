@@ -23,7 +23,7 @@ def crush(a: Trace, b: Trace) -> str | None:
             if place[1] not in ROUNDED or not isinstance(cell, TokenStats):
                 continue
             for channel, token, value in cell.top:
-                rms = math.sqrt(float(cell.sumsq[token - cell.first]) / cell.width)
+                rms = math.sqrt(float(cell.rows["sumsq"][token - cell.first]) / cell.width)
                 times = abs(value) / rms if rms else 0.0
                 if times >= CRUSH and (worst is None or times > worst[0]):
                     worst = (times, f"activation block crush at channel {channel}: in {place_text(place)} "

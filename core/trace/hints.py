@@ -18,8 +18,16 @@ from core.trace.finding import Finding, FindingKind
 from core.trace.grid import Cells, divided, falls, ratios, stats_at
 from core.trace.marks import FALL_RATIO, WATCH_RATIO
 from core.trace.record import Trace
-from core.trace.stats import Cell, Stats, TokenStats
-from core.trace.token_share import carrier, carrier_phrase, carrier_token, std_T, times_text
+from core.trace.stats import (
+    MASSIVE_CHANNELS,
+    MASSIVE_MULTIPLE,
+    MASSIVE_SIZE,
+    Cell,
+    Stats,
+    TokenStats,
+    std_T,
+)
+from core.trace.token_share import carrier, carrier_phrase, carrier_token, times_text
 
 MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median
@@ -141,10 +149,11 @@ def _first_broken(cell: Cell, scope: str, stats: Stats) -> tuple[int | None, int
     """Return the token and channel of the first NaN or Inf; the channel of an Inf is not kept."""
     if not isinstance(cell, TokenStats):
         return stats.nan_token, stats.nan_channel
-    for token in scope_positions(scope, cell.first + len(cell.mean)):
-        row = token - cell.first
-        if row >= 0 and (cell.nan[row] or cell.inf[row]):
-            return token, int(cell.nan_channel[row]) if cell.nan[row] else None
+    finite_T, rows = cell.finite_T, cell.rows
+    for token in scope_positions(scope, cell.first + cell.n_token):
+        i = token - cell.first
+        if i >= 0 and finite_T[i] < cell.width:
+            return token, int(rows["nan_channel"][i]) if rows["nan"][i] else None
     return None, None
 
 
@@ -156,7 +165,7 @@ def _find_massive(view: _View) -> Iterator[Finding]:
         cell = view.cells[place]
         if not isinstance(cell, TokenStats) or cell.massive is None:
             continue
-        positions = scope_positions(view.scope, cell.first + len(cell.mean))
+        positions = scope_positions(view.scope, cell.first + cell.n_token)
         for token, channel, value in cell.massive.places:
             if token in positions:
                 seen.setdefault((cell.width, token, channel), []).append(place)
@@ -174,7 +183,8 @@ def _massive(view: _View, place: Place, largest: tuple[int, int, float], last: P
     times = f"{times_text(abs(value) / median)} x the median |x|" if median > 0 else "where the median |x| is 0"
     later = f"; the same channel is massive up to {place_text(last)}" if last != place else ""
     sentence = f"{place[1]} reaches {short(value)}, {times}; token {token} carries it, in channel {channel}{later}"
-    rule = "|x| > 100 and > 1000 x the median |x|, in at most 4 channels"
+    rule = (f"|x| > {MASSIVE_SIZE:g} and > {MASSIVE_MULTIPLE:g} x the median |x|, "
+            f"in at most {MASSIVE_CHANNELS} channels")
     return Finding(FindingKind.MASSIVE, "hint", *place, view.scope, token, channel, value, median, rule, sentence)
 
 
@@ -222,7 +232,7 @@ def _find_hidden(view: _View, spikes: list[_Spike]) -> list[Finding]:
 def _position_ratios(cells: Cells, place: Place, threshold: float) -> Iterator[tuple[int, float]]:
     layer, stage = place
     cell, before = cells[place], cells[(layer or 0) - 1, stage]
-    if isinstance(cell, TokenStats) and isinstance(before, TokenStats) and len(cell.mean) == len(before.mean):
+    if isinstance(cell, TokenStats) and isinstance(before, TokenStats) and cell.n_token == before.n_token:
         with np.errstate(divide="ignore", invalid="ignore"):
             times_T = std_T(cell) / std_T(before)
         for row in np.flatnonzero(np.isfinite(times_T) & (times_T > threshold)):

@@ -1,5 +1,7 @@
 """Records of one measured place, B against A or a stage against float64, and the tolerances they are held to.
 
+Units: MIN_REL_L2_FLOOR is a relative L2, |b - a| / |a|, the least floor of a Difference; MIN_NMSE_FLOOR is an NMSE, its
+square, the least floor of a LocalError; BAD_FACTOR multiplies an NMSE, SAME and CLEAR a relative L2.
 What they add up to is proof/verdict.py's. No array library is needed to read them.
 """
 

@@ -27,9 +27,9 @@ from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile, Value
 from core.formats.tensor_stream import Packed
 from core.model.arch import Arch
+from core.system.arrays import Bytes
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import to_json
-from core.system.mapped_file import Bytes
 from core.train.data.vocabulary import Vocabulary, vocabulary_keys
 from core.train.model import spread
 

@@ -21,7 +21,8 @@ from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
 from core.trace import taps as tap
-from core.trace.stats import COUNTS, MOMENTS
+from core.trace.stats import ROW
+from tests.support.traces import UNROUNDED
 
 SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
@@ -293,9 +294,8 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
 
 
 def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
-    [(table, row, top)] = measure_fused(kernels(), [x])
-    moments, counts = table[row, 0], table[row, 1].view(np.int64)
-    return dict(zip((*MOMENTS, *COUNTS), (*moments, *counts), strict=True)), list(top)
+    [(table, index, top)] = measure_fused(kernels(), [x], ROW)
+    return {name: table[name][index] for name in ROW.names}, list(top)
 
 
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
@@ -304,11 +304,16 @@ def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> 
     x = values(tokens, width, kind)
     got, top = measured(x)
     want = tap._moments(x)
-    for name in ("nan", "inf", "zero", "peak_channel", "nan_channel", "min", "max"):
-        assert got[name].tolist() == want[name].tolist(), name
-    for name in ("mean", "m2", "sumsq"):
-        assert np.allclose(got[name], want[name], rtol=1e-12, atol=1e-12), (name, got[name], want[name])
+    assert set(want) == set(ROW.names)
+    for name in ROW.names:
+        room = 0 if name in UNROUNDED else 1e-12
+        assert np.allclose(got[name], want[name], rtol=room, atol=room), (name, got[name], want[name])
     assert top == tap._top_channels(x)
+
+
+def test_rows_of_other_columns_are_refused() -> None:
+    with pytest.raises(AssertionError, match="other columns"):
+        measure_fused(kernels(), [random_x(2, 8)], np.dtype([*ROW.descr, ("more", np.float64)]))
 
 
 @pytest.mark.parametrize("kind", ["random", "bad"])

@@ -23,6 +23,7 @@ from core.system.cancel import never
 from core.trace import taps as tap
 from core.trace.events import no_emit
 from core.trace.run import Side, _decode, continue_greedily, open_side, run_traced
+from core.trace.stats import ROW
 from tests.kernels.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
 from tests.support.small_models import IDS, write_model
 
@@ -170,10 +171,10 @@ def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, mon
     wide[2, 9], wide[2, 12] = -5.0, 5.0  # a tie: the lowest channel
     tensors = [wide, random_x(4, 64) * 300, torch.zeros(4, 2049)]
     measured = triton_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
-    for x, found in zip(tensors, triton_statistics.read_statistics(measured, 3), strict=True):
+    for x, found in zip(tensors, triton_statistics.read_statistics(measured, 3, ROW), strict=True):
         stats = tap.finish(x, 0, *found, None)
         for name, want in tap._moments(x).items():
-            np.testing.assert_allclose(getattr(stats, name), want, **EXACT, err_msg=name)
+            np.testing.assert_allclose(stats.rows[name], want, **EXACT, err_msg=name)
         assert list(found[2]) == tap._top_channels(x)
 
 

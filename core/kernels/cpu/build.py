@@ -22,6 +22,7 @@ from core.kernels.cpu.instruction_sets import Level, usable_levels
 from core.system.paths import cache_folder
 
 FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
+TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.cpp
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
@@ -100,7 +101,7 @@ def load(level: Level, reason: str) -> Library:
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
-    measure.argtypes = (pointer, size, pointer, count)
+    measure.argtypes = (pointer, size, pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
     return Library(level, reason, multiply, measure, massive, correlate)

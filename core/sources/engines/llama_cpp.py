@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from core.model.stages import Place
 from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
+from core.system.arrays import Floats32
 from core.system.errors import FileError
-
-Floats = npt.NDArray[np.float32]
 
 F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
 # a weight's name after blk.N. -> part of a stage; of two nodes for one part (product, then bias) the later one counts
@@ -51,7 +49,7 @@ class _Tensor(ctypes.Structure):
     )
 
 
-def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
+def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     """Run the model watched and, for the witness, unwatched in a context of its own."""
     import llama_cpp
     from llama_cpp import llama_cpp as api
@@ -83,7 +81,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
 
 def _decode(
     api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
-) -> Floats:
+) -> Floats32:
     """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
     n = len(tokens)
     options = api.llama_context_default_params()
@@ -121,7 +119,7 @@ class Watcher:
         self.ask, self.folder = ask, folder
         self.failure: Exception | None = None
         self.reads_packed = False  # whether a product reads weights that are not float32
-        self._parts: dict[tuple[int | None, str], Floats] = {}
+        self._parts: dict[tuple[int | None, str], Floats32] = {}
         self._ggml = _open_ggml(libraries)
         self._checked = False
 
@@ -140,7 +138,7 @@ class Watcher:
         """Version of the ggml library."""
         return str(self._ggml.ggml_version().decode()) if hasattr(self._ggml, "ggml_version") else "unknown"
 
-    def values(self) -> dict[Place, Floats]:
+    def values(self) -> dict[Place, Floats32]:
         """Every stage that was seen; q, k and v joined."""
         found = {p: v for p, v in self._parts.items() if p[1] not in ("q", "k", "v")}
         for layer in {layer for layer, part in self._parts if part == "v"}:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from core.model.stages import Place, place_text
+from core.system.arrays import Floats32
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, UsageError
 from core.system.progress import Phase
@@ -36,7 +36,7 @@ PATIENCE = 600.0  # seconds without a sign of life, after which an engine hangs:
 POLL_SECONDS = 0.05
 LAST_WORDS = 300  # characters
 
-Values = dict[Place, npt.NDArray[np.float32]]
+Values = dict[Place, Floats32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from core.model.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
 from core.sources.imports.stated_facts import Said, unknown_notes
+from core.system.arrays import Floats32
 from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
 from core.trace.record import Facts, Token, Trace
@@ -34,8 +34,6 @@ STAGE_FILES = {  # file's stem -> our stage; of two files for one stage the late
 KEPT_BYTES = 2 << 30  # values above this are measured and not kept
 _LAYER_FOLDER = re.compile(r"layer-([0-9]{1,6})$")
 
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True)
 class _StageFile:
@@ -43,7 +41,7 @@ class _StageFile:
     place: Place
     count: int
 
-    def values(self) -> Floats:
+    def values(self) -> Floats32:
         return np.fromfile(self.path, "<f4", self.count, offset=HEADER_BYTES).astype(np.float32, copy=False)
 
 
@@ -169,11 +167,11 @@ def _widths(files: Mapping[Place, _StageFile], shapes: Mapping[Place, tuple[int,
 
 def _measured(
     files: Mapping[Place, _StageFile], shapes: Mapping[Place, tuple[int, int]],
-) -> tuple[dict[Place, Cell], dict[Place, Floats] | None]:
+) -> tuple[dict[Place, Cell], dict[Place, Floats32] | None]:
     """Measure each file; keep the values where they are not too many."""
     keeps = sum(4 * file.count for file in files.values()) <= KEPT_BYTES
-    cells, values = dict[Place, Cell](), dict[Place, Floats]()
-    factors: dict[Place, Floats] = {}  # of ffn_swigl, until it comes
+    cells, values = dict[Place, Cell](), dict[Place, Floats32]()
+    factors: dict[Place, Floats32] = {}  # of ffn_swigl, until it comes
     for place, file in files.items():
         layer, stage = place
         rows, first = shapes[place]
