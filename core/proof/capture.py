@@ -16,7 +16,7 @@ from torch import Tensor
 from core.model.arch import Arch
 from core.model.forward import Tap
 from core.model.lockstep import drive
-from core.model.stages import Place, place_order, place_text, stage_named
+from core.model.stages import Place, place_order, place_text, stage_named, stages_of
 from core.proof.distance import difference, relative_l2
 from core.proof.measure_pair import LEAST_FLOOR, Pair, judged, scope_rows
 from core.quant.activations import COMPUTES
@@ -28,7 +28,7 @@ from core.trace.stats import Cell
 from core.trace.taps import chain, jitter, record
 
 Values = Mapping[Place, Any]
-TURNED = ("q_rope", "k_rope")
+TURNED = stages_of("rope")
 F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32 and ours are float64; measured 7e-6 at 400
 
 

@@ -16,13 +16,12 @@ from torch import Tensor
 from core.kernels.cpu.bindings import TOP_CHANNELS, Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import Library, library
 from core.model.forward import Tap
-from core.model.stages import Place
+from core.model.stages import FACTORS, PRODUCT, Place
 from core.trace.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
 
 MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
 BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64
 HELD_VALUES = 1 << 22  # of a layer, 16 MiB: beyond that they would raise the peak, and a call is lost beside the work
-FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
 
 Change = Callable[[Tensor], Tensor]
 
@@ -50,7 +49,7 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
             factors = None
             if place[1] in FACTORS:
                 product[place[1]] = x
-            elif place[1] == "ffn_swigl":
+            elif place[1] == PRODUCT:
                 factors = dict(product)
                 product.clear()
             seen(place, finish(x, n_token - x.shape[0], table, row, peaks, factors))
