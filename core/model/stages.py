@@ -67,8 +67,8 @@ ALIASES = {"ffn_swiglu": "ffn_swigl"}
 GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 SUB_FFN = tuple(s.name for s in STAGES if s.width == "F" and not s.detail)  # the contracts' word: inside the FFN
 TRUNK = ("embedding", "output")  # the residual stream between layers: the next layer's PREVIOUS
-PRODUCT = next(s.name for s in STAGES if s.operation == "product")
-FACTORS = next(s.inputs for s in STAGES if s.name == PRODUCT)  # their correlation is a statistic of PRODUCT
+PRODUCT = "ffn_swigl"  # whose factors' correlation is a statistic
+FACTORS = next(s.inputs for s in STAGES if s.name == PRODUCT)
 SCOPES = ("all", "last", "first", "rest")
 UNKNOWN_SCOPE = "unknown"  # of a table that does not say which tokens it covers
 MOST_DIGITS = 18           # of a number that somebody typed; Python refuses to read one of thousands

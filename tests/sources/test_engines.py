@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
@@ -26,7 +27,7 @@ from core.system.errors import Cancelled, FileError, NotComparableError, UsageEr
 from core.trace import run
 from core.trace.engines import ENGINES
 from core.trace.events import no_emit
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, Source, parse_source
 from tests.support.small_models import IDS, write_model
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
@@ -451,3 +452,14 @@ def _as_folder(path: Path, folder: Path) -> Path:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     return folder
+
+
+def test_a_row_makes_an_engine_a_source_that_is_spelled_run_and_listed(fake, monkeypatch, model):
+    fake()
+    monkeypatch.setitem(ENGINES, "other", replace(ENGINES["llama.cpp"], scheme="other"))
+    source = parse_source(f"other:{model}", Source(Path()))
+    assert source == Source(model, scheme="other")
+    assert session.trace(source, PROMPT).name == f"other:{model.name}"
+    assert "other" in doctor_facts()["engines"]
+    with pytest.raises(UsageError, match="other runs on the CPU here"):
+        session.trace(replace(source, device="cuda"), PROMPT)
