@@ -13,15 +13,8 @@ from core.proof.verdict import VERDICTS, Comparison, Verdict
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
-from core.trace.measures import (
-    SAME,
-    Difference,
-    State,
-)
-from core.trace.metrics import (
-    NUMBERS,
-    SIZES,
-)
+from core.trace.measures import SAME, Difference, State
+from core.trace.metrics import NUMBERS, SIZES
 
 if TYPE_CHECKING:
     from apr_tui.view_models.pair import PairView

@@ -70,9 +70,6 @@ SILENT = frozenset((  # of .apr alone, and nothing that a model's forward could 
 ALWAYS = ("license", "data_source", "data_license")  # written as null where unset
 
 TOKENIZER_MODELS = {"bpe": "gpt2", "spm": "llama", "sentencepiece": "llama"}  # other words for GGUF's tokenizer models
-FAMILIES = {  # other words for GGUF's architectures
-    "mistral": "llama", "smollm": "llama", "tinyllama": "llama", "qwen2.5": "qwen2",
-}
 
 FLAGS = {
     "LZ4": 0x001, "ZSTD": 0x002, "ENCRYPTED": 0x004, "SIGNED": 0x008, "SHARDED": 0x010, "QUANTIZED": 0x020,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from core.formats.apr_writer import write_apr
+from core.formats.architectures import rope_row_order
 from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
@@ -85,8 +86,7 @@ def _turned(model: ModelFile, weight: Weight, pairing: str) -> Weight:
     arch, width, n_row = model.key("general.architecture"), head_width(model), weight.shape[0]
     if width < 2 or width % 2 or n_row % width or model.key(f"{arch}.rope.dimension_count", width) != width:
         raise FileError(f"{shown(weight.name)} has {n_row} rows, heads have {width}: GGUF's order is impossible.")
-    grid = (2, width // 2) if pairing == "halves" else (width // 2, 2)
-    order = (np.arange(n_row).reshape(-1, *grid).swapaxes(1, 2)).reshape(-1)
+    order = rope_row_order(n_row, width, pairing)
     if QUANTS[weight.quant].whole:
         decoded = np.concatenate(list(_decoded(weight, "F32")))
         weight = Weight(weight.name, "F32", weight.shape, decoded)

@@ -15,29 +15,14 @@ from torch import Tensor
 
 from core.model.arch import Arch
 from core.model.forward import Tap
-from core.model.stages import Place, place_order, place_text, stage_named
-from core.proof.measure_pair import (
-    Pair,
-    PairMeasurer,
-    Question,
-    SideWatch,
-    drive_verified,
-)
-from core.trace.measures import (
-    SideName,
-)
-from core.trace.run import (
-    SEED,
-    Side,
-)
-from core.trace.taps import (
-    chain,
-    jitter,
-    record_values,
-)
+from core.model.stages import Place, place_order, place_text, stage_named, stages_of
+from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
+from core.trace.measures import SideName
+from core.trace.run import SEED, Side
+from core.trace.taps import chain, jitter, record_values
 
 Values = Mapping[Place, Any]  # place -> [rows, W] of the last rows of T tokens: torch tensors, or numpy arrays
-TURNED = ("q_rope", "k_rope")
+TURNED = stages_of("rope")
 F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32 and ours are float64; measured 7e-6 at 400
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from core.model.stages import GRID, place_text
+from core.model.stages import GRID, SUB_FFN, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import FileError
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, SHOWN, Gate, Outcome
 from core.trace.grid import layers, value
 from core.trace.record import Trace
 
-SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out")
+SLOTS = (*SUB_FFN, "ffn_out")
 SPIKE_LAYER, AROUND = 3, range(5, 27)  # of the published 28-layer model
 SPIKE, CALM = 3.0, 2.0       # SUB-FFN-001: one slot at least 3 x the median of layers 5 to 26, the others at most 2 x
 NEAR, FAR = 0.1, 0.5 / 1.22  # FFN-GGUF-003 as published: within 10 % of 1.22 is H1, under 0.5 is H2
@@ -78,15 +78,15 @@ def _one_slot(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str
     if not {SPIKE_LAYER, *AROUND} <= rows:
         return NOT_MEASURED, f"layers {SPIKE_LAYER} and {AROUND[0]} to {AROUND[-1]} are needed"
     times = {}
-    for stage in SUB_FFN:
+    for stage in SLOTS:
         around = [value(cells, (i, stage), "all", "std") for i in AROUND]
         here = value(cells, (SPIKE_LAYER, stage), "all", "std")
         known = [x for x in around if x is not None]
         if here is None or len(known) < len(around) or not median(known):
             return NOT_MEASURED, f"{stage} is absent or 0 at scope all"
         times[stage] = here / median(known)
-    high = [s for s in SUB_FFN if times[s] >= SPIKE]
-    calm = all(times[s] <= CALM for s in SUB_FFN if s not in high)
+    high = [s for s in SLOTS if times[s] >= SPIKE]
+    calm = all(times[s] <= CALM for s in SLOTS if s not in high)
     measured = ", ".join(f"{s} {x:.2g} x" for s, x in times.items())
     return (PASS if len(high) == 1 and calm else FAIL), measured
 

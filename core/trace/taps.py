@@ -16,7 +16,7 @@ from torch import Tensor
 from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
 from core.model.forward import Tap
-from core.model.stages import Place
+from core.model.stages import FACTORS, PRODUCT, Place
 from core.system.arrays import Floats, Ints, Rows
 from core.trace.stats import (
     MASSIVE_CHANNELS,
@@ -30,7 +30,6 @@ from core.trace.stats import (
 
 BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64
 HELD_VALUES = 1 << 22  # of a layer, 16 MiB: beyond that they would raise the peak, and a call is lost beside the work
-FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
 
 Change = Callable[[Tensor], Tensor]
 
@@ -58,7 +57,7 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
             factors = None
             if place[1] in FACTORS:
                 product[place[1]] = x
-            elif place[1] == "ffn_swigl":
+            elif place[1] == PRODUCT:
                 factors = dict(product)
                 product.clear()
             seen(place, finish(x, n_token - x.shape[0], table, index, peaks, factors))

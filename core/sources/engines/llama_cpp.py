@@ -15,27 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from core.model.stages import Place
+from core.model.stages import STAGES, Place
 from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
 from core.system.arrays import Floats32
 from core.system.errors import FileError
 
 F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
-# a weight's name after blk.N. -> part of a stage; of two nodes for one part (product, then bias) the later one counts
+# a weight's name after blk.N. -> its stage, or its part of a joined one, which has the weight's name; of two nodes for
+# one part (product, then bias) the later one counts
 BY_WEIGHT = {
-    "attn_norm.weight": "attn_norm", "attn_q.weight": "q", "attn_q.bias": "q", "attn_k.weight": "k",
-    "attn_k.bias": "k", "attn_v.weight": "v", "attn_v.bias": "v", "attn_output.weight": "attn_out",
-    "attn_output.bias": "attn_out", "ffn_norm.weight": "ffn_norm", "ffn_gate.weight": "ffn_gate",
-    "ffn_up.weight": "ffn_up", "ffn_down.weight": "ffn_out",
+    f"{name}.{kind}": name if len(stage.weights) > 1 else stage.name
+    for stage in STAGES if stage.operation in ("norm", "linear") and not stage.whole
+    for name in stage.weights for kind in ("weight", "bias")
 }
-# (node's name before -N, operation or "" for any) -> part of a stage, for nodes that read no weight
-BY_NODE = {
-    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("kqv_out", ""): "attn_mix",
-    ("ffn_inp", ""): "attn_resid", ("ffn_silu", ""): "ffn_silu", ("ffn_swiglu", ""): "ffn_swigl",
-    ("ffn_gate_par", ""): "ffn_swigl", ("l_out", ""): "output",
-}
-WHOLE = {("token_embd.weight", "GET_ROWS"): "embedding", ("output_norm.weight", "MUL"): "final_norm",
-         ("output.weight", "MUL_MAT"): "logits", ("token_embd.weight", "MUL_MAT"): "logits"}
+JOINED = {stage.name: stage.weights for stage in STAGES if len(stage.weights) > 1}
+# (node's name before -N, operation or "" for any) -> stage, for nodes that read no weight
+BY_NODE = {(node, "ROPE" if stage.operation == "rope" else ""): stage.name
+           for stage in STAGES for node in stage.llama_cpp}
+OPERATIONS = {"lookup": "GET_ROWS", "norm": "MUL", "linear": "MUL_MAT"}
+WHOLE = {(f"{name}.weight", OPERATIONS[stage.operation]): stage.name
+         for stage in STAGES if stage.whole for name in (*stage.weights, stage.tied) if name}
 
 
 class _Tensor(ctypes.Structure):
@@ -140,9 +139,11 @@ class Watcher:
 
     def values(self) -> dict[Place, Floats32]:
         """Every stage that was seen; q, k and v joined."""
-        found = {p: v for p, v in self._parts.items() if p[1] not in ("q", "k", "v")}
-        for layer in {layer for layer, part in self._parts if part == "v"}:
-            found[layer, "qkv"] = np.concatenate([self._parts[layer, part] for part in ("q", "k", "v")], 1)
+        parts = {part for names in JOINED.values() for part in names}
+        found = {p: v for p, v in self._parts.items() if p[1] not in parts}
+        for stage, names in JOINED.items():
+            for layer in {layer for layer, part in self._parts if part == names[-1]}:
+                found[layer, stage] = np.concatenate([self._parts[layer, part] for part in names], 1)
         return found
 
     def _part(self, address: int) -> tuple[int | None, str] | None:

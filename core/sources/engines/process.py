@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled, FileError, UsageError
 from core.system.progress import Phase
 from core.system.safe_text import safe_text
+from core.trace.engines import ENGINES, Engine
 from core.trace.events import Emit
 from core.trace.values_file import open_values
 
@@ -37,21 +37,6 @@ POLL_SECONDS = 0.05
 LAST_WORDS = 300  # characters
 
 Values = dict[Place, Floats32]
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Another engine. packages: what must be importable; command: starts a child, before the scheme and the folder."""
-
-    packages: tuple[str, ...]
-    extra: str  # of this project: pip install 'apr-tui[EXTRA]'
-    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engines.child")
-
-
-ENGINES = {
-    "llama.cpp": Engine(("llama_cpp",), "llama"),
-    "transformers": Engine(("transformers", "accelerate"), "transformers"),  # accelerate: it loads no GGUF without
-}
 
 
 @dataclass(frozen=True, slots=True)

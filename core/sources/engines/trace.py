@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.model.stages import place_order
+from core.model.stages import FACTORS, PRODUCT, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
@@ -55,11 +55,10 @@ def trace_engine(
 
 def check_path(source: Source) -> None:
     """Hold the path to what the engine reads; FileError, UsageError."""
-    find_engine(source.scheme)
-    path = source.path
+    engine, path = find_engine(source.scheme), source.path
     if not path.exists():
         raise FileError(f"{source.scheme}:{path}: there is no such file. Give SCHEME:FILE.")
-    folder = source.scheme == "transformers" and path.is_dir()
+    folder = engine.folders and path.is_dir()
     if folder and not (path / "config.json").is_file():
         raise FileError(f"{source.scheme}:{path}: the folder has no config.json; it needs that and safetensors files.")
     if path.is_dir() and not folder:
@@ -117,16 +116,17 @@ def _open_tokenizer(path: Path) -> Tokenizer | None:
 def _device(source: Source) -> str:
     if source.device in ("auto", "cpu"):
         return "cpu"
-    if source.scheme == "llama.cpp":
-        raise UsageError("llama.cpp runs on the CPU here. Leave --device out; the other side may say FILE@device=cuda.")
+    if not find_engine(source.scheme).devices:
+        raise UsageError(f"{source.scheme} runs on the CPU here. Leave --device out; "
+                         "the other side may say FILE@device=cuda.")
     return source.device
 
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
-    left, right = values.get((layer, "ffn_silu")), values.get((layer, "ffn_up"))
+    left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
-    if stage == "ffn_swigl" and left is not None and right is not None:
+    if stage == PRODUCT and left is not None and right is not None:
         factors = (left, right) if left.shape == right.shape == values[place].shape else None
     return measure_array(values[place], n_token - len(values[place]), factors)
 

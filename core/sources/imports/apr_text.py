@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from core.model.stages import GRID, UNKNOWN_SCOPE, Place
+from core.model.stages import GRID, SUB_FFN, UNKNOWN_SCOPE, Place
 from core.sources.imports.stated_facts import (
     Said,
     agreed,
@@ -31,7 +31,6 @@ HEADINGS = {  # how a line begins that opens a section
 }
 SCOPE_OF_FORMAT = {"apr": "all", "gguf": "last"}  # aprender's two forwards, by the file they were given
 DEFINITION = "sample"
-OPTIONAL = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # printed only where they were measured
 
 _NUMBER = r"([-+]?(?:[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,4})?|nan|inf))"
 _LAYER = re.compile(r"Layer\s+([0-9]{1,6})/([0-9]{1,6})\s*\[([\w-]+)\]$")
@@ -159,7 +158,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
 
 
 def _check_complete(path: Path, number: int, line: str, layer: int, status: str, stats: dict[Place, Stats]) -> None:
-    missing = [stage for stage in GRID if stage not in OPTIONAL and (layer, stage) not in stats]
+    missing = [stage for stage in GRID if stage not in SUB_FFN and (layer, stage) not in stats]
     if layer >= 0 and missing and status != "ANOMALY":
         raise bad_line(path, number, f"{missing[0]} of layer {layer}", line)
 
