@@ -145,7 +145,7 @@ def captured(values: Values, place: Place, like: Tensor) -> Tensor | None:
 
 def unit_of(*sides: Side) -> float:
     """Rounding unit of the finer compute."""
-    return min(COMPUTES[s.compute][1] for s in sides)
+    return min(COMPUTES[s.compute].unit for s in sides)
 
 
 def is_whole(values: Values, n_layer: int) -> bool:

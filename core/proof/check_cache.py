@@ -26,7 +26,7 @@ def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCan
     stage.
     """
     prefill, noisy = dict[Place, Tensor](), dict[Place, Tensor]()
-    noise = jitter(COMPUTES[side.compute][1], SEED)
+    noise = jitter(COMPUTES[side.compute].unit, SEED)
     drive([side.lane(tokens, chain(side.bug(), record_values(prefill))),
            side.lane(tokens, chain(chain(side.bug(), noise), record_values(noisy)))], cancelled)
     cache, steps = Cache(), list[dict[Place, Tensor]]()

@@ -70,7 +70,7 @@ def run_pair(
     watched: list[dict[Place, Cell]] = [{}, {}]
     keeps: Any = keep or (None, None)
     watch = [record(_teller(watched[i], "AB"[i], emit), n_token, keeps[i]) for i in (0, 1)]
-    noise = jitter(min(COMPUTES[s.compute][1] for s in (a, b)), seed)  # the finer one: a coarser choice is to be seen
+    noise = jitter(min(COMPUTES[s.compute].unit for s in (a, b)), seed)  # the finer one: a coarser choice is to be seen
     lanes = [
         a.lane(tokens, chain(chain(a.bug(), watch[0]), record_values(now_a))),
         a.lane(tokens, chain(chain(a.bug(), noise), noisy)),

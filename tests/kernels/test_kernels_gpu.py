@@ -15,6 +15,7 @@ from core.model import matmul, ops
 from core.model.arch import Rope
 from core.model.gpu_weights import Resident
 from core.model.graph_decode import is_capturable
+from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.types import QUANTS, tensor_bytes
@@ -241,10 +242,10 @@ def test_bf16_and_q8_go_through_the_kernels(sides):
     for compute in ("bf16", "q8"):
         weight = plain.model.file.weight("blk.0.ffn_up.weight")
         x = random_x(2, weight.shape[1])
-        want = matmul.multiply(weight, [(x, compute)], lambda: None)[0]
-        got = matmul.multiply(weight, [(x.to(HERE), compute)], lambda: None, (), ours.model.resident)[0]
+        want = matmul.multiply(weight, [Ask(x, compute)], lambda: None)[0]
+        got = matmul.multiply(weight, [Ask(x.to(HERE), compute)], lambda: None, ours.model.resident)[0]
         far = float((got.cpu() - want).norm() / want.norm())
-        assert far < 2 * activations.COMPUTES["bf16"][1], f"{compute}: {far:.1e}"
+        assert far < 2 * activations.COMPUTES["bf16"].unit, f"{compute}: {far:.1e}"
     assert weight.name in ours.model.resident._planes
 
 
@@ -252,7 +253,7 @@ def test_a_float64_lane_goes_without_the_kernels(sides):
     _, ours = sides
     weight = ours.model.file.weight("blk.0.ffn_up.weight")
     x = random_x(2, weight.shape[1]).double()
-    got = matmul.multiply(weight, [(x.to(HERE), "f32")], lambda: None, (), ours.model.resident)[0]
+    got = matmul.multiply(weight, [Ask(x.to(HERE), "f32")], lambda: None, ours.model.resident)[0]
     assert got.dtype == torch.float64 and nmse(got.cpu(), x @ decode_weight(weight).double().T) < EXACT["rtol"]
 
 
