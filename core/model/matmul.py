@@ -105,17 +105,16 @@ def _path(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: 
 
 
 def _multiply_together(
-    kernels: Library, weight: Weight, inputs: Sequence[Tensor], kind: str, cancelled: Callable[[], None]
-) -> Sequence[Tensor]:
+    kernels: Library, weight: Weight, inputs: list[Tensor], kind: str, cancelled: Callable[[], None]
+) -> list[Tensor]:
     """Multiply all rows of the inputs in one call of the compiled kernels."""
     if len(inputs) == 1:
         return [multiply_fused(kernels, weight, inputs[0], cancelled, kind)]
-    return multiply_fused(kernels, weight, torch.cat(list(inputs)), cancelled, kind).split([len(x) for x in inputs])
+    products = multiply_fused(kernels, weight, torch.cat(inputs), cancelled, kind)
+    return list(torch.split(products, [len(x) for x in inputs]))
 
 
-def _decode_multiply(
-    weight: Weight, products: Sequence[_Product], cancelled: Callable[[], None]
-) -> list[Tensor]:
+def _decode_multiply(weight: Weight, products: Sequence[_Product], cancelled: Callable[[], None]) -> list[Tensor]:
     rows, cols = weight.shape
     device = products[0].x.device
     step = max(1, CHUNK_WEIGHTS // cols) if device.type == "cpu" else rows
