@@ -8,13 +8,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
 from core.formats.architectures import ARCHS
 from core.kernels.cpu import build as library
-from core.kernels.cpu.instruction_sets import usable_levels
-from core.quant.types import QUANTS
+from core.quant.types import FUSED, QUANTS
 from core.system.gpus import choose_device, find_gpus
 from core.system.safe_text import safe_text
 from core.trace.engines import ENGINES
@@ -65,7 +63,7 @@ def _kernels(device: str) -> dict[str, str]:
     if device != "cpu":
         path, why = _cpu_kernels()
         triton = _version("triton")
-        on_gpu = (f"Triton {triton} for {' '.join(library.FUSED)}; other types decode-then-multiply",
+        on_gpu = (f"Triton {triton} for {' '.join(FUSED)}; other types decode-then-multiply",
                   "float32 without TF32, weights quantised on the device") if triton else (
                  "decode-then-multiply, whole tensors", "the Python package triton is not installed")
         return {"path": on_gpu[0], "why": on_gpu[1], "on_cpu": f"{path} ({why})"}
@@ -73,28 +71,15 @@ def _kernels(device: str) -> dict[str, str]:
 
 
 def _cpu_kernels() -> tuple[str, str]:
-    missing = _not_compiled()
+    missing = library.pending_build()
     if missing is not None:
         return (f"fused {missing.stem}, not compiled yet",
                 f"{missing} is not there; the first run that multiplies compiles it in some seconds")
     kernels = library.library()
     if isinstance(kernels, library.Absent):
         return "decode-then-multiply", kernels.reason
-    types = " ".join(library.FUSED)
+    types = " ".join(FUSED)
     return f"fused {kernels.level.name} for {types}; other types decode-then-multiply", kernels.reason
-
-
-def _not_compiled() -> Path | None:
-    """The build that a run would first compile; None where one is there, or none can be had."""
-    asked = os.environ.get(library.OVERRIDE, "")
-    if asked == "decode" or library._compiler() is None:
-        return None
-    for level in usable_levels():
-        target = library._object_file(level)
-        if asked not in ("", level.name) or library._note_of(target).is_file():
-            continue
-        return None if target.is_file() else target
-    return None
 
 
 def _memory_gib() -> float | None:

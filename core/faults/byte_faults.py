@@ -18,7 +18,6 @@ from core.quant.weight import Weight
 from core.system.errors import UsageError
 
 PLANTED_KEY = "apr_tui.planted"  # in the metadata: the fault, as it was asked for
-SCALE_AT = {"Q4_K": 0, "Q6_K": 208}  # the byte of a block where its scale d stands, a float16
 # stage -> the tensor whose bytes are touched
 TENSORS = {s.name: s.weights[0] for s in STAGES if s.operation == "linear" and not s.whole}
 
@@ -78,7 +77,7 @@ def _times(factor: float) -> Change:
     """Multiply the scale of block 0 of row 0."""
     def change(model: ModelFile, prefix: str, name: str) -> list[Weight]:
         weight = model.weight(f"{prefix}{name}.weight")
-        data, at = np.array(weight.data), SCALE_AT[weight.quant]
+        data, at = np.array(weight.data), QUANTS[weight.quant].scales_at[0]
         data[at:at + 2] = (data[at:at + 2].view("<f2") * np.float16(factor)).view(np.uint8)
         return [replace(weight, data=data)]
 

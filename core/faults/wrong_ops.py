@@ -16,8 +16,9 @@ from torch import Tensor
 from core.model.forward import Model
 from core.model.ops import rms_norm, rope_angles, rotate
 from core.model.stages import Stage, stage_named
-from core.quant.activations import q8_0, q8_k
+from core.quant.activations import q8_0, q8_k, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
+from core.quant.types import QUANTS
 from core.quant.weight import Weight
 
 BLOCK = 32
@@ -103,7 +104,7 @@ def bf16_sum(scene: Scene) -> Tensor:
 def activations_in_8_bits(scene: Scene) -> Tensor:
     """The inputs rounded to 8 bits as ggml does: no bug but a choice (--compute q8); it crushes an outlier's block."""
     def product(s: Scene, name: str, x: Tensor) -> Tensor:
-        wide = s.weight(f"{name}.weight").quant.endswith("_K") and x.shape[1] % 256 == 0
+        wide = rounds_to_q8_k(QUANTS[s.weight(f"{name}.weight").quant], x.shape[1])
         rounded = q8_k(x.float()) if wide else q8_0(x.float()) if x.shape[1] % BLOCK == 0 else x
         return rounded.to(x.dtype) @ s.matrix(name).T
     return other_products(scene, product)

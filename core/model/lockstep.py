@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.model.forward import Product, Steps
-from core.model.matmul import multiply
+from core.model.matmul import Ask, multiply
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.gpu_errors import device_error
@@ -96,8 +96,8 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
         lanes[i].settle()
-        asks = [(waiting[j].x, lanes[j].compute) for j in same]
-        products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same], ask.resident)
+        asks = [Ask(waiting[j].x, lanes[j].compute, lanes[j].plain) for j in same]
+        products = multiply(ask.weight, asks, check, ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():
         lanes[i].advance(value)

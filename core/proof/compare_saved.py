@@ -36,7 +36,7 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
 
     if not a.values or not b.values:
         return {}
-    units = [COMPUTES[t.facts.compute][1] for t in (a, b) if t.facts.compute in COMPUTES]
+    units = [COMPUTES[t.facts.compute].unit for t in (a, b) if t.facts.compute in COMPUTES]
     floor = max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
     cells = {}
     for place in sorted(set(a.values) | set(b.values), key=place_order):

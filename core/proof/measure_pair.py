@@ -155,7 +155,7 @@ def drive_verified(
 
 def unit_of(*sides: Side) -> float:
     """Relative rounding unit of the finest compute among the sides: a coarser choice shall be seen."""
-    return min(COMPUTES[s.compute][1] for s in sides)
+    return min(COMPUTES[s.compute].unit for s in sides)
 
 
 def scope_rows(scope: str, n_token: int, n_row: int) -> list[int]:

@@ -131,13 +131,13 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
 def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one; loads torch."""
     device, reason = load_torch(source.device, emit)
-    from core.kernels.cpu.build import library, must_compile
+    from core.kernels.cpu.build import library, pending_build
     from core.trace.run import open_side
 
     why_not = why_unusable(device) if source.device == "auto" else None
     if why_not:
         device, reason = "cpu", f"{reason}, but {why_not}"
-    if device == "cpu" and must_compile():
+    if device == "cpu" and pending_build() is not None:
         emit(Phase("compiling kernels for this processor, once"))
         library()
     return open_side(file, device, source.compute, source.threads, source.plant), reason

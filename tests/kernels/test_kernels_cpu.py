@@ -12,19 +12,20 @@ import torch
 
 from core.kernels.cpu import build as kernel_library
 from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
-from core.kernels.cpu.build import FUSED, Absent, Library, library, load
+from core.kernels.cpu.build import Absent, Library, library, load
 from core.kernels.cpu.instruction_sets import usable_levels
 from core.model import matmul
+from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight
-from core.quant.types import QUANTS, tensor_bytes
+from core.quant.types import FUSED, QUANTS, tensor_bytes
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
 from core.trace import taps as tap
 from core.trace.stats import ROW
 from tests.support.traces import UNROUNDED
 
-SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
+SCALES = {quant: QUANTS[quant].scales_at for quant in FUSED if not QUANTS[quant].is_plain}
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
 HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
 LEVELS = [v.name for v in usable_levels()]
@@ -192,11 +193,11 @@ def test_an_activation_that_is_not_finite_shows_in_its_token_only(bad: float) ->
 
 def test_lanes_share_one_call_and_keep_their_own_compute() -> None:
     weight, x = random_weight("Q6_K", 30, 512), random_x(4, 512)
-    asks = [(x, "f32"), (x[:1], "f32"), (x, "q8"), (x.double(), "f32"), (x, "bf16")]
+    asks = [Ask(x, "f32"), Ask(x[:1], "f32"), Ask(x, "q8"), Ask(x.double(), "f32"), Ask(x, "bf16")]
     together = matmul.multiply(weight, asks, lambda: None)
-    for got, (value, compute) in zip(together, asks, strict=True):
-        alone = matmul.multiply(weight, [(value, compute)], lambda: None)[0]
-        assert got.dtype == value.dtype and torch.equal(got, alone), compute
+    for got, ask in zip(together, asks, strict=True):
+        alone = matmul.multiply(weight, [ask], lambda: None)[0]
+        assert got.dtype == ask.x.dtype and torch.equal(got, alone), ask.compute
     want = x.double() @ decode_weight(weight).double().T
     assert torch.equal(together[3], want)
     assert 1e-6 < float((together[2] - want).norm() / want.norm()) < 1e-1, "q8 rounds its activations"
@@ -221,11 +222,11 @@ def test_without_a_compiler_the_reason_is_said_and_weights_are_decoded(monkeypat
     monkeypatch.delenv("CXX", raising=False)
     fresh = functools.cache(library.__wrapped__)
     monkeypatch.setattr(matmul, "library", fresh)
-    assert not kernel_library.must_compile()
+    assert kernel_library.pending_build() is None
     said = matmul.kernel_path("f32", torch.device("cpu"))
     assert said.startswith("decode-then-multiply") and "no C++ compiler was found" in said
     weight, x = random_weight("Q4_K", 6, 256), random_x(2, 256)
-    assert torch.equal(matmul.multiply(weight, [(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
+    assert torch.equal(matmul.multiply(weight, [Ask(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
 
 
 def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -239,7 +240,7 @@ def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.
         assert isinstance(said, Absent) and "out of luck" in said.reason
     assert len(calls.read_text().splitlines()) == len(LEVELS)
     assert {p.suffix for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {".failed"}
-    assert not kernel_library.must_compile()
+    assert kernel_library.pending_build() is None
 
 
 def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:

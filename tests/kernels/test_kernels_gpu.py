@@ -15,8 +15,10 @@ from core.model import matmul, ops
 from core.model.arch import Rope
 from core.model.gpu_weights import Resident
 from core.model.graph_decode import is_capturable
+from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
+from core.quant.types import GPU as GPU_KERNELS
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
 from core.system.cancel import never
@@ -24,7 +26,7 @@ from core.trace import taps as tap
 from core.trace.events import no_emit
 from core.trace.run import Side, _decode, continue_greedily, open_side, run_traced
 from core.trace.stats import ROW
-from tests.kernels.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
+from tests.kernels.test_kernels_cpu import FLOAT32_NMSE, random_weight, random_x
 from tests.support.small_models import IDS, write_model
 
 pytest.importorskip("triton")
@@ -242,10 +244,10 @@ def test_bf16_and_q8_go_through_the_kernels(sides):
     for compute in ("bf16", "q8"):
         weight = plain.model.file.weight("blk.0.ffn_up.weight")
         x = random_x(2, weight.shape[1])
-        want = matmul.multiply(weight, [(x, compute)], lambda: None)[0]
-        got = matmul.multiply(weight, [(x.to(HERE), compute)], lambda: None, (), ours.model.resident)[0]
+        want = matmul.multiply(weight, [Ask(x, compute)], lambda: None)[0]
+        got = matmul.multiply(weight, [Ask(x.to(HERE), compute)], lambda: None, ours.model.resident)[0]
         far = float((got.cpu() - want).norm() / want.norm())
-        assert far < 2 * activations.COMPUTES["bf16"][1], f"{compute}: {far:.1e}"
+        assert far < 2 * activations.COMPUTES["bf16"].unit, f"{compute}: {far:.1e}"
     assert weight.name in ours.model.resident._planes
 
 
@@ -253,12 +255,11 @@ def test_a_float64_lane_goes_without_the_kernels(sides):
     _, ours = sides
     weight = ours.model.file.weight("blk.0.ffn_up.weight")
     x = random_x(2, weight.shape[1]).double()
-    got = matmul.multiply(weight, [(x.to(HERE), "f32")], lambda: None, (), ours.model.resident)[0]
+    got = matmul.multiply(weight, [Ask(x.to(HERE), "f32")], lambda: None, ours.model.resident)[0]
     assert got.dtype == torch.float64 and nmse(got.cpu(), x @ decode_weight(weight).double().T) < EXACT["rtol"]
 
 
-def test_every_type_of_the_compiled_kernels_has_planes():
-    from core.kernels.cpu.build import FUSED
-
-    assert set(LAYOUTS) == set(FUSED)
-    assert set(SCALES) | set(triton_products.PLAIN) == set(LAYOUTS)
+def test_every_type_that_the_table_gives_to_the_gpu_has_planes_and_no_other():
+    assert set(LAYOUTS) == {name for name, quant in QUANTS.items() if GPU_KERNELS in quant.kernels}
+    assert {name for name, layout in LAYOUTS.items() if layout.numbers is None} == {
+        name for name in LAYOUTS if QUANTS[name].is_plain}

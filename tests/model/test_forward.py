@@ -13,6 +13,7 @@ from core.formats.open_model import open_model
 from core.model import matmul
 from core.model.forward import Cache, Model, forward
 from core.model.lockstep import Lane, drive
+from core.model.matmul import Ask
 from core.model.stages import Place, place_text
 from core.quant import activations
 from core.quant.weight import Weight
@@ -165,12 +166,12 @@ def test_a_weight_multiplied_in_chunks_gives_the_product_of_the_whole(quant, com
     w, x = rng.standard_normal((70, 256)).astype(np.float32), torch.from_numpy(rng.standard_normal((5, 256))).float()
     raw = w.view(np.uint8) if quant == "F32" else quantised(w, quant).view(np.uint8)
     weight = Weight("w", quant, (70, 256), raw.reshape(-1))
-    whole = matmul.multiply(weight, [(x, compute)], lambda: None, [True])[0]
+    whole = matmul.multiply(weight, [Ask(x, compute, plain=True)], lambda: None)[0]
     monkeypatch.setattr(matmul, "CHUNK_WEIGHTS", 256 * 9)
     calls = []
-    chunked = matmul.multiply(weight, [(x, compute)], lambda: calls.append(1), [True])[0]
+    chunked = matmul.multiply(weight, [Ask(x, compute, plain=True)], lambda: calls.append(1))[0]
     assert len(calls) == 8
-    by_kernel = matmul.multiply(weight, [(x, compute)], lambda: None)[0]
+    by_kernel = matmul.multiply(weight, [Ask(x, compute)], lambda: None)[0]
     assert relative(by_kernel, whole) <= SUMMED_OTHERWISE
     assert relative(chunked, whole) <= (2**-8 if compute == "bf16" else SUMMED_OTHERWISE)
 

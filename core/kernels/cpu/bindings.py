@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from core.kernels.cpu.build import FUSED, TOP_CHANNELS, Library
-from core.quant.types import QUANTS, row_bytes
+from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Rows
 from core.system.mapped_file import let_go
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
+UNKNOWN = 2  # of multiply: a type that is not in LAYOUTS
 Peak = tuple[int, int, float]  # channel, row, value
 Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
 OTHER_ROW = 2  # of measure: its rows are of another size
@@ -43,9 +44,10 @@ def multiply_fused(
     for start in range(0, rows, step):
         cancelled()
         failed = kernels.multiply(
-            FUSED.index(weight.quant), KINDS.index(kind), weight.data.ctypes.data + start * size,
+            weight.quant.encode(), KINDS.index(kind), weight.data.ctypes.data + start * size,
             min(step, rows - start), cols, x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows,
             torch.get_num_threads())
+        assert failed != UNKNOWN, f"blocks.h has no {weight.quant}"
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
     if len(x) >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):

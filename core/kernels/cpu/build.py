@@ -21,7 +21,6 @@ from pathlib import Path
 from core.kernels.cpu.instruction_sets import Level, usable_levels
 from core.system.paths import cache_folder
 
-FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
 TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.cpp
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
@@ -78,11 +77,16 @@ def library() -> Library | Absent:
     return Absent(one.pop() if len(one) == 1 else "; ".join(f"{name}: {why}" for name, why in failures.items()))
 
 
-def must_compile() -> bool:
-    """Say whether library() will compile first, so that a caller can show that it does."""
-    target = _object_file(usable_levels()[0])
-    known = target.is_file() or _note_of(target).is_file()
-    return os.environ.get(OVERRIDE) != "decode" and not known and _compiler() is not None
+def pending_build() -> Path | None:
+    """Return what library() would compile first; None where a build is there, or none can be had."""
+    asked = os.environ.get(OVERRIDE, "")
+    if asked == "decode" or _compiler() is None:
+        return None
+    for level in usable_levels():
+        target = _object_file(level)
+        if asked in ("", level.name) and not _note_of(target).is_file():
+            return None if target.is_file() else target
+    return None
 
 
 def load(level: Level, reason: str) -> Library:
@@ -100,7 +104,8 @@ def load(level: Level, reason: str) -> Library:
         raise _NoKernel("the operating system does not let programs use it")
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
-    multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
+    text = ctypes.c_char_p
+    multiply.argtypes = (text, count, pointer, size, size, pointer, size, size, pointer, size, count)
     measure.argtypes = (pointer, size, pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
