@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.build import FUSED, TOP_CHANNELS, Library
+from core.kernels.cpu.build import TOP_CHANNELS, Library
 from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Rows
