@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from core.system.atomic_file import atomic_file
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, number, to_json
 from core.train.records import Gate, GradRow, Grads, Health, Step, Validation
@@ -58,12 +59,14 @@ class Lines:
 
 def write_document(path: Path, value: object) -> None:
     """Write a JSON document, whole or not at all; OutputError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _replace_text(path, to_json(value, indent=1) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
     try:
-        part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with atomic_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
 
 
@@ -184,10 +187,4 @@ def read_gates(run: Path) -> tuple[Gate, ...]:
 
 
 def _write_lines(path: Path, rows: Iterable[object]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
+    _replace_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

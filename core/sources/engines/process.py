@@ -11,8 +11,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import Place, place_text
+from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
+from core.system.child import Child, child_command, child_environment, start_apart
 from core.system.errors import Cancelled, FileError, UsageError
 from core.system.safe_text import safe_text
 from core.trace.events import Emit, Event
@@ -44,7 +44,7 @@ class Engine:
 
     packages: tuple[str, ...]
     extra: str  # of this project: pip install 'apr-tui[EXTRA]'
-    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engines.child")
+    command: tuple[str, ...] = child_command("core.sources.engines.child")
 
 
 ENGINES = {
@@ -104,9 +104,7 @@ def run_engine(
         folder = Path(name)
         (folder / ASK).write_text(json.dumps(asdict(ask)))
         with (folder / LOG).open("wb") as log:
-            child = subprocess.Popen(
-                [*engine.command, scheme, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=_environment(ask), start_new_session=True)
+            child = start_apart((*engine.command, scheme, name), log, _environment(ask))
         try:
             _wait(child, folder, scheme, patience, emit, cancelled)
         finally:
@@ -115,17 +113,13 @@ def run_engine(
 
 
 def _environment(ask: Ask) -> dict[str, str]:
-    """The child's environment: this very core, no network, and the threads that were asked for."""
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    """The child's environment: no network, and the threads that were asked for."""
     threads = {"OMP_NUM_THREADS": str(ask.threads)} if ask.threads else {}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **offline, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **child_environment(**offline, **threads)}
 
 
-def _wait(
-    child: subprocess.Popen[bytes], folder: Path, scheme: str, patience: float, emit: Emit, cancelled: IsCancelled
-) -> None:
+def _wait(child: Child, folder: Path, scheme: str, patience: float, emit: Emit, cancelled: IsCancelled) -> None:
     """Wait for the child's good end; every line of progress renews its time."""
     seen, alive = 0, time.monotonic()
     while child.poll() is None:
@@ -144,7 +138,7 @@ def _wait(
         raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_words(folder)}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: Child) -> None:
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -210,8 +204,8 @@ def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> N
     from core.trace.values_file import write_values
 
     write_values(folder / VALUES, values)
-    (folder / (ANSWER + ".part")).write_text(json.dumps(asdict(answer)))
-    os.replace(folder / (ANSWER + ".part"), folder / ANSWER)
+    with atomic_file(folder / ANSWER) as part:
+        part.write_text(json.dumps(asdict(answer)))
 
 
 def read_ask(folder: Path) -> Ask:
