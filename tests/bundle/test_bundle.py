@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.bundle import tables as cell_table
+from core.bundle import tables
 from core.bundle.reader import read_bundle
 from core.system.errors import FileError
 from core.system.json_text import plain
@@ -49,7 +49,7 @@ def test_std_and_l2_of_any_size_come_back_to_the_last_bit():
     m2 = rng.random(20000) * 10.0 ** rng.integers(-60, 60, 20000)
     n = rng.integers(2, 20000, 20000)
     std = np.sqrt(m2 / (n - 1))
-    assert (np.sqrt(cell_table._squares(std, n) / (n - 1)) == std).all()
+    assert (np.sqrt(tables._squares(std, n) / (n - 1)) == std).all()
 
 
 def test_a_source_of_scopes_comes_back_with_its_scopes_only(tmp_path):
