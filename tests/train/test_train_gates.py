@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from dataclasses import replace
@@ -11,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.system import gpus
-from core.system.errors import DeviceError, OutputError
+from core.system.errors import DeviceError, FileError, OutputError
+from core.system.json_text import to_json
 from core.train import log
 from core.train.checks.gates import Facts, diverged, judge
 from core.train.config import TrainOptions, settle
@@ -216,3 +218,15 @@ def test_a_sampler_takes_the_index_where_nvml_does_not_know_the_uuid():
     assert gpus.GpuSampler(3, "GPU-x")._handle(nvml) == "gpu 3"
     nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
     assert gpus.GpuSampler(3, "GPU-x")._handle(nvml) == "GPU-x"
+
+
+def test_a_record_comes_back_with_nan_inf_and_what_was_not_measured():
+    written = step(3, train_loss=math.nan, grad_norm=-math.inf)
+    assert repr(log.read_record(Step, json.loads(to_json(written)))) == repr(written)
+
+
+def test_a_record_of_another_form_is_named_with_the_run_and_the_field(tmp_path):
+    row = {**json.loads(to_json(step(3))), "cursor": []}
+    with pytest.raises(FileError, match=rf"{tmp_path} holds a record that no run writes.*\$\.cursor"):
+        with log.reading_records(tmp_path):
+            log.read_record(Step, row)
