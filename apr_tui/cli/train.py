@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from apr_tui.options import train_options
+from core.system.child import child_command, child_environment, start_apart
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
 from core.system.progress import Phase
@@ -109,12 +109,10 @@ def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
     words = [word for word in options.words if word != "--detach"]
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
-        log = (asked.out / LOG).open("a")
+        with (asked.out / LOG).open("a") as log:
+            child = start_apart((*child_command("apr_tui"), *words), log, child_environment())
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error
-    with log:
-        child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
-                                 stdout=log, stderr=log, start_new_session=True)
     if options.json:
         sys.stdout.write(to_json({"pid": child.pid, "out": asked.out, "log": asked.out / LOG}) + "\n")
     else:

@@ -1,13 +1,14 @@
 """The other engines that a source may name, a row each. Nothing is run here.
 
 It lies below core.sources, whose files do the running, because the spelling of a source needs the names; and it imports
-nothing, because a command line is read before anything heavy is.
+nothing heavy, because a command line is read before anything heavy is.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+
+from core.system.child import child_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Engine:
     extra: str
     folders: bool = False
     devices: bool = False
-    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engines.child")
+    command: tuple[str, ...] = child_command("core.sources.engines.child")
 
 
 ENGINES = {engine.scheme: engine for engine in (

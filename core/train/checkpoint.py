@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from core.formats.model_file import ModelFile, Value
 from core.formats.tensor_stream import Packed
 from core.model.arch import Arch
 from core.system.arrays import Bytes
+from core.system.atomic_folder import atomic_folder
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import to_json
 from core.train.data.vocabulary import Vocabulary, vocabulary_keys
@@ -56,24 +56,18 @@ def write_checkpoint(
 ) -> Path:
     """Write the checkpoint after so many steps, drop what is neither new nor best; OutputError, with nothing lost."""
     target = run / FOLDER / f"step-{steps_done:06d}"
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({name: t.contiguous() for name, t in saved.weights.items()}, part / MODEL)
-        save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
-        model = model_of(arch, vocabulary, note)
-        packed = [_packed(name, t) for name, t in saved.weights.items()]
-        write_gguf(part / EXPORTS[0], model, packed)
-        write_apr(part / EXPORTS[1], model, packed)
-        (part / STATE).write_text(to_json(dict(saved.state), indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        with atomic_folder(target) as part:
+            save_file({name: t.contiguous() for name, t in saved.weights.items()}, part / MODEL)
+            save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
+            model = model_of(arch, vocabulary, note)
+            packed = [_packed(name, t) for name, t in saved.weights.items()]
+            write_gguf(part / EXPORTS[0], model, packed)
+            write_apr(part / EXPORTS[1], model, packed)
+            (part / STATE).write_text(to_json(dict(saved.state), indent=1))
     except (OSError, SafetensorError, OutputError) as error:
         raise OutputError(f"the checkpoint after {steps_done} steps could not be written: {os_reason(error)}. Those "
                           f"before it are whole; free some space and go on with --resume --out {run}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     _drop_old(run, best)
     return target
 

@@ -16,9 +16,8 @@ from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection, Verdict
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
-from tests.screens.test_screen_hostile import ESCAPE, is_clean
 from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import assert_screen, console, lines_of, styles_of, text_of, until
+from tests.support.screen_door import ESCAPE, assert_screen, console, is_clean, lines_of, styles_of, text_of, until
 from tests.support.traces import token_stats
 
 

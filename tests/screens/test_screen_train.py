@@ -20,7 +20,7 @@ from apr_tui.screens.train import TrainScreen
 from apr_tui.screens.train_prompt import read_line
 from apr_tui.view_models.gradients import GradView
 from apr_tui.widgets.chart import LABEL, axis_steps, chart, value_range
-from apr_tui.workers import train as train_worker
+from apr_tui.workers import train
 from apr_tui.workers.train import Training, farewell
 from core.system.errors import Cancelled, UsageError
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
@@ -93,7 +93,7 @@ def in_folder(tmp_path, monkeypatch):
     """Work in a folder of the test's own; the newest step is 4 s old."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RunReader, "_age", lambda self: 4.0 if self._steps else None)
-    monkeypatch.setattr(train_worker, "POLL_S", 0.1)
+    monkeypatch.setattr(train, "POLL_S", 0.1)
     started: list[Training] = []
     start = Training.start
     monkeypatch.setattr(Training, "start", lambda self: (started.append(self), start(self))[1])

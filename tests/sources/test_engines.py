@@ -20,7 +20,8 @@ from core import session
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
 from core.proof.capture import missing_before
-from core.sources.engines.process import ASK, Answer, Ask, read_ask, run_engine, stages_wanted, write_answer
+from core.sources.engines import process
+from core.sources.engines.process import Answer, Ask, run_engine, write_answer
 from core.sources.engines.trace import folder_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
@@ -342,9 +343,9 @@ def test_a_bundle_beside_its_own_file_is_judged_with_its_weights(model, tmp_path
 
 def test_what_a_child_is_asked_reaches_it_and_comes_back(tmp_path):
     ask = Ask("m.gguf", IDS, 2, (0, 2), "cpu", False)
-    (tmp_path / ASK).write_text(json.dumps(asdict(ask)))
-    assert read_ask(tmp_path) == ask
-    assert stages_wanted(ask, 1) is None and stages_wanted(ask, 2) == ("output",)
+    (tmp_path / process.ASK).write_text(json.dumps(asdict(ask)))
+    assert process.read_ask(tmp_path) == ask
+    assert process.stages_wanted(ask, 1) is None and process.stages_wanted(ask, 2) == ("output",)
 
 
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_tui import style as paint
+from apr_tui import style
 from apr_tui.app import Console
 from apr_tui.request import Request
 from apr_tui.screens import check as check_screen
-from apr_tui.screens import compare as compare_view
+from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
@@ -33,6 +34,7 @@ from tests.support.traces import FACTS, cells_of, values
 SCREENS = Path(__file__).parents[1] / "golden" / "screens"
 WORDS = ("What", " is", " ", "2", "+", "2", "?")
 WIDTH = 64
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # a file's text that would steer a terminal
 
 
 def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS, **more: object) -> Trace:
@@ -186,9 +188,9 @@ async def console(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+    for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
-    for module in (trace_screen, compare_view, check_screen):
+    for module in (trace_screen, compare_screen, check_screen):
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
     app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)
@@ -198,7 +200,7 @@ async def console(
             await until(pilot, lambda: app.owner is None)
         yield app, pilot
         door.go.set()
-    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+    for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
 
 
@@ -241,3 +243,8 @@ def assert_screen(app: Console, name: str) -> None:
         path.write_text(found, encoding="utf-8")
     wanted = path.read_text(encoding="utf-8")
     assert found == wanted, f"{name}:\n{found}\nwanted:\n{wanted}"
+
+
+def is_clean(text: str) -> bool:
+    """Say whether no character of the text steers a terminal."""
+    return all(unicodedata.category(c)[0] != "C" or c == "\n" for c in text)

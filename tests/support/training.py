@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.train.config import TrainOptions
 from core.train.events import StepTaken, TrainEvent
+from core.train.reader import open_run
 from core.train.records import TrainResult
 from core.train.run import train
 
@@ -69,3 +70,17 @@ def stop_after(n_step: int, log: list | None = None):
 def without_times(step) -> dict:
     """A step's figures that a second run on the same machine must repeat."""
     return {k: v for k, v in dataclasses.asdict(step).items() if k not in ("wall_ms", "tokens_per_sec")}
+
+
+def logged_steps(folder: Path) -> list[dict]:
+    """The steps of a run, without their times."""
+    return [without_times(step) for step in open_run(folder).steps]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same bits, those of the optimizer too."""
+    import torch
+    from safetensors.torch import load_file
+
+    pairs = [(load_file(p / n) for p in (a, b)) for n in ("model.safetensors", "optimizer.safetensors")]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)

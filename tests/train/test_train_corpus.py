@@ -12,7 +12,7 @@ from core.formats.open_model import open_model
 from core.system.errors import Cancelled, FileError, UsageError
 from core.text.tokenizer import open_tokenizer
 from core.train.config import PRESETS
-from core.train.data import vocabulary as train_tokenizer
+from core.train.data import vocabulary as vocabulary_file
 from core.train.data.corpus import find_documents, open_corpus, split
 from core.train.data.shards import batch_hash, cut, held_out, make_order, open_shards, permutation
 from core.train.data.vocabulary import (
@@ -161,7 +161,7 @@ def test_a_trained_vocabulary_survives_its_files_and_learns_whole_words(tmp_path
 
 
 def test_the_training_of_a_vocabulary_can_be_ended_while_it_goes_on(monkeypatch):
-    monkeypatch.setattr(train_tokenizer, "TOLD_S", 0.05)
+    monkeypatch.setattr(vocabulary_file, "TOLD_S", 0.05)
     goes_on = threading.Event()
 
     def texts():

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import core.train.checkpoint
 from core import session
@@ -27,7 +26,7 @@ from core.train.log import Lines, rewind
 from core.train.reader import RunReader, open_run
 from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, Wishes
 from core.train.run import train
-from tests.support.training import events, options, run, stop_after, without_times, write_corpus
+from tests.support.training import events, logged_steps, options, run, same_weights, stop_after, write_corpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,15 +38,6 @@ def cache(tmp_path, monkeypatch):
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def steps_of(folder: Path) -> list[dict]:
-    return [without_times(step) for step in open_run(folder).steps]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    pairs = [(load_file(p / n) for p in (a, b)) for n in ("model.safetensors", "optimizer.safetensors")]
-    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
 
 
 # -- what a run leaves
@@ -97,8 +87,8 @@ def test_the_grid_of_gradients_has_a_row_for_each_layer(tmp_path):
 
 def test_the_same_seed_gives_the_same_steps_and_another_seed_others(tmp_path):
     first, second, other = (run(tmp_path, out=tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4)))
-    assert steps_of(first.out) == steps_of(second.out) and same_weights(first.checkpoint, second.checkpoint)
-    assert steps_of(first.out) != steps_of(other.out)
+    assert logged_steps(first.out) == logged_steps(second.out) and same_weights(first.checkpoint, second.checkpoint)
+    assert logged_steps(first.out) != logged_steps(other.out)
 
 
 def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
@@ -106,7 +96,7 @@ def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
     tuned = run(tmp_path, out=tmp_path / "tuned", init=first.checkpoint / "model.apr")
     plan = json.loads((tuned.out / "run.json").read_text())["plan"]
     assert (plan["mode"], plan["cap"], plan["target_val_loss"]) == ("finetune", 10.0, 2.2)
-    assert abs(steps_of(tuned.out)[0]["train_loss"] - first.final_val_loss) < 0.3
+    assert abs(logged_steps(tuned.out)[0]["train_loss"] - first.final_val_loss) < 0.3
 
 
 def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
@@ -167,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     part = train(options(tmp_path, steps=9), emit, cancelled)
     assert (part.status, part.exit_code, part.steps_done) == (INTERRUPTED, 130, 4)
     rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
-    assert rest.status == DONE and steps_of(rest.out) == steps_of(whole.out)
+    assert rest.status == DONE and logged_steps(rest.out) == logged_steps(whole.out)
     assert same_weights(rest.checkpoint, whole.checkpoint)
     assert lines(rest.out / "val.jsonl") == lines(whole.out / "val.jsonl")
 
@@ -194,9 +184,9 @@ def test_a_run_that_was_killed_keeps_every_finished_step_and_trains_them_again_t
     with (tmp_path / "run" / "train.jsonl").open("a") as log:
         log.write('{"step": 5, "train_')  # as a kill in mid-write leaves it
     rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
-    assert steps_of(rest.out) == steps_of(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
+    assert logged_steps(rest.out) == logged_steps(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
     again = lines(rest.out / "train.superseded.jsonl")
-    assert [s["train_loss"] for s in again] == [s["train_loss"] for s in steps_of(whole.out)[3:5]]
+    assert [s["train_loss"] for s in again] == [s["train_loss"] for s in logged_steps(whole.out)[3:5]]
     assert json.loads((rest.out / "run.json").read_text())["resumes"][0]["trained_again"] == 2
 
 

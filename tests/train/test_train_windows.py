@@ -22,7 +22,7 @@ from core.train.model import Block, Decoder, make_decoder
 from core.train.peaks import EPS, Watch, birthplace, headroom
 from core.train.reader import open_run
 from core.train.records import ABORTED, DONE, Health, Step
-from tests.support.training import events, run, write_config
+from tests.support.training import events, logged_steps, run, same_weights, write_config
 
 EXACT = 1e-4  # relative, of a figure that float32 sums in another order
 
@@ -234,10 +234,8 @@ def test_a_nan_of_the_loss_alone_is_laid_to_the_head():
 # -- watching
 
 def test_watching_every_step_changes_no_bit(tmp_path):
-    from tests.train.test_train_run import same_weights, steps_of
-
     often, seldom = (run(tmp_path, out=tmp_path / str(n), grads_every=n) for n in (1, 100))
-    assert steps_of(often.out) == steps_of(seldom.out) and same_weights(often.checkpoint, seldom.checkpoint)
+    assert logged_steps(often.out) == logged_steps(seldom.out) and same_weights(often.checkpoint, seldom.checkpoint)
     assert len(open_run(often.out).health) == 6 and len(open_run(seldom.out).health) == 1
 
 
