@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.proof.contract_gates import GATES, contract_gates, judge_gates
+from core.proof.contract_gates import GATES, contract_gates, gate_rows, judge_gates
 from core.system.errors import FileError
 from core.system.json_text import to_json
 from core.trace.record import Facts, Trace
