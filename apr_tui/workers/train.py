@@ -18,14 +18,8 @@ from textual.message import Message
 
 from apr_tui.shutdown import TRAIN_PATIENCE_S
 from apr_tui.workers.run import SWITCH_S, Posts
-from core.system.errors import (
-    AprError,
-    FileError,
-    system_error,
-)
-from core.system.progress import (
-    Phase,
-)
+from core.system.errors import AprError, FileError, system_error
+from core.system.progress import Phase
 from core.system.safe_text import safe_text
 from core.train.events import Note, StepTaken, TrainEvent
 from core.train.log import RUN

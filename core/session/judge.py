@@ -71,8 +71,8 @@ def bisect(
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]
-    with open_ladder(trace_a, trace_b) as (known, learnt):
-        ladder = climb(side_a, side_b, ids, known, learnt=learnt, emit=emit, cancelled=cancelled)
+    with open_ladder(trace_a, trace_b) as known:
+        ladder = climb(side_a, side_b, ids, known, emit, cancelled)
     if result.side is None or result.error is None:
         return Bisection(result, ladder)
     wrong, place, error = side_a if result.side is SideName.A else side_b, result.first, result.error

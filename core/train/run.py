@@ -8,16 +8,9 @@ from __future__ import annotations
 import os
 
 from core.system.cancel import IsCancelled, never
-from core.system.errors import (
-    AprError,
-    system_error,
-)
-from core.system.gpu_errors import (
-    device_error,
-)
-from core.system.progress import (
-    Phase,
-)
+from core.system.errors import AprError, system_error
+from core.system.gpu_errors import device_error
+from core.system.progress import Phase
 from core.train.config import TrainOptions
 from core.train.events import Note, TrainEmit, no_train_emit
 from core.train.prepare import is_first, prepare, read_corpus

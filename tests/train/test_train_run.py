@@ -128,7 +128,7 @@ def test_a_checkpoint_with_somebody_s_own_file_in_it_is_not_dropped(tmp_path):
 
 def test_a_run_that_the_system_ends_says_so_in_its_folder(tmp_path):
     def emit(event):
-        if event.kind == "step" and event.step.step == 2:
+        if isinstance(event, StepTaken) and event.step.step == 2:
             raise PermissionError(13, "Permission denied", "train.bin")
 
     with pytest.raises(FileError, match=r"train\.bin could not be read"):
