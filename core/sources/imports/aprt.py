@@ -37,7 +37,7 @@ MAGIC, HEADER_BYTES, WHOLE_MODEL = b"APRT", 12, 0xFFFFFFFF
 # file's stem -> our stage; of two files for one stage the later row is taken
 STAGE_FILES = {stem: stage.name for stage in STAGES for stem in stage.aprt or (stage.name,)}
 KEPT_BYTES = 2 << 30  # values above this are measured and not kept
-_LAYER_FOLDER = re.compile(r"layer-(\d{1,6})$")
+_LAYER_FOLDER = re.compile(r"layer-([0-9]{1,6})$")
 
 Floats = npt.NDArray[np.float32]
 
