@@ -107,11 +107,12 @@ def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
     words = [word for word in options.words if word != "--detach"]
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
-        with (asked.out / LOG).open("a") as log:
-            child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, start_new_session=True)
+        log = (asked.out / LOG).open("a")
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error
+    with log:
+        child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
+                                 stdout=log, stderr=log, start_new_session=True)
     if options.json:
         sys.stdout.write(to_json({"pid": child.pid, "out": asked.out, "log": asked.out / LOG}) + "\n")
     else:
