@@ -21,12 +21,8 @@ from core.formats.tensor_stream import Packed, as_is
 from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
-from core.system.arrays import (
-    Bytes,
-)
-from core.system.atomic_file import (
-    refuse_existing,
-)
+from core.system.arrays import Bytes
+from core.system.atomic_file import refuse_existing
 from core.system.errors import FileError, UsageError
 from core.system.mapped_file import shown
 

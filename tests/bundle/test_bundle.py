@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.bundle import tables
 from core.bundle.csv_table import csv_text
 from core.bundle.reader import read_bundle
 from core.system.errors import FileError

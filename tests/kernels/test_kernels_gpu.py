@@ -215,7 +215,7 @@ def test_a_watched_run_is_the_plain_path_s_and_the_witness_has_its_bits(sides, f
     for place, value in want.items():
         torch.testing.assert_close(got[place], value, **CLOSE, msg=str(place))
         a, b = cells_a[place], cells_b[place]
-        np.testing.assert_allclose(b.mean, a.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(b.rows["mean"], a.rows["mean"], rtol=1e-5, atol=1e-6)
         assert [p[:2] for p in a.top] == [p[:2] for p in b.top], place
         assert (a.factors is None) == (b.factors is None)
 
