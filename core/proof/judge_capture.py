@@ -56,7 +56,7 @@ def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Ques
     traces = []
     for party, trace, cells, same in zip((a, b), (trace_a, trace_b), (pair.a, pair.b), pair.witnesses, strict=True):
         if isinstance(party, Side):
-            trace = replace(trace, cells=cells, top=top_tokens(party.model.file, pair.logits[0]),
+            trace = replace(trace, cells=cells, top=top_tokens(party.tokenizer, pair.logits[0]),
                             observed_equals_unobserved=same, values=kept)
         traces.append(trace)
     done = replace(done, a=traces[0], b=traces[1], cells=pair.cells)

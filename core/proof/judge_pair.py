@@ -49,7 +49,7 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
     kept: tuple[dict[Place, object], dict[Place, object]] | None = ({}, {}) if ask.keep_values else None
     pair = run_pair(a, b, ids, scope=ask.scope, seed=SEED, emit=ask.emit, keep=kept, cancelled=ask.cancelled)  # type: ignore[arg-type]
     trace_a, trace_b = (
-        replace(t, cells=c, top=top_tokens(s.model.file, logits), observed_equals_unobserved=same,
+        replace(t, cells=c, top=top_tokens(s.tokenizer, logits), observed_equals_unobserved=same,
                 values=None if kept is None else kept[i])
         for i, (t, c, s, logits, same) in enumerate(zip(
             (trace_a, trace_b), (pair.a, pair.b), (a, b), pair.logits, pair.witnesses, strict=True)))

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from textual.widgets import Input
 
-from apr_tui.options import COMMANDS, command_parser
-from apr_tui.request import Request
+from apr_tui.cli.commands import command_parser
 from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
 from tests.screens.test_screen_hostile import ESCAPE, is_clean
 from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import assert_screen, console, lines_of, styles_of, text_of, until
+from tests.support.screen_door import assert_screen, console, lines_of, request_of, styles_of, text_of, until
 from tests.support.traces import token_stats
 
 
@@ -347,13 +346,14 @@ async def test_what_files_and_engines_say_reaches_no_page_raw(monkeypatch):
 
 
 def test_a_copied_command_has_only_options_that_its_verb_takes():
-    request = Request(
+    request = request_of(
         Path("m.gguf"), plant="nan@3.qkv", generate=4, layers=(0, 2), scope="rest", threshold=5.0, chat=True)
-    for verb, (_, positionals, _) in COMMANDS.items():
-        if verb in ("trace", "check", "compare", "bisect"):
-            words = shlex.split(request.command(verb, *[Path("m.gguf")] * len(positionals), scope="rest"))
-            options = command_parser(verb).parse_args(words[2:])
-            assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+    for verb, n_path in {"trace": 1, "check": 1, "compare": 2, "bisect": 2}.items():
+        words = shlex.split(request.command(verb, *[Path("m.gguf")] * n_path, scope="rest"))
+        options = command_parser(verb).parse_args(words[2:])
+        assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+        if verb == "trace":
+            assert (options.generate, options.layers, options.threshold, options.chat) == (4, (0, 2), 5.0, True)
 
 
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):

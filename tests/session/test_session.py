@@ -18,6 +18,7 @@ from core.system.errors import Cancelled, DeviceError, FileError, NotComparableE
 from core.system.gpus import Gpu
 from core.trace.events import Event, no_emit
 from core.trace.record import Token
+from core.trace.request import RunOptions
 from tests.support.small_models import IDS, write_model
 from tests.support.traces import trace_of
 
@@ -63,7 +64,7 @@ def test_events_come_in_the_order_of_computation(source):
 
 def test_generated_tokens_are_told_one_by_one_and_joined(source):
     events: list[Event] = []
-    result = session.trace(source, PROMPT, generate=3, emit=events.append)
+    result = session.trace(source, PROMPT, RunOptions(generate=3), emit=events.append)
     said = [e.text for e in events if e.kind == "token"]
     assert 1 <= len(said) <= 3 and result.generated is not None
     assert session.trace(source, PROMPT).generated is None
@@ -71,7 +72,7 @@ def test_generated_tokens_are_told_one_by_one_and_joined(source):
 
 def test_generation_stops_where_the_context_ends(source):
     events: list[Event] = []
-    session.trace(source, session.Prompt(tokens=(5,) * 31), generate=9, emit=events.append)
+    session.trace(source, session.Prompt(tokens=(5,) * 31), RunOptions(generate=9), emit=events.append)
     assert [e.kind for e in events].count("token") <= 1
 
 
@@ -82,14 +83,14 @@ def test_a_plant_is_told_of_and_moves_the_logits(source, traced):
 
 
 def test_only_the_layers_asked_for_are_watched(source):
-    cells = session.trace(source, PROMPT, layers=(1, 2), witness=False).cells
+    cells = session.trace(source, PROMPT, RunOptions(layers=(1, 2), witness=False)).cells
     assert {layer for layer, _ in cells} == {None, 1}
 
 
 @pytest.mark.parametrize("layers", [(0, 4), (3, 4), (2, 2), (-1, 2)])
 def test_layers_that_are_not_there_are_refused(layers, source):
     with pytest.raises(UsageError, match=r"0 <= A < B <= 3"):
-        session.trace(source, PROMPT, layers=layers)
+        session.trace(source, PROMPT, RunOptions(layers=layers))
 
 
 @pytest.mark.parametrize(("prompt", "says"), [
@@ -99,11 +100,11 @@ def test_layers_that_are_not_there_are_refused(layers, source):
     (session.Prompt(text="a" * 33), "context of 32")])
 def test_a_prompt_that_cannot_be_fed_is_refused(prompt, says, path):
     with pytest.raises(UsageError, match=says):
-        opening.encode(session.open_model(path), prompt)
+        opening.encode(opening.open_once(path), prompt)
 
 
 def test_a_file_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
-    model = session.open_model(write_model(tmp_path / "bare.gguf"))
+    model = opening.open_once(write_model(tmp_path / "bare.gguf"))
     assert [t.id for t in opening.encode(model, PROMPT)] == list(IDS)
     with pytest.raises(FileError, match="--tokens"):
         opening.encode(model, session.Prompt())
@@ -130,7 +131,7 @@ def test_settings_that_cannot_be_are_refused(more, error, says, source):
 
 def test_auto_takes_the_cpu_and_says_why_where_there_is_no_gpu(monkeypatch, source):
     monkeypatch.setattr(telemetry, "find_gpus", lambda: ((), "no CUDA driver"))
-    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert (result.facts.device, result.origin["device_reason"]) == ("cpu", "no CUDA driver")
 
 
@@ -139,7 +140,7 @@ def test_auto_takes_the_cpu_where_a_gpu_is_there_and_torch_cannot_use_it(monkeyp
 
     monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert result.facts.device == "cpu" and "Some GPU" in result.origin["device_reason"]
     with pytest.raises(DeviceError, match="CUDA"):
         session.trace(replace(source, device="cuda:0"), PROMPT)
@@ -158,7 +159,7 @@ def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypat
         with pytest.raises(DeviceError, match=r"busy or unavailable.*Use --device cpu") as caught:
             session.trace(replace(source, device="cuda:0"), PROMPT)
         assert caught.value.code == 6
-        result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+        result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert result.facts.device == "cpu" and "busy or unavailable" in result.origin["device_reason"]
 
 
@@ -204,18 +205,18 @@ def test_a_check_tells_of_its_cells_and_names_a_planted_place(source):
 
 
 def test_a_check_of_a_bundle_without_values_has_nothing_to_stand_on(traced, path, tmp_path):
-    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    out = session.export(traced, tmp_path / "b", command="test")
     with pytest.raises(NotComparableError, match="--values"):
         session.check(session.Source(out), None, model=path)
 
 
 def test_a_bundle_opens_as_the_trace_that_was_exported(traced, tmp_path):
-    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    out = session.export(traced, tmp_path / "b", command="test")
     again = session.trace(session.Source(out), session.Prompt())
     assert session.is_bundle(out) and again.tokens == traced.tokens and set(again.cells) == set(traced.cells)
     assert all(again.cells[p].at("all") == traced.cells[p].at("all") for p in traced.cells)
     with pytest.raises(UsageError, match="--force"):
-        session.export_trace(traced, out, scope="all", threshold=10, force=False, command="test")
+        session.export(traced, out, command="test")
 
 
 def test_the_sibling_of_a_file_is_the_one_of_the_other_format(tmp_path):
@@ -255,11 +256,12 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
-    code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
-            "beside = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
-            "import sys; assert 'torch' in sys.modules; print(beside == opening.encode(file, text), len(beside) > 3)")
+    code = (f"file = opening.open_once(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
+            "beside, (device, _) = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
+            "import sys; assert 'torch' in sys.modules\n"
+            "print(beside == opening.encode(file, text), len(beside) > 3, device)")
     done = in_a_fresh_process(code)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True True cpu\n", done.stderr
 
 
 def test_what_is_wrong_with_a_prompt_is_said_though_it_is_encoded_elsewhere(path):

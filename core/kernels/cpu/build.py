@@ -84,6 +84,19 @@ def must_compile() -> bool:
     return os.environ.get(OVERRIDE) != "decode" and not known and _compiler() is not None
 
 
+def pending_build() -> Path | None:
+    """The build that a run would first compile; None where one is there, or none can be had."""
+    asked = os.environ.get(OVERRIDE, "")
+    if asked == "decode" or _compiler() is None:
+        return None
+    for level in usable_levels():
+        target = _object_file(level)
+        if asked not in ("", level.name) or _note_of(target).is_file():
+            continue
+        return None if target.is_file() else target
+    return None
+
+
 def load(level: Level, reason: str) -> Library:
     """Load one level's kernels, compiled where absent; raises _NoKernel."""
     path = _object_file(level)
