@@ -15,6 +15,7 @@ class Arguments(Basic):
     out: Path
     fault: str | None
     force: bool
+    quiet: bool  # for a caller that gives it to every command: there is no progress
 
 
 def add_arguments(parser: Parser) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr_tui.request import Request
-from apr_tui.session import GetSession, Result
+from apr_tui.session import GetSession
 from apr_tui.workers.run import Feed
 
 if TYPE_CHECKING:
+    from apr_tui.session import Result
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection, Check, Comparison
     from core.trace.finding import Finding

@@ -87,8 +87,7 @@ def check(
 ) -> Check:
     """Recompute every stage in float64 from the source's own inputs; generated positions also through the KV cache.
 
-    model: the file whose weights a bundle's values are checked against.
-    Errors: NotComparableError where a bundle has no values, and those of opening and running a file.
+    model: the weights of a bundle. Errors: NotComparableError where it has no values, and those of running a file.
     """
     if source.scheme or is_bundle(source.path):
         from core.session.external import check_source

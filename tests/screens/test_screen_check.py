@@ -11,6 +11,7 @@ import pytest
 from textual.widgets import Input
 
 from apr_tui.cli.commands import command_parser
+from apr_tui.options import OPTIONS
 from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection
 from core.system.errors import UsageError
@@ -354,6 +355,12 @@ def test_a_copied_command_has_only_options_that_its_verb_takes():
         assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
         if verb == "trace":
             assert (options.generate, options.layers, options.threshold, options.chat) == (4, (0, 2), 5.0, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("--tokens", (3, 17)), ("--layers", (0, 3)), ("--threshold", 2.5), ("--generate", 4), ("--scope", "pos:2")])
+def test_an_option_reads_back_what_it_wrote(name, value):
+    assert OPTIONS[name].read(OPTIONS[name].write(value)) == value
 
 
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from core import session
+from core.model.arch import read_arch
 from core.model.stages import GRID, STAGES, place_order
+from core.proof.verdict import Bisection
 from core.session import prepare as opening
 from core.system import gpus as telemetry
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.system.gpus import Gpu
+from core.text.tokenizer import open_tokenizer
 from core.trace.events import Event, no_emit
 from core.trace.record import Token
 from core.trace.request import RunOptions
@@ -60,6 +63,46 @@ def test_events_come_in_the_order_of_computation(source):
     places = [e.place for e in events if e.kind == "cell"]
     assert places == sorted(places, key=place_order) and len(places) == 3 * 14 + 3
     assert kinds.index("phase") < kinds.index("cell")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files whose architecture was read and whose tokenizer was opened, in this process."""
+    from core.trace import run
+
+    found = []
+
+    def watched(name, real):
+        return lambda file: (found.append((name, file.path.name)), real(file))[1]
+
+    for real in (read_arch, open_tokenizer):
+        for module in (opening, run):
+            monkeypatch.setattr(module, real.__name__, watched(real.__name__, real))
+    return found
+
+
+def test_a_run_reads_a_files_architecture_once_and_opens_its_tokenizer_once(source, path, tmp_path, opened):
+    once = [("read_arch", "m.gguf"), ("open_tokenizer", "m.gguf")]
+    for ask in (lambda: session.trace(source, session.Prompt("hello"), RunOptions(generate=2)),
+                lambda: session.check(source, PROMPT), lambda: session.compare(source, source, PROMPT)):
+        opened.clear()
+        ask()
+        assert opened == once
+    other = session.Source(tmp_path / "other.gguf", device="cpu")
+    other.path.write_bytes(path.read_bytes())
+    opened.clear()
+    session.compare(source, other, PROMPT)
+    assert sorted(opened) == sorted([*once, ("read_arch", "other.gguf"), ("open_tokenizer", "other.gguf")])
+
+
+def test_what_was_found_is_written_by_its_type(source, traced, tmp_path):
+    check, pair = session.check(source, PROMPT), session.compare(source, source, PROMPT, RunOptions(scope="last"))
+    files = {name: {p.name for p in session.export(found, tmp_path / name, command="typed").iterdir()}
+             for name, found in (("trace", traced), ("check", check), ("pair", pair), ("cause", Bisection(pair)))}
+    assert "stats.csv" in files["trace"] and "local.csv" in files["check"]
+    assert files["pair"] == files["cause"] >= {"a", "b", "cells.csv", "verdict.json"}
+    assert '"ladder"' in (tmp_path / "cause" / "verdict.json").read_text() and (
+        '"ladder"' not in (tmp_path / "pair" / "verdict.json").read_text())
 
 
 def test_generated_tokens_are_told_one_by_one_and_joined(source):
