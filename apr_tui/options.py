@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from core.model.stages import parse_scope, read_whole
+from core.model.stages import parse_scope, read_number, read_whole
 from core.system.errors import UsageError
 
 R = TypeVar("R")
@@ -20,10 +20,11 @@ R = TypeVar("R")
 
 def read_tokens(text: str) -> tuple[int, ...]:
     """Read 1,2,3."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: ids such as 1,2,3 are needed") from None
+    ids = [read_whole(part.strip(" ")) for part in text.split(",")]
+    known = tuple(id for id in ids if id is not None)
+    if len(known) < len(ids):
+        raise argparse.ArgumentTypeError(f"{text!r}: ids such as 1,2,3 are needed, in digits 0 to 9")
+    return known
 
 
 def read_layers(text: str) -> tuple[int, int]:
@@ -53,11 +54,8 @@ def read_positive(text: str) -> float:
 
 
 def _read_above(text: str, least: int) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not least < value < float("inf"):
+    value = read_number(text)
+    if value is None or value <= least:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above {least} is needed")
     return value
 
@@ -156,7 +154,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
-        raise UsageError(f"{message}. `{self.prog} --help` lists what there is.")
+        raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
 
     def take(self, *names: str, **changes: Any) -> None:  # noqa: ANN401 (as argparse)
         """Add options of the table, with what this command changes of what argparse is told."""

@@ -5,6 +5,7 @@ What a run does is train/run.py's. Nothing of torch is loaded here.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser, read_count, read_positive, record_of
+from core.model.stages import read_whole
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
 from core.train.log import GRADS, read_lines
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from core.train.config import TrainOptions
 
 POLL_S = 1.0
+SEED_DIGITS = 19   # of 2^63 - 1, the largest
 STEP_LINES_S = 0.5  # progress lines stand this far apart at least
 
 
@@ -39,6 +42,14 @@ class Arguments(Basic):
     detach: bool
     json: bool
     quiet: bool
+
+
+def read_seed(text: str) -> int:
+    """Read a whole number from 0 that 63 bits hold."""
+    seed = read_whole(text, SEED_DIGITS)
+    if seed is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return seed
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
     add("--mode", choices=("from-scratch", "finetune"), help="sets rate, warm-up, target and cap together")
     add("--init", type=Path, metavar="FILE", help="the model to finetune")
     parser.take("--device")
-    add("--seed", type=int, metavar="N", help="seed of the weights and of the order of the data (default 42)")
+    add("--seed", type=read_seed, metavar="N", help="seed of the weights and of the order of the data (default 42)")
     add("--resume", action="store_true", help="continue the run in --out")
     parser.take("--out")
     add("--lr", type=read_positive, metavar="X", help="peak learning rate, instead of the mode's")
@@ -152,11 +163,12 @@ def _detach(arguments: Arguments, asked: TrainOptions) -> int:
     words = [word for word in arguments.words if word != "--detach"]
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
-        with (asked.out / LOG).open("a") as log:
-            child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, start_new_session=True)
+        log = (asked.out / LOG).open("a")
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error
+    with log:
+        child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
+                                 stdout=log, stderr=log, start_new_session=True)
     if arguments.json:
         sys.stdout.write(to_json({"pid": child.pid, "out": asked.out, "log": asked.out / LOG}) + "\n")
     else:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from textual.message import Message
 
 from core.model.stages import Place
-from core.system.errors import AprError, Cancelled
+from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
 
 FRAME_S = 0.08     # at most a dozen frames a second
@@ -221,6 +221,8 @@ class RunWorker:
             result = job(feed)
         except AprError as found:
             error = found
+        except OSError as found:
+            error = device_error(found) or system_error(found)
         except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)
             error = device_error(found) or found
         frame = feed.frame()

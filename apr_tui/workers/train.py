@@ -18,7 +18,7 @@ from textual.message import Message
 
 from apr_tui.shutdown import TRAIN_PATIENCE_S
 from apr_tui.workers.run import SWITCH_S, Posts
-from core.system.errors import AprError, FileError
+from core.system.errors import AprError, FileError, system_error
 from core.system.safe_text import safe_text
 from core.train.log import RUN
 from core.train.reader import RunReader
@@ -116,6 +116,8 @@ class Training:
                 self.view, self.read_error = self._reader.view(), None
             except FileError as error:
                 self.read_error = error
+            except OSError as error:
+                self.read_error = system_error(error)
 
     def _run(self) -> None:
         try:

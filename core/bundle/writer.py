@@ -56,14 +56,14 @@ def write_bundle(
 
 
 def hold_csv(path: Path, force: bool) -> None:
-    """Refuse to replace a file that holds no wide grid, before the work; UsageError."""
+    """Refuse to replace a file that holds no wide grid, before the work; UsageError, OutputError."""
     try:
         if force or not path.is_file():
             return
         with path.open("rb") as file:
             start = file.read(len(WIDE))
     except OSError as error:
-        raise UsageError(f"--csv {path} exists and cannot be read: {os_reason(error)}. Give another name.") from error
+        raise OutputError(f"{path} could not be written: {os_reason(error)}. Give another name.") from error
     if start not in (b"", WIDE):
         raise UsageError(f"--csv {path} exists and is no grid of apr-tui, so it is left as it is. "
                          "Give another name, or --force to replace it.")

@@ -95,8 +95,8 @@ _LAYER = {
 }
 _WHOLE_BACK = {gguf: apr for apr, gguf in _WHOLE.items()}
 _LAYER_BACK = {gguf: apr for apr, gguf in _LAYER.items()}
-_APR_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.(weight|bias)")
-_GGUF_LAYER = re.compile(r"blk\.(0|[1-9]\d*)\.(.+)\.(weight|bias)")
+_APR_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.(.+)\.(weight|bias)")
+_GGUF_LAYER = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)\.(weight|bias)")
 
 
 def gguf_tensor(name: str) -> str:

@@ -24,7 +24,7 @@ BIG_ENDIAN = tuple(int.from_bytes(v.to_bytes(4, "big"), "little") for v in (1, 2
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
 KEY_BYTES, TENSOR_BYTES = 13, 32  # the least that one of each takes in the header
-_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from core.formats.tensor_stream import Packed, as_is
 from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.atomic_file import refuse_existing
 from core.system.errors import FileError, UsageError
 from core.system.mapped_file import Bytes, shown
 
@@ -39,8 +40,7 @@ def convert(src: Path, dst: Path, to: str | None = None, force: bool = False) ->
         raise UsageError(f"{dst.name} ends in neither .gguf nor .apr, which says the format. Rename the output.")
     if to is not None and to not in DECODED:
         raise UsageError(f"--to {to} is not known; it takes f16 or f32.")
-    if dst.exists() and not force:  # the writer checks again; a person should not wait for the checksum first
-        raise UsageError(f"{dst} exists already. Give another name, or --force to replace it.")
+    refuse_existing(dst, force)  # the writer checks again; a person should not wait for the checksum first
     model = open_model(src)
     if dst.exists() and dst.samefile(src):
         raise UsageError(f"{dst} is the file that is read. Give the output another name.")

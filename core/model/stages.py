@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from core.system.errors import UsageError
@@ -47,6 +49,7 @@ GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 SCOPES = ("all", "last", "first", "rest")
 UNKNOWN_SCOPE = "unknown"  # of a table that does not say which tokens it covers
 MOST_DIGITS = 18           # of a number that somebody typed; Python refuses to read one of thousands
+NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 _BY_NAME = {s.name: s for s in STAGES}
 _ORDER = {s.name: i for i, s in enumerate(STAGES)}
@@ -76,9 +79,15 @@ def place_text(place: Place) -> str:
     return stage if layer is None else f"{layer}.{stage}"
 
 
-def read_whole(text: str) -> int | None:
+def read_whole(text: str, most_digits: int = MOST_DIGITS) -> int | None:
     """Read a whole number from 0 as people type it, in ASCII digits; None where the text is anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= most_digits else None
+
+
+def read_number(text: str) -> float | None:
+    """Read a number from 0 as people type it: 10, 0.5, 3e-4; None where the text is anything else, or too large."""
+    value = float(text) if NUMBER.fullmatch(text) else math.inf
+    return value if math.isfinite(value) else None
 
 
 def parse_place(text: str) -> Place:
@@ -94,7 +103,7 @@ def parse_scope(text: str) -> str:
     """Check a scope's spelling: all, last, first, rest or pos:N; UsageError otherwise."""
     if text in SCOPES or (text.startswith("pos:") and read_whole(text[4:]) is not None):
         return text
-    raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N a position from 0).")
+    raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N counts from 0).")
 
 
 def parse_stored_scope(text: str) -> str:

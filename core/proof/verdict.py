@@ -110,7 +110,8 @@ class Check:
     def unjudged(self) -> tuple[str, ...]:
         """Say how many stages have no finite inputs, so that nothing can be said of them."""
         left = len(self.trace.cells.keys() - self.errors.keys())
-        return (f"{left} stages could not be judged: no token of their inputs is finite",) if left else ()
+        stages = "1 stage" if left == 1 else f"{left} stages"
+        return (f"{stages} could not be judged: no token of their inputs is finite",) if left else ()
 
 
 @dataclass(frozen=True, slots=True)

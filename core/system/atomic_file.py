@@ -17,18 +17,18 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
     Errors: UsageError where the file exists and force is not given; OutputError where it cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    refuse_existing(path, force)
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; the name of a file was needed.")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
-        _refuse_existing(path, force)
         part.open("wb").close()  # whether it can be written shows before the work
     except OSError as error:
         raise _not_written(path, error) from error
     try:
         yield part
-        _refuse_existing(path, force)  # somebody may have been faster
+        refuse_existing(path, force)  # somebody may have been faster
         part.replace(path)
     except OSError as error:
         raise _not_written(path, error) from error
@@ -36,8 +36,13 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.exists() and not force:
+def refuse_existing(path: Path, force: bool) -> None:
+    """Refuse a name that is taken, before the work; UsageError, and OutputError where that cannot be seen."""
+    try:
+        is_taken = path.exists()
+    except OSError as error:
+        raise _not_written(path, error) from error
+    if is_taken and not force:
         raise UsageError(f"{path} exists already. Give another name, or --force to replace it.")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from core.system.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
-FAMILY = re.compile(r"apr-tui(-corpus)?/\d+")  # of the schemas of all manifests
+FAMILY = re.compile(r"apr-tui(-corpus)?/[0-9]+")  # of the schemas of all manifests
 BUNDLES = ("a", "b")                            # folders beside a verdict, as is REPRODUCER
 REPRODUCER = "reproducer"
 CASE = {"case.safetensors", "case.json", "test_case.py"}

@@ -33,7 +33,7 @@ from core.system.mapped_file import Bytes
 from core.train.data.vocabulary import Vocabulary, vocabulary_keys
 from core.train.model import spread
 
-FOLDER, NAME = "ckpt", re.compile(r"step-(\d{6,})")
+FOLDER, NAME = "ckpt", re.compile(r"step-([0-9]{6,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 EXPORTS = ("model.gguf", "model.apr")
 FILES = {MODEL, OPTIMIZER, STATE, *EXPORTS}
@@ -93,7 +93,8 @@ def read_checkpoint(folder: Path) -> State:
             raise ValueError(f"{STATE} lacks {', '.join(missing)}")
         return State(load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise FileError(f"{folder} is damaged: {error}. Remove it; --resume then takes the one before it.") from error
+        raise FileError(f"{folder} is damaged: {os_reason(error)}. "
+                        "Remove it; --resume then takes the one before it.") from error
 
 
 def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.system.cancel import IsCancelled
-from core.system.errors import Cancelled, FileError, OutputError, UsageError
+from core.system.errors import Cancelled, FileError, OutputError, UsageError, os_reason
 from core.system.gpus import choose_device
 from core.train.config import Plan, TrainOptions, plan_of, resumed, settle
 from core.train.data.corpus import Corpus, open_corpus
@@ -74,6 +74,13 @@ def is_first() -> bool:
 
 def hold_folder(out: Path) -> None:
     """Refuse a folder that holds something, or that cannot be made, before the work; UsageError, OutputError."""
+    try:
+        _hold_folder(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made: {os_reason(error)}. Give another --out.") from error
+
+
+def _hold_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder. Give another --out.")
     if (out / RUN).exists():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 from core.system.cancel import IsCancelled, never
-from core.system.errors import AprError
+from core.system.errors import AprError, system_error
+from core.system.gpu_errors import device_error
 from core.train.config import TrainOptions
 from core.train.prepare import is_first, prepare, read_corpus
 from core.train.records import TrainEmit, TrainEvent, TrainResult, Wishes, no_train_emit
@@ -35,3 +36,7 @@ def train(
     except AprError as error:
         note_failure(options.out, error)
         raise
+    except OSError as error:
+        refused = device_error(error) or system_error(error)
+        note_failure(options.out, refused)
+        raise refused from error

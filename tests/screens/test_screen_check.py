@@ -196,12 +196,16 @@ async def test_escape_cancels_a_check_then_goes_back(monkeypatch):
         assert app.screen.kind == "grid" and app.screen.traced is not None
 
 
-async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch):
+@pytest.mark.parametrize(("error", "said"), [
+    (UsageError("the prompt is empty"), "X the prompt is empty"),
+    (PermissionError(13, "Permission denied", "tiny.gguf"), "X tiny.gguf could not be read: Permission denied"),
+    (OSError("libcuda.so.1: cannot open shared object file"), "X the device failed: libcuda.so.1")])
+async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch, error, said):
     door = CheckDoor()
-    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(UsageError("the prompt is empty")))
+    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(error))
     async with console(monkeypatch, door) as (app, pilot):
         await checked(app, pilot)
-        assert "X the prompt is empty" in text_of(app)
+        assert said in text_of(app)
 
 
 # the bisection

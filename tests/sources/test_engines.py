@@ -243,6 +243,15 @@ def test_a_cancelled_engine_is_ended_and_tells_of_its_progress_before(fake, tmp_
     assert child_is_gone(tmp_path / "prepared")
 
 
+def test_progress_in_any_script_is_told_line_by_line_and_whole(fake):
+    fake(mode="slow")
+    told: list[str] = []
+    with pytest.raises(Cancelled):
+        run_engine("llama.cpp", Ask("m", IDS), emit=lambda event: told.append(event.text), patience=5,
+                   cancelled=lambda: len(told) > 4 or any("2" in line for line in told))
+    assert told[2:] == ["llama.cpp: 模型 читается", "llama.cpp: layer 1", "llama.cpp: layer 2"]
+
+
 @pytest.mark.parametrize("scheme", list(ENGINES))
 def test_an_engine_that_is_not_installed_says_how_to_install_it(model, monkeypatch, scheme):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -94,6 +94,17 @@ def test_damaged_shards_are_set_aside_where_somebody_keeps_a_file_beside_them(tm
     assert (folder.with_name(f"{folder.name}.damaged-1") / "notes.txt").read_text() == "mine"
 
 
+def test_a_text_that_goes_while_it_is_read_is_an_input_that_is_missing(tmp_path):
+    folder = write_corpus(tmp_path / "text")
+
+    def said(text):
+        for path in folder.glob("*.txt"):
+            path.unlink()
+
+    with pytest.raises(FileError, match=r"text\d+\.txt could not be read: No such file"):
+        opened(folder, tmp_path, said)
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path):
     made = opened(write_corpus(tmp_path / "text"), tmp_path)
     other = train_vocabulary(["quite another text " * 9], 300)

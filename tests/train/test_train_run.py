@@ -23,7 +23,7 @@ from core.train.checkpoint import checkpoints, read_checkpoint
 from core.train.config import TrainOptions, settle
 from core.train.log import Lines, rewind
 from core.train.reader import RunReader, open_run
-from core.train.records import DONE, INTERRUPTED, RUNNING, Wishes
+from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, Wishes
 from core.train.run import train
 from tests.support.training import events, options, run, stop_after, without_times, write_corpus
 
@@ -132,6 +132,16 @@ def test_a_checkpoint_with_somebody_s_own_file_in_it_is_not_dropped(tmp_path):
     result = train(options(tmp_path, steps=6, steps_per_epoch=20, checkpoint_every=1), emit)
     kept = [steps for steps, _ in checkpoints(result.out)]
     assert kept == [1, 5, 6] and (result.out / "ckpt" / "step-000001" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_the_system_ends_says_so_in_its_folder(tmp_path):
+    def emit(event):
+        if event.kind == "step" and event.step.step == 2:
+            raise PermissionError(13, "Permission denied", "train.bin")
+
+    with pytest.raises(FileError, match=r"train\.bin could not be read"):
+        train(options(tmp_path), emit)
+    assert open_run(tmp_path / "run").status == FAILED
 
 
 def test_a_measurement_leaves_no_checkpoint(tmp_path):

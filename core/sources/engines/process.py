@@ -134,11 +134,11 @@ def _wait(
         if time.monotonic() - alive > patience:
             raise FileError(f"{scheme} hangs: no sign of life for {patience:g} seconds, so it was ended. "
                             f"Its last words: {_last_words(folder)}")
-        size = _size(folder / PROGRESS)
-        if size > seen:
-            for line in (folder / PROGRESS).read_text(errors="replace")[seen:].splitlines():
-                emit(Event("phase", f"{scheme}: {safe_text(line)}"))
-            seen, alive = size, time.monotonic()
+        told = _told_since(folder / PROGRESS, seen)
+        for line in told.decode(errors="replace").splitlines():
+            emit(Event("phase", f"{scheme}: {safe_text(line)}"))
+        if told:
+            seen, alive = seen + len(told), time.monotonic()
         time.sleep(POLL_SECONDS)
     if child.returncode != 0:
         raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_words(folder)}")
@@ -166,8 +166,14 @@ def _last_words(folder: Path) -> str:
     return safe_text(said[-1][:LAST_WORDS]) if said else "none"
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _told_since(path: Path, seen: int) -> bytes:
+    """The whole lines of a growing file after so many bytes; nothing where it is not there yet."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(seen)
+        told = file.read()
+    return told[: told.rfind(b"\n") + 1]
 
 
 def _read_answer(folder: Path, scheme: str) -> Answer:
@@ -221,7 +227,7 @@ def read_ask(folder: Path) -> Ask:
 
 def tell(folder: Path, line: str) -> None:
     """Give a sign of life: what is being done."""
-    with (folder / PROGRESS).open("a") as file:
+    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

@@ -111,7 +111,7 @@ def _open_tokenizer(path: Path) -> Tokenizer | None:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
-        raise FileError(f"{path} is not a tokenizer: {error}. Give --tokens.") from error
+        raise FileError(f"{path} is not a tokenizer: {os_reason(error)}. Give --tokens.") from error
 
 
 def _device(source: Source) -> str:

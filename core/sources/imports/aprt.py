@@ -32,7 +32,7 @@ STAGE_FILES = {  # file's stem -> our stage; of two files for one stage the late
     "post_ffn_residual": "output", "final_norm": "final_norm", "lm_head": "logits",
 }
 KEPT_BYTES = 2 << 30  # values above this are measured and not kept
-_LAYER_FOLDER = re.compile(r"layer-(\d{1,6})$")
+_LAYER_FOLDER = re.compile(r"layer-([0-9]{1,6})$")
 
 Floats = npt.NDArray[np.float32]
 
