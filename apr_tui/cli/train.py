@@ -23,7 +23,6 @@ from core.system.child import child_command, child_environment, start_apart
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
 from core.system.progress import Phase
-from core.train.config import TrainOptions
 from core.train.events import CheckpointWritten, Note, StepTaken, TrainEvent, Validated
 from core.train.log import GRADS, read_lines
 from core.train.reader import RunReader, open_run
