@@ -1,5 +1,5 @@
-// Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies, and the pieces that their
-// decoders (blocks.h) are made of.
+// Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies; what their decoders
+// (blocks.h) are made of.
 //
 // A weight is d * W - dmin * m, W = sc * q a whole number: W = 256 * high + low, low unsigned, high signed.
 // A tile holds 64 values of 16 rows, one row in 64 bytes; a super-block has four.
