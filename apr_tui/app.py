@@ -26,7 +26,7 @@ from apr_tui.session import DoorSource, real_door
 from apr_tui.style import THEME
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import Ended, Feed, Progress, RunWorker
-from core.system.errors import AprError, Cancelled
+from core.system.errors import AprError, Cancelled, OutputError, os_reason
 
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training
@@ -281,7 +281,7 @@ def run_console(request: Request, door: Any = None, training: Training | None = 
         code = app.run(mouse=False)
     except (KeyboardInterrupt, OSError) as found:
         if isinstance(found, OSError) and leaving.has_terminal():
-            error = found
+            error = OutputError(f"the terminal failed: {os_reason(found)}.")
         code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
     if code is None and app._exception is None:  # reading keys failed
         error = error or (RuntimeError("the terminal's input failed") if leaving.has_terminal() else None)

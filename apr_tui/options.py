@@ -8,18 +8,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from core.model.stages import parse_scope, read_whole
+from core.model.stages import parse_scope, read_number, read_whole
 from core.system.errors import UsageError
+
+SEED_DIGITS = 19  # of 2^63 - 1, the largest
 
 if TYPE_CHECKING:
     from core.train.config import TrainOptions
 
 
 def _tokens(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: ids such as 1,2,3 are needed") from None
+    ids = [read_whole(part.strip(" ")) for part in text.split(",")]
+    known = tuple(id for id in ids if id is not None)
+    if len(known) < len(ids):
+        raise argparse.ArgumentTypeError(f"{text!r}: ids such as 1,2,3 are needed, in digits 0 to 9")
+    return known
 
 
 def _layers(text: str) -> tuple[int, int]:
@@ -37,11 +40,8 @@ def _scope(text: str) -> str:
 
 
 def _threshold(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 < value < float("inf"):
+    value = read_number(text)
+    if value is None or value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above 1 is needed")
     return value
 
@@ -54,13 +54,17 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+    value = read_number(text)
+    if not value:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed")
     return value
+
+
+def _seed(text: str) -> int:
+    seed = read_whole(text, SEED_DIGITS)
+    if seed is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return seed
 
 
 # option -> what argparse is told
@@ -106,7 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--steps-per-epoch": {"type": _count, "metavar": "E", "help": "steps between validations"},
     "--mode": {"choices": ("from-scratch", "finetune"), "help": "sets rate, warm-up, target and cap together"},
     "--init": {"type": Path, "metavar": "FILE", "help": "the model to finetune"},
-    "--seed": {"type": int, "metavar": "N", "help": "seed of the weights and of the order of the data (default 42)"},
+    "--seed": {"type": _seed, "metavar": "N", "help": "seed of the weights and of the order of the data (default 42)"},
     "--lr": {"type": _positive, "metavar": "X", "help": "peak learning rate, instead of the mode's"},
     "--warm-up": {"type": _count, "metavar": "N", "help": "steps of linear warm-up"},
     "--checkpoint-every": {"type": _count, "metavar": "N", "help": "steps between checkpoints (default: an epoch)"},
@@ -155,7 +159,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
-        raise UsageError(f"{message}. `{self.prog} --help` lists what there is.")
+        raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
 
 
 def command_parser(command: str) -> Parser:

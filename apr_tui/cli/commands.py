@@ -17,15 +17,17 @@ from core.bundle.report import report_text
 from core.bundle.verdicts import bisection_document, check_document, comparison_document
 from core.bundle.writer import hold_csv
 from core.proof.contract_gates import contract_gates, judge_gates
-from core.proof.verdict import EXIT_CODES
+from core.proof.verdict import EXIT_CODES, Verdict
 from core.system.errors import UsageError
 from core.system.json_text import to_json
-from core.trace.events import Emit, Event
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Emit, Event, Start
 from core.trace.record import Trace
 from core.trace.request import Prompt
 
 TRACED_DIFFERS = 1
-SEVERITY = ("AGREE", "H1", "H3", "INCONCLUSIVE", "NOT_COMPARABLE", "H2")  # of several prompts the worst counts
+# of several prompts the worst counts
+SEVERITY = (Verdict.AGREE, Verdict.H1, Verdict.H3, Verdict.INCONCLUSIVE, Verdict.NOT_COMPARABLE, Verdict.H2)
 T = TypeVar("T")
 
 
@@ -42,14 +44,15 @@ def progress(options: argparse.Namespace) -> Emit:
     live, n_layer = sys.stderr.isatty(), [0]
 
     def emit(event: Event) -> None:
-        if event.kind == "start":
-            n_layer[0] = event.n_layer or 0
-        elif event.kind == "phase":
-            print(f"{event.text} ...", file=sys.stderr, flush=True)
-        elif live and event.kind == "cell" and event.place is not None and event.place[1] == "output":
-            done = (event.place[0] or 0) + 1
-            end = "\n" if done == n_layer[0] else "\r"
-            print(f"layer {done} of {n_layer[0]}", end=end, file=sys.stderr, flush=True)
+        match event:
+            case Start():
+                n_layer[0] = event.n_layer or 0
+            case Phase(text):
+                print(f"{text} ...", file=sys.stderr, flush=True)
+            case CellMeasured(place=(layer, "output")) if live:
+                done = (layer or 0) + 1
+                end = "\n" if done == n_layer[0] else "\r"
+                print(f"layer {done} of {n_layer[0]}", end=end, file=sys.stderr, flush=True)
 
     return emit
 

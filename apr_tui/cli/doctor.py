@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from typing import Any
 
+from core.formats.architectures import ARCHS
 from core.kernels.cpu import build as library
-from core.model.arch import ARCHS
 from core.quant.types import FUSED, QUANTS
 from core.system.gpus import choose_device, find_gpus
 from core.system.safe_text import safe_text
-
-ENGINES = {"llama.cpp": "llama_cpp", "transformers": "transformers"}  # scheme -> the package behind it
+from core.trace.engines import ENGINES
 
 
 def doctor_facts() -> dict[str, Any]:
@@ -38,8 +37,9 @@ def doctor_facts() -> dict[str, Any]:
             "term": os.environ.get("TERM"), "no_color": "NO_COLOR" in os.environ, "encoding": sys.stdout.encoding,
             "tmux": "TMUX" in os.environ, "ssh": "SSH_CONNECTION" in os.environ,
         },
-        "engines": {scheme: _version_of_module(module) or f"not installed (needs the Python package {module})"
-                    for scheme, module in ENGINES.items()},
+        "engines": {scheme: _version_of_module(engine.packages[0])
+                    or f"not installed (needs the Python package {engine.packages[0]})"
+                    for scheme, engine in ENGINES.items()},
     }
 
 

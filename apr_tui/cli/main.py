@@ -17,7 +17,7 @@ from types import FrameType
 
 from apr_tui.options import COMMANDS, command_parser, console_parser
 from apr_tui.shutdown import on_signals
-from core.system.errors import AprError, Cancelled
+from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
 from core.system.paths import state_folder
 from core.system.safe_text import safe_text
@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
     except OSError as error:
-        _tell(f"apr-tui: {error}")
-        return 7
+        refused = device_error(error) or system_error(error)
+        _tell(f"apr-tui: {refused}")
+        return refused.code
     except Exception as error:  # noqa: BLE001 (the last door: it leaves a log and no traceback)
         if _INTERRUPTS:  # it broke an import, which raised an error of its own
             _tell("apr-tui: interrupted")

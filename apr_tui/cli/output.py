@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from core.bundle.report import WITNESS
 from core.model.stages import GRID, place_text
-from core.proof.contract_gates import Gate
+from core.proof.contract_gates import gate_rows
 from core.proof.verdict import VERDICTS, Bisection, Check, Comparison
 from core.system.json_text import to_json
+from core.system.outcome import Gate
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
 from core.trace.grid import value
@@ -24,7 +25,7 @@ def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Seq
         "findings": list(findings), "top": list(trace.top), "generated": trace.generated,
         "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted,
         "notes": list(trace.notes),
-    } | ({"gates": list(gates)} if gates else {}))
+    } | ({"gates": gate_rows(gates)} if gates else {}))
 
 
 def gates_text(gates: Sequence[Gate]) -> str:

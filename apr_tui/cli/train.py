@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +17,16 @@ from types import FrameType
 from typing import Any
 
 from apr_tui.options import train_options
+from core.system.child import child_command, child_environment, start_apart
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
+from core.system.progress import Phase
 from core.train.config import TrainOptions
+from core.train.events import CheckpointWritten, Note, StepTaken, TrainEvent, Validated
 from core.train.log import GRADS, read_lines
 from core.train.prepare import LOG, is_first, prepare
 from core.train.reader import RunReader, open_run
-from core.train.records import RUNNING, RunView, TrainEvent, TrainResult
+from core.train.records import RUNNING, RunView, TrainResult
 from core.train.run import train
 
 POLL_S = 1.0
@@ -108,8 +110,7 @@ def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
         with (asked.out / LOG).open("a") as log:
-            child = subprocess.Popen([sys.executable, "-m", "apr_tui", *words], stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, start_new_session=True)
+            child = start_apart((*child_command("apr_tui"), *words), log, child_environment())
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error
     if options.json:
@@ -150,7 +151,7 @@ def _progress(options: argparse.Namespace) -> Callable[[TrainEvent], None]:
 
     def emit(event: TrainEvent) -> None:
         text = event_text(event)
-        if event.kind == "step":
+        if isinstance(event, StepTaken):
             if time.monotonic() - spoken[0] < STEP_LINES_S:
                 return
             spoken[0] = time.monotonic()
@@ -162,15 +163,18 @@ def _progress(options: argparse.Namespace) -> Callable[[TrainEvent], None]:
 
 def event_text(event: TrainEvent) -> str:
     """One line for an event; empty for what the end of the run prints anyway."""
-    if event.step is not None:
-        s = event.step
-        return f"step {s.step}  loss {s.train_loss:.4f}  norm {s.grad_norm:.3f}  lr {s.lr:.3g}  {s.wall_ms:.0f} ms"
-    if event.validation is not None:
-        return f"epoch {event.validation.epoch}  val_loss {event.validation.val_loss:.4f}"
-    if event.kind == "phase":
-        return f"{event.text} ..."
-    if event.kind == "checkpoint":
-        return f"wrote {event.text}"
-    return event.text if event.kind == "note" else ""
+    match event:
+        case Phase(text):
+            return f"{text} ..."
+        case Note(text):
+            return text
+        case StepTaken(s):
+            return f"step {s.step}  loss {s.train_loss:.4f}  norm {s.grad_norm:.3f}  lr {s.lr:.3g}  {s.wall_ms:.0f} ms"
+        case Validated(v):
+            return f"epoch {v.epoch}  val_loss {v.val_loss:.4f}"
+        case CheckpointWritten(path):
+            return f"wrote {path}"
+        case _:
+            return ""
 
 

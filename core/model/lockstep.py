@@ -34,6 +34,12 @@ class Lane:
     ask: Product | None = None
     result: Tensor | None = None
 
+    @property
+    def logits(self) -> Tensor:
+        """The logits [1, V] of the last token, float32; of a run that has ended."""
+        assert self.result is not None
+        return self.result
+
     def advance(self, value: Tensor | None) -> None:
         """Send the product it waits for (None at the start) and run to its next request or its end."""
         self.settle()

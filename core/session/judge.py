@@ -23,7 +23,9 @@ from core.session.prepare import (
 from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
-from core.trace.events import Emit, Event, no_emit
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Emit, StageJudged, Start, no_emit
+from core.trace.measures import SideName
 from core.trace.record import Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
@@ -34,7 +36,8 @@ def compare(
     keep_values: bool = False, emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Comparison:
     """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
-    from core.proof.judge_pair import Question, judge, judge_saved
+    from core.proof.judge_pair import judge, judge_saved
+    from core.proof.measure_pair import Question
 
     ask = Question(scope, threshold, emit, cancelled, keep_values)
     saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
@@ -59,19 +62,20 @@ def bisect(
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
     side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
     from core.proof.bisect import climb
-    from core.proof.judge_pair import Question, judge
+    from core.proof.judge_pair import judge
     from core.proof.ladder_cache import open_ladder
+    from core.proof.measure_pair import Question
     from core.proof.reproducer import write_reproducer
 
     result = judge(side_a, side_b, trace_a, trace_b, Question(scope, threshold, emit, cancelled))
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]
-    with open_ladder(trace_a, trace_b) as (known, learnt):
-        ladder = climb(side_a, side_b, ids, known, learnt=learnt, emit=emit, cancelled=cancelled)
+    with open_ladder(trace_a, trace_b) as known:
+        ladder = climb(side_a, side_b, ids, known, emit, cancelled)
     if result.side is None or result.error is None:
         return Bisection(result, ladder)
-    wrong, place, error = side_a if result.side == "A" else side_b, result.first, result.error
+    wrong, place, error = side_a if result.side is SideName.A else side_b, result.first, result.error
     return Bisection(result, ladder, lambda folder: write_reproducer(
         folder, wrong, result.side or "", place, error, ids, cancelled))
 
@@ -84,11 +88,12 @@ def _beside_bundle(
     if prompt is None and known.tokens:
         prompt = Prompt(tokens=tuple(t.id for t in known.tokens))
 
-    def run(source: Source, side: str) -> Trace:
+    def run(source: Source, side: SideName) -> Trace:
         return trace(source, prompt or Prompt(), keep_values=known.values is not None, cancelled=cancelled,
-                     emit=lambda event: emit(replace(event, side=side)))
+                     emit=lambda event: emit(
+                         replace(event, side=side) if isinstance(event, CellMeasured) else event))
 
-    return saved[0] or run(a, "A"), saved[1] or run(b, "B")
+    return saved[0] or run(a, SideName.A), saved[1] or run(b, SideName.B)
 
 
 def check(
@@ -105,29 +110,28 @@ def check(
         return check_source(source, prompt or Prompt(), model, emit=emit, cancelled=cancelled)
     file = open_model(source.path)
     tokens = encode_beside(file, prompt or Prompt(), lambda: load_torch(source.device, emit))
-    emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
+    emit(Start(n_layer=read_arch(file).n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
-    from core.proof.check import replay
+    from core.proof.check import check_run
     from core.trace import run
     from core.trace.taps import record
 
-    emit(Event("phase", "checking against float64"))
+    emit(Phase("checking against float64"))
     cells: dict[Place, Cell] = {}
 
     def seen(place: Place, stats: Cell) -> None:
         cells[place] = stats
-        emit(Event("cell", place=place, cell=stats))
+        emit(CellMeasured(place, stats))
 
-    errors, logits = replay(
-        side, [t.id for t in tokens], watch=record(seen, len(tokens)), witness=True, cancelled=cancelled,
-        seen=lambda place, error: emit(Event("error", place=place, error=error)))
-    traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, logits[0]),
-                     observed_equals_unobserved=run.same_bits(*logits))
+    done = check_run(side, [t.id for t in tokens], watch=record(seen, len(tokens)), cancelled=cancelled,
+                     on_error=lambda place, error: emit(StageJudged(place, error)))
+    traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, done.logits),
+                     observed_equals_unobserved=done.same_logits)
     if not generate:
-        return Check(traced, errors)
+        return Check(traced, done.errors)
     from core.proof.check_cache import decoded_cells
 
-    emit(Event("phase", "checking generated positions through the cache"))
+    emit(Phase("checking generated positions through the cache"))
     ids = [t.id for t in tokens]
     more = run.continue_greedily(side, ids, room(side, tokens, generate), (), lambda i: None, cancelled)
-    return Check(traced, errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
+    return Check(traced, done.errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})

@@ -20,9 +20,10 @@ from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError
 from core.system.gpu_errors import why_unusable
 from core.system.gpus import choose_device
+from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import open_tokenizer
-from core.trace.events import Emit, Event
+from core.trace.events import Emit, Start, TokenGenerated
 from core.trace.record import Facts, Token, Trace
 from core.trace.request import Prompt, Source
 
@@ -115,7 +116,7 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
     chosen = choose_device(device)
     if "core.trace.run" in sys.modules:
         return chosen
-    emit(Event("phase", "loading torch"))
+    emit(Phase("loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # a tenth of the import is a search for garbage that is not there
@@ -137,7 +138,7 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     if why_not:
         device, reason = "cpu", f"{reason}, but {why_not}"
     if device == "cpu" and pending_build() is not None:
-        emit(Event("phase", "compiling kernels for this processor, once"))
+        emit(Phase("compiling kernels for this processor, once"))
         library()
     return open_side(file, device, source.compute, source.threads, source.plant), reason
 
@@ -172,7 +173,7 @@ def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[
     file_a = open_model(a.path)
     file_b = file_a if a.path == b.path else open_model(b.path)
     tokens_a, tokens_b = _tokens(file_a, file_b, prompt or Prompt())
-    emit(Event("start", n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
+    emit(Start(n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
     side_a, why_a = ready(a, file_a, emit)
     side_b, why_b = ready(b, file_b, emit)
     return side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b)
@@ -193,11 +194,11 @@ def continue_text(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit,
     from core.trace.run import continue_greedily
 
     tokenizer = open_tokenizer(side.model.file)
-    emit(Event("phase", "generating"))
+    emit(Phase("generating"))
     end = side.model.file.key("tokenizer.ggml.eos_token_id")
     ids = continue_greedily(
         side, [t.id for t in tokens], room(side, tokens, n_token), () if end is None else (end,),
-        lambda i: emit(Event("token", tokenizer.token_text(i) or f"[{i}]")), cancelled)
+        lambda i: emit(TokenGenerated(tokenizer.token_text(i) or f"[{i}]")), cancelled)
     return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 
 

@@ -20,7 +20,8 @@ from core.session.prepare import (
 )
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
-from core.trace.events import Emit, Event, no_emit
+from core.system.progress import Phase
+from core.trace.events import Emit, Start, no_emit
 from core.trace.finding import Finding
 from core.trace.hints import find_hints
 from core.trace.record import Trace
@@ -54,11 +55,11 @@ def trace(
     tokens = encode_beside(file, prompt, lambda: load_torch(source.device, emit))
     if scope.startswith("pos:") and not scope_positions(scope, len(tokens)):
         raise UsageError(f"--scope {scope}: the prompt has {len(tokens)} tokens, positions 0 to {len(tokens) - 1}.")
-    emit(Event("start", n_layer=arch.n_layer, tokens=tokens))
+    emit(Start(n_layer=arch.n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
     from core.trace import run
 
-    emit(Event("phase", "tracing"))
+    emit(Phase("tracing"))
     kept: dict[Place, Any] | None = {} if keep_values else None
     cells, logits, same = run.run_traced(
         side, [t.id for t in tokens], witness=witness, layers=layers, keep=kept, emit=emit, cancelled=cancelled)

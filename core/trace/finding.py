@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from core.model.stages import Place
+
+
+class FindingKind(StrEnum):
+    """The rule that a finding comes from."""
+
+    NAN = "nan"
+    RATIO = "ratio"
+    PRECURSOR = "precursor"
+    DOWNSTREAM = "downstream"
+    FALL = "fall"
+    MASSIVE = "massive"
+    Z = "z"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One sentence about one place, with the numbers behind it.
 
-    kind: nan, ratio, precursor, downstream, fall, massive, z. strength: hint or proof.
+    strength: hint or proof.
     measured and baseline: the two sides of the rule (a ratio's are the multiple and the std of the layer before).
     """
 
-    kind: str
+    kind: FindingKind
     strength: str
     layer: int | None
     stage: str

@@ -14,12 +14,20 @@ import numpy as np
 
 from core.model.stages import GRID, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
-from core.trace.finding import Finding
+from core.trace.finding import Finding, FindingKind
 from core.trace.grid import Cells, divided, falls, ratios, stats_at
 from core.trace.marks import FALL_RATIO, WATCH_RATIO
 from core.trace.record import Trace
-from core.trace.stats import Cell, Stats, TokenStats
-from core.trace.token_share import carrier, carrier_phrase, carrier_token, std_T, times_text
+from core.trace.stats import (
+    MASSIVE_CHANNELS,
+    MASSIVE_MULTIPLE,
+    MASSIVE_SIZE,
+    Cell,
+    Stats,
+    TokenStats,
+    std_T,
+)
+from core.trace.token_share import carrier, carrier_phrase, carrier_token, times_text
 
 MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median
@@ -92,34 +100,34 @@ def _precursors(view: _View, spike: Place) -> tuple[Place, ...]:
 def _tell_spike(view: _View, spike: _Spike) -> Iterator[Finding]:
     over = f"std ratio to the layer before > {view.threshold:g}"
     between = f"std ratio to the layer before {WATCH_RATIO:g} to {view.threshold:g}, before the spike"
-    yield _ratio(view, spike.place, "ratio", over)
+    yield _ratio(view, spike.place, FindingKind.RATIO, over)
     for place in spike.before:
-        yield _ratio(view, place, "precursor", between, f", before the spike at {spike.place[1]}")
+        yield _ratio(view, place, FindingKind.PRECURSOR, between, f", before the spike at {spike.place[1]}")
     for place in spike.after:
         why = f", downstream of {place_text(spike.place)}"
-        yield _ratio(view, place, "downstream", f"{over}, after the spike", why)
+        yield _ratio(view, place, FindingKind.DOWNSTREAM, f"{over}, after the spike", why)
 
 
-def _ratio(view: _View, place: Place, kind: str, rule: str, why: str = "") -> Finding:
+def _ratio(view: _View, place: Place, kind: FindingKind, rule: str, why: str = "") -> Finding:
     """Tell a cell's ratio and which token carries it (for a fall: carried the layer before)."""
     layer, stage = place
     assert layer is not None
     before = (layer - 1, stage)
-    found = carrier(view.cells, before if kind == "fall" else place, place, view.scope)
+    found = carrier(view.cells, before if kind is FindingKind.FALL else place, place, view.scope)
     stats, token = view.stats[place], carrier_token(found)
-    phrase = carrier_phrase(found, view.scope, carried=f"layer {layer - 1}" if kind == "fall" else None)
-    if kind == "ratio" and found is not None:
+    phrase = carrier_phrase(found, view.scope, carried=f"layer {layer - 1}" if kind is FindingKind.FALL else None)
+    if kind is FindingKind.RATIO and found is not None:
         phrase += found.verdict()
     sentence = f"{stage} is {times_text(view.times[place])} x layer {layer - 1}{why}; {phrase}"
-    channel = stats.peak_channel if token is not None and token == stats.peak_token and kind != "fall" else None
-    return Finding(kind, "hint", layer, stage, view.scope, token, channel, view.times[place], view.stats[before].std,
-                   rule, sentence)
+    is_peak = token is not None and token == stats.peak_token and kind is not FindingKind.FALL
+    return Finding(kind, "hint", layer, stage, view.scope, token, stats.peak_channel if is_peak else None,
+                   view.times[place], view.stats[before].std, rule, sentence)
 
 
 def _find_falls(view: _View) -> Iterator[Finding]:
     places = sorted(falls(view.stats, view.times), key=place_order)
     for place in places[:MAX_FALLS]:
-        yield _ratio(view, place, "fall", f"std ratio to the layer before < {FALL_RATIO:g}")
+        yield _ratio(view, place, FindingKind.FALL, f"std ratio to the layer before < {FALL_RATIO:g}")
 
 
 def _find_nan(view: _View) -> Iterator[Finding]:
@@ -134,48 +142,50 @@ def _find_nan(view: _View) -> Iterator[Finding]:
         later = f"; {len(broken) - 1} cells after it have them too" if len(broken) > 1 else ""
         sentence = f"{place[1]} has {stats.nan or 0} NaN and {stats.inf or 0} Inf{values}, {where}{later}"
         measured, rule = float((stats.nan or 0) + (stats.inf or 0)), "NaN or Inf count > 0"
-        yield Finding("nan", "hint", *place, view.scope, token, channel, measured, None, rule, sentence)
+        yield Finding(FindingKind.NAN, "hint", *place, view.scope, token, channel, measured, None, rule, sentence)
 
 
 def _first_broken(cell: Cell, scope: str, stats: Stats) -> tuple[int | None, int | None]:
     """Return the token and channel of the first NaN or Inf; the channel of an Inf is not kept."""
     if not isinstance(cell, TokenStats):
         return stats.nan_token, stats.nan_channel
-    for token in scope_positions(scope, cell.first + len(cell.mean)):
-        row = token - cell.first
-        if row >= 0 and (cell.nan[row] or cell.inf[row]):
-            return token, int(cell.nan_channel[row]) if cell.nan[row] else None
+    finite_T, rows = cell.finite_T, cell.rows
+    for token in scope_positions(scope, cell.first + cell.n_token):
+        i = token - cell.first
+        if i >= 0 and finite_T[i] < cell.width:
+            return token, int(rows["nan_channel"][i]) if rows["nan"][i] else None
     return None, None
 
 
 def _find_massive(view: _View) -> Iterator[Finding]:
     """Name where each massive channel of a token first appears; the residual carries it through later cells."""
     seen: dict[tuple[int, int, int], list[Place]] = {}  # (width, token, channel) -> places
-    largest: dict[Place, tuple[int, int, float]] = {}
+    largest: dict[Place, tuple[int, int, int, float]] = {}  # (width, token, channel, value)
     for place in sorted(view.cells, key=place_order):
         cell = view.cells[place]
         if not isinstance(cell, TokenStats) or cell.massive is None:
             continue
-        positions = scope_positions(view.scope, cell.first + len(cell.mean))
+        positions = scope_positions(view.scope, cell.first + cell.n_token)
         for token, channel, value in cell.massive.places:
             if token in positions:
                 seen.setdefault((cell.width, token, channel), []).append(place)
                 if seen[cell.width, token, channel] == [place]:
-                    largest.setdefault(place, (token, channel, value))
-    for place, (token, channel, value) in list(largest.items())[:MAX_MASSIVE]:
-        cell = view.cells[place]
-        assert isinstance(cell, TokenStats) and cell.massive is not None
-        yield _massive(view, place, token, channel, value, cell.massive.median, seen[cell.width, token, channel])
+                    largest.setdefault(place, (cell.width, token, channel, value))
+    for place, (width, token, channel, value) in list(largest.items())[:MAX_MASSIVE]:
+        yield _massive(view, place, (token, channel, value), seen[width, token, channel][-1])
 
 
-def _massive(
-    view: _View, place: Place, token: int, channel: int, value: float, median: float, places: list[Place],
-) -> Finding:
+def _massive(view: _View, place: Place, largest: tuple[int, int, float], last: Place) -> Finding:
+    """Tell a massive value as (token, channel, value); last: the last place where the channel is massive."""
+    (token, channel, value), cell = largest, view.cells[place]
+    assert isinstance(cell, TokenStats) and cell.massive is not None
+    median = cell.massive.median
     times = f"{times_text(abs(value) / median)} x the median |x|" if median > 0 else "where the median |x| is 0"
-    later = f"; the same channel is massive up to {place_text(places[-1])}" if len(places) > 1 else ""
+    later = f"; the same channel is massive up to {place_text(last)}" if last != place else ""
     sentence = f"{place[1]} reaches {short(value)}, {times}; token {token} carries it, in channel {channel}{later}"
-    rule = "|x| > 100 and > 1000 x the median |x|, in at most 4 channels"
-    return Finding("massive", "hint", *place, view.scope, token, channel, value, median, rule, sentence)
+    rule = (f"|x| > {MASSIVE_SIZE:g} and > {MASSIVE_MULTIPLE:g} x the median |x|, "
+            f"in at most {MASSIVE_CHANNELS} channels")
+    return Finding(FindingKind.MASSIVE, "hint", *place, view.scope, token, channel, value, median, rule, sentence)
 
 
 def _find_outliers(view: _View, named: set[Place]) -> list[Finding]:
@@ -200,7 +210,7 @@ def _outlier(view: _View, z: float, place: Place, median: float) -> Finding:
     sentence = (f"{place[1]} has std {short(view.stats[place].std)} where its column's median is {short(median)}: "
                 f"robust z {z:.1f}; {carrier_phrase(found, view.scope)}")
     rule = f"|0.6745 (x - median) / MAD| of log std over the column > {Z_LIMIT:g}"
-    return Finding("z", "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)
+    return Finding(FindingKind.Z, "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)
 
 
 def _find_hidden(view: _View, spikes: list[_Spike]) -> list[Finding]:
@@ -222,7 +232,7 @@ def _find_hidden(view: _View, spikes: list[_Spike]) -> list[Finding]:
 def _position_ratios(cells: Cells, place: Place, threshold: float) -> Iterator[tuple[int, float]]:
     layer, stage = place
     cell, before = cells[place], cells[(layer or 0) - 1, stage]
-    if isinstance(cell, TokenStats) and isinstance(before, TokenStats) and len(cell.mean) == len(before.mean):
+    if isinstance(cell, TokenStats) and isinstance(before, TokenStats) and cell.n_token == before.n_token:
         with np.errstate(divide="ignore", invalid="ignore"):
             times_T = std_T(cell) / std_T(before)
         for row in np.flatnonzero(np.isfinite(times_T) & (times_T > threshold)):
@@ -256,4 +266,5 @@ def _hidden(view: _View, place: Place, times: float, token: int, n_token: int) -
     stats, before = view.cells[place].at(scope), view.cells[layer - 1, stage].at(scope)
     assert stats is not None and before is not None
     rule = f"std ratio to the layer before > {view.threshold:g} at one position"
-    return Finding("ratio", "hint", layer, stage, scope, token, stats.peak_channel, times, before.std, rule, sentence)
+    return Finding(FindingKind.RATIO, "hint", layer, stage, scope, token, stats.peak_channel, times, before.std, rule,
+                   sentence)

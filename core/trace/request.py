@@ -9,8 +9,7 @@ from typing import Any
 
 from core.model.stages import read_whole
 from core.system.errors import UsageError
-
-SCHEMES = ("llama.cpp", "transformers")
+from core.trace.engines import ENGINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class Source:
     """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file."""
 
     path: Path
-    scheme: str = ""      # "", llama.cpp or transformers
+    scheme: str = ""      # of ENGINES; "" for this forward
     compute: str = "f32"  # f32, q8, bf16
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None
@@ -42,7 +41,7 @@ def parse_source(text: str, default: Source) -> Source:
     if os.path.exists(text):  # Path.exists raises where a folder on the way may not be read
         return replace(default, path=Path(text), scheme="")
     scheme, colon, rest = text.partition(":")
-    scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
+    scheme, rest = (scheme, rest) if colon and scheme in ENGINES else ("", text)
     name, at, settings = rest.rpartition("@")
     if not at or "=" not in settings:
         return replace(default, path=Path(rest), scheme=scheme)

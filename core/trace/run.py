@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -24,7 +25,7 @@ from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
 from core.text.tokenizer import open_tokenizer
-from core.trace.events import Emit, Event
+from core.trace.events import CellMeasured, Emit
 from core.trace.record import NextToken
 from core.trace.stats import Cell
 from core.trace.taps import chain, no_tap, record
@@ -86,13 +87,13 @@ def run_traced(
 
     def seen(place: Place, stats: Cell) -> None:
         cells[place] = stats
-        emit(Event("cell", place=place, cell=stats))
+        emit(CellMeasured(place, stats))
 
     watch = within(layers, _recorder(side)(seen, len(tokens), keep))
     lanes = [side.lane(tokens, chain(side.bug(), watch))]
     if witness:
         lanes.append(side.lane(tokens, side.bug()))
-    with verifying(side.model.file):
+    with checksum_beside(side.model.file):
         logits = drive(lanes, cancelled)
     return cells, logits[0], same_bits(*logits) if witness else None
 
@@ -159,17 +160,14 @@ def within(layers: tuple[int, int] | None, tap: Tap) -> Tap:
     return limited
 
 
-class verifying:
-    """Check a file's checksum in a thread while its weights are read; leaving raises a damaged file's FileError."""
-
-    def __init__(self, file: ModelFile) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._work = self._pool.submit(file.verify) if file.verify else None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if self._work is not None and kind is None:
-            self._work.result()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+@contextmanager
+def checksum_beside(file: ModelFile) -> Iterator[None]:
+    """Take a file's checksum in a thread while its weights are read; leaving raises a damaged file's FileError."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        work = pool.submit(file.verify) if file.verify else None
+        yield
+        if work is not None:
+            work.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

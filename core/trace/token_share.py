@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.model.stages import Place, scope_positions
+from core.system.arrays import Ints
 from core.trace.grid import Cells, divided
 from core.trace.marks import WATCH_RATIO
-from core.trace.stats import Floats, TokenStats, merge_moments
+from core.trace.stats import TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # a token with more than half of the spread carries it
 
@@ -44,9 +45,9 @@ def carrier(cells: Cells, carried: Place, place: Place | None, scope: str) -> Ca
     rows = _rows(cell, scope)
     if len(rows) == 0:
         return None
-    n_T = (cell.width - cell.nan - cell.inf)[rows]
-    _, mean, m2 = merge_moments(n_T, cell.mean[rows], cell.m2[rows])
-    part_T = np.where(n_T > 0, cell.m2[rows] + n_T * (cell.mean[rows] - mean) ** 2, 0.0)
+    n_T, mean_T, m2_T = cell.finite_T[rows], cell.rows["mean"][rows], cell.rows["m2"][rows]
+    _, mean, m2 = merge_moments(n_T, mean_T, m2_T)
+    part_T = np.where(n_T > 0, m2_T + n_T * (mean_T - mean) ** 2, 0.0)
     best = int(np.argmax(part_T))
     token = cell.first + int(rows[best])
     without = None
@@ -77,19 +78,12 @@ def times_text(times: float) -> str:
     return f"{times:.0f}" if times >= 100 else f"{times:.1f}" if times >= 0.5 else f"{times:.2g}"
 
 
-def std_T(cell: TokenStats) -> Floats:
-    """Return the sample standard deviation of each token's values; NaN where a token has fewer than two."""
-    n_T = cell.width - cell.nan - cell.inf
-    out: Floats = np.sqrt(np.where(n_T > 1, cell.m2, math.nan) / np.maximum(n_T - 1, 1))
-    return out
-
-
 def _percent(share: float) -> int:
     return min(int(100 * share), 100)  # down: 100 only where it is all
 
 
-def _rows(cell: TokenStats, scope: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    positions = scope_positions(scope, cell.first + len(cell.mean))
+def _rows(cell: TokenStats, scope: str) -> Ints:
+    positions = scope_positions(scope, cell.first + cell.n_token)
     return np.arange(max(positions.start - cell.first, 0), max(positions.stop - cell.first, 0))
 
 
@@ -100,5 +94,5 @@ def _std_without(cells: Cells, place: Place, scope: str, token: int) -> float | 
         return None
     rows = _rows(cell, scope)
     rows = rows[rows != token - cell.first]
-    n, _, m2 = merge_moments((cell.width - cell.nan - cell.inf)[rows], cell.mean[rows], cell.m2[rows])
+    n, _, m2 = merge_moments(cell.finite_T[rows], cell.rows["mean"][rows], cell.rows["m2"][rows])
     return math.sqrt(m2 / (n - 1)) if n > 1 else None

@@ -96,8 +96,9 @@ import json, sys; from pathlib import Path; import apr_tui.commands; from core i
 from core.trace.request import Prompt, Source
 said = {}
 def emit(e):
-    said.setdefault(e.text.split()[0] if e.kind == "phase" else e.kind, time.time())
-    if e.kind == "cell" and e.place == (0, "output"):
+    name = type(e).__name__
+    said.setdefault(e.text.split()[0] if name == "Phase" else name, time.time())
+    if name == "CellMeasured" and e.place == (0, "output"):
         print(json.dumps(said), flush=True); sys.exit()
 session.trace(Source(Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2])), Prompt(), emit=emit, witness=False)
 """

@@ -21,7 +21,7 @@ from core.model.matmul import Ask, multiply
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from tests.kernels.test_kernels_cpu import SCALES
+from tests.support.random_weights import SCALES
 
 REPEATS, SECONDS = 15, 2.0  # of one case: at most
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,7 +20,7 @@ import pytest
 
 from apr_tui.cli import commands
 from apr_tui.cli import main as cli
-from apr_tui.options import COMMANDS
+from apr_tui.options import COMMANDS, command_parser
 from core import session
 from core.model.stages import GRID
 from core.system.errors import UsageError
@@ -100,6 +102,20 @@ def test_the_version_is_printed(run):
     ["trace", "{m}", "--threshold", "1"], ["trace", "{m}", "--layers", "3"], ["trace", "{m}", "--layers", "2..2"],
     ["trace", "{m}", "--layers", "0..9"], ["trace", "{m}", "--scope", "middle"], ["trace", "{m}", "--scope", "pos:x"],
     ["trace", "{m}", "--scope", "pos:²"], ["trace", "{m}", "--threads", "0"], ["trace", "{m}", "--threads", "²"],
+    *(["trace", "{m}", option, text] for option, bad in {
+        "--tokens": ("-1", "1_0", "1,+2", "1,1_0", "٣", "²", "1,,2", "9" * 19, "1e2", "0x1", "1\n"),
+        "--threads": ("1_0", "+1", "٣", "1e1", " 1"), "--generate": ("1_0", "+1", "٣", "-1"),
+        "--layers": ("0..1_0", "+0..1", "0..٢"), "--scope": ("pos:1_0", "pos:+1", "pos:٣", "pos:-1"),
+        "--threshold": ("1_0", "+10", "٣", "-inf", "inf", "1e999", " 10", "1e1_0"),
+    }.items() for text in bad),
+    *(["train", "--out", "{d}/t", option, text] for option, bad in {
+        "--seed": ("1_0", "+1", "-1", "٣", "9" * 20, "1e2", " 1"), "--batch": ("1_0", "+8"), "--steps": ("٣", "1_0"),
+        "--lr": ("1_0", "+1", "nan", "inf", "٣", "-1", "0", "1e-999"), "--budget-ms": ("1_0", "inf"),
+        "--warm-up": ("-1", "1_0"),
+    }.items() for text in bad),
+    ["import", "{m}", "--out", "{d}/t", "--tokens", "1_0"], ["trace", "{m}@threads=1_0"], ["trace", "{m}@threads=+1"],
+    ["trace", "{m}", "--plant", "scale@1_0.qkv"], ["trace", "{m}", "--plant", "scale@٢.qkv"],
+    ["trace", "{m}", "--device", "cuda:٣"],
     ["trace", "{m}", "--compute", "fp4"], ["trace", "{m}", "--device", "gpu"], ["trace", "{m}", "--generate", "0"],
     ["trace", "{m}", "--plant", "frob@1.qkv"], ["trace", "{m}", "--plant", "scale@9.qkv"],
     ["trace", "{m}", "--prompt", ""], ["trace", "{m}", "--prompt", "a" * 65],
@@ -112,7 +128,25 @@ def test_the_version_is_printed(run):
 def test_a_word_that_cannot_be_is_refused_with_exit_2(words, run, model, tmp_path):
     result = run(*(w.replace("{m}", str(model)).replace("{d}", str(tmp_path)) for w in words))
     refused(result, 2)
-    assert "apr-tui: " in result.err
+    assert not re.search(r"[^.]\.\.(\s|$)", result.err), "a full stop stands twice"
+    assert "apr-tui: " in result.err and not list(tmp_path.iterdir())
+
+
+def test_a_number_is_read_as_it_is_typed(run, model):
+    assert run("trace", model, "--tokens", "3, 17,05", "--json").doc()["tokens"][2]["id"] == 5
+    for text, value in (("10", 10.0), ("2.5", 2.5), ("1e2", 100.0), (".2E+1", 2.0), ("3.", 3.0)):
+        assert command_parser("trace").parse_args(["m", "--threshold", text]).threshold == value
+    asked = command_parser("train").parse_args(["--seed", str((1 << 63) - 1), "--lr", "3e-4"])
+    assert (asked.seed, asked.lr) == ((1 << 63) - 1, 3e-4)
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["--version"], 0, "apr-tui "), (["trace", "nowhere.gguf"], 3, ""), ([], 2, "")])
+def test_the_package_runs_as_the_command_does(words, code, said):
+    ended = subprocess.run([sys.executable, "-m", "apr_tui", *words], capture_output=True, text=True, check=False,
+                           stdin=subprocess.DEVNULL)
+    assert (ended.returncode, ended.stdout[:8]) == (code, said), ended
+    assert code == 0 or ended.stderr.startswith("apr-tui: ")
 
 
 def test_without_a_terminal_the_console_says_what_to_use_instead(run, model):
@@ -217,8 +251,10 @@ def test_without_a_witness_nothing_is_claimed(run, model):
 
 @pytest.mark.parametrize("command", ["trace", "check", "compare"])
 def test_a_run_that_watching_changes_exits_1(command, run, model, monkeypatch):
-    for module in ("core.trace.run", "core.proof.measure_pair"):
-        monkeypatch.setattr(f"{module}.same_bits", lambda a, b: False)
+    names = ("core.trace.run", "core.proof.measure_pair")
+    modules = [importlib.import_module(name) for name in names]  # both, before one is changed
+    for module in modules:
+        monkeypatch.setattr(module, "same_bits", lambda a, b: False)
     assert run(command, *([model] * (2 if command == "compare" else 1)), *TOKENS).code == 1
 
 
@@ -250,6 +286,34 @@ def test_a_bundle_is_written_refused_forced_shown_and_traced_again(run, model, t
     refused(run("show", out), 2, "terminal")
     refused(run("show", tmp_path / "gone", "--text"), 3)
     refused(run("check", out, "--model", model), 4, "--values")
+
+
+LONG = "x" * 300  # no file system has such a name
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (["trace", LONG], 3), (["import", LONG, "--out", "{d}/x"], 3), (["show", LONG, "--text"], 3),
+    (["train", "--corpus", LONG, "--out", "{d}/x"], 3), (["convert", LONG, "{d}/x.gguf"], 3),
+    (["trace", "{m}", "--out", LONG], 7), (["trace", "{m}", "--csv", LONG], 7), (["demo", "--out", LONG], 7),
+    (["convert", "{m}", f"{LONG}.gguf"], 7), (["train", "--out", LONG], 7)])
+def test_what_cannot_be_read_exits_3_and_what_cannot_be_written_7(words, code, run, model, tmp_path):
+    result = run(*(w.replace("{m}", str(model)).replace("{d}", str(tmp_path)) for w in words))
+    refused(result, code, LONG[:80])
+    assert "[Errno" not in result.err and ("could not be read" in result.err or code == 7 or words[0] != "import")
+
+
+@pytest.mark.parametrize(("error", "code", "says"), [
+    (PermissionError(13, "Permission denied", "p.gguf"), 3, "p.gguf could not be read: Permission denied. Check"),
+    (OSError(28, "No space left on device"), 7, "the output could not be written: No space left on device."),
+    (OSError(12, "Cannot allocate memory"), 3, "the system refused: Cannot allocate memory"),
+    (PermissionError(13, "Not so.", "p.gguf"), 3, "p.gguf could not be read: Not so. Check"),
+    (OSError("libcuda.so.1: cannot open shared object file"), 6, "the device failed: libcuda.so.1")])
+def test_an_error_of_the_system_leaves_by_the_door_that_it_belongs_to(error, code, says, run, model, monkeypatch):
+    def refuse(*args: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(session, "trace", refuse)
+    refused(run("trace", model), code, says)
 
 
 # --- check, compare ---

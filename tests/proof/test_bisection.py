@@ -13,6 +13,7 @@ import pytest
 
 from core import session
 from core.system.errors import Cancelled, UsageError
+from core.system.progress import Phase
 from core.trace.events import Event
 from core.trace.request import Prompt, Source
 from tests.support.small_models import IDS, write_model
@@ -124,7 +125,7 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(tmp_path: Path, model: P
     halvings: list[str] = []
 
     def emit(event: Event) -> None:
-        if event.kind == "phase" and event.text.startswith("halving"):
+        if isinstance(event, Phase) and event.text.startswith("halving"):
             halvings.append(event.text)
 
     with pytest.raises(Cancelled):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.quant import dequantize as decode
+from core.quant import dequantize
 from core.quant.dequantize import DECODERS, decode_rows, decode_weight, embedding_rows
 from core.quant.types import QUANTS, row_bytes, tensor_bytes
 from core.quant.weight import Weight
@@ -73,7 +73,7 @@ def test_plain_types_are_cast_to_float32(name):
 def test_chunks_and_windows_of_rows_give_the_same_bits_as_the_whole(name, monkeypatch):
     weight = random_weight(name, 11, 512)
     whole = decode_weight(weight).numpy()
-    monkeypatch.setattr(decode, "CHUNK", 1500)
+    monkeypatch.setattr(dequantize, "CHUNK", 1500)
     assert_same_bits(decode_weight(weight).numpy(), whole)
     assert_same_bits(decode_rows(weight, 4, 9).numpy(), whole[4:9])
     out = torch.full((5, 512), 7.0)

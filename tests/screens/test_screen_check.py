@@ -13,12 +13,11 @@ from textual.widgets import Input
 from apr_tui.options import COMMANDS, command_parser
 from apr_tui.request import Request
 from apr_tui.view_models.check import CHECK_METRICS, CheckView
-from core.proof.verdict import Bisection
+from core.proof.verdict import Bisection, Verdict
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
-from tests.screens.test_screen_hostile import ESCAPE, is_clean
 from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import assert_screen, console, lines_of, styles_of, text_of, until
+from tests.support.screen_door import ESCAPE, assert_screen, console, is_clean, lines_of, styles_of, text_of, until
 from tests.support.traces import token_stats
 
 
@@ -196,12 +195,16 @@ async def test_escape_cancels_a_check_then_goes_back(monkeypatch):
         assert app.screen.kind == "grid" and app.screen.traced is not None
 
 
-async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch):
+@pytest.mark.parametrize(("error", "said"), [
+    (UsageError("the prompt is empty"), "X the prompt is empty"),
+    (PermissionError(13, "Permission denied", "tiny.gguf"), "X tiny.gguf could not be read: Permission denied"),
+    (OSError("libcuda.so.1: cannot open shared object file"), "X the device failed: libcuda.so.1")])
+async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch, error, said):
     door = CheckDoor()
-    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(UsageError("the prompt is empty")))
+    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(error))
     async with console(monkeypatch, door) as (app, pilot):
         await checked(app, pilot)
-        assert "X the prompt is empty" in text_of(app)
+        assert said in text_of(app)
 
 
 # the bisection
@@ -270,7 +273,7 @@ async def test_enter_shows_local_and_inherited_error_floor_and_side_of_each_stag
 
 
 async def test_where_nothing_differs_there_is_no_ladder(monkeypatch):
-    found = replace(shallow_pair(), verdict="AGREE", first=None, side=None, error=None)
+    found = replace(shallow_pair(), verdict=Verdict.AGREE, first=None, side=None, error=None)
     async with console(monkeypatch, CheckDoor(bisected=Bisection(found))) as (app, pilot):
         await bisected(app, pilot)
         assert ". AGREE: no cell differs" in text_of(app) and "ladder" not in text_of(app)
@@ -358,12 +361,13 @@ def test_a_copied_command_has_only_options_that_its_verb_takes():
 
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):
     from core import session
+    from core.trace.events import StageJudged
     from core.trace.request import Prompt, Source
     from tests.support.small_models import write_model
 
     told = []
     source = Source(write_model(tmp_path / "m.gguf"), plant="negate@1.ffn_silu")
     check = session.check(source, Prompt(tokens=(1, 2, 3)), emit=told.append)
-    errors = {event.place: event.error for event in told if event.kind == "error"}
+    errors = {event.place: event.error for event in told if isinstance(event, StageJudged)}
     assert errors == check.errors and check.first == (1, "ffn_silu")
     assert isinstance(errors[1, "ffn_silu"], LocalError) and not isinstance(errors[1, "ffn_silu"], Difference)

@@ -11,12 +11,14 @@ import pytest
 
 from core import session
 from core.model.stages import GRID, STAGES, place_order
-from core.session import prepare as opening
-from core.system import gpus as telemetry
+from core.session import prepare
+from core.system import gpus
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.system.gpus import Gpu
-from core.trace.events import Event, no_emit
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Event, Start, TokenGenerated, no_emit
+from core.trace.measures import SideName
 from core.trace.record import Token
 from tests.support.small_models import IDS, write_model
 from tests.support.traces import trace_of
@@ -54,17 +56,17 @@ def test_a_trace_has_every_stage_of_every_layer_and_says_how_it_was_taken(traced
 def test_events_come_in_the_order_of_computation(source):
     events: list[Event] = []
     session.trace(source, PROMPT, emit=events.append)
-    kinds = [e.kind for e in events]
-    assert kinds[0] == "start" and events[0].n_layer == 3 and [t.id for t in events[0].tokens] == list(IDS)
-    places = [e.place for e in events if e.kind == "cell"]
+    kinds = [type(e) for e in events]
+    assert kinds[0] is Start and events[0].n_layer == 3 and [t.id for t in events[0].tokens] == list(IDS)
+    places = [e.place for e in events if isinstance(e, CellMeasured)]
     assert places == sorted(places, key=place_order) and len(places) == 3 * 14 + 3
-    assert kinds.index("phase") < kinds.index("cell")
+    assert kinds.index(Phase) < kinds.index(CellMeasured)
 
 
 def test_generated_tokens_are_told_one_by_one_and_joined(source):
     events: list[Event] = []
     result = session.trace(source, PROMPT, generate=3, emit=events.append)
-    said = [e.text for e in events if e.kind == "token"]
+    said = [e.text for e in events if isinstance(e, TokenGenerated)]
     assert 1 <= len(said) <= 3 and result.generated is not None
     assert session.trace(source, PROMPT).generated is None
 
@@ -72,7 +74,7 @@ def test_generated_tokens_are_told_one_by_one_and_joined(source):
 def test_generation_stops_where_the_context_ends(source):
     events: list[Event] = []
     session.trace(source, session.Prompt(tokens=(5,) * 31), generate=9, emit=events.append)
-    assert [e.kind for e in events].count("token") <= 1
+    assert sum(isinstance(e, TokenGenerated) for e in events) <= 1
 
 
 def test_a_plant_is_told_of_and_moves_the_logits(source, traced):
@@ -99,14 +101,14 @@ def test_layers_that_are_not_there_are_refused(layers, source):
     (session.Prompt(text="a" * 33), "context of 32")])
 def test_a_prompt_that_cannot_be_fed_is_refused(prompt, says, path):
     with pytest.raises(UsageError, match=says):
-        opening.encode(session.open_model(path), prompt)
+        prepare.encode(session.open_model(path), prompt)
 
 
 def test_a_file_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
     model = session.open_model(write_model(tmp_path / "bare.gguf"))
-    assert [t.id for t in opening.encode(model, PROMPT)] == list(IDS)
+    assert [t.id for t in prepare.encode(model, PROMPT)] == list(IDS)
     with pytest.raises(FileError, match="--tokens"):
-        opening.encode(model, session.Prompt())
+        prepare.encode(model, session.Prompt())
 
 
 def test_where_one_side_has_no_tokenizer_it_takes_the_others_tokens(path, tmp_path):
@@ -129,7 +131,7 @@ def test_settings_that_cannot_be_are_refused(more, error, says, source):
 
 
 def test_auto_takes_the_cpu_and_says_why_where_there_is_no_gpu(monkeypatch, source):
-    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((), "no CUDA driver"))
+    monkeypatch.setattr(gpus, "find_gpus", lambda: ((), "no CUDA driver"))
     result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
     assert (result.facts.device, result.origin["device_reason"]) == ("cpu", "no CUDA driver")
 
@@ -137,7 +139,7 @@ def test_auto_takes_the_cpu_and_says_why_where_there_is_no_gpu(monkeypatch, sour
 def test_auto_takes_the_cpu_where_a_gpu_is_there_and_torch_cannot_use_it(monkeypatch, source):
     import torch
 
-    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
+    monkeypatch.setattr(gpus, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
     assert result.facts.device == "cpu" and "Some GPU" in result.origin["device_reason"]
@@ -151,7 +153,7 @@ def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypat
     def busy(*size, device=None, **more):
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nand more lines")
 
-    monkeypatch.setattr(telemetry, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
+    monkeypatch.setattr(gpus, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "zeros", busy)
@@ -192,13 +194,14 @@ def test_a_comparison_tells_of_both_sides(source):
     events: list[Event] = []
     session.compare(source, replace(source, threads=1), PROMPT, emit=events.append)
     wanted = {(i, s) for i in range(3) for s in GRID}
-    assert all({e.place for e in events if e.kind == "cell" and e.side == side} >= wanted for side in "AB")
+    for side in SideName:
+        assert {e.place for e in events if isinstance(e, CellMeasured) and e.side is side} >= wanted
 
 
 def test_a_check_tells_of_its_cells_and_names_a_planted_place(source):
-    cells: list[Event] = []
-    assert session.check(source, PROMPT, emit=lambda e: cells.append(e) if e.kind == "cell" else None).verdict == "PASS"
-    assert len(cells) == 3 * 14 + 3
+    events: list[Event] = []
+    assert session.check(source, PROMPT, emit=events.append).verdict == "PASS"
+    assert sum(isinstance(e, CellMeasured) for e in events) == 3 * 14 + 3
     result = session.check(replace(source, plant="negate@2.attn_out"), PROMPT)
     assert (result.verdict, result.first, result.trace.planted) == ("FAIL", (2, "attn_out"), "negate@2.attn_out")
 
@@ -247,7 +250,7 @@ def test_the_same_input_gives_the_same_trace(source, traced):
 
 
 def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
-    begin = ("from pathlib import Path; from core import session; from core.session import prepare as opening\n"
+    begin = ("from pathlib import Path; from core import session; from core.session import prepare\n"
              "from core.trace.request import Prompt, Source\n"
              "from core.trace.events import no_emit\n")
     return subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, check=False,
@@ -256,8 +259,8 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
     code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
-            "beside = opening.encode_beside(file, text, lambda: opening.load_torch('cpu', no_emit))\n"
-            "import sys; assert 'torch' in sys.modules; print(beside == opening.encode(file, text), len(beside) > 3)")
+            "beside = prepare.encode_beside(file, text, lambda: prepare.load_torch('cpu', no_emit))\n"
+            "import sys; assert 'torch' in sys.modules; print(beside == prepare.encode(file, text), len(beside) > 3)")
     done = in_a_fresh_process(code)
     assert done.stdout == "True True\n", done.stderr
 

@@ -15,18 +15,20 @@ import numpy as np
 import pytest
 import torch
 
+from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
 from core.proof.capture import missing_before
-from core.sources.engines import process as engine
-from core.sources.engines.process import ENGINES, Answer, Ask, run_engine, write_answer
+from core.sources.engines import process
+from core.sources.engines.process import Answer, Ask, run_engine, write_answer
 from core.sources.engines.trace import folder_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
 from core.trace import run
+from core.trace.engines import ENGINES
 from core.trace.events import no_emit
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, Source, parse_source
 from tests.support.small_models import IDS, write_model
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
@@ -61,7 +63,7 @@ def fake(tmp_path, monkeypatch, model):
                            "kernel": "by hand", "same_logits": True} | answers)
         write_answer(tmp_path / "prepared", answer, stage_values(model) if values is None else values)
         command = (sys.executable, "-S", str(FAKE), mode, str(tmp_path / "prepared"))
-        monkeypatch.setitem(ENGINES, "llama.cpp", engine.Engine(("json",), "llama", command))
+        monkeypatch.setitem(ENGINES, "llama.cpp", replace(ENGINES["llama.cpp"], packages=("json",), command=command))
         return Source(model, scheme="llama.cpp")
 
     yield become
@@ -243,6 +245,15 @@ def test_a_cancelled_engine_is_ended_and_tells_of_its_progress_before(fake, tmp_
     assert child_is_gone(tmp_path / "prepared")
 
 
+def test_progress_in_any_script_is_told_line_by_line_and_whole(fake):
+    fake(mode="slow")
+    told: list[str] = []
+    with pytest.raises(Cancelled):
+        run_engine("llama.cpp", Ask("m", IDS), emit=lambda event: told.append(event.text), patience=5,
+                   cancelled=lambda: len(told) > 4 or any("2" in line for line in told))
+    assert told[2:] == ["llama.cpp: 模型 читается", "llama.cpp: layer 1", "llama.cpp: layer 2"]
+
+
 @pytest.mark.parametrize("scheme", list(ENGINES))
 def test_an_engine_that_is_not_installed_says_how_to_install_it(model, monkeypatch, scheme):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -332,9 +343,9 @@ def test_a_bundle_beside_its_own_file_is_judged_with_its_weights(model, tmp_path
 
 def test_what_a_child_is_asked_reaches_it_and_comes_back(tmp_path):
     ask = Ask("m.gguf", IDS, 2, (0, 2), "cpu", False)
-    (tmp_path / engine.ASK).write_text(json.dumps(asdict(ask)))
-    assert engine.read_ask(tmp_path) == ask
-    assert engine.stages_wanted(ask, 1) is None and engine.stages_wanted(ask, 2) == ("output",)
+    (tmp_path / process.ASK).write_text(json.dumps(asdict(ask)))
+    assert process.read_ask(tmp_path) == ask
+    assert process.stages_wanted(ask, 1) is None and process.stages_wanted(ask, 2) == ("output",)
 
 
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")
@@ -451,3 +462,14 @@ def _as_folder(path: Path, folder: Path) -> Path:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     return folder
+
+
+def test_a_row_makes_an_engine_a_source_that_is_spelled_run_and_listed(fake, monkeypatch, model):
+    fake()
+    monkeypatch.setitem(ENGINES, "other", replace(ENGINES["llama.cpp"], scheme="other"))
+    source = parse_source(f"other:{model}", Source(Path()))
+    assert source == Source(model, scheme="other")
+    assert session.trace(source, PROMPT).name == f"other:{model.name}"
+    assert "other" in doctor_facts()["engines"]
+    with pytest.raises(UsageError, match="other runs on the CPU here"):
+        session.trace(replace(source, device="cuda"), PROMPT)

@@ -8,7 +8,8 @@ from functools import cache
 from core.model.stages import STAGES, Place
 from core.proof.verdict import Bisection, Check, Comparison, Ladder, Rung
 from core.system.errors import Cancelled
-from core.trace.events import Event
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, StageJudged, Start
 from core.trace.measures import LocalError
 from core.trace.record import Trace
 from tests.support.screen_door import FakeDoor, pair, spiky_trace
@@ -75,19 +76,19 @@ class CheckDoor(FakeDoor):
     def check(self, source, prompt, *, generate, emit, cancelled):
         """Emit each cell and its error."""
         self.calls.append(("check", source, prompt, generate))
-        emit(Event("start", n_layer=self.traced.facts.n_layer, tokens=self.traced.tokens))
-        emit(Event("phase", "checking against float64"))
+        emit(Start(self.traced.facts.n_layer, self.traced.tokens))
+        emit(Phase("checking against float64"))
         for place, error in self.checked.errors.items():
-            emit(Event("cell", place=place, cell=self.checked.trace.cells[place]))
+            emit(CellMeasured(place, self.checked.trace.cells[place]))
             self._wait(place == self.stop_at, cancelled)
-            emit(Event("error", place=place, error=error))
+            emit(StageJudged(place, error))
         return self.checked
 
     def bisect(self, a, b, prompt, *, scope, threshold, emit, cancelled):
         """Emit the phases."""
         self.calls.append(("bisect", a, b))
         for phase in ("comparing", "halving layers 0 to 9", "halving layers 5 to 7", "grafting the stages of layer 5"):
-            emit(Event("phase", phase))
+            emit(Phase(phase))
             self._wait(phase == self.hold, cancelled)
         return self.bisected
 
