@@ -11,7 +11,7 @@ from core.model.stages import Place
 class Finding:
     """One sentence about one place, with the numbers behind it.
 
-    kind: nan, ratio, precursor, downstream, fall, massive, z. strength: hint or proof.
+    kind: nan, ratio, precursor, downstream, after, massive, hidden, overflow, step, fall, z. strength: hint or proof.
     measured and baseline: the two sides of the rule (a ratio's are the multiple and the std of the layer before).
     """
 
