@@ -15,7 +15,7 @@ from core.trace.stats import Floats, TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # tokens with more than half of the spread carry it
 FEW_SHARE = 0.25  # of a token's sum of squares in its largest channel, from here on: the value is in few channels
-RUN = 5           # tokens of one id after the first, from here on: they are first tokens as well
+RUN = 3           # tokens of one id after the first, from here on: they are first tokens as well
 
 
 @dataclass(frozen=True, slots=True)
