@@ -24,11 +24,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from core.kernels.gpu import layer as triton_layer
-from core.kernels.gpu import products as triton_products
-from core.kernels.gpu import statistics as triton_statistics
+from core.kernels.gpu import layer as gpu_layer
+from core.kernels.gpu import products as gpu_products
+from core.kernels.gpu import statistics as gpu_statistics
 from core.kernels.gpu.planes import LAYOUTS, to_planes
-from tests.kernels.test_kernels_cpu import random_weight
+from tests.support.random_weights import random_weight
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
          torch.int8: "i8", torch.uint8: "u8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
@@ -51,18 +51,18 @@ def launches(
         planes = to_planes(random_weight(quant, 64, 512), torch.device("cpu"))
         for tokens, dtype in (*((n, torch.float32) for n in sizes), *((n, torch.bfloat16) for n in sizes if n > 32)):
             x = torch.zeros((tokens, 512), dtype=dtype)
-            digits = triton_products.is_one_token(quant, x)
-            triton_products.multiply_planes(planes, triton_products.split(x, digits))
+            digits = gpu_products.is_one_token(quant, x)
+            gpu_products.multiply_planes(planes, gpu_products.split(x, digits))
             yield from ((quant, tokens, *call) for call in CALLS)
             CALLS.clear()
-        triton_layer.decode_planes(planes, torch.zeros(1, dtype=torch.int64))
+        gpu_layer.decode_planes(planes, torch.zeros(1, dtype=torch.int64))
     x = torch.zeros((7, 3584))
-    triton_layer.rms_norm(x, x[0], 1e-6)
-    triton_layer.rotate(x.view(7, 28, 128), x[:, :64], x[:, :64], "halves")
-    triton_layer.rotate(x.view(7, 28, 128), x[:, :64], x[:, :64], "adjacent")
+    gpu_layer.rms_norm(x, x[0], 1e-6)
+    gpu_layer.rotate(x.view(7, 28, 128), x[:, :64], x[:, :64], "halves")
+    gpu_layer.rotate(x.view(7, 28, 128), x[:, :64], x[:, :64], "adjacent")
     for position in (None, torch.zeros(1, dtype=torch.int64)):
-        triton_layer.attend_few(x.view(7, 28, 128), x.view(7, 28, 128), x.view(7, 28, 128), position)
-    triton_statistics.launch_statistics([x])
+        gpu_layer.attend_few(x.view(7, 28, 128), x.view(7, 28, 128), x.view(7, 28, 128), position)
+    gpu_statistics.launch_statistics([x])
     yield from (("", 7, *call) for call in CALLS)
 
 

@@ -1,4 +1,7 @@
-"""Say what this machine offers: device, memory, kernels and why, terminal, optional engines. It changes nothing."""
+"""The command doctor: say what this machine offers: device, memory, kernels and why, terminal, optional engines.
+
+It changes nothing: no kernel is compiled, and torch is not imported.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,40 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
+from apr_tui.options import Arguments as Basic
+from apr_tui.options import Parser
 from core.kernels.cpu import build as library
-from core.kernels.cpu.instruction_sets import usable_levels
-from core.model.arch import ARCHS
-from core.quant.types import QUANTS
+from core.quant.types import FUSED, QUANTS
 from core.system.gpus import choose_device, find_gpus
+from core.system.json_text import to_json
 from core.system.safe_text import safe_text
+from core.trace.engines import ENGINES
 
-ENGINES = {"llama.cpp": "llama_cpp", "transformers": "transformers"}  # scheme -> the package behind it
+
+class Arguments(Basic):
+    """What doctor is told."""
+
+    json: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line."""
+    parser.take("--json")
+
+
+def run(arguments: Arguments) -> int:
+    """Print the facts and return the exit code."""
+    facts = doctor_facts()
+    sys.stdout.write(to_json(facts) + "\n" if arguments.json else doctor_text(facts))
+    return 0
 
 
 def doctor_facts() -> dict[str, Any]:
     """Collect the facts, without importing torch."""
+    from core.formats.architectures import ARCHS
+
     gpus, why_not = find_gpus()
     device, reason = choose_device("auto")
     columns, lines = shutil.get_terminal_size((0, 0))
@@ -40,8 +62,9 @@ def doctor_facts() -> dict[str, Any]:
             "term": os.environ.get("TERM"), "no_color": "NO_COLOR" in os.environ, "encoding": sys.stdout.encoding,
             "tmux": "TMUX" in os.environ, "ssh": "SSH_CONNECTION" in os.environ,
         },
-        "engines": {scheme: _version_of_module(module) or f"not installed (needs the Python package {module})"
-                    for scheme, module in ENGINES.items()},
+        "engines": {scheme: _version_of_module(engine.packages[0])
+                    or f"not installed (needs the Python package {engine.packages[0]})"
+                    for scheme, engine in ENGINES.items()},
     }
 
 
@@ -65,7 +88,7 @@ def _kernels(device: str) -> dict[str, str]:
     if device != "cpu":
         path, why = _cpu_kernels()
         triton = _version("triton")
-        on_gpu = (f"Triton {triton} for {' '.join(library.FUSED)}; other types decode-then-multiply",
+        on_gpu = (f"Triton {triton} for {' '.join(FUSED)}; other types decode-then-multiply",
                   "float32 without TF32, weights quantised on the device") if triton else (
                  "decode-then-multiply, whole tensors", "the Python package triton is not installed")
         return {"path": on_gpu[0], "why": on_gpu[1], "on_cpu": f"{path} ({why})"}
@@ -73,28 +96,15 @@ def _kernels(device: str) -> dict[str, str]:
 
 
 def _cpu_kernels() -> tuple[str, str]:
-    missing = _not_compiled()
+    missing = library.pending_build()
     if missing is not None:
         return (f"fused {missing.stem}, not compiled yet",
                 f"{missing} is not there; the first run that multiplies compiles it in some seconds")
     kernels = library.library()
     if isinstance(kernels, library.Absent):
         return "decode-then-multiply", kernels.reason
-    types = " ".join(library.FUSED)
+    types = " ".join(FUSED)
     return f"fused {kernels.level.name} for {types}; other types decode-then-multiply", kernels.reason
-
-
-def _not_compiled() -> Path | None:
-    """The build that a run would first compile; None where one is there, or none can be had."""
-    asked = os.environ.get(library.OVERRIDE, "")
-    if asked == "decode" or library._compiler() is None:
-        return None
-    for level in usable_levels():
-        target = library._object_file(level)
-        if asked not in ("", level.name) or library._note_of(target).is_file():
-            continue
-        return None if target.is_file() else target
-    return None
 
 
 def _memory_gib() -> float | None:

@@ -9,18 +9,21 @@ from rich.cells import cell_len
 from apr_tui.render.stage import fit_text
 from apr_tui.style import STATES, Rows, Span, foreign
 from core.model.stages import Place, place_text
-from core.proof.verdict import VERDICTS, Comparison
+from core.proof.verdict import VERDICTS, Comparison, Verdict
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
-from core.trace.measures import SAME, Difference
+from core.trace.measures import SAME, Difference, State
+from core.trace.metrics import NUMBERS, SIZES
 
 if TYPE_CHECKING:
     from apr_tui.view_models.pair import PairView
 
-STYLE_OF = {"AGREE": "a", "H1": "a", "H3": "b", "H2": "bad", "INCONCLUSIVE": "watch", "NOT_COMPARABLE": "watch"}
-GLYPH_OF = {"AGREE": ".", "H1": ".", "H3": ".", "H2": "X", "INCONCLUSIVE": "!", "NOT_COMPARABLE": "?"}
-FIELDS = ("mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero", "count")
+STYLE_OF = {Verdict.AGREE: "a", Verdict.H1: "a", Verdict.H3: "b", Verdict.H2: "bad", Verdict.INCONCLUSIVE: "watch",
+            Verdict.NOT_COMPARABLE: "watch"}
+GLYPH_OF = {Verdict.AGREE: ".", Verdict.H1: ".", Verdict.H3: ".", Verdict.H2: "X", Verdict.INCONCLUSIVE: "!",
+            Verdict.NOT_COMPARABLE: "?"}
+FIELDS = sorted(NUMBERS, key=lambda name: name == "count")  # which says least of a difference, last
 COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
@@ -46,7 +49,7 @@ def verdict_spans(found: Comparison) -> list[Span]:
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
     local, floor = difference.local, difference.floor
-    return difference.state == "differs" and local is not None and floor is not None and local <= SAME * floor
+    return difference.state is State.DIFFERS and local is not None and floor is not None and local <= SAME * floor
 
 
 def cause(found: Comparison | None, place: Place) -> str:
@@ -110,17 +113,16 @@ def side_lines(view: PairView, place: Place, width: int) -> Rows:
     lines = [_heading(f"scope {view.scope}")]
     for field in FIELDS:
         left, right = (getattr(stats, field) if stats is not None else None for stats in (a, b))
-        both = short(divided(right, left)) if field in ("std", "absmax", "l2") else ""
+        both = short(divided(right, left)) if field in SIZES else ""
         lines.append([(f"   {field:<10}", "quiet"), (f"{short(left):>9}{short(right):>9}{both:>9}", "text")])
     return [*lines, [], *_token_lines(view, place, width)]
 
 
 def _token_lines(view: PairView, place: Place, width: int) -> Rows:
-    from core.trace.stats import TokenStats
-    from core.trace.token_share import std_T
+    from core.trace.stats import TokenStats, std_T
 
     a, b = (view.sides[side].get(place) for side in ("A", "B"))
-    if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and len(a.mean) == len(b.mean)):
+    if not (isinstance(a, TokenStats) and isinstance(b, TokenStats) and a.n_token == b.n_token):
         return [[("   no numbers per token on both sides", "quiet")]]
     tokens = view.comparison.a.tokens if view.comparison else ()
     lines = [_heading("std, token")]

@@ -12,6 +12,7 @@ from apr_tui.style import STATES, Rows, Span, bar, fit, foreign, plain, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 from core.trace.marks import OK, WATCH
+from core.trace.metrics import NUMBERS
 
 if TYPE_CHECKING:
     from apr_tui.session import WeightFacts
@@ -24,7 +25,6 @@ COLUMNS = (  # field of Stats, width, least width of the screen that shows it
     ("count", 9, 100), ("std", 7, 0), ("mean", 8, 0), ("min", 8, 0), ("max", 8, 0), ("absmax", 8, 110), ("l2", 7, 0),
     ("zero", 6, 0), ("nan", 4, 60), ("inf", 4, 60),
 )
-ALL_FIELDS = ("count", "mean", "std", "min", "max", "absmax", "l2", "nan", "inf", "zero")
 
 
 def table_header(width: int) -> list[Span]:
@@ -56,14 +56,14 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
 
 def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Rows:
     """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
-    from core.trace.stats import TokenStats
-    from core.trace.token_share import std_T
+    from core.trace.stats import TokenStats, std_T
 
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats):
         return [[(" no numbers per token" if cell is not None else " not measured", "quiet")]]
     spread = std_T(cell)
     rows = list(range(len(spread)))
+    finite_T = cell.finite_T
     title = "std of each token"
     if height is not None and len(rows) > height - 1:
         rows = sorted(sorted(rows, key=lambda i: -_rank(float(spread[i])))[:max(height - 1, 1)])
@@ -74,7 +74,7 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
     for i in rows:
         std, position = float(spread[i]), cell.first + i
         token = view.tokens[position] if position < len(view.tokens) else None
-        is_bad = bool(cell.nan[i] or cell.inf[i])
+        is_bad = bool(finite_T[i] < cell.width)
         share = std / largest if largest and math.isfinite(std) else 0.0
         text = fit_text(f'"{foreign(token.text)}"' if token and token.text is not None else "", width - 22 - size)
         lines.append([
@@ -149,7 +149,7 @@ def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequenc
     cell = view.cells.get(place)
     stats: Any = cell.at(view.scope) if cell is not None else None
     lines: Rows = [[], [(f" {place_text(place)}", "title"), (f"  at scope {view.scope}", "quiet")]]
-    for field in ALL_FIELDS:
+    for field in NUMBERS:
         number = getattr(stats, field) if stats is not None else None
         text = f"{number:.8g}" if isinstance(number, float) else short(number)
         lines.append([(f"   {field:<8}", "quiet"), (text, "text")])

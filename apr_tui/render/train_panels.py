@@ -15,22 +15,11 @@ from rich.cells import cell_len
 from apr_tui.render.train_state import GONE, PAUSED, STALLED, STARTING, age_text
 from apr_tui.style import STATES, Rows, Span, crop, fit, foreign, plain, wrap
 from apr_tui.widgets.chart import axis_steps, chart
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.trace.marks import BAD, OK, UNKNOWN, WATCH
 from core.train.checks.windows import judge_windows
 from core.train.config import plan_of
-from core.train.records import (
-    ABORTED,
-    DONE,
-    FAIL,
-    FAILED,
-    INTERRUPTED,
-    NOT_MEASURED,
-    PASS,
-    RUNNING,
-    Gate,
-    RunView,
-    Step,
-)
+from core.train.records import ABORTED, DONE, FAILED, INTERRUPTED, RUNNING, RunView, Step
 
 STATUS_MARKS = {RUNNING: OK, DONE: OK, PAUSED: WATCH, STALLED: WATCH, INTERRUPTED: WATCH, STARTING: OK, GONE: BAD,
                 ABORTED: BAD, FAILED: BAD}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from apr_tui.render.status import error_note
 from apr_tui.style import foreign
 from core.system.errors import AprError, Cancelled
-from core.train.records import ABORTED, FAIL, FAILED, INTERRUPTED, RUNNING, RunView
+from core.system.outcome import FAIL
+from core.train.records import ABORTED, FAILED, INTERRUPTED, RUNNING, RunView
 
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training

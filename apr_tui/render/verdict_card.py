@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from apr_tui.render.pair import verdict_spans
 from apr_tui.style import Rows, Span, foreign, plain, wrap
 from core.model.stages import Place, place_text
-from core.proof.verdict import VERDICTS, Check, Comparison
+from core.proof.verdict import VERDICTS, Check, Comparison, Verdict
 from core.system.numbers import short
-from core.trace.measures import BAD_FACTOR, CLEAR, LEAST_FLOOR, SAME, LocalError
+from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, SAME, LocalError
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
@@ -65,8 +65,8 @@ def check_spans(check: Check) -> list[Span]:
 
 def error_rows(place: Place, error: LocalError) -> Rows:
     """Measured, floor and multiple of a stage against float64."""
-    is_least = error.floor < LEAST_FLOOR
-    least = f" (measured {short(error.floor)}; {LEAST_FLOOR:g} at least)" if is_least else ""
+    is_least = error.floor < MIN_NMSE_FLOOR
+    least = f" (measured {short(error.floor)}; {MIN_NMSE_FLOOR:g} at least)" if is_least else ""
     where = f"NMSE of token {error.token}, channel {error.channel}; SQNR {short(error.sqnr_db)} dB"
     lines = [
         [(f" {place_text(place)} against float64", "title")],
@@ -102,17 +102,17 @@ def check_changes(check: Check) -> tuple[str, ...]:
 def pair_changes(found: Comparison) -> tuple[str, ...]:
     """What would turn the verdict of a comparison."""
     differs = f"a cell above {CLEAR:g} x its floor: H2, or H3 where a declared choice explains it"
-    if found.verdict in ("AGREE", "H1"):
+    if found.verdict in (Verdict.AGREE, Verdict.H1):
         return (differs, LONGER)
-    if found.verdict == "NOT_COMPARABLE":
+    if found.verdict is Verdict.NOT_COMPARABLE:
         return ("the facts above, known and equal on both sides",)
-    if found.verdict == "H3":
+    if found.verdict is Verdict.H3:
         return ("the same choice on both sides (quant type, --compute, device): what still differs then is a bug",)
     within: tuple[str, ...] = ()
     if found.floor:
         within = (f"a distance of at most {short(CLEAR * found.floor)} there is INCONCLUSIVE, of at most "
                   f"{short(SAME * found.floor)} the same",)
-    if found.verdict == "INCONCLUSIVE":
+    if found.verdict is Verdict.INCONCLUSIVE:
         return within or ("values on both sides: the model files, or bundles written with --values",)
     right: tuple[str, ...] = ()
     if found.error is not None:

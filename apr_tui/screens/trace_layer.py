@@ -80,4 +80,4 @@ class DrillScreen(LayerScreen):
         width = getattr(cell, "width", None)
         if cell is None or width is None:
             return place_text(place)
-        return f"{place_text(place)}: {len(cell.mean)} tokens x {width} values"
+        return f"{place_text(place)}: {cell.n_token} tokens x {width} values"

@@ -90,5 +90,5 @@ class CheckView:
 
 def _is_lost(cell: Any) -> bool:  # noqa: ANN401 (a Cell)
     """Say whether every token of a stage has a NaN or an Inf."""
-    bad = getattr(cell, "nan", None)
-    return bad is not None and bool(((bad + cell.inf) > 0).all())
+    finite_T = getattr(cell, "finite_T", None)
+    return finite_T is not None and bool((finite_T < cell.width).all())

@@ -9,13 +9,14 @@ from apr_tui.view_models.number import shorten
 from core.model.stages import SCOPES, Place, place_order
 from core.trace.grid import value
 from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
+from core.trace.measures import State
 
 if TYPE_CHECKING:
     from core.proof.verdict import Comparison
 
 
 PAIR_METRICS = ("rel_l2", "A", "B", "ratio", "inherited", "local", "cosine", "max_abs")
-PAIR_MARKS = {"same": OK, "unclear": WATCH, "differs": BAD, "absent": ABSENT}
+PAIR_MARKS = {State.SAME: OK, State.UNCLEAR: WATCH, State.DIFFERS: BAD, State.ABSENT: ABSENT}
 
 
 class PairView:
@@ -84,7 +85,7 @@ class PairView:
     def odd(self, columns: Sequence[str]) -> list[Place]:
         """Cells of these stages that differ or are unclear, in order of computation: what n and p walk."""
         cells = self.comparison.cells if self.comparison else {}
-        odd = (p for p, d in cells.items() if d.state in ("differs", "unclear") and p[1] in columns)
+        odd = (p for p, d in cells.items() if d.state in (State.DIFFERS, State.UNCLEAR) and p[1] in columns)
         return sorted(odd, key=place_order)
 
     def next_metric(self) -> str:

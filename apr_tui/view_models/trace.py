@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from apr_tui.view_models.number import shorten
 from core.model.stages import SCOPES, Place, place_order
 from core.trace.grid import marks_of, place_before, stats_at, value
-from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, METRICS, OK, UNKNOWN, WATCH
+from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
+from core.trace.metrics import METRICS
 
 if TYPE_CHECKING:
     from core.trace.finding import Finding
@@ -137,7 +138,7 @@ class TraceView:
             return known[known.index(self.scope) + 1]
         if self.scope in known:
             cell = self.cells.get(place)
-            stats = cell.at("all") if cell is not None and hasattr(cell, "mean") else None
+            stats = cell.at("all") if cell is not None and hasattr(cell, "rows") else None
             if stats is not None and stats.peak_token is not None and len(self.tokens) > 1:
                 return f"pos:{stats.peak_token}"
         return known[0]

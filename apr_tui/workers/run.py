@@ -16,8 +16,10 @@ from typing import Any, Protocol
 from textual.message import Message
 
 from core.model.stages import Place
-from core.system.errors import AprError, Cancelled
+from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Event, StageJudged, Start, TokenGenerated
 
 FRAME_S = 0.08     # at most a dozen frames a second
 SWITCH_S = 0.001   # the worker hands the interpreter over this often, so that keys are answered
@@ -97,24 +99,25 @@ class Feed:
         """Ask the run to end."""
         self._stop.set()
 
-    def emit(self, event: Any) -> None:  # noqa: ANN401 (core.events.Event; importing it here would load numpy first)
+    def emit(self, event: Event) -> None:
         """Take one event of the door."""
         with self._lock:
-            if event.kind == "phase":
-                self._fields |= {"phase": event.text, "latest": None}
-            elif event.kind == "token":
-                self._fields["generated"] = self._fields.get("generated", "") + event.text
-            elif event.kind == "cell" and event.cell is not None:
-                self._cells.setdefault(event.side, {})[event.place] = event.cell
-                if not self._errors:  # a check judges a cell a little after it was measured
-                    self._fields |= {"latest": event.place, "side": event.side}
-            elif event.kind == "error":
-                self._errors[event.place] = event.error
-                self._fields["latest"] = event.place
-            if event.n_layer is not None:
-                self._fields["n_layer"] = event.n_layer
-            if event.tokens:
-                self._fields["tokens"] = event.tokens
+            match event:
+                case Phase(text):
+                    self._fields |= {"phase": text, "latest": None}
+                case Start(n_layer, tokens):
+                    if n_layer is not None:
+                        self._fields["n_layer"] = n_layer
+                    self._fields["tokens"] = tokens
+                case CellMeasured(place, cell, side):
+                    self._cells.setdefault(side or "", {})[place] = cell
+                    if not self._errors:  # a check judges a cell a little after it was measured
+                        self._fields |= {"latest": place, "side": side or ""}
+                case TokenGenerated(text):
+                    self._fields["generated"] = self._fields.get("generated", "") + text
+                case StageJudged(place, error):
+                    self._errors[place] = error
+                    self._fields["latest"] = place
             self._is_new = True
         self._post()
 
@@ -221,6 +224,8 @@ class RunWorker:
             result = job(feed)
         except AprError as found:
             error = found
+        except OSError as found:
+            error = device_error(found) or system_error(found)
         except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)
             error = device_error(found) or found
         frame = feed.frame()

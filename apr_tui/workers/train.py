@@ -18,11 +18,13 @@ from textual.message import Message
 
 from apr_tui.shutdown import TRAIN_PATIENCE_S
 from apr_tui.workers.run import SWITCH_S, Posts
-from core.system.errors import AprError, FileError
+from core.system.errors import AprError, FileError, system_error
+from core.system.progress import Phase
 from core.system.safe_text import safe_text
+from core.train.events import Note, StepTaken, TrainEvent
 from core.train.log import RUN
 from core.train.reader import RunReader
-from core.train.records import RUNNING, RunView, TrainEvent, TrainResult, Wishes
+from core.train.records import RUNNING, RunView, TrainResult, Wishes
 
 if TYPE_CHECKING:
     from core.train.config import TrainOptions
@@ -98,14 +100,15 @@ class Training:
 
     def tell(self, event: TrainEvent) -> None:
         """Take one event of the run."""
-        if event.kind == "phase":
-            self.phase = event.text
-        elif event.kind == "note":
-            self.notes = [*self.notes, event.text][-MAX_NOTES:]
-        elif event.kind == "step" and self.phase != "training":
-            self.phase = "training"
-        if event.kind in ("phase", "note"):
-            self._post()
+        match event:
+            case Phase(text):
+                self.phase = text
+                self._post()
+            case Note(text):
+                self.notes = [*self.notes, text][-MAX_NOTES:]
+                self._post()
+            case StepTaken():
+                self.phase = "training"
 
     def read(self) -> None:
         """Read the folder once; before our own run has begun it there is nothing to read."""
@@ -116,6 +119,8 @@ class Training:
                 self.view, self.read_error = self._reader.view(), None
             except FileError as error:
                 self.read_error = error
+            except OSError as error:
+                self.read_error = system_error(error)
 
     def _run(self) -> None:
         try:

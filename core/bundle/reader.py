@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from core.bundle.manifest import MOST_LAYERS, Manifest, check_schema
-from core.bundle.tables import INTEGERS, STATS_COLUMNS, TOKENS_COLUMNS, token_stats
+from core.bundle.csv_table import read_table
+from core.bundle.manifest import Manifest, check_schema
+from core.bundle.tables import STATS_COLUMNS, TOKENS_COLUMNS, VALUES, token_stats
 from core.model.stages import Place, parse_stored_scope, place_order, stage_named
 from core.system.atomic_folder import MANIFEST
 from core.system.errors import FileError, UsageError
@@ -21,14 +20,6 @@ from core.system.json_text import from_json
 from core.trace.record import Trace
 from core.trace.stats import Cell, ScopeStats, Stats
 from core.trace.values_file import open_values
-
-if TYPE_CHECKING:
-    import polars as pl
-
-
-VALUES = "values.safetensors"
-WHOLE = ("layer", "token", "token_id", *INTEGERS)  # columns of whole numbers
-NEEDED = ("stage", "scope", "token")               # columns that no row leaves empty
 
 
 def read_bundle(folder: Path) -> Trace:
@@ -88,7 +79,7 @@ def _check_sha256(path: Path, manifest: Manifest) -> None:
 
 
 def _read_stats(path: Path) -> dict[Place, dict[str, Stats]]:
-    table = _table(path, STATS_COLUMNS)
+    table = read_table(path, _bytes(path), STATS_COLUMNS)
     found: dict[Place, dict[str, Stats]] = {}
     columns = (table[name].to_list() for name in STATS_COLUMNS)
     for line, (layer, stage, scope, *numbers) in enumerate(zip(*columns, strict=True), 2):
@@ -111,7 +102,7 @@ def _stage(path: Path, line: int, name: str) -> str:
 
 def _read_tokens(path: Path) -> dict[Place, dict[str, Any]]:
     """Return the columns of each cell's rows; the rows of a cell stand together, its tokens one after the other."""
-    table = _table(path, TOKENS_COLUMNS)
+    table = read_table(path, _bytes(path), TOKENS_COLUMNS)
     if table.height == 0:
         return {}
     layer, stage = table["layer"].fill_null(-1).to_list(), table["stage"].to_list()
@@ -127,32 +118,3 @@ def _read_tokens(path: Path) -> dict[Place, dict[str, Any]]:
             raise FileError(f"{path} {lines}: a cell's tokens must stand once, in order, with one count. Trace again.")
         found[place] = rows
     return found
-
-
-def _table(path: Path, names: Sequence[str]) -> pl.DataFrame:
-    """Read a CSV with exactly these columns, or a FileError that names the line and column."""
-    import polars as pl
-
-    data = _bytes(path)
-    try:
-        text = pl.read_csv(io.BytesIO(data), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise FileError(f"{path} is not a CSV table: {str(error).splitlines()[0]}. Trace again.") from error
-    if tuple(text.columns) != tuple(names):
-        needed = ", ".join(names)
-        raise FileError(f"{path} line 1: columns {', '.join(text.columns)}; {needed} were needed. Trace again.")
-    columns = []
-    for name in names:
-        kind = pl.Int64 if name in WHOLE else pl.String if name in ("stage", "scope") else pl.Float64
-        column = text[name].cast(kind, strict=False)
-        wrong = (column.is_null() & text[name].is_not_null()) | (column.is_null() & pl.Series([name in NEEDED]))
-        if kind == pl.Int64:
-            wrong = wrong | (column < 0) | (column > MOST_LAYERS if name == "layer" else pl.Series([False]))
-        lines = wrong.fill_null(False).arg_true()
-        if len(lines):
-            line = lines[0]
-            what = "a whole number from 0" if kind == pl.Int64 else "a number" if kind == pl.Float64 else "a name"
-            where = f"{path} line {line + 2}, column {name}"
-            raise FileError(f"{where}: found {text[name][line]!r}, {what} was needed. Trace again.")
-        columns.append(column)
-    return pl.DataFrame(columns)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.bundle.csv_table import csv_text
 from core.bundle.manifest import SCHEMA, versions
 from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
-from core.proof.contract_gates import judge_gates
+from core.proof.contract_gates import gate_rows, judge_gates
 from core.proof.verdict import Bisection, Check, Comparison
 from core.system.atomic_folder import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
@@ -79,7 +78,7 @@ def write_comparison(
             bisection.write_reproducer(part / REPRODUCER)
         _write(part, {
             "cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n",
-            "gates.json": to_json(judge_gates(c.a, c), indent=1) + "\n",
+            "gates.json": to_json(gate_rows(judge_gates(c.a, c)), indent=1) + "\n",
         }, command)
     return out
 
@@ -91,7 +90,7 @@ def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
     with new_folder(out, force=force) as part:
         _write(part, {
             "local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n",
-            "gates.json": to_json(judge_gates(c.trace), indent=1) + "\n",
+            "gates.json": to_json(gate_rows(judge_gates(c.trace)), indent=1) + "\n",
         }, command)
     return out
 
@@ -112,11 +111,8 @@ def _cell_rows(c: Comparison) -> Iterable[tuple[object, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in rows)
-    return text.getvalue()
+    rows = list(rows)
+    return csv_text({name: [row[i] for row in rows] for i, name in enumerate(columns)}, as_text=True)
 
 
 def _write(folder: Path, files: Mapping[str, str], command: str) -> None:

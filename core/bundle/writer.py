@@ -1,21 +1,15 @@
-"""Write a trace as a bundle, whole or not at all, and open a saved one. It measures and judges nothing.
-
-polars is imported inside the functions: the first screen does without it.
-"""
+"""Write a trace as a bundle, whole or not at all. It measures and judges nothing."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from core.bundle.csv_table import csv_text
 from core.bundle.manifest import manifest_text
-from core.bundle.reader import VALUES, WHOLE
 from core.bundle.report import report_markdown, report_text
-from core.bundle.tables import STATS, STATS_COLUMNS, stats_rows, tokens_columns
+from core.bundle.tables import STATS_COLUMNS, VALUES, stats_rows, tokens_columns
 from core.model.stages import GRID
 from core.system.atomic_file import new_file
 from core.system.atomic_folder import MANIFEST, new_folder
@@ -23,12 +17,9 @@ from core.system.errors import OutputError, UsageError, os_reason
 from core.system.json_text import to_json
 from core.trace.finding import Finding
 from core.trace.grid import layers, value
+from core.trace.metrics import STATS
 from core.trace.record import Trace
 from core.trace.values_file import write_values
-
-if TYPE_CHECKING:
-    pass
-
 
 WIDE = f"layer,{GRID[0]}".encode()                 # how every wide grid begins
 
@@ -56,14 +47,14 @@ def write_bundle(
 
 
 def hold_csv(path: Path, force: bool) -> None:
-    """Refuse to replace a file that holds no wide grid, before the work; UsageError."""
+    """Refuse to replace a file that holds no wide grid, before the work; UsageError, OutputError."""
     try:
         if force or not path.is_file():
             return
         with path.open("rb") as file:
             start = file.read(len(WIDE))
     except OSError as error:
-        raise UsageError(f"--csv {path} exists and cannot be read: {os_reason(error)}. Give another name.") from error
+        raise OutputError(f"{path} could not be written: {os_reason(error)}. Give another name.") from error
     if start not in (b"", WIDE):
         raise UsageError(f"--csv {path} exists and is no grid of apr-tui, so it is left as it is. "
                          "Give another name, or --force to replace it.")
@@ -85,36 +76,22 @@ def write_wide_csv(path: Path, trace: Trace, scope: str) -> None:
 def stats_csv(trace: Trace) -> str:
     """Write every cell at every scope that it has."""
     cells = stats_rows(trace.cells)
-    rows = [(*place, scope, *(getattr(stats, name) for name in STATS)) for place, scope, stats in cells]
-    return _csv({name: [row[i] for row in rows] for i, name in enumerate(STATS_COLUMNS)})
+    rows = [(*place, scope, *(getattr(stats, s.name) for s in STATS)) for place, scope, stats in cells]
+    return csv_text({name: [row[i] for row in rows] for i, name in enumerate(STATS_COLUMNS)})
 
 
 def wide_csv(trace: Trace, scope: str) -> str:
     """Write the std grid at a scope: layers down, ten stages across."""
     down = layers(trace.cells)
     columns = {stage: [value(trace.cells, (layer, stage), scope, "std") for layer in down] for stage in GRID}
-    return _csv({"layer": down, **columns})
+    return csv_text({"layer": down, **columns})
 
 
 def tokens_csv(trace: Trace) -> str:
     """Write every cell's row of each token; only the header where the source has no per-token statistics."""
-    return _csv(tokens_columns(trace))
+    return csv_text(tokens_columns(trace))
 
 
 def findings_json(findings: Sequence[Finding]) -> str:
     """Write the findings as a list, one a line."""
     return "[\n" + ",\n".join(to_json(f) for f in findings) + "\n]\n"
-
-
-def _csv(columns: Mapping[str, Any]) -> str:
-    """Write columns as CSV: shortest round-trip floats, an empty cell for None; NaN in an array is None."""
-    import polars as pl
-
-    series = []
-    for name, column in columns.items():
-        kind = pl.Int64 if name in WHOLE else pl.String if name in ("stage", "scope") else pl.Float64
-        if isinstance(column, np.ndarray):
-            series.append(pl.Series(name, column, nan_to_null=True).cast(kind))
-        else:
-            series.append(pl.Series(name, column, dtype=kind, strict=False))
-    return pl.DataFrame(series).write_csv()

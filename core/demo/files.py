@@ -17,7 +17,8 @@ from core.faults.byte_faults import plant_fault
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.open_model import open_model
-from core.system.errors import AprError, OutputError, UsageError
+from core.system.atomic_file import refuse_existing
+from core.system.errors import AprError, OutputError, os_reason
 from core.system.paths import cache_folder
 
 NAMES = ("demo.gguf", "demo.apr")
@@ -33,8 +34,7 @@ def write_demo(folder: Path, fault: str | None = None, force: bool = False) -> t
     other = paired if fault is None else plant_fault(paired, fault)
     gguf, apr = folder / NAMES[0], folder / NAMES[1]
     for path in (gguf, apr):
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already. Give another folder, or --force to replace it.")
+        refuse_existing(path, force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,10 +59,18 @@ def ensure_demo() -> tuple[Path, Path]:
         try:
             write_demo(folder, force=True)  # each file is replaced at once, so that a second process finds whole ones
         except (AprError, OSError):
-            spare = tempfile.mkdtemp(prefix="apr-tui-demo-")
+            spare = _spare_folder()
             atexit.register(shutil.rmtree, spare, ignore_errors=True)
             return write_demo(Path(spare))
     return folder / NAMES[0], folder / NAMES[1]
+
+
+def _spare_folder() -> str:
+    try:
+        return tempfile.mkdtemp(prefix="apr-tui-demo-")
+    except OSError as error:
+        raise OutputError(f"the demonstration could not be written, neither to {demo_folder()} nor to the temporary "
+                          f"folder: {os_reason(error)}. Free some space, or name a model file.") from error
 
 
 def _is_whole(folder: Path) -> bool:

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from core.formats.model_file import LazyArray, ModelFile, Value
 from core.quant.quantize import QUANTISERS
 from core.quant.weight import Weight
+from core.system.arrays import Floats32
 from core.text.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
-
-Floats = npt.NDArray[np.float32]
 
 SEED = 17
 N_LAYER, D_MODEL, N_HEAD, N_KV_HEAD, HEAD_DIM, D_FF = 28, 256, 4, 2, 64, 512
@@ -134,7 +132,7 @@ def _whole_weights(rng: np.random.Generator, tokens: list[str], merges: list[str
     ]
 
 
-def _bigram_head(embedding: Floats, tokens: list[str], merges: list[str]) -> Floats:
+def _bigram_head(embedding: Floats32, tokens: list[str], merges: list[str]) -> Floats32:
     """Row t = gain * sum over s of P(t after s in TEXT) * embedding of s / D: the logits read the last token."""
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     ids = build_bpe(PRE_NAMED["qwen2"], {token: id for id, token in enumerate(tokens)}, pairs)(TEXT)
@@ -165,7 +163,7 @@ def _layer_weights(rng: np.random.Generator, layer: int) -> list[Weight]:
     return out + [_vector(f"{prefix}{n}.bias", v) for n, v in biases.items()]
 
 
-def _carve_spike(layer: int, values: dict[str, Floats], norms: dict[str, Floats]) -> None:
+def _carve_spike(layer: int, values: dict[str, Floats32], norms: dict[str, Floats32]) -> None:
     """Keep CARRIER clean up to the spike's layer; there, read it and write SINK."""
     if layer <= SPIKE_LAYER:
         values["attn_output"][CARRIER] = 0
@@ -178,14 +176,14 @@ def _carve_spike(layer: int, values: dict[str, Floats], norms: dict[str, Floats]
         values["ffn_down"][SINK, PEAK] = OUT_PEAK / (GATE_PEAK * UP_PEAK)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Floats:
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Floats32:
     """Uniform values of that standard deviation: drawn without log or cosine, so equal on every machine."""
     return (rng.random(shape, dtype=np.float32) - np.float32(0.5)) * np.float32(12 ** 0.5 * std)
 
 
-def _matrix(name: str, values: Floats, quant: str) -> Weight:
+def _matrix(name: str, values: Floats32, quant: str) -> Weight:
     return Weight(name, quant, values.shape, QUANTISERS[quant](values).reshape(-1))
 
 
-def _vector(name: str, values: Floats) -> Weight:
+def _vector(name: str, values: Floats32) -> Weight:
     return Weight(name, "F32", values.shape, values.astype("<f4").view(np.uint8))

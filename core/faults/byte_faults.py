@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from core.formats.model_file import ModelFile
+from core.model.stages import STAGES, stage_named
 from core.quant.quantize import QUANTISERS
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.errors import UsageError
 
 PLANTED_KEY = "apr_tui.planted"  # in the metadata: the fault, as it was asked for
-SCALE_AT = {"Q4_K": 0, "Q6_K": 208}  # the byte of a block where its scale d stands, a float16
-TENSORS = {  # stage -> the tensor whose bytes are touched
-    "qkv": "attn_q", "attn_out": "attn_output", "ffn_gate": "ffn_gate", "ffn_up": "ffn_up", "ffn_out": "ffn_down",
-}
+# stage -> the tensor whose bytes are touched
+TENSORS = {s.name: s.weights[0] for s in STAGES if s.operation == "linear" and not s.whole}
 
 Change = Callable[[ModelFile, str, str], list[Weight]]  # model, "blk.L.", the tensor -> the weights that changed
 
@@ -59,7 +58,7 @@ def fault_table() -> str:
 
 
 def _no_bias(model: ModelFile, prefix: str, name: str) -> list[Weight]:
-    biases = [model.weight(f"{prefix}attn_{part}.bias") for part in "qkv"]
+    biases = [model.weight(f"{prefix}{each}.bias") for each in stage_named("qkv").weights]
     return [replace(bias, data=np.zeros_like(bias.data)) for bias in biases]
 
 
@@ -78,7 +77,7 @@ def _times(factor: float) -> Change:
     """Multiply the scale of block 0 of row 0."""
     def change(model: ModelFile, prefix: str, name: str) -> list[Weight]:
         weight = model.weight(f"{prefix}{name}.weight")
-        data, at = np.array(weight.data), SCALE_AT[weight.quant]
+        data, at = np.array(weight.data), QUANTS[weight.quant].scales_at[0]
         data[at:at + 2] = (data[at:at + 2].view("<f2") * np.float16(factor)).view(np.uint8)
         return [replace(weight, data=data)]
 

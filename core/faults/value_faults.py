@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from core.faults import wrong_ops as wrong
-from core.faults.wrong_ops import LINEAR, NORMS, Scene
+from core.faults.wrong_ops import Scene
 from core.model.forward import Model, Tap
-from core.model.stages import STAGES, Place, stage_named
+from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, stage_named, stages_of
 from core.system.errors import UsageError
 
 EVERY = tuple(s.name for s in STAGES)
-BIASED, ROPES, RESIDUALS = ("qkv", "attn_out"), ("q_rope", "k_rope"), ("attn_resid", "output")
+LINEAR = tuple(s.name for s in STAGES if s.operation == "linear" and not s.whole)
+BIASED = tuple(s.name for s in STAGES if s.biased)
+NORMS, ROPES, RESIDUALS = stages_of("norm"), stages_of("rope"), stages_of("residual")
+ATTENTION, ACTIVATION = stages_of("attention"), stages_of("activation")
 F16_MAX = 65504.0
 
 
@@ -72,27 +75,27 @@ PLANTS = {
     "zero-channel": _plain(_zero_channel, "channel 0 is zero"),
     "overflow": _plain(_overflow, "the largest value passed 65504 in float16 and became Inf"),
     "nan": _plain(_nan, "the last token's channel 0 is NaN"),
-    "drop-block": Plant(wrong.last_block_dropped, tuple(LINEAR), "the sum leaves out its last 32 inputs"),
-    "transpose": Plant(wrong.transposed, tuple(LINEAR), "the weight is read transposed"),
+    "drop-block": Plant(wrong.last_block_dropped, LINEAR, "the sum leaves out its last 32 inputs"),
+    "transpose": Plant(wrong.transposed, LINEAR, "the weight is read transposed"),
     "no-bias": Plant(wrong.no_bias, BIASED, "the bias is missing"),
-    "bf16-sum": Plant(wrong.bf16_sum, tuple(LINEAR), "the running sum is kept in bfloat16"),
-    "nibbles": Plant(wrong.nibbles_exchanged, tuple(LINEAR), "low and high nibbles of the weight are exchanged"),
+    "bf16-sum": Plant(wrong.bf16_sum, LINEAR, "the running sum is kept in bfloat16"),
+    "nibbles": Plant(wrong.nibbles_exchanged, LINEAR, "low and high nibbles of the weight are exchanged"),
     "scale-min": Plant(
-        wrong.scale_and_min_exchanged, tuple(LINEAR), "scale and min of the K-quant blocks are exchanged"),
-    "eps": Plant(wrong.wrong_eps, tuple(NORMS), "eps is 1e-3"),
-    "norm-plus-one": Plant(wrong.norm_plus_one, tuple(NORMS), "the norm's weight is taken as weight + 1"),
-    "gelu": Plant(wrong.gelu, ("ffn_silu",), "it is GELU, not SiLU"),
+        wrong.scale_and_min_exchanged, LINEAR, "scale and min of the K-quant blocks are exchanged"),
+    "eps": Plant(wrong.wrong_eps, NORMS, "eps is 1e-3"),
+    "norm-plus-one": Plant(wrong.norm_plus_one, NORMS, "the norm's weight is taken as weight + 1"),
+    "gelu": Plant(wrong.gelu, ACTIVATION, "it is GELU, not SiLU"),
     "rope-pairing": Plant(partial(wrong.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
     "rope-offset": Plant(partial(wrong.other_rope, offset=1), ROPES, "positions are one too high"),
     "rope-base": Plant(partial(wrong.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
-    "heads": Plant(partial(wrong.other_attention, heads_apart=True), ("attn_mix",),
+    "heads": Plant(partial(wrong.other_attention, heads_apart=True), ATTENTION,
                    "query heads read the wrong key-value heads"),
-    "no-mask": Plant(partial(wrong.other_attention, causal=False), ("attn_mix",), "the causal mask is missing"),
-    "no-scale": Plant(partial(wrong.other_attention, scaled=False), ("attn_mix",),
+    "no-mask": Plant(partial(wrong.other_attention, causal=False), ATTENTION, "the causal mask is missing"),
+    "no-scale": Plant(partial(wrong.other_attention, scaled=False), ATTENTION,
                       "the scores are not scaled by 1 / sqrt(head)"),
     "no-residual": Plant(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
     "twice-residual": Plant(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
-    "q8": Plant(wrong.activations_in_8_bits, tuple(LINEAR),
+    "q8": Plant(wrong.activations_in_8_bits, LINEAR,
                 "its inputs were rounded to 8 bits, a block's scale crushed by its largest channel", choice=True),
 }
 
@@ -131,8 +134,8 @@ def plant_tap(text: str, model: Model) -> Tap:
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if (layer, stage) == place:
             value = PLANTS[kind].leaves(Scene(model, layer, stage, value, seen))
-        if stage in ("embedding", "output"):
-            seen["previous"] = value
+        if stage in TRUNK:
+            seen[PREVIOUS] = value
         if layer == place[0]:
             seen[stage] = value
         return value

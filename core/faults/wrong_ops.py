@@ -15,24 +15,14 @@ from torch import Tensor
 
 from core.model.forward import Model
 from core.model.ops import rms_norm, rope_angles, rotate
-from core.quant.activations import q8_0, q8_k
+from core.model.stages import Stage, stage_named
+from core.quant.activations import q8_0, q8_k, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
+from core.quant.types import QUANTS
 from core.quant.weight import Weight
 
 BLOCK = 32
 WRONG_EPS = 1e-3
-# stage -> the tensors behind it, joined in this order (after blk.N.)
-LINEAR = {
-    "qkv": ("attn_q", "attn_k", "attn_v"), "attn_out": ("attn_output",), "ffn_gate": ("ffn_gate",),
-    "ffn_up": ("ffn_up",), "ffn_out": ("ffn_down",),
-}
-SOURCES = {
-    "qkv": "attn_norm", "attn_out": "attn_mix", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm", "ffn_out": "ffn_swigl",
-}
-NORMS = {
-    "attn_norm": ("previous", "attn_norm"), "ffn_norm": ("attn_resid", "ffn_norm"),
-    "final_norm": ("previous", "output_norm"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +34,15 @@ class Scene:
     stage: str
     value: Tensor
     inputs: Mapping[str, Tensor]
+
+    @property
+    def row(self) -> Stage:
+        """What the table of stages says of it."""
+        return stage_named(self.stage)
+
+    def input(self, index: int = 0) -> Tensor:
+        """The stage's input of that index in its row, in the value's float type."""
+        return self.inputs[self.row.inputs[index]].to(self.value.dtype)
 
     def weight(self, name: str) -> Weight:
         """A tensor of this layer, or of the whole model."""
@@ -62,8 +61,8 @@ class Scene:
 
 def other_products(scene: Scene, product: object) -> Tensor:
     """The stage's linear map with product(matrix name, matrix, input) in place of every multiplication."""
-    x, parts = scene.inputs[SOURCES[scene.stage]].to(scene.value.dtype), []
-    for name in LINEAR[scene.stage]:
+    x, parts = scene.input(), []
+    for name in scene.row.weights:
         y = product(scene, name, x)  # type: ignore[operator]
         bias = scene.bias(name)
         parts.append(y if bias is None else y + bias)
@@ -72,8 +71,8 @@ def other_products(scene: Scene, product: object) -> Tensor:
 
 def no_bias(scene: Scene) -> Tensor:
     """The products without their biases."""
-    x = scene.inputs[SOURCES[scene.stage]].to(scene.value.dtype)
-    return torch.cat([x @ scene.matrix(name).T for name in LINEAR[scene.stage]], -1)
+    x = scene.input()
+    return torch.cat([x @ scene.matrix(name).T for name in scene.row.weights], -1)
 
 
 def transposed(scene: Scene) -> Tensor:
@@ -105,7 +104,7 @@ def bf16_sum(scene: Scene) -> Tensor:
 def activations_in_8_bits(scene: Scene) -> Tensor:
     """The inputs rounded to 8 bits as ggml does: no bug but a choice (--compute q8); it crushes an outlier's block."""
     def product(s: Scene, name: str, x: Tensor) -> Tensor:
-        wide = s.weight(f"{name}.weight").quant.endswith("_K") and x.shape[1] % 256 == 0
+        wide = rounds_to_q8_k(QUANTS[s.weight(f"{name}.weight").quant], x.shape[1])
         rounded = q8_k(x.float()) if wide else q8_0(x.float()) if x.shape[1] % BLOCK == 0 else x
         return rounded.to(x.dtype) @ s.matrix(name).T
     return other_products(scene, product)
@@ -123,19 +122,17 @@ def scale_and_min_exchanged(scene: Scene) -> Tensor:
 
 def wrong_eps(scene: Scene) -> Tensor:
     """RMS norm with eps 1e-3."""
-    source, name = NORMS[scene.stage]
-    return rms_norm(scene.inputs[source].to(scene.value.dtype), _norm(scene, name), WRONG_EPS)
+    return rms_norm(scene.input(), _norm(scene), WRONG_EPS)
 
 
 def norm_plus_one(scene: Scene) -> Tensor:
     """RMS norm by weight + 1."""
-    source, name = NORMS[scene.stage]
-    return rms_norm(scene.inputs[source].to(scene.value.dtype), _norm(scene, name) + 1, scene.model.arch.eps)
+    return rms_norm(scene.input(), _norm(scene) + 1, scene.model.arch.eps)
 
 
 def gelu(scene: Scene) -> Tensor:
     """GELU where SiLU belongs."""
-    return torch.nn.functional.gelu(scene.inputs["ffn_gate"].to(scene.value.dtype))
+    return torch.nn.functional.gelu(scene.input())
 
 
 def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
@@ -144,11 +141,10 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     names = {"adjacent": "halves", "halves": "adjacent"}
     rope = replace(arch.rope, base=arch.rope.base * base)
     rope = replace(rope, pairing=names[rope.pairing]) if pairing else rope
-    n_q, n_kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
-    start, stop = (0, n_q) if scene.stage == "q_rope" else (n_q, n_q + n_kv)
-    x_TNH = scene.inputs["qkv"].to(scene.value.dtype)[:, start:stop].unflatten(-1, (-1, arch.head_dim))  # type: ignore[no-untyped-call]
+    part = arch.qkv_part(scene.stage[0])
+    x_TNH = scene.input()[:, part].unflatten(-1, (-1, arch.head_dim))  # type: ignore[no-untyped-call]
     if arch.qk_norm:
-        x_TNH = rms_norm(x_TNH, _norm(scene, "attn_q_norm" if scene.stage == "q_rope" else "attn_k_norm"), arch.eps)
+        x_TNH = rms_norm(x_TNH, _norm(scene), arch.eps)
     angles = rope_angles(rope, offset, len(x_TNH), scene.model.vector("rope_freqs.weight"))
     return rotate(x_TNH, *angles, rope.pairing).flatten(1)
 
@@ -157,10 +153,9 @@ def other_attention(scene: Scene, causal: bool = True, scaled: bool = True, head
     """Attention without its mask, without the scale of its scores, or with query head n served by key head n mod K."""
     arch = scene.model.arch
     n_kv, width = arch.n_kv_head, arch.head_dim
-    dtype = scene.value.dtype
-    q = scene.inputs["q_rope"].to(dtype).view(-1, arch.n_head, width).transpose(0, 1)
-    k = scene.inputs["k_rope"].to(dtype).view(-1, n_kv, width).transpose(0, 1)
-    v = scene.inputs["qkv"].to(dtype)[:, -n_kv * width :].reshape(-1, n_kv, width).transpose(0, 1)
+    q = scene.input(0).view(-1, arch.n_head, width).transpose(0, 1)
+    k = scene.input(1).view(-1, n_kv, width).transpose(0, 1)
+    v = scene.input(2)[:, arch.qkv_part("v")].reshape(-1, n_kv, width).transpose(0, 1)
     group = arch.n_head // n_kv
     k, v = (t.repeat(group, 1, 1) if heads_apart else t.repeat_interleave(group, 0) for t in (k, v))
     scores = q @ k.transpose(1, 2) * (1 / math.sqrt(width) if scaled else 1.0)
@@ -171,12 +166,11 @@ def other_attention(scene: Scene, causal: bool = True, scaled: bool = True, head
 
 def residual_times(scene: Scene, times: int) -> Tensor:
     """The residual added that many times instead of once."""
-    trunk, branch = ("previous", "attn_out") if scene.stage == "attn_resid" else ("attn_resid", "ffn_out")
-    return scene.inputs[trunk].to(scene.value.dtype) * times + scene.inputs[branch].to(scene.value.dtype)
+    return scene.input(0) * times + scene.input(1)
 
 
-def _norm(scene: Scene, name: str) -> Tensor:
-    weight = scene.weight(f"{name}.weight")
+def _norm(scene: Scene) -> Tensor:
+    weight = scene.weight(f"{scene.row.weights[0]}.weight")
     return decode_rows(weight, 0, weight.shape[0], scene.value.device).to(scene.value.dtype)
 
 

@@ -70,9 +70,6 @@ SILENT = frozenset((  # of .apr alone, and nothing that a model's forward could 
 ALWAYS = ("license", "data_source", "data_license")  # written as null where unset
 
 TOKENIZER_MODELS = {"bpe": "gpt2", "spm": "llama", "sentencepiece": "llama"}  # other words for GGUF's tokenizer models
-FAMILIES = {  # other words for GGUF's architectures
-    "mistral": "llama", "smollm": "llama", "tinyllama": "llama", "qwen2.5": "qwen2",
-}
 
 FLAGS = {
     "LZ4": 0x001, "ZSTD": 0x002, "ENCRYPTED": 0x004, "SIGNED": 0x008, "SHARDED": 0x010, "QUANTIZED": 0x020,
@@ -95,8 +92,8 @@ _LAYER = {
 }
 _WHOLE_BACK = {gguf: apr for apr, gguf in _WHOLE.items()}
 _LAYER_BACK = {gguf: apr for apr, gguf in _LAYER.items()}
-_APR_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d*)\.(.+)\.(weight|bias)")
-_GGUF_LAYER = re.compile(r"blk\.(0|[1-9]\d*)\.(.+)\.(weight|bias)")
+_APR_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.(.+)\.(weight|bias)")
+_GGUF_LAYER = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)\.(weight|bias)")
 
 
 def gguf_tensor(name: str) -> str:

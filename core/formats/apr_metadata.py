@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from core.formats.apr_keys import FAMILIES, KEYS, SILENT, TOKENIZER_MODELS, Key
+from core.formats.apr_keys import KEYS, SILENT, TOKENIZER_MODELS, Key
+from core.formats.architectures import APR_NAMES
 from core.formats.model_file import LazyArray, Value
 from core.quant.weight import Weight
 from core.system.errors import FileError
@@ -90,7 +91,7 @@ def _arch(keys: dict[str, Value], meta: Json, notes: list[str]) -> str:
     if source is None:
         return ""
     plain = str(meta[source]).lower().removesuffix("forcausallm")
-    arch = FAMILIES.get(plain, plain)
+    arch = APR_NAMES.get(plain, plain)
     if source != "architecture" or arch != meta[source]:
         notes.append(f"architecture {arch}, from {source} {shown(meta[source])}")
     keys["general.architecture"] = arch

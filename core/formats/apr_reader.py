@@ -18,8 +18,9 @@ from core.formats.apr_metadata import read_metadata
 from core.formats.model_file import ModelFile
 from core.quant.types import BY_APR_CODE, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import Bytes, map_file, shown
+from core.system.mapped_file import map_file, shown
 
 MAGIC = b"APR\0"
 OLDER = {b"APRN": "version 1 (APRN)", b"APR1": "APR1", b"APR2": "APR2"}

@@ -25,8 +25,6 @@ from core.system.atomic_file import new_file
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 
-PLAIN = ("F32", "F16", "BF16", "F64", "I8", "U8", "I32", "I64")  # not quantised
-
 
 def write_apr(path: Path, model: ModelFile, packed: Sequence[Packed] | None = None, force: bool = False) -> None:
     """Write a model; packed stands for its weights where those must change on the way.
@@ -51,7 +49,7 @@ def write_container(out: BinaryIO, metadata: Mapping[str, Any], packed: Sequence
     index_at = APR_HEADER.size + len(text) + -len(text) % ALIGNMENT
     data_at = index_at + len(index) + -len(index) % ALIGNMENT
     flags |= FLAGS["LAYOUT_ROW_MAJOR"]
-    if any(tensor.quant not in PLAIN for tensor in packed):
+    if any(not QUANTS[tensor.quant].is_plain for tensor in packed):
         flags |= FLAGS["QUANTIZED"]
     facts = (MAGIC, 2, 0, flags, len(packed), APR_HEADER.size, len(text), index_at, data_at)
     head = APR_HEADER.pack(*facts, 0)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from core.formats.model_file import LazyArray, Value
+from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import Bytes, shown
+from core.system.mapped_file import shown
 
 BOOL, STRING, ARRAY = 7, 8, 9
 VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("" where it has no fixed size)

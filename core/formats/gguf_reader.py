@@ -15,8 +15,9 @@ from core.formats.gguf_header import Walk
 from core.formats.model_file import ModelFile, Value
 from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import Bytes, map_file, shown
+from core.system.mapped_file import map_file, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -24,7 +25,7 @@ BIG_ENDIAN = tuple(int.from_bytes(v.to_bytes(4, "big"), "little") for v in (1, 2
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
 KEY_BYTES, TENSOR_BYTES = 13, 32  # the least that one of each takes in the header
-_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from core.system.mapped_file import Bytes
+from core.system.arrays import Bytes
 
 _PIECE = 16 << 20
 

@@ -1,4 +1,4 @@
-"""Say what architecture a model file holds: one table of families, one record of sizes. No tensors are read."""
+"""Say what architecture a model file holds: one record of sizes, every tensor held to its shape. None is read."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from core.formats.architectures import ARCHS, Family
 from core.formats.model_file import ModelFile
+from core.model.stages import STAGES, stage_named
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What the family's name alone decides. pairing: which channels of a head RoPE turns together."""
-
-    pairing: str      # adjacent: (0,1), (2,3) ..; halves: (0, H/2), (1, H/2 + 1) ..
-    qk_norm: bool     # q and k pass an RMS norm of each head before RoPE
-
-
-ARCHS = {
-    "llama": Family("adjacent", qk_norm=False),  # with Mistral, SmolLM, TinyLlama
-    "qwen2": Family("halves", qk_norm=False),
-    "qwen3": Family("halves", qk_norm=True),
-}
 PAIRINGS = {0: "adjacent", 2: "halves"}  # .apr's rope_type
 ROPE_SCALINGS = ("none", "linear", "yarn")  # llama3's scaling comes as the tensor rope_freqs
 
@@ -67,6 +55,11 @@ class Arch:
         """Width of each stage letter (stages.py)."""
         q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
         return {"D": self.d_model, "Q": q + 2 * kv, "H": q, "K": kv, "F": self.d_ff, "V": self.n_vocab}
+
+    def qkv_part(self, part: str) -> slice:
+        """The columns of qkv that hold part q, k or v."""
+        q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}[part]
 
 
 def read_arch(model: ModelFile) -> Arch:
@@ -130,23 +123,17 @@ def layer_weights(arch: Arch) -> dict[str, tuple[int, ...]]:
 
 def optional_biases(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Shape of each bias that a layer may have."""
-    q, kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
-    return {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,), "attn_output.bias": (arch.d_model,)}
+    shapes = layer_weights(arch)
+    return {f"{name}.bias": shapes[f"{name}.weight"][:1] for s in STAGES if s.biased for name in s.weights}
 
 
 def stage_weights(model: ModelFile, layer: int | None, stage: str) -> list[str]:
     """Name the tensors that a stage reads, those the file has."""
-    by_stage = {
-        "embedding": ["token_embd.weight"], "final_norm": ["output_norm.weight"],
-        "logits": ["output.weight"] if "output.weight" in model.weights else ["token_embd.weight"],
-        "attn_norm": ["attn_norm.weight"], "ffn_norm": ["ffn_norm.weight"], "ffn_gate": ["ffn_gate.weight"],
-        "qkv": [f"attn_{m}.{part}" for m in "qkv" for part in ("weight", "bias")],
-        "q_rope": ["attn_q_norm.weight"], "k_rope": ["attn_k_norm.weight"], "ffn_up": ["ffn_up.weight"],
-        "attn_out": ["attn_output.weight", "attn_output.bias"], "ffn_out": ["ffn_down.weight"],
-    }
-    names = by_stage.get(stage, [])
-    full = names if layer is None else [f"blk.{layer}.{n}" for n in names]
-    return [n for n in full if n in model.weights]
+    row, prefix = stage_named(stage), "" if layer is None else f"blk.{layer}."
+    parts = ("weight", "bias") if row.biased else ("weight",)
+    found = [full for name in row.weights for part in parts if (full := f"{prefix}{name}.{part}") in model.weights]
+    tied = f"{prefix}{row.tied}.weight"
+    return [tied] if not found and tied in model.weights else found
 
 
 def _number(model: ModelFile, key: str, default: float | None = None) -> Any:  # noqa: ANN401

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from core.formats.apr_writer import write_apr
+from core.formats.architectures import rope_row_order
 from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
@@ -20,8 +21,10 @@ from core.formats.tensor_stream import Packed, as_is
 from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
+from core.system.atomic_file import refuse_existing
 from core.system.errors import FileError, UsageError
-from core.system.mapped_file import Bytes, shown
+from core.system.mapped_file import shown
 
 WRITERS: dict[str, Callable[..., None]] = {".apr": write_apr, ".gguf": write_gguf}
 DECODED = {"f16": "F16", "f32": "F32"}
@@ -39,8 +42,7 @@ def convert(src: Path, dst: Path, to: str | None = None, force: bool = False) ->
         raise UsageError(f"{dst.name} ends in neither .gguf nor .apr, which says the format. Rename the output.")
     if to is not None and to not in DECODED:
         raise UsageError(f"--to {to} is not known; it takes f16 or f32.")
-    if dst.exists() and not force:  # the writer checks again; a person should not wait for the checksum first
-        raise UsageError(f"{dst} exists already. Give another name, or --force to replace it.")
+    refuse_existing(dst, force)  # the writer checks again; a person should not wait for the checksum first
     model = open_model(src)
     if dst.exists() and dst.samefile(src):
         raise UsageError(f"{dst} is the file that is read. Give the output another name.")
@@ -80,8 +82,7 @@ def _turned(model: ModelFile, weight: Weight, pairing: str) -> Weight:
     arch, width, n_row = model.key("general.architecture"), head_width(model), weight.shape[0]
     if width < 2 or width % 2 or n_row % width or model.key(f"{arch}.rope.dimension_count", width) != width:
         raise FileError(f"{shown(weight.name)} has {n_row} rows, heads have {width}: GGUF's order is impossible.")
-    grid = (2, width // 2) if pairing == "halves" else (width // 2, 2)
-    order = (np.arange(n_row).reshape(-1, *grid).swapaxes(1, 2)).reshape(-1)
+    order = rope_row_order(n_row, width, pairing)
     if QUANTS[weight.quant].whole:
         decoded = np.concatenate(list(_decoded(weight, "F32")))
         weight = Weight(weight.name, "F32", weight.shape, decoded)

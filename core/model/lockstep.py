@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.model.forward import Product, Steps
-from core.model.matmul import multiply
+from core.model.matmul import Ask, multiply
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.gpu_errors import device_error
@@ -33,6 +33,12 @@ class Lane:
     device: torch.device | None = None
     ask: Product | None = None
     result: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits [1, V] of the last token, float32; of a run that has ended."""
+        assert self.result is not None
+        return self.result
 
     def advance(self, value: Tensor | None) -> None:
         """Send the product it waits for (None at the start) and run to its next request or its end."""
@@ -90,8 +96,8 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
         lanes[i].settle()
-        asks = [(waiting[j].x, lanes[j].compute) for j in same]
-        products = multiply(ask.weight, asks, check, [lanes[j].plain for j in same], ask.resident)
+        asks = [Ask(waiting[j].x, lanes[j].compute, lanes[j].plain) for j in same]
+        products = multiply(ask.weight, asks, check, ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():
         lanes[i].advance(value)

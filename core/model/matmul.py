@@ -8,22 +8,41 @@ asks (forward.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.kernels.cpu.bindings import is_fused, multiply_fused
-from core.kernels.cpu.build import FUSED, Absent, Library, library
+from core.kernels.cpu.build import Absent, Library, library
 from core.kernels.gpu.planes import LAYOUTS
 from core.model.gpu_weights import Resident, why_no_kernels
-from core.quant.activations import K_BLOCK, round_activations
+from core.quant.activations import round_activations, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
+from core.quant.types import FUSED, QUANTS
 from core.quant.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
-DECODED, RESIDENT = "", "resident"  # kinds of products beside those of the compiled kernels
+DECODED, RESIDENT = "decoded", "resident"  # paths of products beside the kinds of the compiled kernels
 ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a run wants multiplied by a weight: x [T, cols] at a compute; plain: without kernels, whatever there are."""
+
+    x: Tensor
+    compute: str
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """What serves an ask: its path, and x as that path takes it; dtype: of the product."""
+
+    path: str  # DECODED, RESIDENT, or one of the compiled kernels' kinds
+    x: Tensor
+    dtype: torch.dtype
 
 
 def kernel_path(compute: str, device: torch.device) -> str:
@@ -47,60 +66,64 @@ def kernel_path(compute: str, device: torch.device) -> str:
 
 
 def multiply(
-    weight: Weight, asks: Sequence[tuple[Tensor, str]], cancelled: Callable[[], None], plain: Sequence[bool] = (),
-    resident: Resident | None = None,
+    weight: Weight, asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None = None
 ) -> list[Tensor]:
-    """Return x W^T [T, rows] for each (x [T, cols], compute); every row of W is decoded once for all asks of a path.
+    """Return x W^T [T, rows] for each ask; every row of W is decoded once for all asks of a path.
 
-    cancelled: called between chunks; it raises to end the run. plain: for each ask, whether it goes without kernels.
+    cancelled: called between chunks; it raises to end the run.
     resident: the weights on their GPU, where each ask has a launch of its own, so that its bits are its own.
     """
-    kernels = library() if resident is None and any(is_fused(weight, x) for x, _ in asks) else None
-    kinds = [DECODED if plain and plain[i] else _kind(weight, x, compute, kernels, resident)
-             for i, (x, compute) in enumerate(asks)]
-    inputs = [x if kind in ROUNDED_INSIDE else round_activations(x, compute, weight.quant)
-              for (x, compute), kind in zip(asks, kinds, strict=True)]
-    parts: dict[int, Tensor] = {}
-    for kind in dict.fromkeys(kinds):
-        same = [i for i, other in enumerate(kinds) if other == kind]
-        if kind == RESIDENT and resident is not None:
-            parts |= {i: resident.multiply(weight, inputs[i]) for i in same}
-        elif kind == DECODED or not isinstance(kernels, Library):
-            parts |= zip(same, _decode_multiply(
-                weight, [inputs[i] for i in same], [asks[i][0].dtype for i in same], cancelled), strict=True)
+    kernels = library() if resident is None and any(is_fused(weight, ask.x) for ask in asks) else None
+    products = [_product(weight, ask, kernels, resident) for ask in asks]
+    made: dict[int, Tensor] = {}
+    for path in dict.fromkeys(product.path for product in products):
+        same = {i: product for i, product in enumerate(products) if product.path == path}
+        if resident is not None and path == RESIDENT:
+            outs = [resident.multiply(weight, product.x) for product in same.values()]
+        elif isinstance(kernels, Library) and path != DECODED:
+            outs = _multiply_together(kernels, weight, [product.x for product in same.values()], path, cancelled)
         else:
-            x = inputs[same[0]] if len(same) == 1 else torch.cat([inputs[i] for i in same])
-            products = multiply_fused(kernels, weight, x, cancelled, kind)
-            ends = list(accumulate(len(inputs[i]) for i in same))
-            parts |= {i: products[end - len(inputs[i]):end] for i, end in zip(same, ends, strict=True)}
-    return [parts[i] for i in range(len(inputs))]
+            outs = _decode_multiply(weight, list(same.values()), cancelled)
+        made |= zip(same, outs, strict=True)
+    return [made[i] for i in range(len(asks))]
 
 
-def _kind(
-    weight: Weight, x: Tensor, compute: str, kernels: Library | Absent | None, resident: Resident | None
-) -> str:
-    """Name what serves a product: DECODED, RESIDENT, or one of the compiled kernels' kinds."""
+def _product(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> _Product:
+    path = DECODED if ask.plain else _path(weight, ask, kernels, resident)
+    x = ask.x if path in ROUNDED_INSIDE else round_activations(ask.x, ask.compute, weight.quant)
+    return _Product(path, x, ask.x.dtype)
+
+
+def _path(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> str:
     if resident is not None:
-        return RESIDENT if resident.serves(weight, x) else DECODED
-    if not isinstance(kernels, Library) or not is_fused(weight, x):
+        return RESIDENT if resident.serves(weight, ask.x) else DECODED
+    if not isinstance(kernels, Library) or not is_fused(weight, ask.x):
         return DECODED
-    if compute == "q8" and weight.quant.endswith("_K") and weight.shape[1] % K_BLOCK == 0:
+    if ask.compute == "q8" and rounds_to_q8_k(QUANTS[weight.quant], weight.shape[1]):
         return "q8_k"
-    return "bf16" if compute == "bf16" else "f32"  # f32 takes values that have been rounded before
+    return "bf16" if ask.compute == "bf16" else "f32"  # f32 takes values that have been rounded before
 
 
-def _decode_multiply(
-    weight: Weight, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype], cancelled: Callable[[], None]
+def _multiply_together(
+    kernels: Library, weight: Weight, inputs: list[Tensor], kind: str, cancelled: Callable[[], None]
 ) -> list[Tensor]:
+    """Multiply all rows of the inputs in one call of the compiled kernels."""
+    if len(inputs) == 1:
+        return [multiply_fused(kernels, weight, inputs[0], cancelled, kind)]
+    products = multiply_fused(kernels, weight, torch.cat(inputs), cancelled, kind)
+    return list(torch.split(products, [len(x) for x in inputs]))
+
+
+def _decode_multiply(weight: Weight, products: Sequence[_Product], cancelled: Callable[[], None]) -> list[Tensor]:
     rows, cols = weight.shape
-    device = inputs[0].device
+    device = products[0].x.device
     step = max(1, CHUNK_WEIGHTS // cols) if device.type == "cpu" else rows
-    outs = [x.new_empty(x.shape[0], rows, dtype=dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
+    outs = [product.x.new_empty(len(product.x), rows, dtype=product.dtype) for product in products]
     scratch = torch.empty((min(step, rows), cols), device=device)
     for start in range(0, rows, step):
         cancelled()
         stop = min(start + step, rows)
         w = decode_rows(weight, start, stop, device, out=scratch[: stop - start])
-        for out, x in zip(outs, inputs, strict=True):
-            out[:, start:stop] = x @ w.to(x.dtype).T
+        for out, product in zip(outs, products, strict=True):
+            out[:, start:stop] = product.x @ w.to(product.x.dtype).T
     return outs

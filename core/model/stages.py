@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from core.system.errors import UsageError
+
+Operation = Literal["lookup", "norm", "linear", "rope", "attention", "residual", "activation", "product"]
+PREVIOUS = "previous"  # as an input: the output of the layer before, embedding at layer 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One named value of the forward.
+    """One named value of the forward, and what other files need to know of it.
 
     width: D model, Q = (n_head + 2 n_kv_head) * head_dim, H = n_head * head_dim, K = n_kv_head * head_dim,
-    F feed-forward, V vocabulary. inputs: the stages it is recomputed from; "previous" is the output of the layer before
-    (embedding at 0).
+    F feed-forward, V vocabulary. inputs: the stages that the operation reads, in its order, or PREVIOUS.
+    weights: GGUF's tensors behind it, without "blk.N." and ".weight"; a linear stage joins their products in order.
+    tied: the tensor in their place where the file has none of them. biased: the weights may have biases.
+    llama_cpp: its nodes there, without "-N"; none where a weight tells it (the last node that reads the weight).
+    hf_output: the modules of transformers' layer (of its model, if whole) whose outputs, joined, it is; "" the layer.
+    hf_input: the module whose input it is. aprt: stems of its APRT files, the last wins; none: its own name.
     """
 
     name: str
     width: str
+    operation: Operation
     inputs: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    tied: str | None = None
+    biased: bool = False
     whole: bool = False   # of the whole model, not of a layer
     detail: bool = False  # for drill-down and replay, not a column of the grid
+    llama_cpp: tuple[str, ...] = ()
+    hf_output: tuple[str, ...] = ()
+    hf_input: str | None = None
+    aprt: tuple[str, ...] = ()
 
 
 STAGES = (
-    Stage("embedding", "D", (), whole=True),
-    Stage("attn_norm", "D", ("previous",)),
-    Stage("qkv", "Q", ("attn_norm",)),
-    Stage("q_rope", "H", ("qkv",), detail=True),
-    Stage("k_rope", "K", ("qkv",), detail=True),
-    Stage("attn_mix", "H", ("q_rope", "k_rope", "qkv"), detail=True),
-    Stage("attn_out", "D", ("attn_mix",)),
-    Stage("attn_resid", "D", ("previous", "attn_out"), detail=True),
-    Stage("ffn_norm", "D", ("attn_resid",)),
-    Stage("ffn_gate", "F", ("ffn_norm",)),
-    Stage("ffn_up", "F", ("ffn_norm",)),
-    Stage("ffn_silu", "F", ("ffn_gate",)),
-    Stage("ffn_swigl", "F", ("ffn_silu", "ffn_up")),
-    Stage("ffn_out", "D", ("ffn_swigl",)),
-    Stage("output", "D", ("attn_resid", "ffn_out")),
-    Stage("final_norm", "D", ("previous",), whole=True),
-    Stage("logits", "V", ("final_norm",), whole=True),
+    Stage("embedding", "D", "lookup", (), ("token_embd",), whole=True, hf_output=("embed_tokens",)),
+    Stage("attn_norm", "D", "norm", (PREVIOUS,), ("attn_norm",), hf_output=("input_layernorm",)),
+    Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"), biased=True,
+          hf_output=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), aprt=("qkv_matmul", "qkv_bias")),
+    Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur",), aprt=("q_post_rope",)),
+    Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur",), aprt=("k_post_rope",)),
+    Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True, llama_cpp=("kqv_out",),
+          hf_input="self_attn.o_proj", aprt=("attention",)),
+    Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",), biased=True, hf_output=("self_attn.o_proj",)),
+    Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True, llama_cpp=("ffn_inp",),
+          hf_input="post_attention_layernorm", aprt=("post_attn_residual",)),
+    Stage("ffn_norm", "D", "norm", ("attn_resid",), ("ffn_norm",), hf_output=("post_attention_layernorm",)),
+    Stage("ffn_gate", "F", "linear", ("ffn_norm",), ("ffn_gate",), hf_output=("mlp.gate_proj",)),
+    Stage("ffn_up", "F", "linear", ("ffn_norm",), ("ffn_up",), hf_output=("mlp.up_proj",)),
+    Stage("ffn_silu", "F", "activation", ("ffn_gate",), llama_cpp=("ffn_silu",), hf_output=("mlp.act_fn",)),
+    Stage("ffn_swigl", "F", "product", ("ffn_silu", "ffn_up"), llama_cpp=("ffn_swiglu", "ffn_gate_par"),
+          hf_input="mlp.down_proj"),
+    Stage("ffn_out", "D", "linear", ("ffn_swigl",), ("ffn_down",), hf_output=("mlp.down_proj",)),
+    Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out",), hf_output=("",),
+          aprt=("layer_output", "post_ffn_residual")),
+    Stage("final_norm", "D", "norm", (PREVIOUS,), ("output_norm",), whole=True, hf_output=("norm",)),
+    Stage("logits", "V", "linear", ("final_norm",), ("output",), tied="token_embd", whole=True, aprt=("lm_head",)),
 )
 ALIASES = {"ffn_swiglu": "ffn_swigl"}
 GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
+SUB_FFN = tuple(s.name for s in STAGES if s.width == "F" and not s.detail)  # the contracts' word: inside the FFN
+TRUNK = ("embedding", "output")  # the residual stream between layers: the next layer's PREVIOUS
+PRODUCT = "ffn_swigl"  # whose factors' correlation is a statistic
+FACTORS = next(s.inputs for s in STAGES if s.name == PRODUCT)
 SCOPES = ("all", "last", "first", "rest")
 UNKNOWN_SCOPE = "unknown"  # of a table that does not say which tokens it covers
 MOST_DIGITS = 18           # of a number that somebody typed; Python refuses to read one of thousands
+NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 _BY_NAME = {s.name: s for s in STAGES}
 _ORDER = {s.name: i for i, s in enumerate(STAGES)}
@@ -60,6 +88,11 @@ def stage_named(name: str) -> Stage:
     if stage is None:
         raise UsageError(f"{name!r} is not a stage. Stages: {', '.join(_BY_NAME)}.")
     return stage
+
+
+def stages_of(operation: Operation) -> tuple[str, ...]:
+    """The stages that an operation makes, in order of computation."""
+    return tuple(s.name for s in STAGES if s.operation == operation)
 
 
 def place_order(place: Place) -> tuple[int, int]:
@@ -76,9 +109,15 @@ def place_text(place: Place) -> str:
     return stage if layer is None else f"{layer}.{stage}"
 
 
-def read_whole(text: str) -> int | None:
+def read_whole(text: str, most_digits: int = MOST_DIGITS) -> int | None:
     """Read a whole number from 0 as people type it, in ASCII digits; None where the text is anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= most_digits else None
+
+
+def read_number(text: str) -> float | None:
+    """Read a number from 0 as people type it: 10, 0.5, 3e-4; None where the text is anything else, or too large."""
+    value = float(text) if NUMBER.fullmatch(text) else math.inf
+    return value if math.isfinite(value) else None
 
 
 def parse_place(text: str) -> Place:
@@ -94,7 +133,7 @@ def parse_scope(text: str) -> str:
     """Check a scope's spelling: all, last, first, rest or pos:N; UsageError otherwise."""
     if text in SCOPES or (text.startswith("pos:") and read_whole(text[4:]) is not None):
         return text
-    raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N a position from 0).")
+    raise UsageError(f"{text!r} is not a scope. Scopes: all, last, first, rest, pos:N (N counts from 0).")
 
 
 def parse_stored_scope(text: str) -> str:

@@ -6,7 +6,7 @@ the cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from torch import Tensor
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
+from core.proof.ladder_cache import KnownRungs
 from core.proof.verdict import RECOVERED, Ladder, Rung
 from core.system.cancel import IsCancelled
-from core.trace.events import Emit, Event
+from core.system.progress import Phase
+from core.trace.events import Emit
 from core.trace.run import Side
 from core.trace.taps import chain, patch
 
@@ -24,28 +26,25 @@ LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)
 
 
 def climb(
-    a: Side, b: Side, tokens: Sequence[int], known: Mapping[str, float], *, learnt: Callable[[str, float], None],
-    emit: Emit, cancelled: IsCancelled,
+    a: Side, b: Side, tokens: Sequence[int], known: KnownRungs, emit: Emit, cancelled: IsCancelled
 ) -> Ladder:
     """Find by halving the first layer whose output, taken from B, repairs A's logits; then graft each of its stages.
 
-    known: KL of rungs that an earlier, interrupted climb has measured; learnt is told each new one.
+    known: the rungs that an earlier, interrupted climb has measured; each new one is added.
     """
     n_layer = a.model.arch.n_layer
     values: dict[Place, Tensor] = {}
     wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
     runs = drive([a.lane(tokens, a.bug()), b.lane(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)
     truth, kl = runs[1], divergence(runs[1], runs[0])
-    measured = dict(known)
     rungs: list[Rung] = []
 
     def graft(places: Sequence[Place]) -> list[Rung]:
-        new = [p for p in places if place_text(p) not in measured]
+        new = [p for p in places if place_text(p) not in known.kl]
         lanes = [a.lane(tokens, chain(a.bug(), patch({p: _constant(values[p])}))) for p in new]
         for place, logits in zip(new, drive(lanes, cancelled) if lanes else [], strict=True):
-            measured[place_text(place)] = divergence(truth, logits)
-            learnt(place_text(place), measured[place_text(place)])
-        found = [Rung(p, measured[place_text(p)], 1 - measured[place_text(p)] / kl if kl else 0.0) for p in places]
+            known.add(place_text(place), divergence(truth, logits))
+        found = [Rung(p, rung, 1 - rung / kl if kl else 0.0) for p in places for rung in [known.kl[place_text(p)]]]
         rungs.extend(found)
         return found
 
@@ -53,7 +52,7 @@ def climb(
     if entry is None or entry < 0:
         graft([(None, "embedding"), (None, "final_norm")])
         return Ladder(kl, tuple(rungs), None)
-    emit(Event("phase", f"grafting the stages of layer {entry}"))
+    emit(Phase(f"grafting the stages of layer {entry}"))
     inside: set[Place] = {(entry, s) for s in LAYER_STAGES}
     drive([b.lane(tokens, chain(b.bug(), _keep(inside, values)))], cancelled, enough=lambda: (entry, "output") in values
           and inside <= values.keys())
@@ -74,7 +73,7 @@ def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit) -> in
     if not repairs(high):
         return None
     while low < high:
-        emit(Event("phase", f"halving layers {low} to {high}"))
+        emit(Phase(f"halving layers {low} to {high}"))
         middle = (low + high) // 2
         low, high = (low, middle) if repairs(middle) else (middle + 1, high)
     return low

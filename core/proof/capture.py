@@ -7,7 +7,7 @@ and what measures its floor. Stages that it lacks are absent: no cell, and a rep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +15,14 @@ from torch import Tensor
 
 from core.model.arch import Arch
 from core.model.forward import Tap
-from core.model.lockstep import drive
-from core.model.stages import Place, place_order, place_text, stage_named
-from core.proof.distance import difference, relative_l2
-from core.proof.measure_pair import LEAST_FLOOR, Pair, judged, scope_rows
-from core.quant.activations import COMPUTES
-from core.system.cancel import IsCancelled
-from core.trace.events import Emit, Event
-from core.trace.measures import Difference
-from core.trace.run import Side, same_bits, verifying
-from core.trace.stats import Cell
-from core.trace.taps import chain, jitter, record
+from core.model.stages import Place, place_order, place_text, stage_named, stages_of
+from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
+from core.trace.measures import SideName
+from core.trace.run import SEED, Side
+from core.trace.taps import chain, jitter, record_values
 
-Values = Mapping[Place, Any]
-TURNED = ("q_rope", "k_rope")
+Values = Mapping[Place, Any]  # place -> [rows, W] of the last rows of T tokens: torch tensors, or numpy arrays
+TURNED = stages_of("rope")
 F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32 and ours are float64; measured 7e-6 at 400
 
 
@@ -74,53 +68,35 @@ def _input(values: Values, layer: int | None, name: str) -> Place | None:
 
 
 def run_beside(
-    live: Side, a: Values | None, b: Values | None, tokens: Sequence[int], *, scope: str, seed: int, unit: float,
-    emit: Emit, keep: dict[Place, Tensor] | None = None, witness: bool = True, cancelled: IsCancelled,
+    live: Side, a: Values | None, b: Values | None, tokens: Sequence[int], ask: Question, unit: float
 ) -> Pair:
     """Measure B against A where a side is a capture (its values) and the other the live forward (None).
 
-    The floor is measured on the live forward, with noise of that unit. A capture has no statistics in the Pair, and
-    both logits are the live forward's.
+    The floor is measured on the live forward, with noise of that relative rounding unit. Where a capture has the last
+    rows only, those are compared. A captured side is None in the Pair; of two, live's run stands as B.
     """
+    measurer = PairMeasurer(ask.scope, len(tokens))
     now: dict[Place, Tensor] = {}
-    cells: dict[Place, Difference] = {}
-    watched: dict[Place, Cell] = {}
 
-    def seen(place: Place, stats: Cell) -> None:
-        watched[place] = stats
-        emit(Event("cell", place=place, cell=stats, side="A" if a is None else "B"))
-
-    def hold(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        now[layer, stage] = value
-        return value
-
-    def measure(layer: int | None, stage: str, value: Tensor) -> Tensor:
+    def noisy(layer: int | None, stage: str, value: Tensor) -> Tensor:
         place = (layer, stage)
         clean = now.pop(place)
         left, right = (clean if v is None else captured(v, place, clean) for v in (a, b))
-        if left is None or right is None:
-            return value
-        n_row = min(len(left), len(right))
-        rows = scope_rows(scope, len(tokens), n_row)
-        if rows:
-            left, right, clean, noisy = (t[len(t) - n_row :][rows] for t in (left, right, clean, value))
-            cells[place] = judged(replace(
-                difference(left, right, len(tokens) - n_row + rows[0]),
-                floor=max(relative_l2(clean, noisy)[0], LEAST_FLOOR)))
+        if left is not None and right is not None:
+            n_row = min(len(left), len(right))
+            left, right, clean, with_noise = (t[len(t) - n_row :] for t in (left, right, clean, value))
+            measurer.measure_floor(place, clean, with_noise)
+            measurer.measure(place, left, right)
         return value
 
-    noise = chain(jitter(unit, seed), _angle_noise(len(tokens), seed))
-    lanes = [live.lane(tokens, chain(chain(live.bug(), record(seen, len(tokens), keep)), hold)),
-             live.lane(tokens, chain(chain(live.bug(), noise), measure))]
-    if witness:
-        lanes.append(live.lane(tokens, live.bug()))
-    with verifying(live.model.file):
-        logits = drive(lanes, cancelled)
-    same = same_bits(logits[0], logits[2]) if witness else None
-    nothing: dict[Place, Cell] = {}
-    if a is None:
-        return Pair(watched, nothing, cells, (logits[0], logits[0]), (same, None))
-    return Pair(nothing, watched, cells, (logits[0], logits[0]), (None, same))
+    watch = SideWatch(SideName.A if a is None else SideName.B, len(tokens), ask)
+    noise = chain(jitter(unit, SEED), _angle_noise(len(tokens), SEED))
+    lane = live.lane(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
+    with_noise = live.lane(tokens, chain(chain(live.bug(), noise), noisy))
+    control = live.lane(tokens, live.bug()) if ask.control else None
+    drive_verified((lane, with_noise, control), (live.model.file,), ask.cancelled)
+    taken = watch.taken(lane, control)
+    return Pair(taken, None, measurer.cells) if a is None else Pair(None, taken, measurer.cells)
 
 
 def _angle_noise(n_token: int, seed: int) -> Tap:
@@ -138,14 +114,9 @@ def _angle_noise(n_token: int, seed: int) -> Tap:
 
 
 def captured(values: Values, place: Place, like: Tensor) -> Tensor | None:
-    """The value of a place on the device of another; None where the source lacks it."""
+    """The value [rows, W] of a place in float32, on the device of another; None where the source lacks it."""
     value = values.get(place)
     return None if value is None else torch.as_tensor(value).to(like.device, torch.float32)
-
-
-def unit_of(*sides: Side) -> float:
-    """Rounding unit of the finer compute."""
-    return min(COMPUTES[s.compute][1] for s in sides)
 
 
 def is_whole(values: Values, n_layer: int) -> bool:

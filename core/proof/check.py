@@ -7,87 +7,138 @@ likewise (the truth). Where a capture lacks a stage both go on with their own va
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from core.faults.wrong_ops import Scene
 from core.model.forward import Tap, forward
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import Lane
 from core.model.stages import Place
 from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import guess
+from core.proof.measure_pair import drive_verified, same_logits
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
-from core.trace.run import Side, verifying
+from core.trace.run import Side
 from core.trace.taps import chain
 
 GUESSES = 3  # bad stages whose bug is guessed; each guess recomputes the stage as every known bug would
 
+OnError = Callable[[Place, LocalError], None]
 
-def replay(
-    side: Side, tokens: list[int], *, watch: Tap, values: Values | None = None, last_layer: int | None = None,
-    witness: bool = False, seen: Callable[[Place, LocalError], None] = lambda place, error: None,
-    cancelled: IsCancelled,
-) -> tuple[dict[Place, LocalError], list[Tensor]]:
-    """Return the local error of every stage up to last_layer (None: all), and the logits of the run and of its witness.
 
-    A stage none of whose tokens has finite inputs has no error.
+@dataclass(frozen=True, slots=True)
+class CheckedRun:
+    """What a checked run leaves.
 
-    values: of a source that is not run here (no logits come back); side is then its model at its declared compute.
+    logits: [1, V] of the last token, float32. same_logits: whether the control run's have the same bits.
     """
-    now: dict[Place, Tensor] = {}
-    floor_now: dict[Place, Tensor] = {}
-    errors: dict[Place, LocalError] = {}
-    inputs: dict[str, Tensor] = {}
-    reached: set[Place] = set()
-    exact = replace(side.model, dtype=torch.float64)
 
-    def keep(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        now[layer, stage] = value
+    errors: dict[Place, LocalError]
+    logits: Tensor
+    same_logits: bool
+
+
+def check_run(
+    side: Side, tokens: Sequence[int], *, watch: Tap, on_error: OnError, cancelled: IsCancelled
+) -> CheckedRun:
+    """Run a source with the watching tap in it, check its every stage, and run it once more without any tap.
+
+    on_error is told each error as it is found, in order of computation.
+    """
+    checker = StageChecker(side, tokens, on_error=on_error)
+    source = side.lane(tokens, chain(chain(side.bug(), watch), checker.on_source))
+    control = side.lane(tokens, side.bug())
+    drive_verified((source, *checker.lanes(), control), (side.model.file,), cancelled)
+    return CheckedRun(checker.errors, source.logits, same_logits(source, control))
+
+
+def check_stages(
+    side: Side, tokens: Sequence[int], *, values: Values | None = None, last_layer: int | None = None,
+    cancelled: IsCancelled,
+) -> dict[Place, LocalError]:
+    """Return the local error of every stage up to last_layer (None: all); none of a stage without finite inputs.
+
+    values: of a source that is not run here; side is then its model at its declared compute.
+    """
+    checker = StageChecker(side, tokens, values)
+    source = side.lane(tokens, chain(side.bug(), checker.on_source)) if values is None else None
+    drive_verified((source, *checker.lanes()), (side.model.file,), cancelled,
+                   enough=lambda: last_layer is not None and checker.has_reached((last_layer, "output")))
+    return checker.errors
+
+
+class StageChecker:
+    """Judges each stage of a source by what its lanes leave at a place: the source, its compute, then float64.
+
+    Values are [rows, W], W the width of a stage; rows are those of all T tokens, or of the last where a capture has
+    those only, and logits' is one.
+    """
+
+    def __init__(
+        self, side: Side, tokens: Sequence[int], values: Values | None = None,
+        on_error: OnError = lambda place, error: None,
+    ) -> None:
+        self.errors: dict[Place, LocalError] = {}
+        self._side, self._tokens, self._values, self._on_error = side, tokens, values, on_error
+        self._exact = replace(side.model, dtype=torch.float64)
+        self._source: dict[Place, Tensor] = {}   # at the places that the float64 lane has yet to reach
+        self._compute: dict[Place, Tensor] = {}  # likewise: what the compute makes of the source's values
+        self._inputs: dict[str, Tensor] = {}     # stage -> what the float64 lane goes on with, of the layer under way
+        self._reached: set[Place] = set()
+
+    def lanes(self) -> tuple[Lane, Lane]:
+        """The lane of the clean compute and that of float64; a live source's lane comes before them."""
+        side, model = self._side, self._side.model
+        return (Lane(forward(model, self._tokens, self.on_compute), side.compute, side.threads, plain=True,
+                     device=model.device),
+                Lane(forward(self._exact, self._tokens, self.on_float64), "f32", side.threads))
+
+    def has_reached(self, place: Place) -> bool:
+        """Whether the source's value at that place has been held against float64."""
+        return place in self._reached
+
+    def on_source(self, layer: int | None, stage: str, value: Tensor) -> Tensor:
+        """The tap of a live source: keep its value."""
+        self._source[layer, stage] = value
         return value
 
-    def clean(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        floor_now[layer, stage] = value
-        source = now[layer, stage] if values is None else captured(values, (layer, stage), value)
-        if source is not None:
-            now[layer, stage] = source
+    def on_compute(self, layer: int | None, stage: str, value: Tensor) -> Tensor:
+        """The tap of the clean compute: keep its value, and go on with the source's."""
+        place = (layer, stage)
+        self._compute[place] = value
+        if self._values is not None:
+            found = captured(self._values, place, value)
+            if found is not None:
+                self._source[place] = found
+        source = self._source.get(place)
         return value if source is None else _grafted(source, value)
 
-    def truth(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        source, by_compute = now.pop((layer, stage), None), floor_now.pop((layer, stage))
+    def on_float64(self, layer: int | None, stage: str, value: Tensor) -> Tensor:
+        """The tap of float64: judge the source's value by this one, and go on with the source's."""
+        source, by_compute = self._source.pop((layer, stage), None), self._compute.pop((layer, stage))
         if source is not None:
-            judge((layer, stage), value[-len(source) :], by_compute[-len(source) :], source)
-        gone_on = value if source is None else _grafted(source.to(value), value)
-        inputs[stage] = gone_on
+            self._judge((layer, stage), value[-len(source) :], by_compute[-len(source) :], source)
+            value = _grafted(source.to(value), value)
+        self._inputs[stage] = value
         if stage in ("embedding", "output"):
-            inputs["previous"] = gone_on
-        return gone_on
+            self._inputs["previous"] = value
+        return value
 
-    def judge(place: Place, value: Tensor, by_compute: Tensor, source: Tensor) -> None:
-        reached.add(place)
-        error = local_error(place, value, by_compute, source, values, len(tokens))
+    def _judge(self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor) -> None:
+        self._reached.add(place)
+        error = local_error(place, truth, by_compute, source, self._values, len(self._tokens))
         if error is None:
             return  # no token of its inputs is finite: nothing was measured, and nothing is said of it
-        if error.is_bad and sum(e.is_bad for e in errors.values()) < GUESSES:
-            error = replace(error, guess=guess(Scene(exact, *place, value, inputs), source.to(value), error.limit))
-        errors[place] = error
-        seen(place, error)
-
-    lanes = [Lane(forward(side.model, tokens, clean), side.compute, side.threads, plain=True, device=side.model.device),
-             Lane(forward(exact, tokens, truth), "f32", side.threads)]
-    if values is None:
-        lanes.insert(0, side.lane(tokens, chain(chain(side.bug(), watch), keep)))
-        if witness:
-            lanes.append(side.lane(tokens, side.bug()))
-    with verifying(side.model.file):
-        logits = drive(lanes, cancelled, enough=lambda: last_layer is not None and (last_layer, "output") in reached)
-    if values is not None:
-        return errors, []
-    return errors, [logits[0], logits[-1]] if logits and witness else logits[:1]
+        if error.is_bad and sum(e.is_bad for e in self.errors.values()) < GUESSES:
+            scene = Scene(self._exact, *place, truth, self._inputs)
+            error = replace(error, guess=guess(scene, source.to(truth), error.limit))
+        self.errors[place] = error
+        self._on_error(place, error)
 
 
 def local_error(
@@ -95,7 +146,8 @@ def local_error(
 ) -> LocalError | None:
     """Measure a source's value against float64 and against its compute; None where no token's truth is finite.
 
-    values: the whole capture, where the source is one: it says what the stage's span is, and adds float32's angles.
+    truth, by_compute and source: [rows, W] of the last of n_token tokens. values: the whole capture, where the source
+    is one: it says what the stage's span is, and adds float32's angles.
     """
     cost, here = nmse(truth, by_compute), nmse(truth, source)
     if cost is None or here is None:
@@ -111,5 +163,5 @@ def local_error(
 
 
 def _grafted(source: Tensor, value: Tensor) -> Tensor:
-    """The source's rows in place of the last rows of the value: some engines keep the last token only, near the end."""
+    """The source's rows in place of the last rows of [T, W]: some engines keep the last token only, near the end."""
     return source if len(source) == len(value) else torch.cat((value[: -len(source)], source))

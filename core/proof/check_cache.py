@@ -11,10 +11,12 @@ from core.model.forward import Cache
 from core.model.lockstep import drive
 from core.model.stages import Place
 from core.proof.distance import difference, relative_l2
-from core.proof.measure_pair import LEAST_FLOOR, judged
-from core.quant.activations import COMPUTES
+from core.proof.measure_pair import (
+    judged,
+    unit_of,
+)
 from core.system.cancel import IsCancelled
-from core.trace.measures import Difference
+from core.trace.measures import MIN_REL_L2_FLOOR, Difference
 from core.trace.run import SEED, Side
 from core.trace.taps import chain, jitter, record_values
 
@@ -26,7 +28,7 @@ def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCan
     stage.
     """
     prefill, noisy = dict[Place, Tensor](), dict[Place, Tensor]()
-    noise = jitter(COMPUTES[side.compute][1], SEED)
+    noise = jitter(unit_of(side), SEED)
     drive([side.lane(tokens, chain(side.bug(), record_values(prefill))),
            side.lane(tokens, chain(chain(side.bug(), noise), record_values(noisy)))], cancelled)
     cache, steps = Cache(), list[dict[Place, Tensor]]()
@@ -42,6 +44,6 @@ def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCan
         else:
             whole_rows, noise_rows = whole[n_prompt:], noisy[place][n_prompt:]
             rows = torch.cat([step[place] for step in steps[1:]])
-        floor = max(relative_l2(whole_rows, noise_rows)[0], LEAST_FLOOR)
+        floor = max(relative_l2(whole_rows, noise_rows)[0], MIN_REL_L2_FLOOR)
         cells[place] = judged(replace(difference(whole_rows, rows, len(tokens) - len(rows)), floor=floor))
     return cells

@@ -9,7 +9,11 @@ import math
 from dataclasses import replace
 
 from core.model.stages import GRID, Place, place_order, place_text
-from core.trace.measures import Difference
+from core.trace.measures import (
+    MIN_REL_L2_FLOOR,
+    Difference,
+    State,
+)
 from core.trace.record import Trace
 from core.trace.stats import Stats
 
@@ -27,22 +31,22 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     import torch
 
     from core.proof.distance import difference
-    from core.proof.measure_pair import LEAST_FLOOR, judged, scope_rows
+    from core.proof.measure_pair import judged, scope_rows
     from core.quant.activations import COMPUTES
 
     if not a.values or not b.values:
         return {}
-    units = [COMPUTES[t.facts.compute][1] for t in (a, b) if t.facts.compute in COMPUTES]
-    floor = max(UNMEASURED * LEAST_FLOOR, *units)
+    units = [COMPUTES[t.facts.compute].unit for t in (a, b) if t.facts.compute in COMPUTES]
+    floor = max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
     cells = {}
     for place in sorted(set(a.values) | set(b.values), key=place_order):
         if place not in a.values or place not in b.values:
             if place[1] in GRID:
-                cells[place] = Difference(None, None, None, None, None, state="absent")
+                cells[place] = Difference(None, None, None, None, None, state=State.ABSENT)
             continue
         x, y = (torch.as_tensor(v[place]).float() for v in (a.values, b.values))
         if x.shape != y.shape:
-            cells[place] = Difference(None, None, None, None, None, state="absent")
+            cells[place] = Difference(None, None, None, None, None, state=State.ABSENT)
             continue
         rows = scope_rows(scope, len(a.tokens), len(x))
         if rows:

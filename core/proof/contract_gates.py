@@ -6,58 +6,56 @@ Source: aprender's contracts trace-ffn-sub-block-v1, trace-ffn-sub-block-gguf-v1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from core.model.stages import GRID, place_text
-from core.proof.verdict import Comparison
+from core.model.stages import GRID, SUB_FFN, place_text
+from core.proof.verdict import Comparison, Verdict
 from core.system.errors import FileError
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, SHOWN, Gate, Outcome
 from core.trace.grid import layers, value
 from core.trace.record import Trace
 
-PASS, FAIL, NOT_MEASURED, SHOWN = "PASS", "FAIL", "NOT_MEASURED", "SHOWN"
-SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out")
+SLOTS = (*SUB_FFN, "ffn_out")
 SPIKE_LAYER, AROUND = 3, range(5, 27)  # of the published 28-layer model
 SPIKE, CALM = 3.0, 2.0       # SUB-FFN-001: one slot at least 3 x the median of layers 5 to 26, the others at most 2 x
 NEAR, FAR = 0.1, 0.5 / 1.22  # FFN-GGUF-003 as published: within 10 % of 1.22 is H1, under 0.5 is H2
 BAND = (0.5, 2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One gate and what came of it. verdict: PASS, FAIL, NOT_MEASURED, or SHOWN (displayed, judges nothing)."""
-
-    id: str
-    rule: str
-    verdict: str
-    measured: str
-
-
-Judge = Callable[[Trace, Comparison | None], tuple[str, str]]
+Judge = Callable[[Trace, Comparison | None], tuple[Outcome, str]]
 
 
 def judge_gates(trace: Trace, comparison: Comparison | None = None) -> list[Gate]:
     """Judge every gate of the table on a trace, or on a comparison (whose A the trace is)."""
-    return [Gate(name, rule, *judge(trace, comparison)) for name, (rule, judge) in GATES.items()]
+    found = []
+    for name, (rule, judge) in GATES.items():
+        verdict, measured = judge(trace, comparison)
+        found.append(Gate(name, rule, measured, verdict))
+    return found
 
 
-def _traced(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
+def gate_rows(gates: Sequence[Gate]) -> list[dict[str, str]]:
+    """The gates as gates.json has them."""
+    return [{"id": g.id, "rule": g.rule, "verdict": g.verdict, "measured": g.measured} for g in gates]
+
+
+def _traced(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
     for t in (trace, comparison.b) if comparison else (trace,):
         if t.origin.get("format") == "gguf" and t.facts.engine == "apr-tui":
             return _rows(t)
     return NOT_MEASURED, "no side is a GGUF file traced here"
 
 
-def _witness(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
+def _witness(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
     words = [t.observed_equals_unobserved for t in ((trace, comparison.b) if comparison else (trace,))]
     if None in words:
         return NOT_MEASURED, "the witness was left out"
     return (PASS, "logits have the same bits") if all(words) else (FAIL, "traced logits differ from untraced ones")
 
 
-def _question(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
-    if comparison is None or comparison.verdict in ("NOT_COMPARABLE", "INCONCLUSIVE"):
+def _question(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
+    if comparison is None or comparison.verdict in (Verdict.NOT_COMPARABLE, Verdict.INCONCLUSIVE):
         return NOT_MEASURED, "no verdict on a pair"
     left = value(comparison.a.cells, (SPIKE_LAYER, "ffn_swigl"), "all", "std")
     right = value(comparison.b.cells, (SPIKE_LAYER, "ffn_swigl"), "last", "std")
@@ -66,34 +64,34 @@ def _question(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
         said = "H1" if abs(right / left - 1) <= NEAR else "H2" if right / left < FAR else "neither"
         told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "
                 f"{said}; it compares one token with all of them, so that one token's spike looks like a bug")
-    return FAIL if comparison.verdict == "H2" else PASS, f"{comparison.verdict}; {told}"
+    return FAIL if comparison.verdict is Verdict.H2 else PASS, f"{comparison.verdict}; {told}"
 
 
-def _named(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
-    if comparison is None or comparison.verdict != "H2" or comparison.first is None:
+def _named(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
+    if comparison is None or comparison.verdict is not Verdict.H2 or comparison.first is None:
         return NOT_MEASURED, "no bug to fix"
     return PASS, f"H2 at {place_text(comparison.first)}, side {comparison.side or 'not decided'}: a fix names this"
 
 
-def _one_slot(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
+def _one_slot(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
     cells, rows = trace.cells, set(layers(trace.cells))
     if not {SPIKE_LAYER, *AROUND} <= rows:
         return NOT_MEASURED, f"layers {SPIKE_LAYER} and {AROUND[0]} to {AROUND[-1]} are needed"
     times = {}
-    for stage in SUB_FFN:
+    for stage in SLOTS:
         around = [value(cells, (i, stage), "all", "std") for i in AROUND]
         here = value(cells, (SPIKE_LAYER, stage), "all", "std")
         known = [x for x in around if x is not None]
         if here is None or len(known) < len(around) or not median(known):
             return NOT_MEASURED, f"{stage} is absent or 0 at scope all"
         times[stage] = here / median(known)
-    high = [s for s in SUB_FFN if times[s] >= SPIKE]
-    calm = all(times[s] <= CALM for s in SUB_FFN if s not in high)
+    high = [s for s in SLOTS if times[s] >= SPIKE]
+    calm = all(times[s] <= CALM for s in SLOTS if s not in high)
     measured = ", ".join(f"{s} {x:.2g} x" for s, x in times.items())
     return (PASS if len(high) == 1 and calm else FAIL), measured
 
 
-def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[str, str]:
+def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[Outcome, str]:
     down = layers(trace.cells)
     have = sum((layer, stage) in trace.cells for layer in down for stage in GRID)
     if not down:
@@ -102,7 +100,7 @@ def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[str, str]
     return (PASS if have == want else FAIL), f"{have} of {want} cells ({len(down)} layers)"
 
 
-def _counts(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
+def _counts(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
     if comparison is None:
         return NOT_MEASURED, "one side only"
     pairs = {p: [value(t.cells, p, comparison.scope, "count") for t in (comparison.a, comparison.b)]
@@ -114,7 +112,7 @@ def _counts(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
     return (FAIL if wrong else PASS), f"{len(wrong)} of {len(known)} cells have other counts"
 
 
-def _band(trace: Trace, comparison: Comparison | None) -> tuple[str, str]:
+def _band(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
     if comparison is None:
         return NOT_MEASURED, "one side only"
     ratios = []
@@ -158,7 +156,7 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
     found = []
     for test in tests:
         match = next((g for i, g in known.items() if str(test["id"]).upper().endswith(i)), None)
-        none = (NOT_MEASURED, "no gate of this build answers it")
-        verdict, measured = (match.verdict, match.measured) if match else none
-        found.append(Gate(str(test["id"]), str(test.get("rule", "")), verdict, measured))
+        verdict, measured = (match.verdict, match.measured) if match else (
+            NOT_MEASURED, "no gate of this build answers it")
+        found.append(Gate(str(test["id"]), str(test.get("rule", "")), measured, verdict))
     return found

@@ -5,32 +5,38 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from core.system.paths import cache_folder
 from core.trace.record import Trace
 
-Learnt = Callable[[str, float], None]
 
-
-@contextlib.contextmanager
-def open_ladder(a: Trace, b: Trace) -> Iterator[tuple[Mapping[str, float], Learnt]]:
-    """Yield the rungs known for this very pair (place -> KL) and what to tell each new one; forgotten once complete.
+class KnownRungs:
+    """The rungs that were measured, also by a climb that was interrupted: place -> KL in nats.
 
     A cache that cannot be written is no error: the ladder is then climbed anew each time.
     """
-    path = cache_folder() / "ladders" / f"{_identity(a, b)}.jsonl"
-    known = _read(path)
 
-    def learnt(place: str, kl: float) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.kl = _read(path)
+
+    def add(self, place: str, kl: float) -> None:
+        """Keep a new rung, here and on the disk."""
+        self.kl[place] = kl
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="ascii") as file:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="ascii") as file:
                 file.write(json.dumps([place, kl if kl != float("inf") else "inf"]) + "\n")
 
-    yield known, learnt
+
+@contextlib.contextmanager
+def open_ladder(a: Trace, b: Trace) -> Iterator[KnownRungs]:
+    """Yield the rungs known of this very pair; forgotten once the ladder is complete."""
+    path = cache_folder() / "ladders" / f"{_identity(a, b)}.jsonl"
+    yield KnownRungs(path)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-from core.model.stages import place_text
+from core.model.stages import place_text, stage_named, stages_of
 from core.trace.record import Trace
 from core.trace.stats import TokenStats
 
 CRUSH = 16.0  # times the token's rms: then a value of rms size has 8 levels left of 127
-ROUNDED = ("attn_norm", "attn_mix", "ffn_norm", "ffn_swigl", "final_norm")  # stages that a product reads
+ROUNDED = frozenset(name for stage in stages_of("linear") for name in stage_named(stage).inputs)  # what products read
 
 
 def crush(a: Trace, b: Trace) -> str | None:
@@ -23,7 +23,7 @@ def crush(a: Trace, b: Trace) -> str | None:
             if place[1] not in ROUNDED or not isinstance(cell, TokenStats):
                 continue
             for channel, token, value in cell.top:
-                rms = math.sqrt(float(cell.sumsq[token - cell.first]) / cell.width)
+                rms = math.sqrt(float(cell.rows["sumsq"][token - cell.first]) / cell.width)
                 times = abs(value) / rms if rms else 0.0
                 if times >= CRUSH and (worst is None or times > worst[0]):
                     worst = (times, f"activation block crush at channel {channel}: in {place_text(place)} "

@@ -5,25 +5,26 @@ The folder needs numpy, safetensors and pytest, and nothing of this project.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.faults.wrong_ops import LINEAR, NORMS, SOURCES
 from core.model.arch import stage_weights
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.ops import rope_angles
-from core.model.stages import Place, place_text
+from core.model.stages import PREVIOUS, TRUNK, Operation, Place, Stage, place_text, stage_named
 from core.quant.dequantize import decode_rows
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
 from core.trace.measures import LocalError
 from core.trace.run import Side
 from core.trace.taps import chain
+
+Case = tuple[dict[str, Tensor], dict[str, object]]  # the tensors and the facts that a stage's formula needs
 
 ROWS = 64  # of the weights of a product: those of the channels furthest off
 
@@ -130,8 +131,8 @@ def _capture(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCance
             seen[stage] = value
         if (layer, stage) == place:
             done.append(True)
-        if stage in ("embedding", "output") and not done:
-            seen["previous"] = value
+        if stage in TRUNK and not done:
+            seen[PREVIOUS] = value
         return value
 
     tap: Tap = chain(side.bug(), watch)
@@ -139,42 +140,18 @@ def _capture(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCance
     return seen
 
 
-def _case(side: Side, place: Place, seen: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The tensors and the facts that the stage's formula needs; a product keeps the rows of its worst channels only."""
-    layer, stage = place
-    found = seen[stage]
-    if stage in LINEAR or stage == "logits":
-        return _linear(side, place, seen)
-    if stage in NORMS:
-        weight = side.model.vector(stage_weights(side.model.file, layer, stage)[0])
-        assert weight is not None
-        return {"found": found, "input": seen[NORMS[stage][0]], "weight": weight}, {"operation": "norm"}
-    arch = side.model.arch
-    n_q, n_kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
-    if stage in ("q_rope", "k_rope"):
-        cos, sin = rope_angles(arch.rope, 0, len(found), side.model.vector("rope_freqs.weight"))
-        span = slice(0, n_q) if stage == "q_rope" else slice(n_q, n_q + n_kv)
-        case = {"found": found, "input": seen["qkv"][:, span], "cos": cos, "sin": sin}
-        norm = side.model.vector(f"blk.{layer}.attn_{stage[0]}_norm.weight")
-        return case if norm is None else {**case, "norm": norm}, {"operation": "rope"}
-    if stage == "attn_mix":
-        values = seen["qkv"][:, n_q + n_kv :]
-        return {"found": found, "q": seen["q_rope"], "k": seen["k_rope"], "v": values}, {"operation": "attend"}
-    if stage == "ffn_silu":
-        return {"found": found, "input": seen["ffn_gate"]}, {"operation": "silu"}
-    if stage == "ffn_swigl":
-        return {"found": found, "left": seen["ffn_silu"], "right": seen["ffn_up"]}, {"operation": "product"}
-    if stage == "embedding":
-        return {"found": found, "left": found, "right": torch.zeros_like(found)}, {"operation": "sum"}
-    left, right = ("previous", "attn_out") if stage == "attn_resid" else ("attn_resid", "ffn_out")
-    return {"found": found, "left": seen[left], "right": seen[right]}, {"operation": "sum"}
+def _case(side: Side, place: Place, seen: dict[str, Tensor]) -> Case:
+    """The tensors and the facts that the stage's formula needs."""
+    stage = stage_named(place[1])
+    inputs = [seen[name] for name in stage.inputs]
+    case, says = CASES[stage.operation](side, place, stage, inputs, seen[place[1]])
+    return {"found": seen[place[1]], **case}, says
 
 
-def _linear(side: Side, place: Place, seen: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object]]:
-    layer, stage = place
-    names = [n for n in stage_weights(side.model.file, layer, stage) if n.endswith(".weight")]
-    x = seen["final_norm"][-1:] if stage == "logits" else seen[SOURCES[stage]]
-    found, far, start = seen[stage], [], 0
+def _linear(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    """A product keeps the rows of its worst channels only."""
+    names = [n for n in stage_weights(side.model.file, *place) if n.endswith(".weight")]
+    x, far, start = inputs[0][len(inputs[0]) - len(found) :], [], 0
     matrices = []
     for name in names:
         weight = side.model.file.weight(name)
@@ -189,3 +166,44 @@ def _linear(side: Side, place: Place, seen: dict[str, Tensor]) -> tuple[dict[str
     kept, bias_rows = (torch.cat([m[i] for m in matrices])[rows] for i in (0, 1))
     return ({"found": found[:, rows], "input": x, "weight": kept, "bias": bias_rows},
             {"operation": "linear", "channels": rows.tolist(), "weights": names})
+
+
+def _norm(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    weight = side.model.vector(stage_weights(side.model.file, *place)[0])
+    assert weight is not None
+    return {"input": inputs[0], "weight": weight}, {"operation": "norm"}
+
+
+def _rope(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    arch = side.model.arch
+    cos, sin = rope_angles(arch.rope, 0, len(found), side.model.vector("rope_freqs.weight"))
+    case = {"input": inputs[0][:, arch.qkv_part(stage.name[0])], "cos": cos, "sin": sin}
+    norm = side.model.vector(f"blk.{place[0]}.{stage.weights[0]}.weight")
+    return case if norm is None else {**case, "norm": norm}, {"operation": "rope"}
+
+
+def _attention(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    q, k, qkv = inputs
+    return {"q": q, "k": k, "v": qkv[:, side.model.arch.qkv_part("v")]}, {"operation": "attend"}
+
+
+def _activation(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    return {"input": inputs[0]}, {"operation": "silu"}
+
+
+def _product(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    return {"left": inputs[0], "right": inputs[1]}, {"operation": "product"}
+
+
+def _residual(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    return {"left": inputs[0], "right": inputs[1]}, {"operation": "sum"}
+
+
+def _lookup(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
+    return {"left": found, "right": torch.zeros_like(found)}, {"operation": "sum"}
+
+
+CASES: Mapping[Operation, Callable[[Side, Place, Stage, list[Tensor], Tensor], Case]] = {
+    "lookup": _lookup, "norm": _norm, "linear": _linear, "rope": _rope, "attention": _attention,
+    "residual": _residual, "activation": _activation, "product": _product,
+}

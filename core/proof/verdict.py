@@ -4,33 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text, stage_named
-from core.trace.measures import Difference, LocalError
+from core.system.outcome import Outcome
+from core.trace.measures import Difference, LocalError, SideName, State
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
 
+class Verdict(StrEnum):
+    """What is said of B against A."""
+
+    AGREE = "AGREE"
+    H1 = "H1"
+    H2 = "H2"
+    H3 = "H3"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    NOT_COMPARABLE = "NOT_COMPARABLE"
+
+
 VERDICTS = {
-    "AGREE": "no cell differs, and no hint names a spike",
-    "H1": "no cell differs, and both sides show the same spike: it is the model",
-    "H2": "a cell differs and no declared choice explains it: a bug",
-    "H3": "a cell differs, and a declared numeric choice explains it",
-    "INCONCLUSIVE": "the difference is near the noise floor, or one side has statistics only",
-    "NOT_COMPARABLE": "the numbers were not taken alike",
+    Verdict.AGREE: "no cell differs, and no hint names a spike",
+    Verdict.H1: "no cell differs, and both sides show the same spike: it is the model",
+    Verdict.H2: "a cell differs and no declared choice explains it: a bug",
+    Verdict.H3: "a cell differs, and a declared numeric choice explains it",
+    Verdict.INCONCLUSIVE: "the difference is near the noise floor, or one side has statistics only",
+    Verdict.NOT_COMPARABLE: "the numbers were not taken alike",
 }
-EXIT_CODES = {"AGREE": 0, "H1": 0, "H3": 0, "H2": 1, "NOT_COMPARABLE": 4, "INCONCLUSIVE": 5}
+EXIT_CODES = {Verdict.AGREE: 0, Verdict.H1: 0, Verdict.H3: 0, Verdict.H2: 1, Verdict.NOT_COMPARABLE: 4,
+              Verdict.INCONCLUSIVE: 5}
+# of several prompts the worst counts
+SEVERITY = (Verdict.AGREE, Verdict.H1, Verdict.H3, Verdict.INCONCLUSIVE, Verdict.NOT_COMPARABLE, Verdict.H2)
 
 RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The verdict on B against A. first is None where no cell differs; side is A, B or None (not decided)."""
+    """The verdict on B against A. first: None where no cell differs; side: None where it is not decided."""
 
-    verdict: str
+    verdict: Verdict
     reasons: tuple[str, ...]
     a: Trace
     b: Trace
@@ -38,9 +54,9 @@ class Comparison:
     first: Place | None = None
     token: int | None = None
     channel: int | None = None
-    side: str | None = None
-    measured: float | None = None
-    floor: float | None = None
+    side: SideName | None = None
+    measured: float | None = None  # relative L2
+    floor: float | None = None     # relative L2
     error: LocalError | None = None  # of the wrong side at first
     cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
 
@@ -48,6 +64,35 @@ class Comparison:
     def multiple(self) -> float | None:
         """How many floors the first difference is."""
         return self.measured / self.floor if self.measured is not None and self.floor else None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Two traces and what was measured of B against A: what a verdict is concluded from. first: where they part."""
+
+    a: Trace
+    b: Trace
+    scope: str
+    cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
+    first: Place | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that both sides were fed."""
+        return [t.id for t in self.a.tokens]
+
+    def places(self, state: State) -> list[Place]:
+        """The places whose cell is in that state, in order of computation."""
+        return sorted((p for p, cell in self.cells.items() if cell.state is state), key=place_order)
+
+    def conclude(self, verdict: Verdict, *reasons: str) -> Comparison:
+        """The verdict, with the numbers of the cell where the sides part."""
+        cell = self.cells[self.first] if self.first is not None else None
+        if cell is None:
+            return Comparison(verdict, reasons, self.a, self.b, self.scope, cells=self.cells)
+        return Comparison(
+            verdict, reasons, self.a, self.b, self.scope, self.first, cell.token, cell.channel, measured=cell.rel_l2,
+            floor=cell.floor, cells=self.cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +110,8 @@ class Check:
     def first(self) -> Place | None:
         """The first bad place in order of computation, float64's before the cache's; None where the check passed."""
         bad = [p for p, e in self.errors.items() if e.is_bad]
-        return min(bad or [p for p, d in self.decoded.items() if d.state == "differs"], key=place_order, default=None)
+        bad = bad or [p for p, d in self.decoded.items() if d.state is State.DIFFERS]
+        return min(bad, key=place_order, default=None)
 
     @property
     def worst(self) -> LocalError | Difference | None:
@@ -76,9 +122,9 @@ class Check:
         return max(self.errors.values(), key=lambda e: e.nmse / e.limit, default=None)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Outcome:
         """PASS or FAIL."""
-        return "PASS" if self.first is None else "FAIL"
+        return Outcome.PASS if self.first is None else Outcome.FAIL
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -110,7 +156,8 @@ class Check:
     def unjudged(self) -> tuple[str, ...]:
         """Say how many stages have no finite inputs, so that nothing can be said of them."""
         left = len(self.trace.cells.keys() - self.errors.keys())
-        return (f"{left} stages could not be judged: no token of their inputs is finite",) if left else ()
+        stages = "1 stage" if left == 1 else f"{left} stages"
+        return (f"{stages} could not be judged: no token of their inputs is finite",) if left else ()
 
 
 @dataclass(frozen=True, slots=True)

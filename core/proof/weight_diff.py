@@ -11,23 +11,11 @@ import torch
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch
 from core.quant.dequantize import decode_rows
+from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
-# Relative RMS error that a type's plain rounding leaves on weights of a model, |decoded - original| / |original|.
-# Measured by `python -m tests.bench.quant_error` on 2^22 normal weights; APR_Q8, one scale for a whole tensor, on heavy
-# tails (student-5). A type without a row (IQ*, TQ*, NVFP4) has no known error, so that it explains nothing.
-QUANT_ERRORS = {
-    "F32": 0.0, "F64": 0.0, "F16": 2.1e-4, "BF16": 1.7e-3, "Q8_0": 5.4e-3, "Q6_K": 1.9e-2, "Q5_1": 3.8e-2,
-    "Q5_0": 4.3e-2, "Q5_K": 3.8e-2, "Q4_1": 7.8e-2, "Q4_0": 8.6e-2, "Q4_K": 7.8e-2, "Q3_K": 0.2, "Q2_K": 0.33,
-    "MXFP4": 0.11, "APR_Q8": 6.7e-2, "APR_Q4": 9.7e-2,
-}
-# type -> how many times its float16 scale a value can be: what a scale too small for float16 costs, in units of 2^-25
-HALF_STEPS = {
-    "F16": 1, "Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31, "Q8_0": 127, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945,
-    "Q5_K": 1953, "Q6_K": 4096, "APR_Q4": 8,
-}
-ROOM = 2.0  # over the measured row: heavier tails than normal cost up to 1.5 times (student-5, laplace, channels)
+ROOM = 2.0  # over the types' error: heavier tails than normal cost up to 1.5 times (student-5, laplace, channels)
 ROW_ROOM = 3.0  # of the worst row of a matrix: up to 1.65 times there
 FAINT = 0.1  # of the root mean square row: a row fainter than that is measured against it, not against itself
 CHUNK_WEIGHTS = 1 << 22
@@ -50,20 +38,20 @@ SCALED = {"factor": {"linear", "yarn"}, "original_context": {"yarn"}, "beta_fast
 class WeightDiff:
     """One tensor that is not the same on both sides.
 
-    relative: |B - A| / |A| of the decoded values. bound: what the rounding of both types leaves, from their rows.
+    relative: |B - A| / |A| of the decoded values. bound: what the rounding of both types leaves.
     """
 
     name: str
     quant_a: str
     quant_b: str
     relative: float
-    bound: float | None  # None: the same type, or a type without a row: nothing explains it
+    bound: float | None  # None: the same type, or a type whose error nobody knows: nothing explains it
     row: int  # the row furthest off
     row_relative: float = 0.0  # |B - A| / |A| of that row
 
     @property
     def is_unmeasured(self) -> bool:
-        """Whether it is there in two types, one of which has no row."""
+        """Whether it is there in two types, the error of one of which nobody knows."""
         return self.bound is None and self.quant_a != self.quant_b and "absent" not in (self.quant_a, self.quant_b)
 
     @property
@@ -111,7 +99,7 @@ def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> We
     """Compare two tensors row by row, decoded; a value that is not finite on one side only is infinitely far."""
     n_row = a.shape[0]
     step = max(1, CHUNK_WEIGHTS // (a.shape[-1] if len(a.shape) > 1 else 1))
-    lost = 0.0 if a.quant == b.quant else sum((HALF_STEPS.get(w.quant, 0) * 2.0**-25) ** 2 for w in (a, b))
+    lost = 0.0 if a.quant == b.quant else sum((QUANTS[w.quant].half_steps * 2.0**-25) ** 2 for w in (a, b))
     gap_sum = size_sum = 0.0
     worst, row = -1.0, 0
     for start in range(0, n_row, step):
@@ -128,8 +116,6 @@ def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> We
         if float(off_R.max()) > worst:
             worst, row = float(off_R.max()), start + int(off_R.argmax())
     relative = math.sqrt(gap_sum / size_sum) if size_sum else math.inf if gap_sum else 0.0
-    errors = [QUANT_ERRORS.get(w.quant) for w in (a, b)]
-    bound = None
-    if a.quant != b.quant and errors[0] is not None and errors[1] is not None:
-        bound = math.hypot(errors[0], errors[1])
+    errors = [e for e in (QUANTS[w.quant].error for w in (a, b)) if e is not None]
+    bound = math.hypot(*errors) if a.quant != b.quant and len(errors) == 2 else None
     return WeightDiff(name, a.quant, b.quant, relative, bound, row, math.sqrt(worst) if len(a.shape) > 1 else 0.0)

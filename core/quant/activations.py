@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from core.quant.types import QUANTS, Quant
+
 K_BLOCK, SMALL_BLOCK = 256, 32
-HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # weights whose activations ggml rounds to their own type
-# compute -> (what is said of it, rounding unit of an activation)
-COMPUTES = {
-    "f32": ("float32 activations on exactly dequantised weights", 2.0**-23),
-    "q8": ("activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, BF16 for BF16",
-           2.0**-8),
-    "bf16": ("activations and weights in bfloat16, sums in float32", 2.0**-8),
-}
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A way to multiply that a run declares.
+
+    rounds: the activations x [..., cols] as they meet a weight of that type. unit: the relative rounding of one.
+    """
+
+    name: str
+    says: str
+    unit: float
+    rounds: Callable[[Tensor, Quant], Tensor]
 
 
 def bf16(x: Tensor) -> Tensor:
@@ -45,13 +56,28 @@ def q8_0(x: Tensor) -> Tensor:
     return (q * (peak / 127).half().to(x.dtype)).reshape(x.shape)
 
 
+def rounds_to_q8_k(quant: Quant, cols: int) -> bool:
+    """Say whether q8 rounds activations of that many columns in blocks of 256."""
+    return quant.rounds == "Q8_K" and cols % K_BLOCK == 0
+
+
 def round_activations(x: Tensor, compute: str, quant: str) -> Tensor:
     """Round x [..., cols] as the compute does for a weight of that quant type; f32 leaves it as it is."""
-    if compute == "bf16":
-        return bf16(x)
-    if compute == "q8" and quant in HALVES:
-        return x.to(HALVES[quant]).to(x.dtype)
-    if compute == "q8" and quant != "F32":
-        wide = quant.endswith("_K") and x.shape[-1] % K_BLOCK == 0
-        return q8_k(x) if wide else q8_0(x) if x.shape[-1] % SMALL_BLOCK == 0 else x
-    return x
+    return COMPUTES[compute].rounds(x, QUANTS[quant])
+
+
+def _round_q8(x: Tensor, quant: Quant) -> Tensor:
+    """Round as ggml does for a weight of that type: to Q8_K, Q8_0, or the weight's own half."""
+    if quant.rounds in HALVES:
+        return x.to(HALVES[quant.rounds]).to(x.dtype)
+    if quant.rounds == "F32":
+        return x
+    return q8_k(x) if rounds_to_q8_k(quant, x.shape[-1]) else q8_0(x) if x.shape[-1] % SMALL_BLOCK == 0 else x
+
+
+COMPUTES = {compute.name: compute for compute in (
+    Compute("f32", "float32 activations on exactly dequantised weights", 2.0**-23, lambda x, _: x),
+    Compute("q8", "activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, "
+                  "BF16 for BF16", 2.0**-8, _round_q8),
+    Compute("bf16", "activations and weights in bfloat16, sums in float32", 2.0**-8, lambda x, _: bf16(x)),
+)}

@@ -9,29 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
+from core.system.arrays import Bytes, Floats32
 
 BLOCK = 256
 CHUNK = 2048  # blocks worked at once: their floats stay in the cache
 
 
-def quantise_q4_k(x: Floats) -> Bytes:
+def quantise_q4_k(x: Floats32) -> Bytes:
     """Quantise [rows, cols] to [rows, ceil(cols / 256) * 144]; x must be finite."""
     return _over_blocks(x, 144, _q4_k)
 
 
-def quantise_q6_k(x: Floats) -> Bytes:
+def quantise_q6_k(x: Floats32) -> Bytes:
     """Quantise [rows, cols] to [rows, ceil(cols / 256) * 210]; x must be finite."""
     return _over_blocks(x, 210, _q6_k)
 
 
-QUANTISERS: dict[str, Callable[[Floats], Bytes]] = {"Q4_K": quantise_q4_k, "Q6_K": quantise_q6_k}
+QUANTISERS: dict[str, Callable[[Floats32], Bytes]] = {"Q4_K": quantise_q4_k, "Q6_K": quantise_q6_k}
 
 
-def _over_blocks(x: Floats, block_bytes: int, quantise: Callable[[Floats, Bytes], None]) -> Bytes:
+def _over_blocks(x: Floats32, block_bytes: int, quantise: Callable[[Floats32, Bytes], None]) -> Bytes:
     rows, cols = x.shape
     n = -(-cols // BLOCK)
     if n * BLOCK != cols:
@@ -43,19 +41,19 @@ def _over_blocks(x: Floats, block_bytes: int, quantise: Callable[[Floats, Bytes]
     return out.reshape(rows, n * block_bytes)
 
 
-def _store_half(value: Floats, out: Bytes) -> Floats:
+def _store_half(value: Floats32, out: Bytes) -> Floats32:
     """Write values [n] as float16 into bytes [n, 2]; returns what was stored, as [n, 1]."""
     half = value.astype("<f2")
     out[:] = half.view(np.uint8).reshape(-1, 2)
     return half.astype(np.float32)[:, None]
 
 
-def _ratio(a: Floats, b: Floats) -> Floats:
+def _ratio(a: Floats32, b: Floats32) -> Floats32:
     """a / b, and 0 where b is 0."""
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape), np.float32), where=b != 0)
 
 
-def _q4_k(x: Floats, out: Bytes) -> None:
+def _q4_k(x: Floats32, out: Bytes) -> None:
     """x = d * scale * q - dmin * min, for eight sub-blocks of 32; scale and min have 6 bits, q has 4."""
     sub = x.reshape(-1, 8, 32)
     least = -np.minimum(sub.min(axis=2), 0)
@@ -75,7 +73,7 @@ def _q4_k(x: Floats, out: Bytes) -> None:
     out[:, 16:] = (nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)).reshape(-1, 128)
 
 
-def _q6_k(x: Floats, out: Bytes) -> None:
+def _q6_k(x: Floats32, out: Bytes) -> None:
     """x = d * scale * (q - 32), for sixteen sub-blocks of 16; scale is an int8, q has 6 bits."""
     sub = x.reshape(-1, 16, 16)
     step = np.maximum(sub.max(axis=2), -sub.min(axis=2)) / np.float32(31)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
+from core.system.arrays import Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +18,4 @@ class Weight:
     name: str   # GGUF's: blk.3.ffn_gate.weight
     quant: str  # a row of QUANTS: Q4_K
     shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8] = field(repr=False)
+    data: Bytes = field(repr=False)

@@ -7,44 +7,42 @@ proof/judge_capture.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.formats.model_file import ModelFile
-from core.model.arch import read_arch
 from core.model.stages import Place, place_order
 from core.proof.verdict import Check, Comparison
 from core.session import prepare as opening
+from core.session.prepare import OpenedModel
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
-from core.text.tokenizer import open_tokenizer
-from core.trace.events import Emit, Event
-from core.trace.measures import LocalError
+from core.system.progress import Phase
+from core.trace.events import Emit, Start
+from core.trace.measures import LocalError, SideName
 from core.trace.record import Token, Trace
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, RunOptions, Source
 
 if TYPE_CHECKING:
     from core.proof.capture import Capture
-    from core.proof.judge_pair import Question
-    from core.trace.run import Side
+    from core.proof.explain import Party
+    from core.proof.measure_pair import Question
 
 TextOf = Callable[[int], str | None]
 
 
 def trace_source(
-    source: Source, prompt: Prompt, *, layers: tuple[int, int] | None, keep_values: bool, witness: bool, emit: Emit,
-    cancelled: IsCancelled,
+    source: Source, prompt: Prompt, options: RunOptions, *, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
     """Trace another engine on a file or folder, by the file's own tokenizer."""
     check_path(source)
     file = _file(source)
     tokens, text_of = _encode(source, file, prompt)
-    emit(Event("start", n_layer=read_arch(file).n_layer if file else None, tokens=tokens))
-    traced = trace_engine(source, tokens, text_of, layers=layers, witness=witness, emit=emit, cancelled=cancelled)
-    traced = _identified(traced, file)
-    return traced if keep_values else replace(traced, values=None)
+    emit(Start(n_layer=file.arch.n_layer if file else None, tokens=tokens))
+    traced = _identified(trace_engine(
+        source, tokens, text_of, layers=options.layers, witness=options.witness, emit=emit, cancelled=cancelled), file)
+    return traced if options.keep_values else replace(traced, values=None)
 
 
 def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Emit, cancelled: IsCancelled) -> Check:
@@ -56,15 +54,15 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
                                      "Trace again with --values, or check the model file.")
         if model is None:
             raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
-        file = opening.open_model(model)
+        file = opening.open_once(model)
     else:
         check_path(source)
-        found = opening.open_model(model) if model is not None else _file(source)
+        found = opening.open_once(model) if model is not None else _file(source)
         if found is None:
             raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
         file = found
         tokens, text_of = _encode(source, file, prompt)
-        emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
+        emit(Start(n_layer=file.arch.n_layer, tokens=tokens))
         traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), file)
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
@@ -72,16 +70,16 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
     return check_values(traced, file, source, emit=emit, cancelled=cancelled)
 
 
-def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
+def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
     from core.proof.capture import misfits
-    from core.proof.check import replay
+    from core.proof.check import check_stages
     from core.quant.activations import COMPUTES
-    from core.trace.taps import no_tap
 
     refuse_other_rows(traced)
     values = traced.values or {}
-    wrong = misfits(values, read_arch(file), len(traced.tokens))
+    file = model.file
+    wrong = misfits(values, model.arch, len(traced.tokens))
     if wrong:
         raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. "
                                  "Give the file that they were made from.")
@@ -92,10 +90,11 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
                      f"(header {file.header_sha256[:12]}); its shapes fit, and they are checked against its weights")
     declared = traced.facts.compute
     best: Check | None = None
+    own = opening.prepared(model, traced.tokens, source.device, emit)
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
-        emit(Event("phase", f"checking against float64, at compute {compute}"))
-        side, _ = opening.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
-        errors, _ = replay(side, [t.id for t in traced.tokens], watch=no_tap, values=values, cancelled=cancelled)
+        emit(Phase(f"checking against float64, at compute {compute}"))
+        side = opening.ready(own, replace(source, scheme="", compute=str(compute), plant=None), emit)
+        errors = check_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
         result = Check(replace(traced, notes=(*notes, *unknown)), errors)
         if best is None or _reach(result.errors) > _reach(best.errors):
@@ -116,42 +115,102 @@ def compare_sources(
 
     None where a bundle cannot be judged so: its statistics, or its values without weights, are all there is.
     """
-    from core.proof.capture import Capture
     from core.proof.judge_capture import judge_captured
 
     for source in (a, b):
         if source.scheme:
             check_path(source)
-    files = [None if s is not None else _file(source) for source, s in zip((a, b), saved, strict=True)]
-    file = next((f for f in files if f is not None), None)
-    if file is None:
-        if any(saved):
-            return None
+    sides = [open_side(source, trace) for source, trace in zip((a, b), saved, strict=True)]
+    file = next((s.file for s in sides if not isinstance(s, SavedTrace) and s.file is not None), None)
+    known = [s.trace for s in sides if isinstance(s, SavedTrace)]
+    if file is None and not known:
         raise UsageError("the weights of a folder are not read here: one side must be a file, FILE or llama.cpp:FILE.")
-    for trace in filter(None, saved):
-        if trace.values is None or trace.origin.get("header_sha256") != file.header_sha256 or not trace.tokens:
-            return None
-    known = next(filter(None, saved), None)
-    fed = prompt or (Prompt(tokens=tuple(t.id for t in known.tokens)) if known else Prompt())
-    tokens = opening.encode(file, fed)
-    ask.emit(Event("start", n_layer=read_arch(file).n_layer, tokens=tokens))
-    sides: list[Side | Capture] = []
-    traces: list[Trace] = []
-    for name, source, own, stored in zip("AB", (a, b), files, saved, strict=True):
-        weights = own or file
-        if not source.scheme and stored is None:
-            side, why = opening.ready(source, weights, ask.emit)
-            sides.append(side)
-            traces.append(opening.describe(side, why, _own_tokens(weights, fed, tokens)))
-            continue
-        taken = stored or _identified(trace_engine(
-            source, _own_tokens(weights, fed, tokens), open_tokenizer(weights).token_text, side=name, emit=ask.emit,
-            cancelled=ask.cancelled), own)
-        live = replace(source, scheme="", compute=taken.facts.compute or source.compute, plant=None)
-        side, _ = opening.ready(live, weights, ask.emit)
-        sides.append(Capture(side, taken.values or {}, borrowed=own is None and stored is None))
-        traces.append(taken)
-    return judge_captured(sides[0], sides[1], traces[0], traces[1], ask)
+    if file is None or not all(_has_values_of(trace, file) for trace in known):
+        return None
+    own = Prompt(tokens=tuple(t.id for t in known[0].tokens)) if known else Prompt()
+    feed = Feed(file, prompt or own, opening.encode(file, prompt or own))
+    ask.emit(Start(n_layer=file.arch.n_layer, tokens=feed.tokens))
+    side_a, trace_a = _take(sides[0], SideName.A, feed, ask)
+    side_b, trace_b = _take(sides[1], SideName.B, feed, ask)
+    return judge_captured(side_a, side_b, trace_a, trace_b, ask)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSide:
+    """A model file that our own forward runs."""
+
+    source: Source
+    file: OpenedModel
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSide:
+    """A file or folder that another engine runs. file: None for a folder, whose weights are not read here."""
+
+    source: Source
+    file: OpenedModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTrace:
+    """A bundle: what was run before."""
+
+    source: Source
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What both sides are fed. file: whose weights stand for those of a side without a file of its own."""
+
+    file: OpenedModel
+    prompt: Prompt
+    tokens: tuple[Token, ...]
+
+    def tokens_of(self, file: OpenedModel) -> tuple[Token, ...]:
+        """The prompt as that file encodes it; where it has no usable tokenizer, the other file's tokens."""
+        return self.tokens if file.tokenizer.refusal else opening.encode(file, self.prompt)
+
+
+def open_side(source: Source, saved: Trace | None) -> LiveSide | EngineSide | SavedTrace:
+    """Open what a side is; saved: the bundle's trace, where it is one. FileError."""
+    if saved is not None:
+        return SavedTrace(source, saved)
+    if not source.scheme:
+        return LiveSide(source, opening.open_once(source.path))
+    return EngineSide(source, _file(source))
+
+
+def _take(side: LiveSide | EngineSide | SavedTrace, name: SideName, feed: Feed, ask: Question) -> tuple[Party, Trace]:
+    """Make a side ready to be judged; another engine is run here, a model file only later."""
+    match side:
+        case LiveSide(source, file):
+            model = opening.prepared(file, feed.tokens_of(file), source.device, ask.emit)
+            live = opening.ready(model, source, ask.emit)
+            return live, opening.describe(live, model)
+        case SavedTrace(source, trace):
+            return _capture(source, trace, feed.file, ask, borrowed=False), trace
+        case EngineSide(source, own):
+            file = own or feed.file
+            trace = _identified(trace_engine(
+                source, feed.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
+                cancelled=ask.cancelled), own)
+            return _capture(source, trace, file, ask, borrowed=own is None), trace
+
+
+def _capture(source: Source, trace: Trace, file: OpenedModel, ask: Question, *, borrowed: bool) -> Capture:
+    """The trace's values, with the file's model at the compute that the trace declares."""
+    from core.proof.capture import Capture
+
+    live = replace(source, scheme="", compute=trace.facts.compute or source.compute, plant=None)
+    side = opening.ready(opening.prepared(file, trace.tokens, live.device, ask.emit), live, ask.emit)
+    return Capture(side, trace.values or {}, borrowed)
+
+
+def _has_values_of(trace: Trace, file: OpenedModel) -> bool:
+    """Say whether a saved trace has values that this very file's weights can be held against."""
+    is_of_file = trace.origin.get("header_sha256") == file.file.header_sha256
+    return trace.values is not None and is_of_file and bool(trace.tokens)
 
 
 def refuse_other_rows(traced: Trace) -> None:
@@ -164,25 +223,22 @@ def refuse_other_rows(traced: Trace) -> None:
                                  "those of every token or of the last one are needed.")
 
 
-def _file(source: Source) -> ModelFile | None:
+def _file(source: Source) -> OpenedModel | None:
     """The model file behind a source; None for a folder of another format."""
-    return None if source.scheme and source.path.is_dir() else opening.open_model(source.path)
+    return None if source.scheme and source.path.is_dir() else opening.open_once(source.path)
 
 
-def _encode(source: Source, file: ModelFile | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
+def _encode(source: Source, file: OpenedModel | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
     if file is None:
         return folder_tokens(source.path, prompt)
-    return opening.encode(file, prompt), open_tokenizer(file).token_text
+    return opening.encode(file, prompt), file.tokenizer.token_text
 
 
-def _own_tokens(file: ModelFile, prompt: Prompt, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-    return tokens if open_tokenizer(file).refusal else opening.encode(file, prompt)
-
-
-def _identified(traced: Trace, file: ModelFile | None) -> Trace:
+def _identified(traced: Trace, model: OpenedModel | None) -> Trace:
     """The trace with the identity of the file that its engine read."""
-    if file is None:
+    if model is None:
         return traced
+    file = model.file
     return replace(traced, origin={
         **traced.origin, "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256})
 

@@ -1,4 +1,7 @@
-"""Make a file that is whole or absent: written under another name, then renamed. What goes into it is the caller's."""
+"""Make a file that is whole or absent: written under another name, then renamed. What goes into it is the caller's.
+
+A process that dies leaves the old file or none; a power cut may not, since nothing is forced to the disk.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.system.errors import OutputError, UsageError
+from core.system.errors import OutputError, UsageError, os_reason
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the name to write under; it replaces path when the block ends well, and is removed when not. OSError."""
+    part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_file(path: Path, force: bool = False) -> Iterator[Path]:
-    """Yield the name to write under; rename it when the block ends well, remove it when it does not.
+    """An atomic_file that a user named.
 
     Errors: UsageError where the file exists and force is not given; OutputError where it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; the name of a file was needed.")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
-        _refuse_existing(path, force)
-        part.open("wb").close()  # whether it can be written shows before the work
+        refuse_existing(path, force)
+        with atomic_file(path) as part:
+            part.open("wb").close()  # whether it can be written shows before the work
+            yield part
+            refuse_existing(path, force)  # somebody may have been faster
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise OutputError(f"{path} could not be written: {os_reason(error)}. Nothing was left behind. "
+                          "Give a folder that exists, is writable and has room.") from error
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Refuse a name that is taken, before the work; UsageError, and OutputError where that cannot be seen."""
     try:
-        yield part
-        _refuse_existing(path, force)  # somebody may have been faster
-        part.replace(path)
+        is_taken = path.exists()
     except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.exists() and not force:
+        raise OutputError(f"{path} could not be written: {os_reason(error)}.") from error
+    if is_taken and not force:
         raise UsageError(f"{path} exists already. Give another name, or --force to replace it.")
-
-
-def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} could not be written: {error.strerror or error}. Nothing was left behind. "
-        "Give a folder that exists, is writable and has room.",
-    )

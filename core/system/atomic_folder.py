@@ -17,7 +17,7 @@ from pathlib import Path
 from core.system.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
-FAMILY = re.compile(r"apr-tui(-corpus)?/\d+")  # of the schemas of all manifests
+FAMILY = re.compile(r"apr-tui(-corpus)?/[0-9]+")  # of the schemas of all manifests
 BUNDLES = ("a", "b")                            # folders beside a verdict, as is REPRODUCER
 REPRODUCER = "reproducer"
 CASE = {"case.safetensors", "case.json", "test_case.py"}
@@ -36,6 +36,19 @@ def check_out(out: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes target's place when the block ends well, and is gone when not. OSError."""
+    part = _free_name(target, "part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _put_in_place(part, target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes out when the block ends well, and is gone when it does not.
 
@@ -45,13 +58,11 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
         _refuse_existing(out, force)
         target = out.resolve()
         made = _make_parents(target.parent)
-        part = _free_name(target, "part")
         try:
-            part.mkdir()
-            yield part
-            _put_in_place(part, target, force)
+            with atomic_folder(target) as part:
+                yield part
+                _refuse_existing(target, force)  # somebody may have been faster
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
             for folder in reversed(made):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -150,11 +161,10 @@ def _free_name(target: Path, ending: str) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _put_in_place(part: Path, target: Path, force: bool) -> None:
+def _put_in_place(part: Path, target: Path) -> None:
     if not target.exists():
         part.rename(target)
         return
-    _refuse_existing(target, force)  # somebody may have been faster
     old = _free_name(target, "old")
     target.rename(old)
     try:

@@ -1,4 +1,9 @@
-"""Name the ways a run can fail, each with its exit code. Not a place for messages: the raiser writes those."""
+"""Name the ways a run can fail, each with its exit code. Messages are the raiser's, but for what nobody foresaw."""
+
+import errno
+import os
+
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class AprError(Exception):
@@ -8,8 +13,8 @@ class AprError(Exception):
 
 
 def os_reason(error: Exception) -> str:
-    """What the system said, without its number and the path that the message names anyway."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """What the system or a library said, without a full stop, its number and the path that the message names anyway."""
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).removesuffix(".")
 
 
 class UsageError(AprError):
@@ -40,6 +45,16 @@ class OutputError(AprError):
     """A folder or file that could not be written."""
 
     code = 7
+
+
+def system_error(error: OSError) -> FileError | OutputError:
+    """What the system refused where nobody foresaw it: a reading, unless its number is one that only writing has."""
+    named = None if error.filename is None else os.fsdecode(error.filename)
+    if error.errno in WRITING:
+        return OutputError(f"{named or 'the output'} could not be written: {os_reason(error)}. Give another place.")
+    if named is None:
+        return FileError(f"the system refused: {os_reason(error)}.")
+    return FileError(f"{named} could not be read: {os_reason(error)}. Check the path and its permissions.")
 
 
 class Cancelled(AprError):

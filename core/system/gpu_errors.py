@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
-from core.system.errors import DeviceError
+from core.system.errors import DeviceError, os_reason
 
+LIBRARY = re.compile(r"\blib(cuda|cudart|cublas|cudnn|cupti|nccl|nvrtc|nvidia|nvJitLink)")  # of the driver or of CUDA
 SPEAKERS = ("CUDA", "Triton Error", "NCCL")  # so begin the plain RuntimeErrors of a device
 
 
@@ -24,8 +26,16 @@ def why_unusable(device: str) -> str | None:
     return None
 
 
+def place_on_device(asked: str, device: str, reason: str) -> tuple[str, str]:
+    """Return the device that was chosen and why: the CPU where auto chose one that takes no work."""
+    why_not = why_unusable(device) if asked == "auto" else None
+    return (device, reason) if why_not is None else ("cpu", f"{reason}, but {why_not}")
+
+
 def device_error(error: BaseException, instead: str = "Use --device cpu.") -> DeviceError | None:
     """Say in a user's words what failed and what to do instead; None where it was not the device."""
+    if isinstance(error, OSError) and LIBRARY.search(str(error)):
+        return DeviceError(f"the device failed: {os_reason(error)}. {instead}")
     torch = sys.modules.get("torch")  # where it is not loaded, no device has failed
     if torch is None or not isinstance(error, RuntimeError):
         return None
@@ -33,7 +43,7 @@ def device_error(error: BaseException, instead: str = "Use --device cpu.") -> De
     if isinstance(error, torch.OutOfMemoryError):
         return DeviceError(f"the device is out of memory: {said} Use --device cpu, or a shorter prompt.")
     if isinstance(error, torch.AcceleratorError) or said.startswith(SPEAKERS):
-        return DeviceError(f"the device failed: {said}. {instead}")
+        return DeviceError(f"the device failed: {said.removesuffix('.')}. {instead}")
     return None
 
 

@@ -6,11 +6,9 @@ import mmap
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from core.system.arrays import Bytes
 from core.system.errors import FileError, os_reason
-
-Bytes = npt.NDArray[np.uint8]
 
 
 def map_file(path: Path) -> Bytes:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from core.formats.architectures import ARCHS
+
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TIKTOKEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,7 +36,8 @@ PRES = (  # Source: the tokenizer.json published with each family; the names: ll
     Pre(("smollm", "starcoder", "refact", "command-r", "codeshell"), (r"\p{N}", _GPT2)),
 )
 PRE_NAMED = {name: pre for pre in PRES for name in pre.names}
-ARCH_PRES = {"qwen2": "qwen2", "qwen3": "qwen2", "gpt2": "gpt-2"}  # where an older file has no tokenizer.ggml.pre
+# architecture -> what a file without tokenizer.ggml.pre means; gpt2 is encoded and not run, so it has no row of its own
+OLDER_PRES = {"gpt2": "gpt-2", **{arch: family.pre for arch, family in ARCHS.items() if family.pre is not None}}
 
 
 def build_bpe(pre: Pre, ids: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:

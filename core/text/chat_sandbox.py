@@ -1,4 +1,4 @@
-"""Render one chat template, read from stdin as JSON: the whole program of a child process. It imports nothing of ours.
+"""Render one chat template under limits: the whole program of a child process. chat_template.py asks it.
 
 A template comes from a stranger. jinja2's immutable sandbox keeps it from reaching Python, but not from looping for
 ever or from making a terabyte of text; the limits of the process do. It has no clock: the same prompt, the same text.
@@ -7,8 +7,10 @@ ever or from making a terabyte of text; the limits of the process do. It has no 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from typing import Any
+
+from core.system.child import answer
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 512 << 20
@@ -37,23 +39,23 @@ def render(template: str, text: str, bos_token: str, eos_token: str) -> str:
     )
 
 
-def serve() -> None:
-    """Answer the one request on stdin."""
+def _limit() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+def _reply(asked: Mapping[str, str]) -> dict[str, str]:
     try:
-        text = render(**json.loads(sys.stdin.buffer.read()))
+        text = render(**asked)
         text.encode()
-        answer = {"text": text}
-        if len(text) > LONGEST:
-            answer = {"error": f"it wrote {len(text)} characters, over {LONGEST}"}
     except Exception as error:  # noqa: BLE001 (whatever the template raises is the answer)
         said = " ".join(str(error).split())[:200]
-        answer = {"error": f"{type(error).__name__}: {ascii(said)[1:-1]}"}
-    sys.stdout.write(json.dumps(answer))
+        return {"error": f"{type(error).__name__}: {ascii(said)[1:-1]}"}
+    return {"text": text} if len(text) <= LONGEST else {"error": f"it wrote {len(text)} characters, over {LONGEST}"}
 
 
 if __name__ == "__main__":
-    serve()
+    _limit()
+    answer(_reply)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
+from core.system.child import ask_child, take_answer
 from core.system.errors import FileError
 from core.text import chat_sandbox
 
@@ -14,15 +11,12 @@ WALL_SECONDS = 20.0  # for a machine so busy that the process's own limit of CPU
 
 def render_chat_template(template: str, text: str, bos: str, eos: str) -> str:
     """Render a conversation of one user message, up to where the assistant speaks. FileError says why it cannot be."""
-    given = json.dumps({"template": template, "text": text, "bos_token": bos, "eos_token": eos})
-    # -P: the folder holds modules named as the standard library's (trace); it must stay off the child's path.
-    command = [sys.executable, "-P", "-X", "utf8", chat_sandbox.__file__]
+    asked = {"template": template, "text": text, "bos_token": bos, "eos_token": eos}
     try:
-        child = subprocess.run(command, input=given.encode(), capture_output=True, timeout=WALL_SECONDS, check=False)
-        answer = json.loads(child.stdout)
-    except subprocess.TimeoutExpired:
+        answer = take_answer(ask_child("core.text.chat_sandbox", asked), WALL_SECONDS)
+    except TimeoutError:
         answer = {"error": f"it ran for more than {WALL_SECONDS:.0f} s"}
-    except ValueError:
+    except (OSError, ValueError):
         limits = f"{chat_sandbox.CPU_SECONDS} s or {chat_sandbox.MEMORY_BYTES >> 20} MiB"
         answer = {"error": f"it used more than {limits}, or its process could not start"}
     if "error" not in answer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import AprError, FileError, UsageError
-from core.text.bpe import ARCH_PRES, BYTE_LETTERS, LETTER_BYTES, PRE_NAMED, Pre, build_bpe
+from core.text.bpe import BYTE_LETTERS, LETTER_BYTES, OLDER_PRES, PRE_NAMED, Pre, build_bpe
 from core.text.chat_template import render_chat_template
 from core.text.sentencepiece import SPACE, spm_ids
 
@@ -218,8 +218,8 @@ def open_tokenizer(model: ModelFile) -> Tokenizer:
     if family == "llama":
         return Tokenizer(model)
     pre, notes = model.keys.get("tokenizer.ggml.pre"), tuple[str, ...]()
-    if pre is None and arch in ARCH_PRES:
-        pre = ARCH_PRES[str(arch)]
+    if pre is None and arch in OLDER_PRES:
+        pre = OLDER_PRES[str(arch)]
         notes = (f"tokenizer.ggml.pre is absent; {pre} is taken, as architecture {arch} uses",)
     if pre not in PRE_NAMED:
         found, known = "absent" if pre is None else repr(pre), ", ".join(PRE_NAMED)

@@ -1,34 +1,56 @@
-"""Record of one thing that a run tells while it runs, and the call that takes it."""
+"""Records of what a run tells while it runs, one for each kind of event, and the call that takes them.
+
+No array library is needed to read them: a screen matches them before numpy is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from core.model.stages import Place
-from core.trace.measures import LocalError
+from core.system.progress import Phase
+from core.trace.measures import LocalError, SideName
 from core.trace.record import Token
-from core.trace.stats import Cell
+
+if TYPE_CHECKING:
+    from core.trace.stats import Cell
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that a run tells while it runs.
+class Start:
+    """The tokens are known and the run begins. n_layer: None where another engine's model says it only later."""
 
-    kind: "phase" (text says what is being done), "start" (n_layer, tokens known), "cell" (a stage was measured),
-    "token" (one generated token, in text), "error" (a check has judged a stage). side: A or B in a comparison, else "".
-    """
-
-    kind: str
-    text: str = ""
-    place: Place | None = None
-    cell: Cell | None = None
-    side: str = ""
-    n_layer: int | None = None
-    tokens: tuple[Token, ...] = ()
-    error: LocalError | None = None
+    n_layer: int | None
+    tokens: tuple[Token, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CellMeasured:
+    """A stage was measured. side: of a comparison; None where one source is run."""
+
+    place: Place
+    cell: Cell
+    side: SideName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGenerated:
+    """One token of the continuation, as text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageJudged:
+    """A check has judged a stage against float64."""
+
+    place: Place
+    error: LocalError
+
+
+Event: TypeAlias = Phase | Start | CellMeasured | TokenGenerated | StageJudged
 Emit = Callable[[Event], None]
 
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from core.model.stages import Place
+
+
+class FindingKind(StrEnum):
+    """The rule that a finding comes from."""
+
+    NAN = "nan"
+    RATIO = "ratio"            # a spike
+    PRECURSOR = "precursor"    # a rise before it in its layer
+    DOWNSTREAM = "downstream"  # a spike that follows from it
+    AFTER = "after"            # a spike that comes after it
+    MASSIVE = "massive"
+    HIDDEN = "hidden"          # a spike of one position that fades at scope all
+    OVERFLOW = "overflow"      # of float16
+    STEP = "step"              # far above a low layer before, and usual for its column
+    FALL = "fall"
+    Z = "z"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One sentence about one place, with the numbers behind it.
 
-    kind: nan, ratio, precursor, downstream, after, massive, hidden, overflow, step, fall, z. strength: hint or proof.
+    strength: hint or proof.
     measured and baseline: the two sides of the rule (a ratio's are the multiple and the std of the layer before).
     """
 
-    kind: str
+    kind: FindingKind
     strength: str
     layer: int | None
     stage: str

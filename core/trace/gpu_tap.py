@@ -16,9 +16,9 @@ from torch import Tensor
 
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.model.forward import Tap
-from core.model.stages import Place
-from core.trace.stats import TokenStats
-from core.trace.taps import FACTORS, MASSIVE_SIZE, finish
+from core.model.stages import FACTORS, PRODUCT, Place
+from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
+from core.trace.taps import finish
 
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
@@ -68,13 +68,13 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
     assert done.host is not None
     if done.ready is not None:
         done.ready.synchronize()
-    measured = read_statistics(done.host.numpy(), len(done.values))
-    for (place, x), (table, row, peaks) in zip(done.values.items(), measured, strict=True):
-        factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == "ffn_swigl" else None
+    measured = read_statistics(done.host.numpy(), len(done.values), ROW)
+    for (place, x), (table, index, peaks) in zip(done.values.items(), measured, strict=True):
+        factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == PRODUCT else None
         is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
             few = x.cpu() if is_large and x.numel() <= ON_HOST else x
-            stats = finish(few, n_token - len(x), table, row, peaks, factors)
+            stats = finish(few, n_token - len(x), table, index, peaks, factors)
         yield place, stats
 
 

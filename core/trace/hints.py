@@ -13,7 +13,7 @@ import numpy as np
 
 from core.model.stages import GRID, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
-from core.trace.finding import Finding
+from core.trace.finding import Finding, FindingKind
 from core.trace.grid import Cells, falls, kind_of, place_before
 from core.trace.marks import FALL_RATIO, UNUSUAL, WATCH_RATIO
 from core.trace.massive import find_massive
@@ -45,12 +45,12 @@ def find_hints(source: Trace | Cells, *, threshold: float = 10.0, scope: str = "
 
 
 def _tell_spike(view: View, spike: Spike) -> Iterator[Finding]:
-    yield _ratio(view, spike.place, "ratio", _rule(view, spike.place), told=spike)
+    yield _ratio(view, spike.place, FindingKind.RATIO, _rule(view, spike.place), told=spike)
     between = f"std ratio to the layer before {WATCH_RATIO:g} to {view.threshold:g}, before the spike"
     for place in spike.before:
-        yield _ratio(view, place, "precursor", between, f", before the spike at {spike.place[1]}")
+        yield _ratio(view, place, FindingKind.PRECURSOR, between, f", before the spike at {spike.place[1]}")
     for place, how in spike.later:
-        why = f", {how}{' of' * (how == 'downstream')} {place_text(spike.place)}"
+        why = f", {how}{' of' * (how is FindingKind.DOWNSTREAM)} {place_text(spike.place)}"
         yield _ratio(view, place, how, f"{_rule(view, place)}, after the spike", why)
 
 
@@ -59,21 +59,21 @@ def _rule(view: View, place: Place) -> str:
     return f"std ratio to the layer before > {view.threshold:g}, and {UNUSUAL:g} x {over}"
 
 
-def _ratio(view: View, place: Place, kind: str, rule: str, why: str = "", told: Spike | None = None) -> Finding:
+def _ratio(view: View, place: Place, kind: FindingKind, rule: str, why: str = "", told: Spike | None = None) -> Finding:
     """Tell a cell's ratio and which tokens carry it (for a fall: carried the layer before)."""
     layer, stage = place
     before = place_before(place, view.kinds)
     assert layer is not None and before is not None
     found = told.carrier if told is not None else carrier(
-        view.cells, before if kind == "fall" else place, view.scope, view.first, (place, before))
+        view.cells, before if kind is FindingKind.FALL else place, view.scope, view.first, (place, before))
     stats, token = view.stats[place], carrier_token(found)
-    phrase = carrier_phrase(found, view.scope, carried=f"layer {before[0]}" if kind == "fall" else None)
+    phrase = carrier_phrase(found, view.scope, carried=f"layer {before[0]}" if kind is FindingKind.FALL else None)
     if told is not None and found is not None:
         phrase += _verdict(view, told, found)
     sentence = f"{stage} is {times_text(view.times[place])} x layer {before[0]}{why}; {phrase}"
-    channel = stats.peak_channel if token is not None and token == stats.peak_token and kind != "fall" else None
-    return Finding(kind, "hint", layer, stage, view.scope, token, channel, view.times[place], view.stats[before].std,
-                   rule, sentence)
+    is_peak = token is not None and token == stats.peak_token and kind is not FindingKind.FALL
+    return Finding(kind, "hint", layer, stage, view.scope, token, stats.peak_channel if is_peak else None,
+                   view.times[place], view.stats[before].std, rule, sentence)
 
 
 def _verdict(view: View, spike: Spike, found: Carrier) -> str:
@@ -101,8 +101,8 @@ def _tell_hidden(view: View, hidden: Hidden) -> Finding:
                 f"{at_all}: hidden at scope all{known}{more}")
     stats, low = view.cells[hidden.place].at(scope), view.cells[before].at(scope)
     assert stats is not None and low is not None
-    return Finding("hidden", "hint", layer, stage, scope, hidden.token, stats.peak_channel, hidden.times, low.std,
-                   f"{_rule(view, hidden.place)}, at one position", sentence)
+    return Finding(FindingKind.HIDDEN, "hint", layer, stage, scope, hidden.token, stats.peak_channel, hidden.times,
+                   low.std, f"{_rule(view, hidden.place)}, at one position", sentence)
 
 
 def _find_overflow(view: View) -> Iterator[Finding]:
@@ -114,8 +114,8 @@ def _find_overflow(view: View) -> Iterator[Finding]:
             f"; token {stats.peak_token} carries it, in channel {stats.peak_channel}")
         later = f"; {len(over) - 1} cells after it do too" if len(over) > 1 else ""
         sentence = f"{place_text(place)} reaches {short(stats.absmax)}: Inf in float16{where}{later}"
-        yield Finding("overflow", "hint", *place, view.scope, stats.peak_token, stats.peak_channel, stats.absmax,
-                      FLOAT16_MAX, f"|x| > {FLOAT16_MAX:g}, the largest of float16", sentence)
+        yield Finding(FindingKind.OVERFLOW, "hint", *place, view.scope, stats.peak_token, stats.peak_channel,
+                      stats.absmax, FLOAT16_MAX, f"|x| > {FLOAT16_MAX:g}, the largest of float16", sentence)
 
 
 def _tell_steps(view: View) -> Iterator[Finding]:
@@ -123,13 +123,14 @@ def _tell_steps(view: View) -> Iterator[Finding]:
         before = place_before(place, view.kinds)
         assert before is not None
         low = f", yet {reason}: layer {before[0]} is the low one"
-        yield _ratio(view, place, "step", f"std ratio to the layer before > {view.threshold:g}, and no spike", low)
+        rule = f"std ratio to the layer before > {view.threshold:g}, and no spike"
+        yield _ratio(view, place, FindingKind.STEP, rule, low)
 
 
 def _find_falls(view: View) -> Iterator[Finding]:
     places = sorted(falls(view.stats, view.times, view.kinds), key=place_order)
     for place in places[:MAX_FALLS]:
-        yield _ratio(view, place, "fall", f"std ratio to the layer before < {FALL_RATIO:g}")
+        yield _ratio(view, place, FindingKind.FALL, f"std ratio to the layer before < {FALL_RATIO:g}")
 
 
 def _find_nan(view: View) -> Iterator[Finding]:
@@ -144,17 +145,17 @@ def _find_nan(view: View) -> Iterator[Finding]:
         later = f"; {len(broken) - 1} cells after it have them too" if len(broken) > 1 else ""
         sentence = f"{place[1]} has {stats.nan or 0} NaN and {stats.inf or 0} Inf{values}, {where}{later}"
         measured, rule = float((stats.nan or 0) + (stats.inf or 0)), "NaN or Inf count > 0"
-        yield Finding("nan", "hint", *place, view.scope, token, channel, measured, None, rule, sentence)
+        yield Finding(FindingKind.NAN, "hint", *place, view.scope, token, channel, measured, None, rule, sentence)
 
 
 def _first_broken(cell: Cell, scope: str, stats: Stats) -> tuple[int | None, int | None]:
     """Return the token and channel of the first NaN or Inf; the channel of an Inf is not kept."""
     if not isinstance(cell, TokenStats):
         return stats.nan_token, stats.nan_channel
-    for token in scope_positions(scope, cell.first + len(cell.mean)):
+    for token in scope_positions(scope, cell.first + cell.n_token):
         row = token - cell.first
-        if row >= 0 and (cell.nan[row] or cell.inf[row]):
-            return token, int(cell.nan_channel[row]) if cell.nan[row] else None
+        if row >= 0 and (cell.rows["nan"][row] or cell.rows["inf"][row]):
+            return token, int(cell.rows["nan_channel"][row]) if cell.rows["nan"][row] else None
     return None, None
 
 
@@ -183,4 +184,4 @@ def _outlier(view: View, z: float, place: Place, median: float) -> Finding:
     sentence = (f"{place[1]} has std {short(view.stats[place].std)} where its column's median is {short(median)}: "
                 f"robust z {z:.1f}; {carrier_phrase(found, view.scope)}")
     rule = f"|0.6745 (x - median) / MAD| of log std over the column > {Z_LIMIT:g}"
-    return Finding("z", "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)
+    return Finding(FindingKind.Z, "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from core.model.stages import Place, place_order, place_text, scope_positions
 from core.system.numbers import short
-from core.trace.finding import Finding
+from core.trace.finding import Finding, FindingKind
 from core.trace.spikes import Spike, View
-from core.trace.stats import TokenStats
+from core.trace.stats import MASSIVE_CHANNELS, MASSIVE_MULTIPLE, MASSIVE_SIZE, TokenStats
 from core.trace.token_share import FEW_SHARE, carrier, times_text
 
 MAX_MASSIVE = 4  # channels; the rest shows at its place
@@ -22,7 +22,7 @@ WRITERS = ("attn_out", "ffn_out")
 BLOCK = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # its channels are its own layer's
 BORN = 0.5        # of a channel's largest size, from here on: there it is born
 TAKEN_BACK = 0.1  # of it, from here on: a writer of the other sign works against it
-RULE = "|x| > 100 and > 1000 x the median |x|, in at most 4 channels"
+RULE = f"|x| > {MASSIVE_SIZE:g} and > {MASSIVE_MULTIPLE:g} x the median |x|, in at most {MASSIVE_CHANNELS} channels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _values(view: View) -> Iterator[_Seen]:
             massive = cell.massive.places if cell.massive is not None else ()
             far = {channel for _, channel, _ in massive}
             top = [(token, channel, value) for channel, token, value in cell.top if channel not in far]
-            positions = scope_positions(view.scope, cell.first + len(cell.mean))
+            positions = scope_positions(view.scope, cell.first + cell.n_token)
             for token, channel, value in (*massive, *top):
                 if token in positions:
                     median = cell.massive.median if cell.massive is not None and channel in far else None
@@ -77,7 +77,7 @@ def _written(view: View, spike: Spike) -> int | None:
     cell = view.cells.get((spike.place[0], "ffn_out"))
     if spike.carrier is None or not isinstance(cell, TokenStats):
         return None
-    return int(cell.peak_channel[spike.carrier.peak - cell.first])
+    return int(cell.rows["peak_channel"][spike.carrier.peak - cell.first])
 
 
 def _life(seen: Sequence[_Seen]) -> tuple[_Seen, list[_Seen]]:
@@ -115,5 +115,5 @@ def _massive(view: View, born: _Seen, story: str) -> Finding:
     sentence = (f"{stage} reaches {short(born.value)}{times}; token {born.token} carries it, in channel "
                 f"{born.channel}{story}")
     rule = RULE if median is not None else "the largest channel that a spike which looks like the model writes"
-    return Finding("massive", "hint", layer, stage, view.scope, born.token, born.channel, born.value, median, rule,
-                   sentence)
+    return Finding(FindingKind.MASSIVE, "hint", layer, stage, view.scope, born.token, born.channel, born.value, median,
+                   rule, sentence)

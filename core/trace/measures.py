@@ -1,5 +1,7 @@
 """Records of one measured place, B against A or a stage against float64, and the tolerances they are held to.
 
+Units: MIN_REL_L2_FLOOR is a relative L2, |b - a| / |a|, the least floor of a Difference; MIN_NMSE_FLOOR is an NMSE, its
+square, the least floor of a LocalError; BAD_FACTOR multiplies an NMSE, SAME and CLEAR a relative L2.
 What they add up to is proof/verdict.py's. No array library is needed to read them.
 """
 
@@ -7,10 +9,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 SAME, CLEAR = 3.0, 10.0  # multiples of a cell's floor: up to SAME it is noise, above CLEAR it is not
 BAD_FACTOR = 100.0  # in NMSE, so 10 in size: another order of summation costs up to 4
-LEAST_FLOOR = 1e-13  # in NMSE: float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
+MIN_NMSE_FLOOR = 1e-13  # float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
+MIN_REL_L2_FLOOR = 1e-6  # rounding of float32 (1.2e-7) through one stage's sums of thousands of products
+
+
+class SideName(StrEnum):
+    """The two sides of a comparison; a distance is of B against A."""
+
+    A = "A"
+    B = "B"
+
+
+class State(StrEnum):
+    """What a cell's distance is by the multiple of its floor; absent: one side has no such value."""
+
+    SAME = "same"
+    UNCLEAR = "unclear"
+    DIFFERS = "differs"
+    ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +39,7 @@ class Difference:
 
     rel_l2 = |b - a| / |a|; local: B's operation on A's inputs against A; inherited: B against B's operation on A's
     inputs.
-    floor: the same distance between A and A with rounding-size noise. state: same, unclear, differs, absent.
+    floor: the same distance between A and A with rounding-size noise.
     """
 
     rel_l2: float | None
@@ -30,7 +50,7 @@ class Difference:
     inherited: float | None = None
     local: float | None = None
     floor: float | None = None
-    state: str = "same"
+    state: State = State.SAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +81,8 @@ class LocalError:
 
     @property
     def limit(self) -> float:
-        """The floor that counts, never under LEAST_FLOOR."""
-        return max(self.floor, LEAST_FLOOR)
+        """The floor that counts, never under MIN_NMSE_FLOOR."""
+        return max(self.floor, MIN_NMSE_FLOOR)
 
     @property
     def is_bad(self) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.model.stages import Place
-from core.trace.stats import Cell
+
+if TYPE_CHECKING:
+    from core.trace.stats import Cell
 
 
 @dataclass(frozen=True, slots=True)

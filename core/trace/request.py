@@ -9,8 +9,7 @@ from typing import Any
 
 from core.model.stages import read_whole
 from core.system.errors import UsageError
-
-SCHEMES = ("llama.cpp", "transformers")
+from core.trace.engines import ENGINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class Source:
     """Anything that yields a Trace: a model file with its settings, a saved bundle, another engine on a file."""
 
     path: Path
-    scheme: str = ""      # "", llama.cpp or transformers
+    scheme: str = ""      # of ENGINES; "" for this forward
     compute: str = "f32"  # f32, q8, bf16
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None
@@ -34,6 +33,26 @@ class Prompt:
     chat: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to trace, check or compare: what command line, console and session all know. Each call reads its own fields.
+
+    scope: which tokens a number is taken over (all, last, first, rest, pos:N). threshold: the ratio that makes a spike.
+    layers: watch A to B - 1 only. generate: tokens to go on with. keep_values: hold every stage's values in the trace.
+    witness: run the same forward untraced beside it.
+    """
+
+    scope: str = "all"
+    threshold: float = 10.0
+    layers: tuple[int, int] | None = None
+    generate: int = 0
+    keep_values: bool = False
+    witness: bool = True
+
+
+DEFAULTS = RunOptions()
+
+
 def parse_source(text: str, default: Source) -> Source:
     """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
 
@@ -42,7 +61,7 @@ def parse_source(text: str, default: Source) -> Source:
     if os.path.exists(text):  # Path.exists raises where a folder on the way may not be read
         return replace(default, path=Path(text), scheme="")
     scheme, colon, rest = text.partition(":")
-    scheme, rest = (scheme, rest) if colon and scheme in SCHEMES else ("", text)
+    scheme, rest = (scheme, rest) if colon and scheme in ENGINES else ("", text)
     name, at, settings = rest.rpartition("@")
     if not at or "=" not in settings:
         return replace(default, path=Path(rest), scheme=scheme)

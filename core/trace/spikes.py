@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.model.stages import GRID, STAGES, Place, place_order
+from core.model.stages import GRID, PREVIOUS, STAGES, Place, place_order
+from core.system.arrays import Floats
+from core.trace.finding import FindingKind
 from core.trace.grid import Cells, divided, kind_of, place_before, ratios, stats_at, why_step
 from core.trace.grid import column_of as std_column
 from core.trace.marks import UNUSUAL, WATCH_RATIO
 from core.trace.record import Trace
-from core.trace.stats import Floats, Stats, TokenStats
-from core.trace.token_share import FEW_SHARE, Carrier, carrier, first_tokens, std_of, std_T
+from core.trace.stats import Stats, TokenStats, std_T
+from core.trace.token_share import FEW_SHARE, Carrier, carrier, first_tokens, std_of
 
 BORN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out", "output")  # where a model makes a massive activation
 ATTENTION = GRID[: GRID.index("ffn_norm")]
 MAX_HIDDEN = 3  # the rest shows at its position
-_INPUTS = {s.name: tuple(i for i in s.inputs if i not in ("previous", "attn_resid")) for s in STAGES}
+_INPUTS = {s.name: tuple(i for i in s.inputs if i not in (PREVIOUS, "attn_resid")) for s in STAGES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Spike:
     is_known: bool           # looks like the model
     is_raising: bool         # its layer raises the carriers' residual: an activation is born, not passed on
     before: tuple[Place, ...]                 # precursors
-    later: tuple[tuple[Place, str], ...] = ()  # with how: downstream or after
+    later: tuple[tuple[Place, FindingKind], ...] = ()  # with how: downstream or after
 
     @property
     def places(self) -> set[Place]:
@@ -86,7 +88,7 @@ def find_spikes(view: View) -> list[Spike]:
     Of those that do, one that raises the residual comes before one that only passes through.
     """
     roots: list[Spike] = []
-    later: dict[Place, list[tuple[Place, str]]] = {}
+    later: dict[Place, list[tuple[Place, FindingKind]]] = {}
     high = (p for p, multiple in view.times.items() if multiple > view.threshold and p not in view.steps)
     for place in sorted(high, key=place_order):
         spike = _spike(view, place)
@@ -113,18 +115,18 @@ def _spike(view: View, place: Place) -> Spike:
     return Spike(place, found, looks_like_the_model(found, place, view.first), raising, precursors)
 
 
-def _host(view: View, roots: Sequence[Spike], spike: Spike) -> tuple[Place, str] | None:
+def _host(view: View, roots: Sequence[Spike], spike: Spike) -> tuple[Place, FindingKind] | None:
     """Find the latest spike that this one follows from, and how; None for one of its own."""
     for root in reversed(roots):
         if is_downstream(view, root, spike.place, _tokens(spike.carrier)):
-            return root.place, "downstream"
+            return root.place, FindingKind.DOWNSTREAM
     if spike.is_raising:
         return None
     for root in reversed(roots):
         mine, its = _tokens(spike.carrier), _tokens(root.carrier)
         same = mine is its is None or (mine is not None and its is not None and mine <= its)
         if same and (spike.is_known or not root.is_known):
-            return root.place, "after"
+            return root.place, FindingKind.AFTER
     return None
 
 

@@ -1,6 +1,7 @@
 """Statistics of one stage, kept per token and merged exactly, so that a scope is a view. No torch: taps.py measures.
 
-Definitions are those of `apr trace` (ActivationStats): finite values only, sample standard deviation (n - 1).
+Each statistic has a row in metrics.py, where its formula stands. Definitions are those of `apr trace`
+(ActivationStats): finite values only, sample standard deviation (n - 1).
 Missing is None: n = 0 gives None everywhere, n = 1 a std of None.
 Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 """
@@ -8,23 +9,32 @@ Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from core.model.stages import scope_positions
+from core.system.arrays import Floats, Ints, Rows
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-MOMENTS = ("mean", "m2", "min", "max", "sumsq")  # of a token's finite values; the order of statistics.cpp
-COUNTS = ("nan", "inf", "zero", "peak_channel", "nan_channel")
+MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
+ROW = np.dtype([  # of a token, as it is measured; struct Row of statistics.cpp
+    ("mean", np.float64),        # of the finite values
+    ("m2", np.float64),          # sum of squared deviations from the mean
+    ("min", np.float64),         # +inf where nothing is finite
+    ("max", np.float64),         # -inf where nothing is finite
+    ("sumsq", np.float64),       # sum of squares
+    ("nan", np.int64),
+    ("inf", np.int64),
+    ("zero", np.int64),
+    ("peak_channel", np.int64),  # of the largest |x|; -1 where nothing is finite
+    ("nan_channel", np.int64),   # of the first NaN; -1 where there is none
+])
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Statistics of a stage at one scope: count of all values, nan, inf and zero among them, the rest of finite values.
+    """Statistics of a stage at one scope, in the order of the table STATS.
 
     A statistics-only source (an imported table) leaves what it does not say None.
     """
@@ -47,7 +57,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Massive:
-    """Values far outside their cell: |x| over 100 and over 1000 times the cell's median |x|."""
+    """Values far outside their cell: |x| over MASSIVE_SIZE and over MASSIVE_MULTIPLE times the cell's median |x|."""
 
     median: float
     places: tuple[tuple[int, int, float], ...]  # (token, channel, value), the largest of each channel
@@ -66,123 +76,45 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Statistics of a stage for each token. Every column is [T]; a peak or NaN channel is -1 where there is none.
+    """Statistics of a stage for each token.
 
-    Those of the stages that were measured together lie in one table. An array of its own for each of hundreds of stages
+    The rows of stages that were measured together lie in one table. An array of its own for each of hundreds of stages
     would cost more than measuring it, and its few bytes would lie in the freed block that the next values need.
     """
 
-    width: int  # values a token has
-    first: int  # position of the first row: logits have the last token only
-    table: Floats  # [stages, 2, 5, T]: MOMENTS, and COUNTS as whole numbers in the same bytes; see packed()
-    row: int  # this stage's in the table
+    width: int   # values a token has
+    first: int   # position of the first row: logits have the last token only
+    table: Rows  # [stages, T] of ROW
+    index: int   # this stage's in the table
     top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
     massive: Massive | None = None  # None: no value is that far out
     factors: Factors | None = None  # of a product stage
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
 
     @property
-    def mean(self) -> Floats:
-        """Mean of the finite values."""
-        return self.table[self.row, 0, 0]  # type: ignore[no-any-return]
+    def rows(self) -> Rows:
+        """The rows of its tokens [T]."""
+        rows: Rows = self.table[self.index]
+        return rows
 
     @property
-    def m2(self) -> Floats:
-        """Sum of squared deviations from the mean."""
-        return self.table[self.row, 0, 1]  # type: ignore[no-any-return]
+    def n_token(self) -> int:
+        """How many tokens it has."""
+        return len(self.rows)
 
     @property
-    def min(self) -> Floats:
-        """Smallest value; +inf where nothing is finite."""
-        return self.table[self.row, 0, 2]  # type: ignore[no-any-return]
-
-    @property
-    def max(self) -> Floats:
-        """Largest value; -inf where nothing is finite."""
-        return self.table[self.row, 0, 3]  # type: ignore[no-any-return]
-
-    @property
-    def sumsq(self) -> Floats:
-        """Sum of squares."""
-        return self.table[self.row, 0, 4]  # type: ignore[no-any-return]
-
-    @property
-    def nan(self) -> Ints:
-        """How many are NaN."""
-        return self.table[self.row, 1, 0].view(np.int64)  # type: ignore[no-any-return]
-
-    @property
-    def inf(self) -> Ints:
-        """How many are infinite."""
-        return self.table[self.row, 1, 1].view(np.int64)  # type: ignore[no-any-return]
-
-    @property
-    def zero(self) -> Ints:
-        """How many are zero."""
-        return self.table[self.row, 1, 2].view(np.int64)  # type: ignore[no-any-return]
-
-    @property
-    def peak_channel(self) -> Ints:
-        """Channel of the largest size."""
-        return self.table[self.row, 1, 3].view(np.int64)  # type: ignore[no-any-return]
-
-    @property
-    def nan_channel(self) -> Ints:
-        """Channel of the first NaN."""
-        return self.table[self.row, 1, 4].view(np.int64)  # type: ignore[no-any-return]
+    def finite_T(self) -> Ints:
+        """How many values of each token are finite [T]."""
+        return _finite_T(self.width, self.rows)
 
     def at(self, scope: str) -> Stats | None:
         """Merge the rows that the scope covers; None where it covers none."""
         if self.published is not None and scope in self.published:
             return self.published[scope]
-        wanted = scope_positions(scope, self.first + len(self.mean))
-        rows = slice(max(wanted.start - self.first, 0), max(wanted.stop - self.first, 0))
-        if len(self.mean[rows]) == 0:
-            return None
-        return self._merged(rows)
-
-    def _merged(self, rows: slice) -> Stats:
-        n_T = self.width - self.nan[rows] - self.inf[rows]
-        tokens = len(n_T)
-        n, mean, m2 = merge_moments(n_T, self.mean[rows], self.m2[rows])
-        counts = {
-            "count": self.width * tokens, "nan": int(self.nan[rows].sum()), "inf": int(self.inf[rows].sum()),
-            "zero": int(self.zero[rows].sum()),
-        }
-        bad = np.flatnonzero(self.nan[rows])
-        where = {}
-        if len(bad):
-            i = rows.start + int(bad[0])
-            where = {"nan_token": self.first + i, "nan_channel": int(self.nan_channel[i])}
-        if n == 0:
-            return Stats(**counts, **where)
-        has = n_T > 0
-        low, high = float(self.min[rows].min()), float(self.max[rows].max())
-        absmax_T = np.maximum(np.abs(self.min[rows]), np.abs(self.max[rows]))
-        peak = int(np.argmax(np.where(has, absmax_T, -1.0)))
-        return Stats(
-            **counts, **where, mean=mean, std=math.sqrt(m2 / (n - 1)) if n > 1 else None, min=low, max=high,
-            absmax=float(absmax_T[peak]), l2=math.sqrt(float(self.sumsq[rows][has].sum())),
-            peak_token=self.first + rows.start + peak, peak_channel=int(self.peak_channel[rows.start + peak]),
-        )
-
-
-def packed(moments: npt.ArrayLike, counts: npt.ArrayLike) -> Floats:
-    """Make the table of one stage: the columns of MOMENTS and those of COUNTS."""
-    whole = np.ascontiguousarray(counts, np.int64)
-    return np.stack([np.asarray(moments, np.float64), whole.view(np.float64)])[None]
-
-
-def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:
-    """Merge (n, mean, m2) of groups into one; groups of 0 values take no part. One group comes back to the last bit."""
-    has = n_T > 0
-    n_T, mean_T, m2_T = n_T[has], mean_T[has], m2_T[has]
-    n = int(n_T.sum())
-    if n == 0:
-        return 0, 0.0, 0.0
-    base = float(mean_T[0])
-    mean = base + float((n_T * (mean_T - base)).sum() / n)
-    return n, mean, float(m2_T.sum() + (n_T * (mean_T - mean) ** 2).sum())
+        wanted = scope_positions(scope, self.first + self.n_token)
+        start, stop = (max(end - self.first, 0) for end in (wanted.start, wanted.stop))
+        rows = self.rows[start:stop]
+        return _merged(self.width, self.first + start, rows) if len(rows) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +129,119 @@ class ScopeStats:
 
 
 Cell = TokenStats | ScopeStats
+
+
+def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:
+    """Merge (n, mean, m2) of groups into one; groups of 0 values take no part. One group comes back to the last bit."""
+    has = n_T > 0
+    n_T, mean_T, m2_T = n_T[has], mean_T[has], m2_T[has]
+    n = int(n_T.sum())
+    if n == 0:
+        return 0, 0.0, 0.0
+    base = float(mean_T[0])
+    mean = base + float((n_T * (mean_T - base)).sum() / n)
+    return n, mean, float(m2_T.sum() + (n_T * (mean_T - mean) ** 2).sum())
+
+
+def std_T(cell: TokenStats) -> Floats:
+    """Return the sample standard deviation of each token's values; NaN where a token has fewer than two."""
+    n_T = cell.finite_T
+    out: Floats = np.sqrt(np.where(n_T > 1, cell.rows["m2"], math.nan) / np.maximum(n_T - 1, 1))
+    return out
+
+
+def measure_row(x_W: Floats) -> tuple[float | int, ...]:
+    """Measure the values of one token, as the columns of ROW."""
+    nan_W, inf_W = np.isnan(x_W), np.isinf(x_W)
+    finite_W = ~(nan_W | inf_W)
+    clean = x_W[finite_W]
+    mean = float(clean.mean()) if len(clean) else 0.0
+    peak = int(np.where(finite_W, np.abs(x_W), -1.0).argmax()) if len(clean) else -1
+    row = {
+        "mean": mean, "m2": float(np.square(clean - mean).sum()), "min": float(clean.min(initial=np.inf)),
+        "max": float(clean.max(initial=-np.inf)), "sumsq": float(np.square(clean).sum()), "nan": int(nan_W.sum()),
+        "inf": int(inf_W.sum()), "zero": int((x_W == 0).sum()), "peak_channel": peak,
+        "nan_channel": int(nan_W.argmax()) if nan_W.any() else -1,
+    }
+    return tuple(row[name] for name in ROW.names or ())
+
+
+def token_columns(cell: TokenStats) -> dict[str, Floats]:
+    """Return each token's statistics, a column [T] of each but peak_token; NaN for "none" (no statistic is NaN)."""
+    rows = cell.rows
+    has, bad = cell.finite_T > 0, rows["nan"] > 0
+    finite = {
+        "mean": rows["mean"], "min": rows["min"], "max": rows["max"], "l2": np.sqrt(rows["sumsq"]),
+        "absmax": np.maximum(np.abs(rows["min"]), np.abs(rows["max"])), "peak_channel": rows["peak_channel"],
+    }
+    return {
+        **{name: np.where(has, column, math.nan) for name, column in finite.items()},
+        **{name: rows[name].astype(np.float64) for name in ("nan", "inf", "zero")},
+        "count": np.full(len(has), float(cell.width)), "std": std_T(cell),
+        "nan_token": np.where(bad, cell.first + np.arange(len(bad)), math.nan),
+        "nan_channel": np.where(bad, rows["nan_channel"], math.nan),
+    }
+
+
+def rows_of(columns: Mapping[str, Floats]) -> Rows:
+    """Return the rows [T] that give token_columns' columns again; std and l2 to the last bit."""
+    whole = {name: np.nan_to_num(columns[name], nan=-1.0).astype(np.int64)
+             for name in ("nan", "inf", "zero", "peak_channel", "nan_channel")}
+    n_T = int(columns["count"][0]) - whole["nan"] - whole["inf"]
+    has = n_T > 0
+    l2_T = np.where(has, columns["l2"], 0.0)
+    found = whole | {
+        "mean": np.where(has, columns["mean"], 0.0), "m2": _squares(np.nan_to_num(columns["std"]), n_T),
+        "min": np.where(has, columns["min"], math.inf), "max": np.where(has, columns["max"], -math.inf),
+        "sumsq": _nudged(l2_T * l2_T, l2_T, np.sqrt),
+    }
+    rows = np.empty(len(n_T), ROW)
+    for name in ROW.names or ():
+        rows[name] = found[name]
+    return rows
+
+
+def _finite_T(width: int, rows: Rows) -> Ints:
+    finite_T: Ints = width - rows["nan"] - rows["inf"]
+    return finite_T
+
+
+def _merged(width: int, first: int, rows: Rows) -> Stats:
+    """Merge rows [T], the first of them at position first."""
+    n_T = _finite_T(width, rows)
+    n, mean, m2 = merge_moments(n_T, rows["mean"], rows["m2"])
+    counts = {"count": width * len(rows), **{name: int(rows[name].sum()) for name in ("nan", "inf", "zero")}}
+    bad = np.flatnonzero(rows["nan"])
+    where = {}
+    if len(bad):
+        where = {"nan_token": first + int(bad[0]), "nan_channel": int(rows["nan_channel"][bad[0]])}
+    if n == 0:
+        return Stats(**counts, **where)
+    has = n_T > 0
+    low_T, high_T = rows["min"], rows["max"]
+    absmax_T = np.maximum(np.abs(low_T), np.abs(high_T))
+    peak = int(np.argmax(np.where(has, absmax_T, -1.0)))
+    return Stats(
+        **counts, **where, mean=mean, std=math.sqrt(m2 / (n - 1)) if n > 1 else None, min=float(low_T.min()),
+        max=float(high_T.max()), absmax=float(absmax_T[peak]), l2=math.sqrt(float(rows["sumsq"][has].sum())),
+        peak_token=first + peak, peak_channel=int(rows["peak_channel"][peak]),
+    )
+
+
+def _squares(std_T: Floats, n_T: Ints) -> Floats:
+    """Return m2 such that sqrt(m2 / (n - 1)) is std again, to the last bit."""
+    below_T = np.maximum(n_T - 1, 1)
+    return _nudged(std_T * std_T * below_T, std_T, lambda m2_T: np.sqrt(m2_T / below_T))
+
+
+def _nudged(guess: Floats, wanted: Floats, back: Callable[[Floats], Floats]) -> Floats:
+    """Move each guess by single bits until back(guess) is what is wanted; rounding takes one or two of the eight."""
+    best, up, down = guess, guess, guess
+    for _ in range(8):
+        wrong = back(best) != wanted
+        if not wrong.any():
+            break
+        up, down = np.nextafter(up, math.inf), np.maximum(np.nextafter(down, -math.inf), 0.0)
+        for other in (up, down):
+            best = np.where((back(best) != wanted) & (back(other) == wanted), other, best)
+    return best

@@ -13,16 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.bindings import TOP_CHANNELS, Measured, Peak, correlate, find_massive, is_measured, measure_fused
-from core.kernels.cpu.build import Library, library
+from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
+from core.kernels.cpu.build import TOP_CHANNELS, Library, library
 from core.model.forward import Tap
-from core.model.stages import Place
-from core.trace.stats import COUNTS, MOMENTS, Factors, Floats, Ints, Massive, TokenStats, packed
+from core.model.stages import FACTORS, PRODUCT, Place
+from core.system.arrays import Floats, Ints, Rows
+from core.trace.stats import (
+    MASSIVE_CHANNELS,
+    MASSIVE_MULTIPLE,
+    MASSIVE_SIZE,
+    ROW,
+    Factors,
+    Massive,
+    TokenStats,
+)
 
-MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS = 100.0, 1000.0, 4  # DESIGN: massive activation
 BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64
 HELD_VALUES = 1 << 22  # of a layer, 16 MiB: beyond that they would raise the peak, and a call is lost beside the work
-FACTORS = ("ffn_silu", "ffn_up")  # of ffn_swigl
 
 Change = Callable[[Tensor], Tensor]
 
@@ -46,14 +53,14 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
         values, size = list(held.items()), 0
         held.clear()
         measured = _measured([x for _, x in values])
-        for (place, x), (table, row, peaks) in zip(values, measured, strict=True):
+        for (place, x), (table, index, peaks) in zip(values, measured, strict=True):
             factors = None
             if place[1] in FACTORS:
                 product[place[1]] = x
-            elif place[1] == "ffn_swigl":
+            elif place[1] == PRODUCT:
                 factors = dict(product)
                 product.clear()
-            seen(place, finish(x, n_token - x.shape[0], table, row, peaks, factors))
+            seen(place, finish(x, n_token - x.shape[0], table, index, peaks, factors))
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         nonlocal size
@@ -116,37 +123,40 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
 
 def finish(
-    x_TW: Tensor, first: int, table: Floats, row: int, peaks: Sequence[Peak], factors: Mapping[str, Tensor] | None
+    x_TW: Tensor, first: int, table: Rows, index: int, peaks: Sequence[Peak], factors: Mapping[str, Tensor] | None
 ) -> TokenStats:
     """Make TokenStats of what was measured; of the values where one is large, or where they are a product."""
     massive = None
     if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
         massive = _massive(x_TW, first, abs(peaks[0][2]))
     top = tuple([(channel, first + token, value) for channel, token, value in peaks]) if first else tuple(peaks)
-    stats = TokenStats(x_TW.shape[1], first, table, row, top, massive)
+    stats = TokenStats(x_TW.shape[1], first, table, index, top, massive)
     if not factors or not peaks:
         return stats
-    absmax_T = np.maximum(np.abs(stats.min), np.abs(stats.max))
+    rows = stats.rows
+    absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
     token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-    return replace(stats, factors=_factors(factors, token, int(stats.peak_channel[token]), first))
+    return replace(stats, factors=_factors(factors, token, int(rows["peak_channel"][token]), first))
 
 
 def _measured(values: Sequence[Tensor]) -> list[Measured]:
     kernels = library() if all(map(is_measured, values)) else None
     if isinstance(kernels, Library):
-        return measure_fused(kernels, values)
+        return measure_fused(kernels, values, ROW)
     return [_measured_by_torch(x_TW) for x_TW in values]
 
 
 def _measured_by_torch(x_TW: Tensor) -> Measured:
     step = max(1, BLOCK_VALUES // x_TW.shape[1])
-    blocks = [_moments(x_TW[i : i + step]) for i in range(0, max(1, x_TW.shape[0]), step)]
-    moments, counts = (np.concatenate([[b[n] for n in names] for b in blocks], 1) for names in (MOMENTS, COUNTS))
-    return packed(moments, counts), 0, tuple(_top_channels(x_TW))
+    table = np.empty((1, len(x_TW)), ROW)
+    for start in range(0, len(x_TW), step):
+        for name, column in _moments(x_TW[start:start + step]).items():
+            table[name][0, start:start + step] = column
+    return table, 0, tuple(_top_channels(x_TW))
 
 
 def _moments(x_TW: Tensor) -> dict[str, Floats | Ints]:
-    """Per-token columns of TokenStats for a block of tokens."""
+    """The columns of ROW for a block of tokens."""
     d = x_TW.double()
     nan, inf = torch.isnan(d), torch.isinf(d)
     bad = nan | inf

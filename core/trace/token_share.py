@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import Place, scope_positions
+from core.system.arrays import Floats, Ints
 from core.trace.grid import Cells, divided
-from core.trace.stats import Floats, TokenStats, merge_moments
+from core.trace.stats import TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # tokens with more than half of the spread carry it
 FEW_SHARE = 0.25  # of a token's sum of squares in its largest channel, from here on: the value is in few channels
@@ -54,9 +55,9 @@ def carrier(
     rows = _rows(cell, scope)
     if len(rows) == 0:
         return None
-    n_T = (cell.width - cell.nan - cell.inf)[rows]
-    _, mean, m2 = merge_moments(n_T, cell.mean[rows], cell.m2[rows])
-    part_T = np.where(n_T > 0, cell.m2[rows] + n_T * (cell.mean[rows] - mean) ** 2, 0.0)
+    n_T, mean_T, m2_T = cell.finite_T[rows], cell.rows["mean"][rows], cell.rows["m2"][rows]
+    _, mean, m2 = merge_moments(n_T, mean_T, m2_T)
+    part_T = np.where(n_T > 0, m2_T + n_T * (mean_T - mean) ** 2, 0.0)
     share_T = part_T / m2 if m2 > 0 else np.zeros(len(rows))
     tokens_T = cell.first + rows
     chosen = _chosen(share_T, tokens_T, first)
@@ -65,9 +66,9 @@ def carrier(
     without = None
     if over is not None and over[1] is not None and len(tokens) < len(rows):
         without = divided(*(_std_without(cells, p, scope, tokens) for p in over if p is not None))
-    row = int(rows[peak])
-    size = max(abs(float(cell.min[row])), abs(float(cell.max[row]))) if n_T[peak] else 0.0
-    few = size * size / float(cell.sumsq[row]) if size else 0.0
+    row = cell.rows[rows[peak]]
+    size = max(abs(float(row["min"])), abs(float(row["max"]))) if n_T[peak] else 0.0
+    few = size * size / float(row["sumsq"]) if size else 0.0
     return Carrier(tokens, int(tokens_T[peak]), float(share_T[chosen].sum()), len(rows), without, few)
 
 
@@ -101,19 +102,12 @@ def times_text(times: float) -> str:
     return f"{times:.0f}" if times >= 100 else f"{times:.1f}" if times >= 0.5 else f"{times:.2g}"
 
 
-def std_T(cell: TokenStats) -> Floats:
-    """Return the sample standard deviation of each token's values; NaN where a token has fewer than two."""
-    n_T = cell.width - cell.nan - cell.inf
-    out: Floats = np.sqrt(np.where(n_T > 1, cell.m2, math.nan) / np.maximum(n_T - 1, 1))
-    return out
-
-
 def std_of(cell: TokenStats, tokens: Collection[int]) -> float | None:
     """Return the sample standard deviation over some tokens; None where they have fewer than two values."""
-    return _std(cell, np.array([t - cell.first for t in tokens if cell.first <= t < cell.first + len(cell.mean)], int))
+    return _std(cell, np.array([t - cell.first for t in tokens if cell.first <= t < cell.first + cell.n_token], int))
 
 
-def _chosen(share_T: Floats, tokens_T: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.bool_]:
+def _chosen(share_T: Floats, tokens_T: Ints, first: int) -> npt.NDArray[np.bool_]:
     """Choose the first token where it carries the cell, else the first tokens together, else the largest token."""
     for n_first in (1, first):
         chosen: npt.NDArray[np.bool_] = tokens_T < n_first
@@ -135,8 +129,8 @@ def _percent(share: float) -> int:
     return min(int(100 * share), 100)  # down: 100 only where it is all
 
 
-def _rows(cell: TokenStats, scope: str) -> npt.NDArray[np.int64]:
-    positions = scope_positions(scope, cell.first + len(cell.mean))
+def _rows(cell: TokenStats, scope: str) -> Ints:
+    positions = scope_positions(scope, cell.first + cell.n_token)
     return np.arange(max(positions.start - cell.first, 0), max(positions.stop - cell.first, 0))
 
 
@@ -149,6 +143,6 @@ def _std_without(cells: Cells, place: Place, scope: str, tokens: Collection[int]
     return _std(cell, rows[~np.isin(rows + cell.first, list(tokens))])
 
 
-def _std(cell: TokenStats, rows: npt.NDArray[np.int64]) -> float | None:
-    n, _, m2 = merge_moments((cell.width - cell.nan - cell.inf)[rows], cell.mean[rows], cell.m2[rows])
+def _std(cell: TokenStats, rows: Ints) -> float | None:
+    n, _, m2 = merge_moments(cell.finite_T[rows], cell.rows["mean"][rows], cell.rows["m2"][rows])
     return math.sqrt(m2 / (n - 1)) if n > 1 else None

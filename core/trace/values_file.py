@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import Place, parse_place, place_order, place_text
-from core.system.errors import FileError, UsageError
+from core.system.errors import FileError, UsageError, os_reason
 
 DTYPES = {"float64": ("F64", 8), "float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
@@ -79,7 +79,8 @@ def open_values(path: Path) -> StoredValues:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is not a readable safetensors file: {error}. Trace again with --values.") from error
+        raise FileError(f"{path} is not a readable safetensors file: {os_reason(error)}. "
+                        "Trace again with --values.") from error
     return StoredValues(path, {_place(name, path): name for name in names})
 
 
@@ -100,7 +101,7 @@ def _read(path: Path, name: str) -> npt.NDArray[Any]:
                 return found
         return _read_bfloat16(path, name)
     except (SafetensorError, OSError) as error:
-        raise FileError(f"{path}: {name} cannot be read: {error}. Trace again with --values.") from error
+        raise FileError(f"{path}: {name} cannot be read: {os_reason(error)}. Trace again with --values.") from error
 
 
 def _read_bfloat16(path: Path, name: str) -> npt.NDArray[np.float32]:

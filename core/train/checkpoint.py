@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,13 +26,14 @@ from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile, Value
 from core.formats.tensor_stream import Packed
 from core.model.arch import Arch
+from core.system.arrays import Bytes
+from core.system.atomic_folder import atomic_folder
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import to_json
-from core.system.mapped_file import Bytes
 from core.train.data.vocabulary import Vocabulary, vocabulary_keys
 from core.train.model import spread
 
-FOLDER, NAME = "ckpt", re.compile(r"step-(\d{6,})")
+FOLDER, NAME = "ckpt", re.compile(r"step-([0-9]{6,})")
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 EXPORTS = ("model.gguf", "model.apr")
 FILES = {MODEL, OPTIMIZER, STATE, *EXPORTS}
@@ -56,24 +56,18 @@ def write_checkpoint(
 ) -> Path:
     """Write the checkpoint after so many steps, drop what is neither new nor best; OutputError, with nothing lost."""
     target = run / FOLDER / f"step-{steps_done:06d}"
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({name: t.contiguous() for name, t in saved.weights.items()}, part / MODEL)
-        save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
-        model = model_of(arch, vocabulary, note)
-        packed = [_packed(name, t) for name, t in saved.weights.items()]
-        write_gguf(part / EXPORTS[0], model, packed)
-        write_apr(part / EXPORTS[1], model, packed)
-        (part / STATE).write_text(to_json(dict(saved.state), indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        with atomic_folder(target) as part:
+            save_file({name: t.contiguous() for name, t in saved.weights.items()}, part / MODEL)
+            save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
+            model = model_of(arch, vocabulary, note)
+            packed = [_packed(name, t) for name, t in saved.weights.items()]
+            write_gguf(part / EXPORTS[0], model, packed)
+            write_apr(part / EXPORTS[1], model, packed)
+            (part / STATE).write_text(to_json(dict(saved.state), indent=1))
     except (OSError, SafetensorError, OutputError) as error:
         raise OutputError(f"the checkpoint after {steps_done} steps could not be written: {os_reason(error)}. Those "
                           f"before it are whole; free some space and go on with --resume --out {run}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     _drop_old(run, best)
     return target
 
@@ -93,7 +87,8 @@ def read_checkpoint(folder: Path) -> State:
             raise ValueError(f"{STATE} lacks {', '.join(missing)}")
         return State(load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise FileError(f"{folder} is damaged: {error}. Remove it; --resume then takes the one before it.") from error
+        raise FileError(f"{folder} is damaged: {os_reason(error)}. "
+                        "Remove it; --resume then takes the one before it.") from error
 
 
 def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.model.arch import ARCHS, Arch, Rope
+from core.formats.architectures import ARCHS
+from core.model.arch import Arch, Rope
 from core.system.errors import FileError, UsageError, os_reason
 
 ARCH = "llama"

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
+from core.system.progress import Phase
+from core.train.events import Note
 from core.train.log import write_document
 from core.train.loop import Trainer
 from core.train.model import Decoder, layer_of, load_values
-from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, TrainEvent
 
 ORACLE = "oracle.json"
 STEP_H = 1e-4          # relative to the weight's norm: the error of a central difference is h^2
@@ -38,9 +40,9 @@ class OracleCell:
 def write_oracle(trainer: Trainer) -> list[OracleCell]:
     """Write oracle.json and tell what it shows; empty where FSDP2 spreads the weights, for a copy needs them whole."""
     if any(hasattr(weight, "device_mesh") for _, weight in trainer.stepper.named):
-        trainer.emit(TrainEvent("note", "oracle: not measured, for the weights are spread over processes"))
+        trainer.emit(Note("oracle: not measured, for the weights are spread over processes"))
         return []
-    trainer.emit(TrainEvent("phase", "comparing the first step's gradients with float64"))
+    trainer.emit(Phase("comparing the first step's gradients with float64"))
     model = trainer.stepper.model
     assert isinstance(model, Decoder)
     batch = trainer.rows(trainer.order.batch(trainer.memory.cursor, trainer.plan.batch))
@@ -54,8 +56,8 @@ def write_oracle(trainer: Trainer) -> list[OracleCell]:
     if trainer.world.is_first:
         write_document(trainer.out / ORACLE, {"compute": kind, "tolerance": TOLERANCES[kind],
                                               "slope_tolerance": SLOPE_TOLERANCE, "cells": cells})
-    trainer.emit(TrainEvent("note", oracle_table(cells)))
-    trainer.emit(TrainEvent("note", f"oracle: {oracle_sentence(cells)}"))
+    trainer.emit(Note(oracle_table(cells)))
+    trainer.emit(Note(f"oracle: {oracle_sentence(cells)}"))
     return cells
 
 

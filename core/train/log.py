@@ -15,20 +15,23 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import msgspec
+
+from core.system.atomic_file import atomic_file
 from core.system.errors import FileError, OutputError, os_reason
-from core.system.json_text import from_json, number, to_json
-from core.train.records import Gate, GradRow, Grads, Health, Step, Validation
+from core.system.json_text import from_json, to_json
+from core.system.outcome import Gate
+from core.train.records import Health
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
 RESIDENCY = "gpu_residency.csv"
 NVML_CALL = "NVML nvmlDeviceGetComputeRunningProcesses"  # what the figures of RESIDENCY come from
 SUPERSEDED = "train.superseded.jsonl"
 SCHEMA = "apr-tui-train/1"
-T = TypeVar("T", Step, Validation)
+T = TypeVar("T")
 _DAMAGED = "The run's log is damaged; put the file back as it was."
 
 
@@ -58,12 +61,14 @@ class Lines:
 
 def write_document(path: Path, value: object) -> None:
     """Write a JSON document, whole or not at all; OutputError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _replace_text(path, to_json(value, indent=1) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
     try:
-        part.write_text(to_json(value, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with atomic_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
 
 
@@ -122,7 +127,7 @@ def reading_records(run: Path) -> Iterator[None]:
     """Turn what a record of another form raises while it is read into a FileError that names the run."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise FileError(f"{run} holds a record that no run writes ({error!r}). {_DAMAGED}") from error
 
 
@@ -149,45 +154,22 @@ def rewind(run: Path, steps_done: int) -> int:
     return len(cut)
 
 
-def read_record(kind: type[T], row: Mapping[str, Any]) -> T:
-    """Read a Step or Validation back, as read_grads and the others below inside reading_records."""
-    values: dict[str, Any] = {
-        f.name: row[f.name] if f.type in ("str", "int") else number(row[f.name]) for f in fields(kind)}
-    return kind(**values)
-
-
-def read_grads(row: Mapping[str, Any]) -> Grads:
-    """Read a gradient table back."""
-    figures: dict[str, Any] = {name: tuple(number(v) for v in values) for name, values in row["parameters"].items()}
-    return Grads(row["step"], tuple(_grad_row(r) for r in row["rows"]), figures, read_health(row))
-
-
-def _grad_row(row: Mapping[str, Any]) -> GradRow:
-    figures: dict[str, Any] = {f.name: number(row[f.name]) for f in fields(GradRow) if f.name != "layer"}
-    return GradRow(row["layer"], **figures)
+def read_record(kind: type[T], row: object) -> T:
+    """Read a record back, as read_health inside reading_records; nan and inf stand in the file as strings."""
+    return msgspec.convert(row, kind, strict=False)
 
 
 def read_health(row: Mapping[str, Any]) -> Health | None:
     """Read what a gradient table says of its step; None for one of a build that did not measure it."""
-    seen = row.get("health")
-    if seen is None:
-        return None
-    return Health(seen["step"], number(seen["headroom_bits"]), str(seen["headroom_at"]), number(seen["noise_power"]),
-                  number(seen["signal_power"]))
+    return read_record(Health, row["health"]) if row.get("health") is not None else None
 
 
 def read_gates(run: Path) -> tuple[Gate, ...]:
     """Read gates.json; none where it is not written yet."""
     if not (run / GATES).is_file():
         return ()
-    return tuple(Gate(**{f.name: row[f.name] for f in fields(Gate)}) for row in read_document(run / GATES)["gates"])
+    return tuple(read_record(Gate, row) for row in read_document(run / GATES)["gates"])
 
 
 def _write_lines(path: Path, rows: Iterable[object]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} could not be written: {error.strerror}. Free some space.") from error
+    _replace_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

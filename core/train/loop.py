@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from core.system.gpus import GpuSampler
+from core.system.outcome import FAIL
+from core.system.progress import Phase
 from core.train.checkpoint import State, checkpoints, load_moments, moments_of, write_checkpoint
 from core.train.checks.gates import diverged
 from core.train.checks.invariants import Memory, Seen, broken, looked_at, not_finite, remember
@@ -27,10 +29,11 @@ from core.train.config import Plan, learning_rate
 from core.train.data.shards import Order, Tokens, batch_hash
 from core.train.data.vocabulary import Vocabulary
 from core.train.distributed import World, gathered
+from core.train.events import CheckpointWritten, Note, StepTaken, TrainEmit, Validated
 from core.train.gradients import census
 from core.train.log import GPU, GRADS, TRAIN, VAL, Lines
 from core.train.model import load_values
-from core.train.records import ABORTED, DONE, FAIL, INTERRUPTED, Health, Step, TrainEmit, TrainEvent, Validation, Wishes
+from core.train.records import ABORTED, DONE, INTERRUPTED, Health, Step, Validation, Wishes
 from core.train.step import Measured, Stepper
 
 PAUSE_S = 0.05
@@ -115,7 +118,7 @@ class Trainer:
     def _pause(self) -> None:
         """Wait while a person wants it; only a run of one process can."""
         if self.world.size == 1 and self.wishes.pause.is_set():
-            self.emit(TrainEvent("phase", "paused"))
+            self.emit(Phase("paused"))
             while self.wishes.pause.is_set() and not self._wants_stop():
                 time.sleep(PAUSE_S)
             self._rest()
@@ -153,7 +156,7 @@ class Trainer:
         if measured.grads is not None:
             self._write(GRADS, measured.grads)
             self.health += [measured.grads.health] if measured.grads.health is not None else []
-        self.emit(TrainEvent("step", step=record, grads=measured.grads))
+        self.emit(StepTaken(record, measured.grads))
 
     def _validate(self) -> None:
         loss = self.stepper.validate(self._placed(self.windows), self.plan.batch)  # all of them in each process
@@ -167,14 +170,14 @@ class Trainer:
             tokens_seen=self.tokens_seen)
         self.validations.append(record)
         self._write(VAL, record)
-        self.emit(TrainEvent("validation", validation=record))
+        self.emit(Validated(record))
         sentence = diverged(self.plan, self.validations[-2:] if len(self.validations) > 1 else self.validations)
         if sentence is not None:
             self.broken = ("GATE-TRAIN-005", sentence)
         for gate in judge_windows(self.plan, self.steps, self.health):
             if gate.verdict == FAIL and gate.id not in self.told:
                 self.told.add(gate.id)
-                self.emit(TrainEvent("note", f"{gate.id}: {gate.measured}"))
+                self.emit(Note(f"{gate.id}: {gate.measured}"))
         if sentence is None and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.steps_done)
         self._rest()
@@ -197,7 +200,7 @@ class Trainer:
             path = write_checkpoint(
                 self.out, self.steps_done, State(weights, moments, state), self.plan.arch, self.vocabulary,
                 self.best[1] if self.best else None, f"{self.plan.config} after {self.steps_done} steps")
-            self.emit(TrainEvent("checkpoint", str(path), path=path))
+            self.emit(CheckpointWritten(path))
         self.world.wait()
         self._rest()
 

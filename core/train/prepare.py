@@ -10,14 +10,15 @@ from typing import Any
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.system.cancel import IsCancelled
-from core.system.errors import Cancelled, FileError, OutputError, UsageError
+from core.system.errors import Cancelled, FileError, OutputError, UsageError, os_reason
 from core.system.gpus import choose_device
+from core.system.progress import Phase
 from core.train.config import Plan, TrainOptions, plan_of, resumed, settle
 from core.train.data.corpus import Corpus, open_corpus
 from core.train.data.vocabulary import Vocabulary, file_vocabulary, read_vocabulary
+from core.train.events import Note, TrainEmit
 from core.train.log import RUN, read_document
 from core.train.reader import is_alive, newest_checkpoint
-from core.train.records import TrainEmit, TrainEvent
 
 LOG = "log.txt"                       # of a detached run: it may stand in the folder before the run does
 
@@ -74,6 +75,13 @@ def is_first() -> bool:
 
 def hold_folder(out: Path) -> None:
     """Refuse a folder that holds something, or that cannot be made, before the work; UsageError, OutputError."""
+    try:
+        _hold_folder(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made: {os_reason(error)}. Give another --out.") from error
+
+
+def _hold_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder. Give another --out.")
     if (out / RUN).exists():
@@ -90,7 +98,7 @@ def hold_folder(out: Path) -> None:
 def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
     """Open or make the shards, and say how often the plan reads them."""
     def said(text: str) -> None:
-        emit(TrainEvent("phase", text))
+        emit(Phase(text))
         if cancelled():
             raise Cancelled("stopped before step 0; nothing was trained")
 
@@ -103,7 +111,7 @@ def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus
     if planned > there:
         notes[-1] += f": {planned / there:.1f} epochs of the data"
     for note in notes:
-        emit(TrainEvent("note", note))
+        emit(Note(note))
     return replace(corpus, notes=tuple(notes))
 
 

@@ -20,7 +20,6 @@ from core.train.log import (
     Tail,
     read_document,
     read_gates,
-    read_grads,
     read_health,
     read_record,
     reading_records,
@@ -73,7 +72,7 @@ class RunReader:
             self._health.clear()
         self._health += [health for row in rows if (health := read_health(row)) is not None]
         for row in rows[-1:]:
-            self._grads = read_grads(row)
+            self._grads = read_record(Grads, row)
         for row in self._tails[GPU].read()[0][-1:]:
             self._gpu = row
 

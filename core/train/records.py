@@ -1,4 +1,4 @@
-"""Records of a training run: one step, one validation, one gate, the run as a reader sees it. Not the files: train_log.
+"""Records of a training run: one step, one validation, the run as a reader sees it. Not the files: log.py.
 
 A figure that nobody measured is None: gpu figures on a CPU, a verdict without data.
 """
@@ -6,12 +6,13 @@ A figure that nobody measured is None: gpu figures on a CPU, a verdict without d
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PASS, FAIL, NOT_MEASURED = "PASS", "FAIL", "NOT_MEASURED"
+from core.system.outcome import FAIL, Gate
+
 RUNNING, DONE, ABORTED, INTERRUPTED, FAILED = "RUNNING", "DONE", "ABORTED", "INTERRUPTED", "FAILED"
 
 
@@ -89,46 +90,12 @@ class Grads:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """One rule of a run. measured: what was seen, in words; evidence: the file that shows it."""
-
-    id: str
-    rule: str
-    measured: str
-    verdict: str  # PASS, FAIL or NOT_MEASURED
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True)
-class TrainEvent:
-    """One thing that a run tells. kind: phase, note, step, validation, checkpoint, gates, status.
-
-    grads: of a step that has a gradient table.
-    """
-
-    kind: str
-    text: str = ""
-    step: Step | None = None
-    validation: Validation | None = None
-    grads: Grads | None = None
-    gates: tuple[Gate, ...] = ()
-    path: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Wishes:
     """What a person asks of a run under way, from another thread: stop after this step, wait, save a checkpoint."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)
     save: threading.Event = field(default_factory=threading.Event)
-
-
-TrainEmit = Callable[[TrainEvent], None]
-
-
-def no_train_emit(event: TrainEvent) -> None:
-    """Drop the event."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 
 from core.system.cancel import IsCancelled, never
-from core.system.errors import AprError
+from core.system.errors import AprError, system_error
+from core.system.gpu_errors import device_error
+from core.system.progress import Phase
 from core.train.config import TrainOptions
+from core.train.events import Note, TrainEmit, no_train_emit
 from core.train.prepare import is_first, prepare, read_corpus
-from core.train.records import TrainEmit, TrainEvent, TrainResult, Wishes, no_train_emit
+from core.train.records import TrainResult, Wishes
 from core.train.run_document import note_failure
 
 
@@ -23,10 +26,10 @@ def train(
     ready = prepare(options)
     tell = emit if is_first() else no_train_emit
     for note in (f"device {ready.device}: {ready.reason}", *ready.plan.reasons):
-        tell(TrainEvent("note", note))
+        tell(Note(note))
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else the first process makes the shards, once all have met
     corpus = read_corpus(ready, tell, cancelled) if alone else None
-    tell(TrainEvent("phase", "loading torch"))
+    tell(Phase("loading torch"))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from core.train.runner import run_training  # it imports torch
 
@@ -35,3 +38,7 @@ def train(
     except AprError as error:
         note_failure(options.out, error)
         raise
+    except OSError as error:
+        refused = device_error(error) or system_error(error)
+        note_failure(options.out, refused)
+        raise refused from error

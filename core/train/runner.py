@@ -12,8 +12,10 @@ import torch
 
 from core.formats.open_model import open_model
 from core.system.errors import Cancelled, DeviceError, OutputError
-from core.system.gpu_errors import device_error, why_unusable
+from core.system.gpu_errors import device_error, place_on_device
 from core.system.gpus import GpuSampler
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
+from core.system.progress import Phase
 from core.train.checkpoint import State, checkpoints, read_checkpoint
 from core.train.checks.gates import Facts, judge
 from core.train.checks.invariants import RULES, schedule_notes
@@ -23,6 +25,7 @@ from core.train.config import VAL_WINDOWS, Plan
 from core.train.data.corpus import Corpus
 from core.train.data.shards import held_out, make_order
 from core.train.distributed import World, choose_compile, choose_parallel, join, leave, wrap
+from core.train.events import Ended, GatesJudged, Note, TrainEmit
 from core.train.float64_gradients import oracle_gate, write_oracle
 from core.train.log import (
     GATES,
@@ -40,19 +43,7 @@ from core.train.log import (
 from core.train.loop import Trainer, facts_of_residency
 from core.train.model import Decoder, load_decoder, make_decoder
 from core.train.prepare import Ready, read_corpus
-from core.train.records import (
-    ABORTED,
-    FAIL,
-    NOT_MEASURED,
-    PASS,
-    Gate,
-    Step,
-    TrainEmit,
-    TrainEvent,
-    TrainResult,
-    Validation,
-    Wishes,
-)
+from core.train.records import ABORTED, Step, TrainResult, Validation, Wishes
 from core.train.run_document import first_document, next_document
 from core.train.step import Stepper, make_optimizer
 
@@ -95,11 +86,11 @@ def run_training(
 
 def _usable(ready: Ready, emit: TrainEmit) -> Ready:
     """The same, on the CPU where the device was left to us and takes no work."""
-    why_not = why_unusable(ready.device) if ready.options.device == "auto" else None
-    if why_not is None:
+    device, reason = place_on_device(ready.options.device, ready.device, ready.reason)
+    if device == ready.device:
         return ready
-    emit(TrainEvent("note", f"device cpu: {ready.reason}, but {why_not}"))
-    return replace(ready, device="cpu", reason=f"{ready.reason}, but {why_not}")
+    emit(Note(f"device {device}: {reason}"))
+    return replace(ready, device=device, reason=reason)
 
 
 def _build(
@@ -108,7 +99,7 @@ def _build(
     """Make the trainer, say how it will run, and probe the fresh model."""
     plan = ready.plan
     order, windows = make_order(corpus.shards, plan.seq, plan.seed), held_out(corpus.shards, plan.seq, VAL_WINDOWS)
-    emit(TrainEvent("phase", "building the model"))
+    emit(Phase("building the model"))
     model = _model(plan).to(world.device)
     parallel, parallel_reason = choose_parallel(ready.options.parallel, plan, world)
     is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
@@ -118,7 +109,7 @@ def _build(
         "device_name": _device_name(world), "processes": world.size, "parallel": f"{parallel}: {parallel_reason}",
         "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
     for name in ("parallel", "compile"):
-        emit(TrainEvent("note", f"{name}: {facts[name]}"))
+        emit(Note(f"{name}: {facts[name]}"))
     saved = _newest(ready)
     probes = _probe(ready, model, world, emit) if saved is None else _probes_before(ready)
     facts["probes"] = sorted(id for id, sentence in probes.items() if sentence is None)
@@ -144,7 +135,7 @@ def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: di
         else:
             if ready.options.oracle and not trainer.steps_done:
                 oracle = (oracle_gate(write_oracle(trainer)),)
-            trainer.emit(TrainEvent("phase", "training"))
+            trainer.emit(Phase("training"))
             status, sentence = trainer.run()
     finally:
         if trainer.sampler is not None:
@@ -154,8 +145,8 @@ def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: di
         write_document(trainer.out / GATES, {"gates": gates})
         write_document(trainer.out / RUN, document | {"status": status, "sentence": sentence})
     kept = checkpoints(trainer.out)
-    trainer.emit(TrainEvent("gates", gates=gates))
-    trainer.emit(TrainEvent("status", f"{status}: {sentence}"))
+    trainer.emit(GatesJudged(gates))
+    trainer.emit(Ended(status, sentence))
     return TrainResult(
         status, sentence, trainer.out, trainer.steps_done, trainer.steps[-1].train_loss if trainer.steps else None,
         trainer.validations[-1].val_loss if trainer.validations else None, gates, kept[-1][1] if kept else None)
@@ -165,7 +156,7 @@ def _judge(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dic
     residency = facts_of_residency(trainer, trainer.world.device.index or 0)
     document["residency"] = residency
     write_residency(trainer.out, residency)
-    trainer.emit(TrainEvent("phase", "golden run on the CPU"))
+    trainer.emit(Phase("golden run on the CPU"))
     difference = golden_difference()
     document["golden_difference"] = difference
     facts = Facts(ready.plan, str(trainer.world.device), ready.options.device, document["device_name"], trainer.steps,
@@ -204,7 +195,7 @@ def _model(plan: Plan) -> Decoder:
 
 def _probe(ready: Ready, model: Decoder, world: World, emit: TrainEmit) -> dict[str, str | None]:
     """Run the probes on the model before it is wrapped."""
-    emit(TrainEvent("phase", "probing the model before step 0"))
+    emit(Phase("probing the model before step 0"))
     stepper = Stepper(model, model, make_optimizer(model), world.device)
     return {id: probe(stepper, ready.plan.arch, ready.plan.seed) for id, _, probe in PROBES}
 
@@ -232,7 +223,7 @@ def _open_run(ready: Ready, corpus: Corpus, facts: dict[str, Any], trainer: Trai
     else:
         document = next_document(ready, corpus, facts, trainer.steps_done)
     for note in schedule_notes(ready.plan):
-        trainer.emit(TrainEvent("note", note))
+        trainer.emit(Note(note))
     write_document(out / RUN, document)
     return document
 

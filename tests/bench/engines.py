@@ -31,18 +31,18 @@ class Ours:
     """This project's forward."""
 
     def __init__(self, model: Path, threads: int) -> None:
-        from core.formats import open_model as reader
-        from core.session import prepare as opening
+        from core.formats import open_model
+        from core.session import prepare
         from core.trace.events import no_emit
 
-        opening.load_torch("cpu", no_emit)
+        prepare.load_torch("cpu", no_emit)
         import torch
 
         from core.model.matmul import kernel_path
         from core.quant.activations import COMPUTES
         from core.trace.run import open_side
 
-        file = reader.open_model(model)
+        file = open_model.open_model(model)
         self.sides = {compute: open_side(file, "cpu", compute, threads) for compute in COMPUTES}
         self.n_vocab = self.sides["f32"].model.arch.n_vocab
         paths = "; ".join(f"{compute}: {kernel_path(compute, torch.device('cpu'))}" for compute in COMPUTES)

@@ -239,10 +239,10 @@ def measure(args: argparse.Namespace, model: Path) -> Iterator[dict[str, Any]]:
     if args.dry_run:
         from dataclasses import replace
 
-        from core.kernels.gpu import products as triton_products
+        from core.kernels.gpu import products as gpu_products
         from core.model.gpu_weights import Resident
 
-        triton_products.tiling = lambda rows, n_group, tokens: triton_products.Tiling(256, 16, 1)  # few programs
+        gpu_products.tiling = lambda rows, n_group, tokens: gpu_products.Tiling(256, 16, 1)  # few programs
         side = replace(side, model=replace(side.model, resident=Resident(torch.device("cpu"))))
     assert side.model.resident is not None, "no kernels here: see apr-tui doctor"
     sizes = (3,) if args.dry_run else PROMPTS

@@ -21,12 +21,11 @@ from core.formats.open_model import open_model
 from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import Place, place_text
-from core.session.prepare import encode
+from core.text.tokenizer import open_tokenizer
 from core.trace.finding import Finding
 from core.trace.grid import column_of, ratio, stats_at, why_step
 from core.trace.hints import find_hints
 from core.trace.record import Facts, Token, Trace
-from core.trace.request import Prompt
 from core.trace.run import Side, open_side
 from core.trace.spikes import find_spikes, view_of
 from core.trace.stats import Cell
@@ -58,7 +57,7 @@ def main() -> None:
     print(f"{'prompt':<28}{'tokens':>6}  {'first finding':<22}{'truth':<24}right  born  downstream, false")
     for start in range(0, len(PROMPTS), GROUP):
         prompts = PROMPTS[start : start + GROUP]
-        traces = run(side, [encode(side.model.file, Prompt(prompt)) for prompt in prompts])
+        traces = run(side, [encoded(side, prompt) for prompt in prompts])
         for prompt, traced, removed, calmed in zip(prompts, traces, *again(side, traces), strict=True):
             found, told = find_hints(traced, threshold=THRESHOLD), row(traced, removed, calmed)
             for name in counts:
@@ -69,6 +68,11 @@ def main() -> None:
                   f"{'yes' if told['born'] else 'NO':<6}{told['downstream']}, {told['false']}", flush=True)
     print(f"first finding right {counts['right']} of {len(PROMPTS)}; birth told {counts['born']} of {len(PROMPTS)}; "
           f"downstream {counts['downstream']}, false {counts['false']}")
+
+
+def encoded(side: Side, prompt: str) -> list[Token]:
+    """The tokens of a text."""
+    return [Token(i) for i in open_tokenizer(side.model.file).encode(prompt)]
 
 
 def run(side: Side, prompts: Sequence[Sequence[Token]], taps: Sequence[Tap] = ()) -> list[Trace]:

@@ -17,11 +17,11 @@ import torch
 from core.kernels.cpu.bindings import multiply_fused
 from core.kernels.cpu.build import load
 from core.kernels.cpu.instruction_sets import usable_levels
-from core.model.matmul import multiply
+from core.model.matmul import Ask, multiply
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
-from tests.kernels.test_kernels_cpu import SCALES
+from tests.support.random_weights import SCALES
 
 REPEATS, SECONDS = 15, 2.0  # of one case: at most
 
@@ -59,7 +59,7 @@ def compare(weight: Weight, tokens: int) -> None:
     ways: dict[str, Callable[[], torch.Tensor]] = {
         f"fused {level.name}": lambda level=level: multiply_fused(load(level, "bench"), weight, x, lambda: None)
         for level in usable_levels()}
-    ways["decode-then-multiply"] = lambda: multiply(weight, [(x, "f32")], lambda: None, plain=[True])[0]
+    ways["decode-then-multiply"] = lambda: multiply(weight, [Ask(x, "f32", plain=True)], lambda: None)[0]
     ways["torch, decoded before"] = lambda: x @ full.T
     error = {name: float(((work() - want) ** 2).sum() / (want**2).sum()) for name, work in ways.items()}
     for name, seconds in best_seconds(ways).items():

@@ -1,4 +1,4 @@
-"""Measure the error that a weight type leaves, for core/weight_diff.py: python -m tests.bench.quant_error.
+"""Measure the error that a weight type leaves, for core/quant/types.py: python -m tests.bench.quant_error.
 
 Rows: |decoded - original| / |original| over 2^22 weights, and of the worst of 1024 rows; for normal weights (the
 table), and for heavier tails (what ROOM is for). Q4_K and Q6_K by our quantisers, the rest by gguf-py's; Q2_K, Q3_K and

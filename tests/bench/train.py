@@ -26,11 +26,14 @@ from typing import Any
 
 from core.system.errors import AprError
 from core.system.json_text import to_json
+from core.system.outcome import PASS
+from core.system.progress import Phase
 from core.train.checks.gates import TIMED
 from core.train.config import TrainOptions
+from core.train.events import Ended, Note, TrainEvent
 from core.train.log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
 from core.train.reader import open_run
-from core.train.records import PASS, RunView, Step, TrainEvent
+from core.train.records import RunView, Step
 from core.train.run import train
 
 DATASHEET_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "4090": 165.0}  # dense bf16
@@ -227,8 +230,11 @@ def _peaks(device: str) -> dict[str, float]:
 
 
 def _tell(event: TrainEvent) -> None:
-    if event.kind in ("phase", "note", "status"):
-        print(event.text, file=sys.stderr, flush=True)
+    match event:
+        case Phase(text) | Note(text):
+            print(text, file=sys.stderr, flush=True)
+        case Ended(status, sentence):
+            print(f"{status}: {sentence}", file=sys.stderr, flush=True)
 
 
 def _wait(device: str) -> None:

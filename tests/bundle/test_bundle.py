@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.bundle import tables as cell_table
+from core.bundle.csv_table import csv_text
 from core.bundle.reader import read_bundle
 from core.system.errors import FileError
 from core.system.json_text import plain
+from core.trace import stats
 from core.trace.hints import find_hints
 from core.trace.values_file import open_values
 from tests.support.bundles import TABLES, contents, rows, save, spiking
@@ -49,7 +51,14 @@ def test_std_and_l2_of_any_size_come_back_to_the_last_bit():
     m2 = rng.random(20000) * 10.0 ** rng.integers(-60, 60, 20000)
     n = rng.integers(2, 20000, 20000)
     std = np.sqrt(m2 / (n - 1))
-    assert (np.sqrt(cell_table._squares(std, n) / (n - 1)) == std).all()
+    assert (np.sqrt(stats._squares(std, n) / (n - 1)) == std).all()
+
+
+def test_a_verdicts_numbers_stand_as_python_writes_them_and_a_bundles_shortest():
+    columns = {"layer": [0, None], "stage": ["qkv", "logits"], "nmse": [1e-07, None], "floor": [math.inf, math.nan]}
+    assert csv_text(columns, as_text=True) == "layer,stage,nmse,floor\n0,qkv,1e-07,inf\n,logits,,nan\n"
+    assert csv_text(columns) == "layer,stage,nmse,floor\n0,qkv,1e-7,inf\n,logits,,NaN\n"
+    assert csv_text({"layer": [], "nmse": []}, as_text=True) == csv_text({"layer": [], "nmse": []}) == "layer,nmse\n"
 
 
 def test_a_source_of_scopes_comes_back_with_its_scopes_only(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.bundle import writer as evidence
+from core.bundle import writer
 from core.bundle.reader import read_bundle
 from core.bundle.writer import hold_csv, write_wide_csv
 from core.model.stages import GRID, SCOPES
@@ -226,13 +226,13 @@ def test_force_leaves_a_bundle_that_holds_anything_of_somebody_else(tmp_path):
 
 
 def test_a_file_that_comes_while_a_bundle_is_written_is_kept(tmp_path, monkeypatch):
-    out, real = save(spiking(), tmp_path / "a"), evidence.manifest_text
+    out, real = save(spiking(), tmp_path / "a"), writer.manifest_text
 
     def slow(*args):
         (out / "notes.txt").write_text("mine")
         return real(*args)
 
-    monkeypatch.setattr(evidence, "manifest_text", slow)
+    monkeypatch.setattr(writer, "manifest_text", slow)
     with pytest.raises(UsageError, match=r"notes\.txt"):
         save(spiking(3), out, force=True)
     assert (out / "notes.txt").read_text() == "mine" and len(read_bundle(out).tokens) == 7
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_bundle_as_it_was(tmp_path
     def full(*args, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(evidence, broken, full)
+    monkeypatch.setattr(writer, broken, full)
     with pytest.raises(OutputError, match="No space left"):
         save(spiking(), out, force=force)
     if force:
@@ -295,7 +295,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(tmp_path, monkeypatch)
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evidence, "manifest_text", interrupt)
+    monkeypatch.setattr(writer, "manifest_text", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(spiking(), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
@@ -334,7 +334,7 @@ def test_the_present_folder_as_output_is_tried_beside_itself(tmp_path, monkeypat
 
 def test_a_long_trace_is_written_in_columns_not_cell_by_cell():
     x = values(n_token=200, n_layer=4)
-    text = evidence.tokens_csv(trace_of(cells_of(x, 200), 200))
+    text = writer.tokens_csv(trace_of(cells_of(x, 200), 200))
     found = list(csv.DictReader(io.StringIO(text)))
     assert len(found) == sum(len(v) for v in x.values())
     last = found[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,18 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from apr_tui.cli import commands
+from apr_tui.cli import launch
 from apr_tui.cli import main as cli
-from apr_tui.options import COMMANDS
+from apr_tui.cli.commands import COMMANDS, command_parser, find_command
 from core import session
 from core.model.stages import GRID
 from core.system.errors import UsageError
-from core.trace.request import Source, parse_source
+from core.trace.request import RunOptions, Source, parse_source
+from core.train.config import TrainOptions
 from tests.support.builders import tiny_vocab
 from tests.support.small_models import write_model
 
@@ -82,11 +86,27 @@ def test_help_names_every_command_and_every_commands_help_its_options(run, capsy
         run("--help")
     out = capsys.readouterr().out
     assert end.value.code == 0 and all(f"  {name}" in out for name in COMMANDS)
-    for name, (_, positionals, options) in COMMANDS.items():
+    for name in COMMANDS:
         with pytest.raises(SystemExit) as end:
             run(name, "--help")
         out = capsys.readouterr().out
-        assert end.value.code == 0 and all(word in out for word in (*positionals, *options)), name
+        assert end.value.code == 0 and COMMANDS[name] in " ".join(out.split()), name
+        assert all(word in out for word in command_parser(name).taken), name
+
+
+def told_of(kind: type) -> set[str]:
+    """The names that a class and those before it annotate."""
+    return {name for part in kind.__mro__ for name in vars(part).get("__annotations__", {})}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_says_it_is_told_is_what_its_parser_gives(name):
+    parser = command_parser(name)
+    given = {action.dest for action in parser._actions} - {"help"}
+    told = told_of(find_command(name).Arguments) - {"command", "words"}
+    assert told <= given, f"{name} never gets {told - given}"
+    records = {f.name for kind in (Source, RunOptions, TrainOptions) for f in fields(kind)}
+    assert given - told <= records, f"nobody reads {given - told - records}"
 
 
 def test_the_version_is_printed(run):
@@ -100,6 +120,20 @@ def test_the_version_is_printed(run):
     ["trace", "{m}", "--threshold", "1"], ["trace", "{m}", "--layers", "3"], ["trace", "{m}", "--layers", "2..2"],
     ["trace", "{m}", "--layers", "0..9"], ["trace", "{m}", "--scope", "middle"], ["trace", "{m}", "--scope", "pos:x"],
     ["trace", "{m}", "--scope", "pos:²"], ["trace", "{m}", "--threads", "0"], ["trace", "{m}", "--threads", "²"],
+    *(["trace", "{m}", option, text] for option, bad in {
+        "--tokens": ("-1", "1_0", "1,+2", "1,1_0", "٣", "²", "1,,2", "9" * 19, "1e2", "0x1", "1\n"),
+        "--threads": ("1_0", "+1", "٣", "1e1", " 1"), "--generate": ("1_0", "+1", "٣", "-1"),
+        "--layers": ("0..1_0", "+0..1", "0..٢"), "--scope": ("pos:1_0", "pos:+1", "pos:٣", "pos:-1"),
+        "--threshold": ("1_0", "+10", "٣", "-inf", "inf", "1e999", " 10", "1e1_0"),
+    }.items() for text in bad),
+    *(["train", "--out", "{d}/t", option, text] for option, bad in {
+        "--seed": ("1_0", "+1", "-1", "٣", "9" * 20, "1e2", " 1"), "--batch": ("1_0", "+8"), "--steps": ("٣", "1_0"),
+        "--lr": ("1_0", "+1", "nan", "inf", "٣", "-1", "0", "1e-999"), "--budget-ms": ("1_0", "inf"),
+        "--warm-up": ("-1", "1_0"),
+    }.items() for text in bad),
+    ["import", "{m}", "--out", "{d}/t", "--tokens", "1_0"], ["trace", "{m}@threads=1_0"], ["trace", "{m}@threads=+1"],
+    ["trace", "{m}", "--plant", "scale@1_0.qkv"], ["trace", "{m}", "--plant", "scale@٢.qkv"],
+    ["trace", "{m}", "--device", "cuda:٣"],
     ["trace", "{m}", "--compute", "fp4"], ["trace", "{m}", "--device", "gpu"], ["trace", "{m}", "--generate", "0"],
     ["trace", "{m}", "--plant", "frob@1.qkv"], ["trace", "{m}", "--plant", "scale@9.qkv"],
     ["trace", "{m}", "--prompt", ""], ["trace", "{m}", "--prompt", "a" * 65],
@@ -112,7 +146,25 @@ def test_the_version_is_printed(run):
 def test_a_word_that_cannot_be_is_refused_with_exit_2(words, run, model, tmp_path):
     result = run(*(w.replace("{m}", str(model)).replace("{d}", str(tmp_path)) for w in words))
     refused(result, 2)
-    assert "apr-tui: " in result.err
+    assert not re.search(r"[^.]\.\.(\s|$)", result.err), "a full stop stands twice"
+    assert "apr-tui: " in result.err and not list(tmp_path.iterdir())
+
+
+def test_a_number_is_read_as_it_is_typed(run, model):
+    assert run("trace", model, "--tokens", "3, 17,05", "--json").doc()["tokens"][2]["id"] == 5
+    for text, value in (("10", 10.0), ("2.5", 2.5), ("1e2", 100.0), (".2E+1", 2.0), ("3.", 3.0)):
+        assert command_parser("trace").parse_args(["m", "--threshold", text]).threshold == value
+    asked = command_parser("train").parse_args(["--seed", str((1 << 63) - 1), "--lr", "3e-4"])
+    assert (asked.seed, asked.lr) == ((1 << 63) - 1, 3e-4)
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["--version"], 0, "apr-tui "), (["trace", "nowhere.gguf"], 3, ""), ([], 2, "")])
+def test_the_package_runs_as_the_command_does(words, code, said):
+    ended = subprocess.run([sys.executable, "-m", "apr_tui", *words], capture_output=True, text=True, check=False,
+                           stdin=subprocess.DEVNULL)
+    assert (ended.returncode, ended.stdout[:8]) == (code, said), ended
+    assert code == 0 or ended.stderr.startswith("apr-tui: ")
 
 
 def test_without_a_terminal_the_console_says_what_to_use_instead(run, model):
@@ -217,8 +269,10 @@ def test_without_a_witness_nothing_is_claimed(run, model):
 
 @pytest.mark.parametrize("command", ["trace", "check", "compare"])
 def test_a_run_that_watching_changes_exits_1(command, run, model, monkeypatch):
-    for module in ("core.trace.run", "core.proof.measure_pair"):
-        monkeypatch.setattr(f"{module}.same_bits", lambda a, b: False)
+    names = ("core.trace.run", "core.proof.measure_pair")
+    modules = [importlib.import_module(name) for name in names]  # both, before one is changed
+    for module in modules:
+        monkeypatch.setattr(module, "same_bits", lambda a, b: False)
     assert run(command, *([model] * (2 if command == "compare" else 1)), *TOKENS).code == 1
 
 
@@ -250,6 +304,34 @@ def test_a_bundle_is_written_refused_forced_shown_and_traced_again(run, model, t
     refused(run("show", out), 2, "terminal")
     refused(run("show", tmp_path / "gone", "--text"), 3)
     refused(run("check", out, "--model", model), 4, "--values")
+
+
+LONG = "x" * 300  # no file system has such a name
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (["trace", LONG], 3), (["import", LONG, "--out", "{d}/x"], 3), (["show", LONG, "--text"], 3),
+    (["train", "--corpus", LONG, "--out", "{d}/x"], 3), (["convert", LONG, "{d}/x.gguf"], 3),
+    (["trace", "{m}", "--out", LONG], 7), (["trace", "{m}", "--csv", LONG], 7), (["demo", "--out", LONG], 7),
+    (["convert", "{m}", f"{LONG}.gguf"], 7), (["train", "--out", LONG], 7)])
+def test_what_cannot_be_read_exits_3_and_what_cannot_be_written_7(words, code, run, model, tmp_path):
+    result = run(*(w.replace("{m}", str(model)).replace("{d}", str(tmp_path)) for w in words))
+    refused(result, code, LONG[:80])
+    assert "[Errno" not in result.err and ("could not be read" in result.err or code == 7 or words[0] != "import")
+
+
+@pytest.mark.parametrize(("error", "code", "says"), [
+    (PermissionError(13, "Permission denied", "p.gguf"), 3, "p.gguf could not be read: Permission denied. Check"),
+    (OSError(28, "No space left on device"), 7, "the output could not be written: No space left on device."),
+    (OSError(12, "Cannot allocate memory"), 3, "the system refused: Cannot allocate memory"),
+    (PermissionError(13, "Not so.", "p.gguf"), 3, "p.gguf could not be read: Not so. Check"),
+    (OSError("libcuda.so.1: cannot open shared object file"), 6, "the device failed: libcuda.so.1")])
+def test_an_error_of_the_system_leaves_by_the_door_that_it_belongs_to(error, code, says, run, model, monkeypatch):
+    def refuse(*args: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(session, "trace", refuse)
+    refused(run("trace", model), code, says)
 
 
 # --- check, compare ---
@@ -290,7 +372,7 @@ def test_prompts_are_one_a_line_whatever_else_a_line_holds(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\x0cpage\r\n\n two\u2028lines\n", newline="")
     asked = SimpleNamespace(prompts=path, prompt=None, prompt_file=None, tokens=None, chat=False)
-    assert [p.text for p in commands.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
+    assert [p.text for p in launch.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
 
 
 def test_the_verdict_stands_in_words_too(run, model):
@@ -458,14 +540,14 @@ def test_a_signal_in_the_middle_exits_130_and_leaves_nothing(number, tmp_path):
 
 
 def test_a_signal_after_the_bundle_is_written_does_not_call_it_interrupted(run, model, tmp_path, monkeypatch):
-    from apr_tui.cli import commands
+    from core.bundle import report
 
     def late(*more):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         return "the report\n"
 
-    monkeypatch.setattr(commands, "report_text", late)
+    monkeypatch.setattr(report, "report_text", late)
     written = run("trace", model, *TOKENS, "--out", tmp_path / "b")
     assert (written.code, written.out) == (0, "the report\n") and (tmp_path / "b" / "manifest.json").is_file()
     assert run("trace", model, *TOKENS).code == 130

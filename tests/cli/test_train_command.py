@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from apr_tui.cli import train as train_command
+from apr_tui.cli import train
 from apr_tui.cli.main import main
 from apr_tui.render.train_state import age_text, view_text
+from core.train.events import StepTaken
 from core.train.reader import open_run
 from core.train.records import RUNNING
 from tests.support.training import options, run, write_config, write_corpus
@@ -70,11 +71,11 @@ def test_json_is_one_document_on_stdout(tmp_path, capsys):
 def test_a_signal_ends_the_step_cleanly_with_a_checkpoint_and_130(tmp_path, capsys, monkeypatch, name):
     def progress(given):
         def emit(event):
-            if event.step is not None and event.step.step == 1:
+            if isinstance(event, StepTaken) and event.step.step == 1:
                 signal.raise_signal(getattr(signal, name))
         return emit
 
-    monkeypatch.setattr(train_command, "_progress", progress)
+    monkeypatch.setattr(train, "_progress", progress)
     before = signal.getsignal(signal.SIGINT)
     assert main(words(tmp_path, "--steps", "6")) == 130
     assert "INTERRUPTED: stopped after 3 of 6 steps; go on with --resume" in capsys.readouterr().out
@@ -85,7 +86,7 @@ def test_a_signal_ends_the_step_cleanly_with_a_checkpoint_and_130(tmp_path, caps
 
 
 def test_a_second_signal_of_another_kind_waits_for_the_step_and_the_same_one_does_not():
-    with train_command._stop_on_signals() as cancelled:
+    with train._stop_on_signals() as cancelled:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # as torchrun sends it after a Ctrl-C
         assert cancelled()

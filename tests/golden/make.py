@@ -1,4 +1,4 @@
-"""Make the golden numbers of tests/test_forward.py with Hugging Face transformers: python -m tests.golden.make.
+"""Make the golden numbers of tests/model/test_forward.py with Hugging Face transformers: python -m tests.golden.make.
 
 A golden is small: each stage's std at every scope, and eight signed sums of each token's values, from which a relative
 L2 is estimated without bias. It holds the digest of the weights that it was made for. It judges nothing.

@@ -10,38 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from core.kernels.cpu import build as kernel_library
+from core.kernels.cpu import build
 from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
-from core.kernels.cpu.build import FUSED, Absent, Library, library, load
+from core.kernels.cpu.build import Absent, Library, library, load
 from core.kernels.cpu.instruction_sets import usable_levels
 from core.model import matmul
+from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight
-from core.quant.types import QUANTS, tensor_bytes
+from core.quant.types import FUSED
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
-from core.trace import taps as tap
-from core.trace.stats import COUNTS, MOMENTS
+from core.trace import taps
+from core.trace.stats import ROW
+from tests.support.random_weights import FLOAT32_NMSE, SCALES, random_weight, random_x
+from tests.support.traces import UNROUNDED
 
-SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
-FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
 HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
 LEVELS = [v.name for v in usable_levels()]
-
-
-def random_weight(quant: str, rows: int, cols: int, seed: int = 0) -> Weight:
-    """Random finite weights of a type; a padded row has random values beyond cols."""
-    rng, row = np.random.default_rng(seed), QUANTS[quant]
-    raw = rng.integers(0, 256, tensor_bytes(row, (rows, cols)), dtype=np.uint8)
-    if quant in SCALES:
-        blocks = raw.reshape(-1, row.block_bytes)
-        for at in SCALES[quant]:
-            blocks[:, at:at + 2] = (rng.random((len(blocks), 1)) + 0.1).astype("<f2").view(np.uint8)
-    else:
-        values = rng.standard_normal((rows, cols)).astype(np.float32)
-        kinds = {"F32": values, "F16": values.astype("<f2"), "BF16": (values.view(np.uint32) >> 16).astype("<u2")}
-        raw = kinds[quant].reshape(-1).view(np.uint8).copy()
-    return Weight(quant.lower(), quant, (rows, cols), raw)
 
 
 @functools.cache
@@ -55,10 +41,6 @@ def kernels(level: str = "") -> Library:
 
 def product(weight: Weight, x: torch.Tensor, level: str = "") -> torch.Tensor:
     return multiply_fused(kernels(level), weight, x, lambda: None)
-
-
-def random_x(tokens: int, cols: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -191,11 +173,11 @@ def test_an_activation_that_is_not_finite_shows_in_its_token_only(bad: float) ->
 
 def test_lanes_share_one_call_and_keep_their_own_compute() -> None:
     weight, x = random_weight("Q6_K", 30, 512), random_x(4, 512)
-    asks = [(x, "f32"), (x[:1], "f32"), (x, "q8"), (x.double(), "f32"), (x, "bf16")]
+    asks = [Ask(x, "f32"), Ask(x[:1], "f32"), Ask(x, "q8"), Ask(x.double(), "f32"), Ask(x, "bf16")]
     together = matmul.multiply(weight, asks, lambda: None)
-    for got, (value, compute) in zip(together, asks, strict=True):
-        alone = matmul.multiply(weight, [(value, compute)], lambda: None)[0]
-        assert got.dtype == value.dtype and torch.equal(got, alone), compute
+    for got, ask in zip(together, asks, strict=True):
+        alone = matmul.multiply(weight, [ask], lambda: None)[0]
+        assert got.dtype == ask.x.dtype and torch.equal(got, alone), ask.compute
     want = x.double() @ decode_weight(weight).double().T
     assert torch.equal(together[3], want)
     assert 1e-6 < float((together[2] - want).norm() / want.norm()) < 1e-1, "q8 rounds its activations"
@@ -220,11 +202,11 @@ def test_without_a_compiler_the_reason_is_said_and_weights_are_decoded(monkeypat
     monkeypatch.delenv("CXX", raising=False)
     fresh = functools.cache(library.__wrapped__)
     monkeypatch.setattr(matmul, "library", fresh)
-    assert not kernel_library.must_compile()
+    assert build.pending_build() is None
     said = matmul.kernel_path("f32", torch.device("cpu"))
     assert said.startswith("decode-then-multiply") and "no C++ compiler was found" in said
     weight, x = random_weight("Q4_K", 6, 256), random_x(2, 256)
-    assert torch.equal(matmul.multiply(weight, [(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
+    assert torch.equal(matmul.multiply(weight, [Ask(x, "f32")], lambda: None)[0], x @ decode_weight(weight).T)
 
 
 def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -238,7 +220,7 @@ def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.
         assert isinstance(said, Absent) and "out of luck" in said.reason
     assert len(calls.read_text().splitlines()) == len(LEVELS)
     assert {p.suffix for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {".failed"}
-    assert not kernel_library.must_compile()
+    assert build.pending_build() is None
 
 
 def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,9 +275,8 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
 
 
 def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
-    [(table, row, top)] = measure_fused(kernels(), [x])
-    moments, counts = table[row, 0], table[row, 1].view(np.int64)
-    return dict(zip((*MOMENTS, *COUNTS), (*moments, *counts), strict=True)), list(top)
+    [(table, index, top)] = measure_fused(kernels(), [x], ROW)
+    return {name: table[name][index] for name in ROW.names}, list(top)
 
 
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
@@ -303,12 +284,17 @@ def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
 def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> None:
     x = values(tokens, width, kind)
     got, top = measured(x)
-    want = tap._moments(x)
-    for name in ("nan", "inf", "zero", "peak_channel", "nan_channel", "min", "max"):
-        assert got[name].tolist() == want[name].tolist(), name
-    for name in ("mean", "m2", "sumsq"):
-        assert np.allclose(got[name], want[name], rtol=1e-12, atol=1e-12), (name, got[name], want[name])
-    assert top == tap._top_channels(x)
+    want = taps._moments(x)
+    assert set(want) == set(ROW.names)
+    for name in ROW.names:
+        room = 0 if name in UNROUNDED else 1e-12
+        assert np.allclose(got[name], want[name], rtol=room, atol=room), (name, got[name], want[name])
+    assert top == taps._top_channels(x)
+
+
+def test_rows_of_other_columns_are_refused() -> None:
+    with pytest.raises(AssertionError, match="other columns"):
+        measure_fused(kernels(), [random_x(2, 8)], np.dtype([*ROW.descr, ("more", np.float64)]))
 
 
 @pytest.mark.parametrize("kind", ["random", "bad"])
@@ -319,7 +305,7 @@ def test_compiled_statistics_of_a_token_do_not_depend_on_its_company_or_the_thre
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert measured(x)[1] == tap._top_channels(x)
+            assert measured(x)[1] == taps._top_channels(x)
             alone = [measured(x[t:t + 1])[0] for t in (0, 31, 63)]
             for name, column in together.items():
                 assert column[[0, 31, 63]].tobytes() == np.concatenate([a[name] for a in alone]).tobytes(), name
@@ -344,12 +330,12 @@ def test_compiled_massive_values_are_torch_s(seed: int, monkeypatch: pytest.Monk
     x = random_x(int(rng.integers(1, 40)), int(rng.integers(1, 300)), seed) * float(rng.random())
     for value in rng.choice([5000.0, -5000.0, float("nan"), float("inf"), 900.0, -2e4], rng.integers(1, 8)):
         x[int(rng.integers(0, x.shape[0])), int(rng.integers(0, x.shape[1]))] = float(value)
-    peaks = tap._top_channels(x)
+    peaks = taps._top_channels(x)
     if not peaks:
         pytest.skip("nothing finite")
-    got = tap._massive(x, 3, abs(peaks[0][2]))
-    monkeypatch.setattr(tap, "library", lambda: Absent("for a test"))
-    assert got == tap._massive(x, 3, abs(peaks[0][2]))
+    got = taps._massive(x, 3, abs(peaks[0][2]))
+    monkeypatch.setattr(taps, "library", lambda: Absent("for a test"))
+    assert got == taps._massive(x, 3, abs(peaks[0][2]))
 
 
 def test_products_asked_from_several_threads_at_once_are_right() -> None:

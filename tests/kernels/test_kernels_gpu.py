@@ -15,21 +15,24 @@ from core.model import matmul, ops
 from core.model.arch import Rope
 from core.model.gpu_weights import Resident
 from core.model.graph_decode import is_capturable
+from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows
+from core.quant.types import GPU as GPU_KERNELS
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
 from core.system.cancel import never
-from core.trace import taps as tap
+from core.trace import taps
 from core.trace.events import no_emit
 from core.trace.run import Side, _decode, continue_greedily, open_side, run_traced
-from tests.kernels.test_kernels_cpu import FLOAT32_NMSE, SCALES, random_weight, random_x
+from core.trace.stats import ROW
+from tests.support.random_weights import FLOAT32_NMSE, random_weight, random_x
 from tests.support.small_models import IDS, write_model
 
 pytest.importorskip("triton")
-from core.kernels.gpu import layer as triton_layer
-from core.kernels.gpu import products as triton_products
-from core.kernels.gpu import statistics as triton_statistics
+from core.kernels.gpu import layer as gpu_layer
+from core.kernels.gpu import products as gpu_products
+from core.kernels.gpu import statistics as gpu_statistics
 from core.kernels.gpu.products import Tiling, is_one_token, multiply_planes, split
 
 GPU = pytest.mark.gpu
@@ -123,20 +126,20 @@ def test_rows_decode_from_planes_bit_for_bit(quant):
     raw = rng.integers(0, 256, tensor_bytes(QUANTS[quant], (9, cols)), dtype=np.uint8)
     weight = Weight("w", quant, (9, cols), raw)  # any bytes: NaN, Inf and subnormal scales among them
     ids = [3, 0, 8, 8]
-    got = triton_layer.decode_planes(to_planes(weight, torch.device(HERE)), torch.tensor(ids, device=HERE)).cpu()
+    got = gpu_layer.decode_planes(to_planes(weight, torch.device(HERE)), torch.tensor(ids, device=HERE)).cpu()
     want = embedding_rows(weight, ids)
     assert torch.equal(torch.nan_to_num(got, nan=7.0), torch.nan_to_num(want, nan=7.0))
 
 
 def test_padded_rows_end_at_cols():
     weight = random_weight("Q4_K", 3, 300)
-    got = triton_layer.decode_planes(to_planes(weight, torch.device(HERE)), torch.tensor([2, 1], device=HERE)).cpu()
+    got = gpu_layer.decode_planes(to_planes(weight, torch.device(HERE)), torch.tensor([2, 1], device=HERE)).cpu()
     assert torch.equal(got, embedding_rows(weight, [2, 1]))
 
 
 def test_rms_norm_is_that_of_ops():
     x, weight = random_x(21, 96).view(7, 3, 96).to(HERE), random_x(1, 96)[0].to(HERE)
-    torch.testing.assert_close(triton_layer.rms_norm(x, weight, 1e-6), ops.rms_norm(x, weight, 1e-6), **CLOSE)
+    torch.testing.assert_close(gpu_layer.rms_norm(x, weight, 1e-6), ops.rms_norm(x, weight, 1e-6), **CLOSE)
 
 
 @pytest.mark.parametrize("pairing", ["halves", "adjacent"])
@@ -144,7 +147,7 @@ def test_rms_norm_is_that_of_ops():
 def test_rotate_is_that_of_ops_on_a_slice(pairing, dim):
     x = random_x(5, 500).to(HERE)[:, 100:100 + 3 * 64].view(5, 3, 64)
     cos, sin = (t.float().to(HERE) for t in ops.rope_angles(Rope(1e4, dim, pairing), 3, 5, None))
-    torch.testing.assert_close(triton_layer.rotate(x, cos, sin, pairing), ops.rotate(x, cos, sin, pairing), **CLOSE)
+    torch.testing.assert_close(gpu_layer.rotate(x, cos, sin, pairing), ops.rotate(x, cos, sin, pairing), **CLOSE)
 
 
 @pytest.mark.parametrize(("tokens", "positions"), [(1, 1), (7, 7), (3, 90), (1, 130)])
@@ -152,50 +155,50 @@ def test_attention_is_float64_s_and_ignores_room_that_is_not_used(tokens, positi
     q = random_x(tokens * 6, 64).view(tokens, 6, 64).to(HERE)
     k, v = (random_x(positions * 2, 64, seed).view(positions, 2, 64).to(HERE) for seed in (2, 3))
     want = ops.attend(q.double(), k.double(), v.double())
-    got = triton_layer.attend_few(q, k, v)
+    got = gpu_layer.attend_few(q, k, v)
     assert nmse(got, want) < FLOAT32_NMSE
     room = torch.full((positions + 70, 2, 64), float("nan"), device=HERE)
     keys, values = room.clone(), room.clone()
     keys[:positions], values[:positions] = k, v
     position = torch.tensor([positions - tokens], device=HERE)
-    assert torch.equal(triton_layer.attend_few(q, keys, values, position), got)
+    assert torch.equal(gpu_layer.attend_few(q, keys, values, position), got)
 
 
-@pytest.mark.parametrize("at_once", [triton_statistics.CANDIDATES, 16])
+@pytest.mark.parametrize("at_once", [gpu_statistics.CANDIDATES, 16])
 def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, monkeypatch):
-    monkeypatch.setattr(triton_statistics, "CANDIDATES", at_once)  # of 32 here: in one piece, or in two
+    monkeypatch.setattr(gpu_statistics, "CANDIDATES", at_once)  # of 32 here: in one piece, or in two
     wide = random_x(4, 4500)
     wide[0, 7] = wide[0, 4000] = float("nan")
     wide[1, 3], wide[1, 3000], wide[2], wide[3] = float("inf"), float("nan"), 0.0, float("nan")
     wide[2, 9], wide[2, 12] = -5.0, 5.0  # a tie: the lowest channel
     tensors = [wide, random_x(4, 64) * 300, torch.zeros(4, 2049)]
-    measured = triton_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
-    for x, found in zip(tensors, triton_statistics.read_statistics(measured, 3), strict=True):
-        stats = tap.finish(x, 0, *found, None)
-        for name, want in tap._moments(x).items():
-            np.testing.assert_allclose(getattr(stats, name), want, **EXACT, err_msg=name)
-        assert list(found[2]) == tap._top_channels(x)
+    measured = gpu_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
+    for x, found in zip(tensors, gpu_statistics.read_statistics(measured, 3, ROW), strict=True):
+        stats = taps.finish(x, 0, *found, None)
+        for name, want in taps._moments(x).items():
+            np.testing.assert_allclose(stats.rows[name], want, **EXACT, err_msg=name)
+        assert list(found[2]) == taps._top_channels(x)
 
 
 @pytest.fixture(scope="module", params=["Q8_0", pytest.param("Q4_K", marks=GPU), pytest.param("F16", marks=GPU)])
 def sides(request, tmp_path_factory) -> tuple[Side, Side]:
     """The same model on the plain path and on the kernels."""
     size = {"d_model": 256, "d_ff": 512} if request.param == "Q4_K" else {"n_head": 2, "n_kv_head": 1}
-    n_layer = 1 if triton_products.INTERPRETED else 2
+    n_layer = 1 if gpu_products.INTERPRETED else 2
     path = write_model(tmp_path_factory.mktemp("gpu") / "m.gguf", request.param, n_layer=n_layer, **size)
     plain = open_side(open_model(path), "cpu")
     device = torch.device(HERE)
     return plain, replace(plain, model=replace(plain.model, device=device, resident=Resident(device)))
 
 
-IDS_HERE = IDS[:3] if triton_products.INTERPRETED else IDS
+IDS_HERE = IDS[:3] if gpu_products.INTERPRETED else IDS
 
 
 @pytest.fixture
 def few_programs(monkeypatch):
     """Large programs, where each is interpreted: a whole forward has thousands of the usual ones."""
-    if triton_products.INTERPRETED:
-        monkeypatch.setattr(triton_products, "tiling", lambda rows, n_group, tokens: Tiling(128, 16, 1))
+    if gpu_products.INTERPRETED:
+        monkeypatch.setattr(gpu_products, "tiling", lambda rows, n_group, tokens: Tiling(128, 16, 1))
 
 
 def test_a_watched_run_is_the_plain_path_s_and_the_witness_has_its_bits(sides, few_programs):
@@ -212,14 +215,14 @@ def test_a_watched_run_is_the_plain_path_s_and_the_witness_has_its_bits(sides, f
     for place, value in want.items():
         torch.testing.assert_close(got[place], value, **CLOSE, msg=str(place))
         a, b = cells_a[place], cells_b[place]
-        np.testing.assert_allclose(b.mean, a.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(b.rows["mean"], a.rows["mean"], rtol=1e-5, atol=1e-6)
         assert [p[:2] for p in a.top] == [p[:2] for p in b.top], place
         assert (a.factors is None) == (b.factors is None)
 
 
 def test_decoding_with_room_gives_the_tokens_of_the_growing_cache_and_of_the_plain_path(sides, few_programs):
     plain, ours = sides
-    n_token = 3 if triton_products.INTERPRETED else 24  # on a GPU all but the first two from a captured graph
+    n_token = 3 if gpu_products.INTERPRETED else 24  # on a GPU all but the first two from a captured graph
     tokens = [continue_greedily(side, IDS_HERE, n_token, (), lambda i: None, never) for side in (plain, ours)]
     assert tokens[0] == tokens[1]
     assert HERE == "cpu" or tokens[1] == list(islice(_decode(ours, IDS_HERE, never), n_token))
@@ -241,10 +244,10 @@ def test_bf16_and_q8_go_through_the_kernels(sides):
     for compute in ("bf16", "q8"):
         weight = plain.model.file.weight("blk.0.ffn_up.weight")
         x = random_x(2, weight.shape[1])
-        want = matmul.multiply(weight, [(x, compute)], lambda: None)[0]
-        got = matmul.multiply(weight, [(x.to(HERE), compute)], lambda: None, (), ours.model.resident)[0]
+        want = matmul.multiply(weight, [Ask(x, compute)], lambda: None)[0]
+        got = matmul.multiply(weight, [Ask(x.to(HERE), compute)], lambda: None, ours.model.resident)[0]
         far = float((got.cpu() - want).norm() / want.norm())
-        assert far < 2 * activations.COMPUTES["bf16"][1], f"{compute}: {far:.1e}"
+        assert far < 2 * activations.COMPUTES["bf16"].unit, f"{compute}: {far:.1e}"
     assert weight.name in ours.model.resident._planes
 
 
@@ -252,12 +255,11 @@ def test_a_float64_lane_goes_without_the_kernels(sides):
     _, ours = sides
     weight = ours.model.file.weight("blk.0.ffn_up.weight")
     x = random_x(2, weight.shape[1]).double()
-    got = matmul.multiply(weight, [(x.to(HERE), "f32")], lambda: None, (), ours.model.resident)[0]
+    got = matmul.multiply(weight, [Ask(x.to(HERE), "f32")], lambda: None, ours.model.resident)[0]
     assert got.dtype == torch.float64 and nmse(got.cpu(), x @ decode_weight(weight).double().T) < EXACT["rtol"]
 
 
-def test_every_type_of_the_compiled_kernels_has_planes():
-    from core.kernels.cpu.build import FUSED
-
-    assert set(LAYOUTS) == set(FUSED)
-    assert set(SCALES) | set(triton_products.PLAIN) == set(LAYOUTS)
+def test_every_type_that_the_table_gives_to_the_gpu_has_planes_and_no_other():
+    assert set(LAYOUTS) == {name for name, quant in QUANTS.items() if GPU_KERNELS in quant.kernels}
+    assert {name for name, layout in LAYOUTS.items() if layout.numbers is None} == {
+        name for name in LAYOUTS if QUANTS[name].is_plain}

@@ -23,8 +23,9 @@ def source(path: Path, **settings) -> session.Source:
     return session.Source(path, device="cpu", **settings)
 
 
-def compared(a: session.Source, b: session.Source, ids=IDS, **more) -> Comparison:
-    return session.compare(a, b, None if ids is None else session.Prompt(tokens=tuple(ids)), **more)
+def compared(a: session.Source, b: session.Source, ids=IDS, **options) -> Comparison:
+    prompt = None if ids is None else session.Prompt(tokens=tuple(ids))
+    return session.compare(a, b, prompt, session.RunOptions(**options))
 
 
 def held(result: Comparison, verdict: str, first=None, side: str | None = None, says: str = "") -> None:
@@ -330,6 +331,12 @@ def test_at_scope_last_a_bug_at_the_last_token_only_is_found_and_at_scope_first_
     held(compared(broken, source(small), scope="first"), "AGREE")
 
 
+@pytest.mark.parametrize(("scope", "token"), [("last", len(IDS) - 1), ("first", 0), ("pos:2", 2)])
+def test_a_cell_names_its_worst_token_by_its_position_in_the_prompt(scope, token, small):
+    result = compared(source(small, plant="scale@1.ffn_out"), source(small), scope=scope)
+    assert {cell.token for place, cell in result.cells.items() if place[1] != "logits"} == {token}
+
+
 @pytest.mark.parametrize("scope", ["all", "last", "first", "rest", "pos:2"])
 def test_a_bug_at_every_token_is_named_at_every_scope(scope, small):
     result = compared(source(small, plant="shift@1.ffn_swigl"), source(small), scope=scope)
@@ -352,9 +359,8 @@ def bundles(files, tmp_path_factory):
     def bundle(name: str, path="small", keep_values=True, ids=IDS, layers=None, **settings) -> session.Source:
         if name not in made:
             traced = session.trace(source(files / f"{path}.gguf", **settings), session.Prompt(tokens=tuple(ids)),
-                                   keep_values=keep_values, layers=layers)
-            made[name] = session.export_trace(
-                traced, folder / name, scope="all", threshold=10, force=False, command="test")
+                                   session.RunOptions(keep_values=keep_values, layers=layers))
+            made[name] = session.export(traced, folder / name, command="test")
         return source(made[name])
 
     return bundle
@@ -428,7 +434,8 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 
 def test_values_of_another_shape_are_no_pass():
-    from core.proof.judge_pair import Question, judge_saved
+    from core.proof.judge_pair import judge_saved
+    from core.proof.measure_pair import Question
     from core.system.cancel import never
     from core.trace.events import no_emit
 
@@ -440,7 +447,8 @@ def test_values_of_another_shape_are_no_pass():
 
 
 def test_nothing_in_common_is_no_pass():
-    from core.proof.judge_pair import Question, judge_saved
+    from core.proof.judge_pair import judge_saved
+    from core.proof.measure_pair import Question
     from core.system.cancel import never
     from core.trace.events import no_emit
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core import session
-from core.proof.contract_gates import GATES, contract_gates, judge_gates
+from core.proof.contract_gates import GATES, contract_gates, gate_rows, judge_gates
 from core.system.errors import FileError
+from core.system.json_text import to_json
 from core.trace.record import Facts, Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import ScopeStats, Stats
@@ -40,6 +42,12 @@ def test_a_clean_pair_passes_what_it_measured(pair):
         "FFN-GGUF-001": "PASS", "FFN-GGUF-002": "PASS", "FFN-GGUF-003": "PASS", "FFN-GGUF-004": "NOT_MEASURED",
         "SUB-FFN-001": "NOT_MEASURED", "SUB-FFN-005": "PASS", "COUNT-PARITY": "PASS", "BAND": "SHOWN",
     }
+
+
+def test_a_contracts_gate_is_written_with_four_keys_and_a_plain_word(pair):
+    row = json.loads(to_json(gate_rows(judge_gates(pair.a, pair))))[1]
+    assert row == {"id": "FFN-GGUF-002", "rule": "traced equals untraced, tolerance 0", "verdict": "PASS",
+                   "measured": "logits have the same bits"}
 
 
 def test_an_empty_trace_passes_nothing():

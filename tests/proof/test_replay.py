@@ -13,14 +13,14 @@ from core.formats.open_model import open_model
 from core.kernels.cpu.build import Absent
 from core.model import matmul
 from core.model.stages import STAGES, Place, place_order, place_text
-from core.proof.check import replay
+from core.proof.check import check_run, check_stages
 from core.proof.distance import difference, nmse, relative_l2
 from core.proof.verdict import Check
 from core.quant.activations import COMPUTES
 from core.system.cancel import never
 from core.trace.measures import BAD_FACTOR, LocalError
 from core.trace.record import Facts, Trace
-from core.trace.run import open_side, same_bits
+from core.trace.run import open_side
 from core.trace.taps import no_tap
 from tests.support.small_models import IDS, write_model
 
@@ -51,8 +51,12 @@ def models(tmp_path_factory):
 
 
 def checked(file, compute: str, plant: str | None, ids=IDS, **more) -> Check:
-    errors, _ = replay(open_side(file, "cpu", compute, plant=plant), list(ids), watch=no_tap, cancelled=never, **more)
+    errors = check_stages(open_side(file, "cpu", compute, plant=plant), list(ids), cancelled=never, **more)
     return Check(Trace("m", FACTS, (), {}), errors)
+
+
+def unheard(place: Place, error: LocalError) -> None:
+    """Take an error and drop it."""
 
 
 def planted_at(kind: str, place: Place) -> str:
@@ -137,16 +141,15 @@ def test_a_check_up_to_a_layer_stops_after_it(models):
 
 def test_a_check_runs_its_witness_beside_it(models):
     side = open_side(models["8"], "cpu", plant="scale@1.ffn_out")
-    _, logits = replay(side, list(IDS), watch=no_tap, witness=True, cancelled=never)
-    assert len(logits) == 2 and same_bits(*logits)
+    assert check_run(side, IDS, watch=no_tap, on_error=unheard, cancelled=never).same_logits
 
 
 def test_a_tap_that_disturbs_the_run_is_seen_by_its_witness(models):
     def disturbing(layer, stage, value):
         return value * 1.0001 if (layer, stage) == (1, "output") else value
 
-    _, logits = replay(open_side(models["8"], "cpu"), list(IDS), watch=disturbing, witness=True, cancelled=never)
-    assert not same_bits(*logits)
+    side = open_side(models["8"], "cpu")
+    assert not check_run(side, IDS, watch=disturbing, on_error=unheard, cancelled=never).same_logits
 
 
 def test_the_floor_of_a_stage_is_what_its_compute_costs(models):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.quant import dequantize as decode
+from core.quant import dequantize
 from core.quant.dequantize import DECODERS, decode_rows, decode_weight, embedding_rows
 from core.quant.types import QUANTS, row_bytes, tensor_bytes
 from core.quant.weight import Weight
@@ -19,7 +19,6 @@ from core.system.errors import FileError
 INTEGERS = ("I8", "U8", "I16", "I32", "I64", "F64")
 NUMPY = {"I8": "i1", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 BY_GGUF = [name for name, quant in QUANTS.items() if quant.ggml_id is not None and name not in INTEGERS]
-SCALES = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # where a block has a float16
 ODD_HALVES = (0x7C00, 0xFC00, 0x7E01, 0x0000, 0x8000, 0x0001, 0x7BFF)  # inf, -inf, NaN, 0, -0, least, largest
 
 
@@ -27,9 +26,9 @@ def random_weight(name: str, rows: int, cols: int, seed: int = 0) -> Weight:
     """Random bytes, and in the first blocks scales that are infinite, NaN, zero, subnormal and largest."""
     quant = QUANTS[name]
     raw = np.random.default_rng(seed).integers(0, 256, tensor_bytes(quant, (rows, cols)), dtype=np.uint8)
-    blocks = raw.reshape(-1, quant.block_bytes) if name in SCALES else []
+    blocks = raw.reshape(-1, quant.block_bytes) if quant.scales_at else []
     for i, (block, half) in enumerate(zip(blocks, ODD_HALVES, strict=False)):
-        at = SCALES[name][i % len(SCALES[name])]
+        at = quant.scales_at[i % len(quant.scales_at)]
         block[at:at + 2] = np.frombuffer(struct.pack("<H", half), np.uint8)
     return Weight(name.lower(), name, (rows, cols), raw)
 
@@ -74,7 +73,7 @@ def test_plain_types_are_cast_to_float32(name):
 def test_chunks_and_windows_of_rows_give_the_same_bits_as_the_whole(name, monkeypatch):
     weight = random_weight(name, 11, 512)
     whole = decode_weight(weight).numpy()
-    monkeypatch.setattr(decode, "CHUNK", 1500)
+    monkeypatch.setattr(dequantize, "CHUNK", 1500)
     assert_same_bits(decode_weight(weight).numpy(), whole)
     assert_same_bits(decode_rows(weight, 4, 9).numpy(), whole[4:9])
     out = torch.full((5, 512), 7.0)

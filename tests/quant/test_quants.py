@@ -6,8 +6,10 @@ import gguf
 import numpy as np
 import pytest
 
+from core.quant.dequantize import decode_weight
 from core.quant.quantize import QUANTISERS, quantise_q4_k, quantise_q6_k
 from core.quant.types import BY_APR_CODE, BY_GGML_ID, QUANTS, row_bytes, tensor_bytes
+from core.quant.weight import Weight
 
 APR_CODES = {
     "F32": 0, "F16": 1, "F64": 3, "I32": 4, "I64": 5, "I8": 6, "U8": 7, "Q4_K": 12, "Q6_K": 14, "BF16": 30,
@@ -23,6 +25,16 @@ def test_a_row_of_the_table_equals_gguf_py(name):
     kind = gguf.GGMLQuantizationType[name]
     assert (quant.ggml_id, quant.block, quant.block_bytes) == (int(kind), *gguf.GGML_QUANT_SIZES[kind])
     assert BY_GGML_ID[int(kind)] is quant
+
+
+@pytest.mark.parametrize("name", [name for name, quant in QUANTS.items() if quant.scales_at])
+def test_a_scale_that_is_nan_leaves_no_number_in_its_block(name):
+    quant = QUANTS[name]
+    for at in quant.scales_at:
+        raw = np.random.default_rng(1).integers(0, 60, 2 * quant.block_bytes, dtype=np.uint8)
+        raw[at:at + 2] = np.array([0x7E01], "<u2").view(np.uint8)
+        values = decode_weight(Weight("w", name, (2, quant.block), raw))
+        assert values[0].isnan().all() and values[1].isfinite().all(), f"{name}, byte {at}"
 
 
 def test_every_type_that_gguf_py_decodes_is_in_the_table():

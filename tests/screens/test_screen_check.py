@@ -10,15 +10,24 @@ import numpy as np
 import pytest
 from textual.widgets import Input
 
-from apr_tui.options import COMMANDS, command_parser
-from apr_tui.request import Request
+from apr_tui.cli.commands import command_parser
+from apr_tui.options import OPTIONS
 from apr_tui.view_models.check import CHECK_METRICS, CheckView
-from core.proof.verdict import Bisection
+from core.proof.verdict import Bisection, Verdict
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
-from tests.screens.test_screen_hostile import ESCAPE, is_clean
 from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import assert_screen, console, lines_of, styles_of, text_of, until
+from tests.support.screen_door import (
+    ESCAPE,
+    assert_screen,
+    console,
+    is_clean,
+    lines_of,
+    request_of,
+    styles_of,
+    text_of,
+    until,
+)
 from tests.support.traces import token_stats
 
 
@@ -196,12 +205,16 @@ async def test_escape_cancels_a_check_then_goes_back(monkeypatch):
         assert app.screen.kind == "grid" and app.screen.traced is not None
 
 
-async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch):
+@pytest.mark.parametrize(("error", "said"), [
+    (UsageError("the prompt is empty"), "X the prompt is empty"),
+    (PermissionError(13, "Permission denied", "tiny.gguf"), "X tiny.gguf could not be read: Permission denied"),
+    (OSError("libcuda.so.1: cannot open shared object file"), "X the device failed: libcuda.so.1")])
+async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch, error, said):
     door = CheckDoor()
-    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(UsageError("the prompt is empty")))
+    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(error))
     async with console(monkeypatch, door) as (app, pilot):
         await checked(app, pilot)
-        assert "X the prompt is empty" in text_of(app)
+        assert said in text_of(app)
 
 
 # the bisection
@@ -270,7 +283,7 @@ async def test_enter_shows_local_and_inherited_error_floor_and_side_of_each_stag
 
 
 async def test_where_nothing_differs_there_is_no_ladder(monkeypatch):
-    found = replace(shallow_pair(), verdict="AGREE", first=None, side=None, error=None)
+    found = replace(shallow_pair(), verdict=Verdict.AGREE, first=None, side=None, error=None)
     async with console(monkeypatch, CheckDoor(bisected=Bisection(found))) as (app, pilot):
         await bisected(app, pilot)
         assert ". AGREE: no cell differs" in text_of(app) and "ladder" not in text_of(app)
@@ -347,23 +360,31 @@ async def test_what_files_and_engines_say_reaches_no_page_raw(monkeypatch):
 
 
 def test_a_copied_command_has_only_options_that_its_verb_takes():
-    request = Request(
+    request = request_of(
         Path("m.gguf"), plant="nan@3.qkv", generate=4, layers=(0, 2), scope="rest", threshold=5.0, chat=True)
-    for verb, (_, positionals, _) in COMMANDS.items():
-        if verb in ("trace", "check", "compare", "bisect"):
-            words = shlex.split(request.command(verb, *[Path("m.gguf")] * len(positionals), scope="rest"))
-            options = command_parser(verb).parse_args(words[2:])
-            assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+    for verb, n_path in {"trace": 1, "check": 1, "compare": 2, "bisect": 2}.items():
+        words = shlex.split(request.command(verb, *[Path("m.gguf")] * n_path, scope="rest"))
+        options = command_parser(verb).parse_args(words[2:])
+        assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+        if verb == "trace":
+            assert (options.generate, options.layers, options.threshold, options.chat) == (4, (0, 2), 5.0, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("--tokens", (3, 17)), ("--layers", (0, 3)), ("--threshold", 2.5), ("--generate", 4), ("--scope", "pos:2")])
+def test_an_option_reads_back_what_it_wrote(name, value):
+    assert OPTIONS[name].read(OPTIONS[name].write(value)) == value
 
 
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):
     from core import session
+    from core.trace.events import StageJudged
     from core.trace.request import Prompt, Source
     from tests.support.small_models import write_model
 
     told = []
     source = Source(write_model(tmp_path / "m.gguf"), plant="negate@1.ffn_silu")
     check = session.check(source, Prompt(tokens=(1, 2, 3)), emit=told.append)
-    errors = {event.place: event.error for event in told if event.kind == "error"}
+    errors = {event.place: event.error for event in told if isinstance(event, StageJudged)}
     assert errors == check.errors and check.first == (1, "ffn_silu")
     assert isinstance(errors[1, "ffn_silu"], LocalError) and not isinstance(errors[1, "ffn_silu"], Difference)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import replace
 
 from rich.cells import cell_len
 
 from core.system.errors import FileError
-from tests.support.screen_door import FakeDoor, console, pair, spiky_trace, text_of, until
+from tests.support.screen_door import ESCAPE, FakeDoor, console, is_clean, pair, spiky_trace, text_of, until
 
-ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 WORDS = (ESCAPE, "[red]bold[/red]", "\u202eevil\u202c", "🧑\u200d🚀", "עברית", "全角文字", "\r\n\t\x00")
 NAME = f"m{ESCAPE}[bold]\u202e.gguf"
 
@@ -21,11 +19,6 @@ class HostileDoor(FakeDoor):
     def weights_behind(self, model, layer, stage):
         """One weight."""
         return [(f"blk{ESCAPE}[/]", f"Q{ESCAPE}", (64, 32))]
-
-
-def is_clean(text: str) -> bool:
-    """Say whether no character of the text steers a terminal."""
-    return all(unicodedata.category(c)[0] != "C" or c == "\n" for c in text)
 
 
 async def test_names_and_tokens_of_a_file_reach_no_screen_raw(monkeypatch):

@@ -20,24 +20,15 @@ from apr_tui.screens.train import TrainScreen
 from apr_tui.screens.train_prompt import read_line
 from apr_tui.view_models.gradients import GradView
 from apr_tui.widgets.chart import LABEL, axis_steps, chart, value_range
-from apr_tui.workers import train as train_worker
+from apr_tui.workers import train
 from apr_tui.workers.train import Training, farewell
 from core.system.errors import Cancelled, UsageError
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
+from core.system.progress import Phase
 from core.train.config import TrainOptions, settle
+from core.train.events import Note, StepTaken
 from core.train.reader import RunReader
-from core.train.records import (
-    FAIL,
-    NOT_MEASURED,
-    PASS,
-    Gate,
-    GradRow,
-    Grads,
-    Health,
-    Step,
-    TrainEvent,
-    TrainResult,
-    Validation,
-)
+from core.train.records import GradRow, Grads, Health, Step, TrainResult, Validation
 from tests.support.screen_door import FakeDoor, assert_screen, console, lines_of, spiky_trace, styles_of, text_of, until
 
 GATES = (
@@ -102,7 +93,7 @@ def in_folder(tmp_path, monkeypatch):
     """Work in a folder of the test's own; the newest step is 4 s old."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RunReader, "_age", lambda self: 4.0 if self._steps else None)
-    monkeypatch.setattr(train_worker, "POLL_S", 0.1)
+    monkeypatch.setattr(train, "POLL_S", 0.1)
     started: list[Training] = []
     start = Training.start
     monkeypatch.setattr(Training, "start", lambda self: (started.append(self), start(self))[1])
@@ -124,19 +115,19 @@ class Trainer:
         self.go = threading.Event()
 
     def __call__(self, options, emit, cancelled, wishes):
-        emit(TrainEvent("phase", "loading torch"))
-        emit(TrainEvent("note", "device cpu: asked for"))
+        emit(Phase("loading torch"))
+        emit(Note("device cpu: asked for"))
         self.go.wait(5)
         if self.error is not None:
             raise self.error
         write_run(self.folder, 3, gpu=None, checkpoint=0)
         for self.step in range(3, 2000):
             if wishes.pause.is_set():
-                emit(TrainEvent("phase", "paused"))
+                emit(Phase("paused"))
             while wishes.pause.is_set() and not cancelled():
                 time.sleep(0.01)
             append(self.folder / "train.jsonl", step(self.step, gpu=False))
-            emit(TrainEvent("step", step=step(self.step)))
+            emit(StepTaken(step(self.step)))
             if wishes.save.is_set() or cancelled():
                 wishes.save.clear()
                 self.saved += 1

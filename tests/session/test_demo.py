@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from core.demo import files as demo
+from core.demo import files
 from core.demo.weights import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
 from core.faults.byte_faults import FAULTS, PLANTED_KEY, TENSORS, plant_fault
 from core.formats.model_file import ModelFile
@@ -31,7 +31,7 @@ VISIBLE = 1e-3  # relative L2 of a planted stage; a thousand times what rounding
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Path, Path]:
-    return demo.write_demo(tmp_path_factory.mktemp("demo"))
+    return files.write_demo(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_its_types_are_a_real_mix():
 def test_the_apr_is_the_converted_gguf_and_a_second_writing_gives_the_same_bytes(pair, tmp_path):
     convert(pair[0], tmp_path / "converted.apr")
     assert (tmp_path / "converted.apr").read_bytes() == pair[1].read_bytes()
-    again = demo.write_demo(tmp_path)
+    again = files.write_demo(tmp_path)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in pair]
 
 
@@ -168,7 +168,7 @@ def test_transpose_leaves_the_transposed_matrix():
 
 
 def test_a_planted_apr_says_so_and_its_gguf_stays_clean(tmp_path, pair):
-    gguf_path, apr_path = demo.write_demo(tmp_path, "scale64@5.ffn_out")
+    gguf_path, apr_path = files.write_demo(tmp_path, "scale64@5.ffn_out")
     assert gguf_path.read_bytes() == pair[0].read_bytes()
     planted = open_model(apr_path)
     assert planted.key(PLANTED_KEY) == "scale64@5.ffn_out"
@@ -179,7 +179,7 @@ def test_a_planted_apr_says_so_and_its_gguf_stays_clean(tmp_path, pair):
 
 
 def test_rope_pairing_is_in_the_metadata_alone(tmp_path, pair):
-    planted = open_model(demo.write_demo(tmp_path, "rope-pairing")[1])
+    planted = open_model(files.write_demo(tmp_path, "rope-pairing")[1])
     assert (read_arch(open_model(pair[1])).rope.pairing, read_arch(planted).rope.pairing) == ("halves", "adjacent")
     assert all(np.array_equal(w.data, open_model(pair[1]).weights[n].data) for n, w in planted.weights.items())
 
@@ -191,7 +191,7 @@ def test_rope_pairing_is_in_the_metadata_alone(tmp_path, pair):
 ])
 def test_any_other_fault_is_refused_before_a_file_is_written(fault, tmp_path):
     with pytest.raises(UsageError, match=r"there is no such fault|is not a layer"):
-        demo.write_demo(tmp_path / "out", fault)
+        files.write_demo(tmp_path / "out", fault)
     assert not (tmp_path / "out").exists()
 
 
@@ -206,45 +206,45 @@ def test_the_refusal_shows_the_table():
 
 def test_the_pair_is_built_once_and_again_where_it_is_broken(tmp_path, monkeypatch, pair):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = demo.ensure_demo()
-    assert first[0].parent == demo.demo_folder() and first[0].is_relative_to(tmp_path)
+    first = files.ensure_demo()
+    assert first[0].parent == files.demo_folder() and first[0].is_relative_to(tmp_path)
     born = [path.stat().st_mtime_ns for path in first]
-    assert demo.ensure_demo() == first and [path.stat().st_mtime_ns for path in first] == born
+    assert files.ensure_demo() == first and [path.stat().st_mtime_ns for path in first] == born
     first[1].write_bytes(first[1].read_bytes()[:5000])
-    assert demo.ensure_demo() == first
+    assert files.ensure_demo() == first
     assert first[1].read_bytes() == pair[1].read_bytes()
-    assert [p.name for p in first[0].parent.parent.iterdir()] == [demo.demo_folder().name]  # nothing left beside it
+    assert [p.name for p in first[0].parent.parent.iterdir()] == [files.demo_folder().name]  # nothing left beside it
 
 
 def test_building_the_pair_again_keeps_what_else_lies_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    demo.demo_folder().mkdir(parents=True)
-    (demo.demo_folder() / "notes.txt").write_text("mine")
-    demo.ensure_demo()
-    assert (demo.demo_folder() / "notes.txt").read_text() == "mine"
+    files.demo_folder().mkdir(parents=True)
+    (files.demo_folder() / "notes.txt").write_text("mine")
+    files.ensure_demo()
+    assert (files.demo_folder() / "notes.txt").read_text() == "mine"
 
 
 def test_a_cache_that_cannot_be_written_gives_a_temporary_pair(tmp_path, monkeypatch, pair):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "spare").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path / "spare"))
-    made = demo.ensure_demo()
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "spare"))
+    made = files.ensure_demo()
     assert made[0].is_relative_to(tmp_path / "spare") and made[0].read_bytes() == pair[0].read_bytes()
 
 
 def test_files_that_exist_are_kept_unless_forced(tmp_path, pair):
     (tmp_path / "demo.apr").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        demo.write_demo(tmp_path)
+        files.write_demo(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["demo.apr"] and (tmp_path / "demo.apr").read_text() == "mine"
-    assert demo.write_demo(tmp_path, force=True)[1].read_bytes() == pair[1].read_bytes()
+    assert files.write_demo(tmp_path, force=True)[1].read_bytes() == pair[1].read_bytes()
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="could not be made"):
-        demo.write_demo(tmp_path / "file" / "out")
+        files.write_demo(tmp_path / "file" / "out")
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

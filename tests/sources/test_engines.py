@@ -15,18 +15,20 @@ import numpy as np
 import pytest
 import torch
 
+from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
 from core.model.stages import GRID, STAGES, Place
 from core.proof.capture import missing_before
-from core.sources.engines import process as engine
-from core.sources.engines.process import ENGINES, Answer, Ask, run_engine, write_answer
+from core.sources.engines import process
+from core.sources.engines.process import Answer, Ask, run_engine, write_answer
 from core.sources.engines.trace import folder_tokens
 from core.system.cancel import never
 from core.system.errors import Cancelled, FileError, NotComparableError, UsageError
 from core.trace import run
+from core.trace.engines import ENGINES
 from core.trace.events import no_emit
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, RunOptions, Source, parse_source
 from tests.support.small_models import IDS, write_model
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
@@ -61,7 +63,7 @@ def fake(tmp_path, monkeypatch, model):
                            "kernel": "by hand", "same_logits": True} | answers)
         write_answer(tmp_path / "prepared", answer, stage_values(model) if values is None else values)
         command = (sys.executable, "-S", str(FAKE), mode, str(tmp_path / "prepared"))
-        monkeypatch.setitem(ENGINES, "llama.cpp", engine.Engine(("json",), "llama", command))
+        monkeypatch.setitem(ENGINES, "llama.cpp", replace(ENGINES["llama.cpp"], packages=("json",), command=command))
         return Source(model, scheme="llama.cpp")
 
     yield become
@@ -243,6 +245,15 @@ def test_a_cancelled_engine_is_ended_and_tells_of_its_progress_before(fake, tmp_
     assert child_is_gone(tmp_path / "prepared")
 
 
+def test_progress_in_any_script_is_told_line_by_line_and_whole(fake):
+    fake(mode="slow")
+    told: list[str] = []
+    with pytest.raises(Cancelled):
+        run_engine("llama.cpp", Ask("m", IDS), emit=lambda event: told.append(event.text), patience=5,
+                   cancelled=lambda: len(told) > 4 or any("2" in line for line in told))
+    assert told[2:] == ["llama.cpp: 模型 читается", "llama.cpp: layer 1", "llama.cpp: layer 2"]
+
+
 @pytest.mark.parametrize("scheme", list(ENGINES))
 def test_an_engine_that_is_not_installed_says_how_to_install_it(model, monkeypatch, scheme):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -255,7 +266,7 @@ def test_what_an_engine_cannot_do_is_refused_before_it_runs(fake, model, tmp_pat
     with pytest.raises(UsageError, match="--plant"):
         session.trace(replace(source, plant="nan@0.qkv"), PROMPT)
     with pytest.raises(UsageError, match="--generate"):
-        session.trace(source, PROMPT, generate=2)
+        session.trace(source, PROMPT, RunOptions(generate=2))
     with pytest.raises(UsageError, match="runs on the CPU"):
         session.trace(replace(source, device="cuda:0"), PROMPT)
     with pytest.raises(FileError, match="no such file"):
@@ -284,8 +295,8 @@ def test_an_engine_that_its_watching_disturbs_says_so(fake):
 
 
 def saved(model: Path, out: Path, *, values: bool = True, plant: str | None = None, compute: str = "f32") -> Source:
-    traced = session.trace(Source(model, plant=plant, compute=compute), PROMPT, keep_values=values)
-    session.export_trace(traced, out, scope="all", threshold=10.0, force=False, command="")
+    traced = session.trace(Source(model, plant=plant, compute=compute), PROMPT, RunOptions(keep_values=values))
+    session.export(traced, out)
     return Source(out)
 
 
@@ -332,9 +343,9 @@ def test_a_bundle_beside_its_own_file_is_judged_with_its_weights(model, tmp_path
 
 def test_what_a_child_is_asked_reaches_it_and_comes_back(tmp_path):
     ask = Ask("m.gguf", IDS, 2, (0, 2), "cpu", False)
-    (tmp_path / engine.ASK).write_text(json.dumps(asdict(ask)))
-    assert engine.read_ask(tmp_path) == ask
-    assert engine.stages_wanted(ask, 1) is None and engine.stages_wanted(ask, 2) == ("output",)
+    (tmp_path / process.ASK).write_text(json.dumps(asdict(ask)))
+    assert process.read_ask(tmp_path) == ask
+    assert process.stages_wanted(ask, 1) is None and process.stages_wanted(ask, 2) == ("output",)
 
 
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed")
@@ -375,7 +386,7 @@ def test_rope_angles_in_float32_are_no_difference_at_a_long_prompt(tmp_path):
 @needs_llama
 def test_llama_cpp_shows_only_the_layers_asked_for_and_the_residual_stream(tmp_path):
     path = write_model(tmp_path / "m.gguf", "F32", **ARCHS["qwen2"])
-    traced = session.trace(Source(path, scheme="llama.cpp"), PROMPT, layers=(1, 2), witness=False)
+    traced = session.trace(Source(path, scheme="llama.cpp"), PROMPT, RunOptions(layers=(1, 2), witness=False))
     assert {layer for layer, stage in traced.cells if stage == "ffn_up"} == {1}
     assert {layer for layer, stage in traced.cells if stage == "output"} == {0, 1, 2}
     assert traced.observed_equals_unobserved is None
@@ -451,3 +462,14 @@ def _as_folder(path: Path, folder: Path) -> Path:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     return folder
+
+
+def test_a_row_makes_an_engine_a_source_that_is_spelled_run_and_listed(fake, monkeypatch, model):
+    fake()
+    monkeypatch.setitem(ENGINES, "other", replace(ENGINES["llama.cpp"], scheme="other"))
+    source = parse_source(f"other:{model}", Source(Path()))
+    assert source == Source(model, scheme="other")
+    assert session.trace(source, PROMPT).name == f"other:{model.name}"
+    assert "other" in doctor_facts()["engines"]
+    with pytest.raises(UsageError, match="other runs on the CPU here"):
+        session.trace(replace(source, device="cuda"), PROMPT)

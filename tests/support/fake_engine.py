@@ -23,6 +23,13 @@ if mode == "crash":
 if mode == "fail":
     print("out of luck", file=sys.stderr, flush=True)
     sys.exit(5)
+if mode == "slow":
+    words = "模型 читается\n".encode()  # in two writes, cut inside a character
+    for part in (words[:4], words[4:], b"layer 1\n", b"layer 2\n"):
+        time.sleep(0.2)
+        with (folder / "progress.txt").open("ab") as file:
+            file.write(part)
+    time.sleep(60)
 if mode == "hang":
     time.sleep(60)
 if mode != "no-values":

@@ -216,11 +216,11 @@ def install() -> None:
 
     torch.tensor, threading.Thread.run = made, run_there
     interpreter.GridExecutor.__call__ = launch
-    from core.kernels.gpu import products as triton_products
-    from core.system import gpus as telemetry
+    from core.kernels.gpu import products as gpu_products
+    from core.system import gpus
 
-    triton_products.tiling = lambda rows, n_group, tokens: triton_products.Tiling(128, 16, 1)  # few, as each is slow
-    telemetry.find_gpus = lambda: ((telemetry.Gpu(0, name, MEMORY >> 20),), "")
+    gpu_products.tiling = lambda rows, n_group, tokens: gpu_products.Tiling(128, 16, 1)  # few, as each is slow
+    gpus.find_gpus = lambda: ((gpus.Gpu(0, name, MEMORY >> 20),), "")
 
 
 def launch(executor: Any, *args: Any, interpret: Any = interpreter.GridExecutor.__call__, **kwargs: Any) -> None:

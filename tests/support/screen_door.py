@@ -6,32 +6,38 @@ import asyncio
 import contextlib
 import os
 import threading
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from apr_tui import style as paint
+from apr_tui import style
 from apr_tui.app import Console
+from apr_tui.options import record_of
 from apr_tui.request import Request
 from apr_tui.screens import check as check_screen
-from apr_tui.screens import compare as compare_view
+from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.model.stages import place_order
-from core.proof.verdict import Comparison
+from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
-from core.trace.events import Event
+from core.system.progress import Phase
+from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
-from core.trace.measures import Difference
+from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
+from core.trace.request import Prompt, RunOptions, Source
 from core.trace.stats import Factors
 from tests.support.traces import FACTS, cells_of, values
 
 SCREENS = Path(__file__).parents[1] / "golden" / "screens"
 WORDS = ("What", " is", " ", "2", "+", "2", "?")
 WIDTH = 64
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # a file's text that would steer a terminal
 
 
 def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS, **more: object) -> Trace:
@@ -86,20 +92,20 @@ class FakeDoor:
         """Depth and name."""
         return FakeArch(n_layer=self.traced.facts.n_layer or 0)
 
-    def trace(self, source, prompt, *, emit, cancelled, **more):
+    def trace(self, source, prompt, options, *, emit, cancelled):
         """Emit each cell of the ready trace."""
         self.calls.append(("trace", source, prompt))
-        emit(Event("start", n_layer=self.traced.facts.n_layer, tokens=self.traced.tokens))
-        emit(Event("phase", "tracing"))
+        emit(Start(self.traced.facts.n_layer, self.traced.tokens))
+        emit(Phase("tracing"))
         self._emit(emit, cancelled, self.traced, "")
         return self.traced
 
-    def compare(self, a, b, prompt, *, scope, threshold, emit, cancelled):
+    def compare(self, a, b, prompt, options, *, emit, cancelled):
         """Emit both sides and give the ready comparison."""
         self.calls.append(("compare", a, b))
         assert self.comparison is not None
-        emit(Event("start", n_layer=self.comparison.a.n_layer))
-        for side, traced in (("A", self.comparison.a), ("B", self.comparison.b)):
+        emit(Start(self.comparison.a.n_layer, ()))
+        for side, traced in ((SideName.A, self.comparison.a), (SideName.B, self.comparison.b)):
             self._emit(emit, cancelled, traced, side)
         return self.comparison
 
@@ -109,7 +115,7 @@ class FakeDoor:
                 while not self.go.wait(0.005):
                     if cancelled():
                         raise Cancelled("cancelled")
-            emit(Event("cell", place=place, cell=cell, side=side))
+            emit(CellMeasured(place, cell, side))
 
     def hints(self, trace, scope, threshold=10.0):
         """The real rules."""
@@ -123,15 +129,11 @@ class FakeDoor:
         """The ready trace."""
         return replace(self.traced, name="from-bundle")
 
-    def export_trace(self, trace, out, *, scope, threshold, force, command):
+    def export(self, result, out, options, *, force, command):
         """Remember what was asked."""
-        self.exported_scope = scope
-        self.calls.append(("export", out, force, command))
-        return out
-
-    def export_comparison(self, comparison, out, *, threshold, force, command):
-        """Remember what was asked."""
-        self.calls.append(("export_comparison", out, force, command))
+        self.exported_scope = options.scope
+        kind = "" if isinstance(result, Trace) else f"_{type(result).__name__.lower()}"
+        self.calls.append((f"export{kind}", out, force, command))
         return out
 
     def default_out(self, trace):
@@ -161,11 +163,19 @@ def pair(verdict: str = "H2", state: str = "differs", **more: object) -> Compari
         late = place_order(place) >= place_order((5, "ffn_out"))
         cells[place] = Difference(
             0.25 if late else 3e-7, 0.97, 1.5, 2, 9, inherited=0.2 if late else 0.0,
-            local=0.25 if place == (5, "ffn_out") else 2e-7, floor=2e-6, state=state if late else "same")
+            local=0.25 if place == (5, "ffn_out") else 2e-7, floor=2e-6, state=State(state) if late else State.SAME)
     reasons = ("blk.5.ffn_down.weight: 1 value of 2048 differs", "H3 was tried: no declared choice explains it")
     known: dict[str, object] = {
-        "first": (5, "ffn_out"), "token": 2, "channel": 9, "side": "B", "measured": 0.25, "floor": 2e-6, "cells": cells}
-    return Comparison(verdict, reasons, a, b, "all", **(known | more))
+        "first": (5, "ffn_out"), "token": 2, "channel": 9, "side": SideName.B, "measured": 0.25, "floor": 2e-6,
+        "cells": cells}
+    return Comparison(Verdict(verdict), reasons, a, b, "all", **(known | more))
+
+
+def request_of(path: Path | None = None, bundle: Path | None = None, **options: object) -> Request:
+    """A request with these options, each by the field that it sets; prompt is the text."""
+    told = SimpleNamespace(**options, **({"text": options["prompt"]} if "prompt" in options else {}))
+    settings = record_of(Source, told, path=Path())
+    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told))
 
 
 def file_error() -> FileError:
@@ -184,19 +194,19 @@ async def console(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+    for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
-    for module in (trace_screen, compare_view, check_screen):
+    for module in (trace_screen, compare_screen, check_screen):
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
-    app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)
+    app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), door)
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.worker.serial > 0)
         if ends:
             await until(pilot, lambda: app.owner is None)
         yield app, pilot
         door.go.set()
-    for cached in (paint.only_ascii, paint.has_16_colours, paint.style):
+    for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
 
 
@@ -239,3 +249,8 @@ def assert_screen(app: Console, name: str) -> None:
         path.write_text(found, encoding="utf-8")
     wanted = path.read_text(encoding="utf-8")
     assert found == wanted, f"{name}:\n{found}\nwanted:\n{wanted}"
+
+
+def is_clean(text: str) -> bool:
+    """Say whether no character of the text steers a terminal."""
+    return all(unicodedata.category(c)[0] != "C" or c == "\n" for c in text)

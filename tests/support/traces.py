@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from core.model.stages import STAGES, Place
 from core.trace.record import Facts, NextToken, Token, Trace
-from core.trace.stats import Cell, ScopeStats, Stats, TokenStats, packed
+from core.trace.stats import ROW, Cell, ScopeStats, Stats, TokenStats
 
 # Published std of a 7B model, all 7 tokens: ffn_silu, ffn_swigl, ffn_out, output, layer by layer.
 PUBLISHED = """
@@ -22,6 +22,7 @@ PUBLISHED = """
 .3783 .5680 1.7177 24.0857|.4217 .9361 2.8708 23.2553|.5646 1.4519 5.8391 19.6001|.9590 2.2472 6.4581 13.5469
 """
 PUBLISHED_STAGES = ("ffn_silu", "ffn_swigl", "ffn_out", "output")
+UNROUNDED = {"min", "max", *(name for name in ROW.names or () if ROW[name] == np.int64)}  # equal however it is measured
 FACTS = Facts("apr-tui", "qwen2", 28, 64, 99, "sample", compute="f32", device="cpu", threads=2, dtype="float32")
 
 
@@ -41,10 +42,16 @@ def token_stats(x_TW: npt.NDArray[np.floating], first: int = 0, **more: object) 
     dev = np.where(bad, 0, x - mean_T[:, None])
     nan = np.isnan(x_TW)
     low_T, high_T = np.where(bad, np.inf, x).min(1), np.where(bad, -np.inf, x).max(1)
-    moments = (mean_T, (dev**2).sum(1), low_T, high_T, (x**2).sum(1))
-    peak_T = np.where(n_T > 0, np.where(bad, -1, np.abs(x)).argmax(1), -1)
-    counts = (nan.sum(1), np.isinf(x_TW).sum(1), (x_TW == 0).sum(1), peak_T, np.where(nan.any(1), nan.argmax(1), -1))
-    return TokenStats(x_TW.shape[1], first, packed(moments, counts), 0, **more)  # type: ignore[arg-type]
+    columns = {
+        "mean": mean_T, "m2": (dev**2).sum(1), "min": low_T, "max": high_T, "sumsq": (x**2).sum(1), "nan": nan.sum(1),
+        "inf": np.isinf(x_TW).sum(1), "zero": (x_TW == 0).sum(1),
+        "peak_channel": np.where(n_T > 0, np.where(bad, -1, np.abs(x)).argmax(1), -1),
+        "nan_channel": np.where(nan.any(1), nan.argmax(1), -1),
+    }
+    table = np.empty((1, len(x_TW)), ROW)
+    for name in ROW.names or ():
+        table[name] = columns[name]
+    return TokenStats(x_TW.shape[1], first, table, 0, **more)  # type: ignore[arg-type]
 
 
 def values(n_token: int = 7, n_layer: int = 10, width: int = 64, seed: int = 0) -> dict[Place, npt.NDArray[np.float32]]:

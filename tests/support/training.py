@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from core.train.config import TrainOptions
-from core.train.records import TrainEvent, TrainResult
+from core.train.events import StepTaken, TrainEvent
+from core.train.reader import open_run
+from core.train.records import TrainResult
 from core.train.run import train
 
 SIZES = dict(n_layer=2, d_model=32, n_head=4, n_kv_head=2, d_ff=48, n_vocab=300, n_ctx=64, batch=4, seq=16, steps=6,
@@ -59,7 +61,7 @@ def stop_after(n_step: int, log: list | None = None):
     seen = [] if log is None else log
 
     def emit(event: TrainEvent) -> None:
-        if event.step is not None:
+        if isinstance(event, StepTaken):
             seen.append(event.step)
 
     return emit, lambda: len(seen) >= n_step - 1
@@ -68,3 +70,17 @@ def stop_after(n_step: int, log: list | None = None):
 def without_times(step) -> dict:
     """A step's figures that a second run on the same machine must repeat."""
     return {k: v for k, v in dataclasses.asdict(step).items() if k not in ("wall_ms", "tokens_per_sec")}
+
+
+def logged_steps(folder: Path) -> list[dict]:
+    """The steps of a run, without their times."""
+    return [without_times(step) for step in open_run(folder).steps]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same bits, those of the optimizer too."""
+    import torch
+    from safetensors.torch import load_file
+
+    pairs = [(load_file(p / n) for p in (a, b)) for n in ("model.safetensors", "optimizer.safetensors")]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)

@@ -12,7 +12,7 @@ from core.model.stages import GRID
 from core.system.numbers import short
 from core.trace.grid import marks, value
 from core.trace.hints import find_hints
-from core.trace.marks import METRICS
+from core.trace.metrics import METRICS
 from core.trace.stats import ScopeStats, Stats
 from tests.support.traces import cells_of, published_cells, trace_of
 

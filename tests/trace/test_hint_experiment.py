@@ -6,9 +6,7 @@ import pytest
 
 from core.demo import files as demo
 from core.formats.open_model import open_model
-from core.session.prepare import encode
 from core.trace.hints import find_hints
-from core.trace.request import Prompt
 from core.trace.run import open_side
 from core.trace.taps import patch
 from tests.bench import hint_prompts as bench
@@ -21,7 +19,7 @@ def side(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def traced(side):
-    return bench.run(side, [encode(side.model.file, Prompt())])[0]
+    return bench.run(side, [bench.encoded(side, "What is 2+2?")])[0]
 
 
 def test_the_demonstration_has_the_right_first_finding_and_no_false_downstream(side, traced):

@@ -50,8 +50,8 @@ def test_the_spread_is_the_sample_standard_deviation():
 def test_one_token_comes_back_to_the_last_bit():
     cell = token_stats(np.random.default_rng(0).standard_normal((3, 7)) * 0.1)
     for token in range(3):
-        assert cell.at(f"pos:{token}").mean == cell.mean[token]
-        assert cell.at(f"pos:{token}").std == math.sqrt(cell.m2[token] / 6)
+        assert cell.at(f"pos:{token}").mean == cell.rows["mean"][token]
+        assert cell.at(f"pos:{token}").std == math.sqrt(cell.rows["m2"][token] / 6)
 
 
 def test_equal_tokens_have_no_spread_between_them():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from core.model.stages import SCOPES
-from core.trace.stats import Stats
-from core.trace.taps import BLOCK_VALUES, MASSIVE_SIZE, chain, jitter, measure, no_tap, patch, record
+from core.trace.stats import MASSIVE_SIZE, Stats
+from core.trace.taps import BLOCK_VALUES, chain, jitter, measure, no_tap, patch, record
 
 EXACT = 1e-12  # relative: float64 sums in another order
 NAN, INF = float("nan"), float("inf")

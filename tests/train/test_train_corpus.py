@@ -12,7 +12,7 @@ from core.formats.open_model import open_model
 from core.system.errors import Cancelled, FileError, UsageError
 from core.text.tokenizer import open_tokenizer
 from core.train.config import PRESETS
-from core.train.data import vocabulary as train_tokenizer
+from core.train.data import vocabulary as vocabulary_file
 from core.train.data.corpus import find_documents, open_corpus, split
 from core.train.data.shards import batch_hash, cut, held_out, make_order, open_shards, permutation
 from core.train.data.vocabulary import (
@@ -94,6 +94,17 @@ def test_damaged_shards_are_set_aside_where_somebody_keeps_a_file_beside_them(tm
     assert (folder.with_name(f"{folder.name}.damaged-1") / "notes.txt").read_text() == "mine"
 
 
+def test_a_text_that_goes_while_it_is_read_is_an_input_that_is_missing(tmp_path):
+    folder = write_corpus(tmp_path / "text")
+
+    def said(text):
+        for path in folder.glob("*.txt"):
+            path.unlink()
+
+    with pytest.raises(FileError, match=r"text\d+\.txt could not be read: No such file"):
+        opened(folder, tmp_path, said)
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path):
     made = opened(write_corpus(tmp_path / "text"), tmp_path)
     other = train_vocabulary(["quite another text " * 9], 300)
@@ -150,7 +161,7 @@ def test_a_trained_vocabulary_survives_its_files_and_learns_whole_words(tmp_path
 
 
 def test_the_training_of_a_vocabulary_can_be_ended_while_it_goes_on(monkeypatch):
-    monkeypatch.setattr(train_tokenizer, "TOLD_S", 0.05)
+    monkeypatch.setattr(vocabulary_file, "TOLD_S", 0.05)
     goes_on = threading.Event()
 
     def texts():

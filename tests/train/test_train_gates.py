@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from dataclasses import replace
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.system import gpus as telemetry
-from core.system.errors import DeviceError, OutputError
-from core.train import log as train_log
+from core.system import gpus
+from core.system.errors import DeviceError, FileError, OutputError
+from core.system.json_text import to_json
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
+from core.train import log
 from core.train.checks.gates import Facts, diverged, judge
 from core.train.config import TrainOptions, settle
-from core.train.records import DONE, FAIL, NOT_MEASURED, PASS, Gate, Step, TrainResult, Validation
+from core.train.records import DONE, Step, TrainResult, Validation
 
 
 def step(i, **changes):
@@ -59,15 +62,15 @@ def test_a_gate_that_saw_nothing_is_not_measured(facts):
 
 
 def test_the_evidence_of_residency_is_named_for_who_made_it(tmp_path, facts):
-    train_log.write_residency(tmp_path, {"why_not": "no GPU in this run"})
+    log.write_residency(tmp_path, {"why_not": "no GPU in this run"})
     assert not list(tmp_path.iterdir()), "nothing was seen"
-    train_log.write_residency(tmp_path, PROOF)
+    log.write_residency(tmp_path, PROOF)
     assert [p.name for p in tmp_path.iterdir()] == [verdict(facts, "GATE-GPUTRAIN-003").evidence]
     row, = csv.DictReader((tmp_path / "gpu_residency.csv").open(newline=""))
     assert row["source"].startswith("NVML ") and row["used_gpu_memory [MiB]"] == "5492" and row["pid"] == "7"
     assert row["process_name"] == sys.executable
     with pytest.raises(OutputError, match=r"gpu_residency\.csv could not be written"):
-        train_log.write_residency(tmp_path / "gone", PROOF)
+        log.write_residency(tmp_path / "gone", PROOF)
 
 
 PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
@@ -156,7 +159,7 @@ def fake_nvml(**changes):
 
 
 def test_a_sample_holds_what_nvml_said_and_this_process_s_own_memory():
-    sample = telemetry.sample_gpu(fake_nvml(), None)
+    sample = gpus.sample_gpu(fake_nvml(), None)
     assert (sample.util_pct, sample.memory_mib, sample.power_w) == (97, 6400, 650)
     assert (sample.sm_mhz, sample.memory_mhz) == (1980, 3201)
     assert (sample.temperature_c, sample.own_mib, sample.n_listed) == (61, 5492, 2)
@@ -165,11 +168,11 @@ def test_a_sample_holds_what_nvml_said_and_this_process_s_own_memory():
 def test_what_nvml_refuses_is_none_and_not_zero():
     names = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetComputeRunningProcesses",
              "nvmlDeviceGetClockInfo", "nvmlDeviceGetTemperature", "nvmlDeviceGetMemoryInfo")
-    sample = telemetry.sample_gpu(fake_nvml(**dict.fromkeys(names)), None)
+    sample = gpus.sample_gpu(fake_nvml(**dict.fromkeys(names)), None)
     assert {sample.util_pct, sample.power_w, sample.own_mib, sample.n_listed, sample.sm_mhz} == {None}
     assert sample.memory_mib is None and sample.temperature_c is None
     hidden = fake_nvml(nvmlDeviceGetComputeRunningProcesses=lambda h: [])
-    assert telemetry.sample_gpu(hidden, None).own_mib is None
+    assert gpus.sample_gpu(hidden, None).own_mib is None
 
 
 def test_a_sampler_without_a_gpu_says_why_and_ends(monkeypatch):
@@ -179,7 +182,7 @@ def test_a_sampler_without_a_gpu_says_why_and_ends(monkeypatch):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    sampler = telemetry.GpuSampler(0)
+    sampler = gpus.GpuSampler(0)
     sampler.start()
     sampler.stop()
     assert sampler.latest is None and "no NVML" in sampler.why_not
@@ -200,12 +203,12 @@ def test_where_nvml_is_not_installed_the_driver_s_own_command_is_asked(tmp_path,
         (tmp_path / "nvidia-smi").write_text(script)
         (tmp_path / "nvidia-smi").chmod(0o755)
     if wanted is not None:
-        assert telemetry.choose_device("auto") == wanted and telemetry.choose_device("cuda:1")[0] == "cuda:1"
-        assert telemetry.find_gpus()[0][1] == telemetry.Gpu(1, "NVIDIA H200", 143771)
+        assert gpus.choose_device("auto") == wanted and gpus.choose_device("cuda:1")[0] == "cuda:1"
+        assert gpus.find_gpus()[0][1] == gpus.Gpu(1, "NVIDIA H200", 143771)
         return
-    assert telemetry.choose_device("auto")[0] == "cpu"
+    assert gpus.choose_device("auto")[0] == "cpu"
     with pytest.raises(DeviceError, match="nvidia-ml-py is not installed, and nvidia-smi lists no GPU"):
-        telemetry.choose_device("cuda")
+        gpus.choose_device("cuda")
 
 
 def test_a_sampler_takes_the_index_where_nvml_does_not_know_the_uuid():
@@ -213,6 +216,18 @@ def test_a_sampler_takes_the_index_where_nvml_does_not_know_the_uuid():
         raise Refusal
 
     nvml = fake_nvml(nvmlDeviceGetHandleByUUID=unknown, nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}")
-    assert telemetry.GpuSampler(3, "GPU-x")._handle(nvml) == "gpu 3"
+    assert gpus.GpuSampler(3, "GPU-x")._handle(nvml) == "gpu 3"
     nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
-    assert telemetry.GpuSampler(3, "GPU-x")._handle(nvml) == "GPU-x"
+    assert gpus.GpuSampler(3, "GPU-x")._handle(nvml) == "GPU-x"
+
+
+def test_a_record_comes_back_with_nan_inf_and_what_was_not_measured():
+    written = step(3, train_loss=math.nan, grad_norm=-math.inf)
+    assert repr(log.read_record(Step, json.loads(to_json(written)))) == repr(written)
+
+
+def test_a_record_of_another_form_is_named_with_the_run_and_the_field(tmp_path):
+    row = {**json.loads(to_json(step(3))), "cursor": []}
+    expected = rf"{tmp_path} holds a record that no run writes.*\$\.cursor"
+    with pytest.raises(FileError, match=expected), log.reading_records(tmp_path):
+        log.read_record(Step, row)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from core.model.ops import attend, rms_norm
+from core.system.outcome import FAIL, NOT_MEASURED, PASS
 from core.train.checks.invariants import Memory, Seen, broken, not_finite, schedule_notes
 from core.train.config import TrainOptions, settle
 from core.train.data.shards import Order
-from core.train.records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS
+from core.train.records import ABORTED, DONE
 from core.train.step import Measured, Stepper
 from core.train.step import clip as sound_clip
 from tests.support.training import run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.formats.open_model import open_model
-from core.model import lockstep as lanes
+from core.model import lockstep
 from core.model.arch import read_arch
 from core.model.forward import Model, forward
 from core.system.errors import UsageError
@@ -45,7 +45,7 @@ def traced_values(path, tokens):
     file = open_model(path)
     values: dict = {}
     model = Model(file, read_arch(file), CPU)
-    logits = lanes.drive([lanes.Lane(forward(model, tokens, record_values(values)), "f32", 1)])[0]
+    logits = lockstep.drive([lockstep.Lane(forward(model, tokens, record_values(values)), "f32", 1)])[0]
     return values, logits
 
 

@@ -12,20 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import core.train.checkpoint
 from core import session
 from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
 from core.system.json_text import plain
+from core.system.progress import Phase
 from core.trace.request import Prompt, Source
 from core.train.checkpoint import checkpoints, read_checkpoint
 from core.train.config import TrainOptions, settle
+from core.train.events import CheckpointWritten, Note, StepTaken
 from core.train.log import Lines, rewind
 from core.train.reader import RunReader, open_run
-from core.train.records import DONE, INTERRUPTED, RUNNING, Wishes
+from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, Wishes
 from core.train.run import train
-from tests.support.training import events, options, run, stop_after, without_times, write_corpus
+from tests.support.training import events, logged_steps, options, run, same_weights, stop_after, write_corpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,15 +38,6 @@ def cache(tmp_path, monkeypatch):
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def steps_of(folder: Path) -> list[dict]:
-    return [without_times(step) for step in open_run(folder).steps]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    pairs = [(load_file(p / n) for p in (a, b)) for n in ("model.safetensors", "optimizer.safetensors")]
-    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
 
 
 # -- what a run leaves
@@ -95,8 +87,8 @@ def test_the_grid_of_gradients_has_a_row_for_each_layer(tmp_path):
 
 def test_the_same_seed_gives_the_same_steps_and_another_seed_others(tmp_path):
     first, second, other = (run(tmp_path, out=tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4)))
-    assert steps_of(first.out) == steps_of(second.out) and same_weights(first.checkpoint, second.checkpoint)
-    assert steps_of(first.out) != steps_of(other.out)
+    assert logged_steps(first.out) == logged_steps(second.out) and same_weights(first.checkpoint, second.checkpoint)
+    assert logged_steps(first.out) != logged_steps(other.out)
 
 
 def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
@@ -104,12 +96,12 @@ def test_finetuning_begins_with_the_file_s_weights_and_vocabulary(tmp_path):
     tuned = run(tmp_path, out=tmp_path / "tuned", init=first.checkpoint / "model.apr")
     plan = json.loads((tuned.out / "run.json").read_text())["plan"]
     assert (plan["mode"], plan["cap"], plan["target_val_loss"]) == ("finetune", 10.0, 2.2)
-    assert abs(steps_of(tuned.out)[0]["train_loss"] - first.final_val_loss) < 0.3
+    assert abs(logged_steps(tuned.out)[0]["train_loss"] - first.final_val_loss) < 0.3
 
 
 def test_planned_tokens_above_the_corpus_are_said_in_epochs(tmp_path):
     def note(**changes):
-        return next(e.text for e in events(tmp_path, **changes) if e.kind == "note" and "planned" in e.text)
+        return next(e.text for e in events(tmp_path, **changes) if isinstance(e, Note) and "planned" in e.text)
 
     assert note(steps=6).endswith("training tokens, 384 planned")
     few = write_corpus(tmp_path / "few", 2)
@@ -126,12 +118,22 @@ def test_only_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path, monkeyp
 
 def test_a_checkpoint_with_somebody_s_own_file_in_it_is_not_dropped(tmp_path):
     def emit(event):
-        if event.kind == "checkpoint" and event.path.name == "step-000001":
+        if isinstance(event, CheckpointWritten) and event.path.name == "step-000001":
             (event.path / "notes.txt").write_text("mine")
 
     result = train(options(tmp_path, steps=6, steps_per_epoch=20, checkpoint_every=1), emit)
     kept = [steps for steps, _ in checkpoints(result.out)]
     assert kept == [1, 5, 6] and (result.out / "ckpt" / "step-000001" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_the_system_ends_says_so_in_its_folder(tmp_path):
+    def emit(event):
+        if isinstance(event, StepTaken) and event.step.step == 2:
+            raise PermissionError(13, "Permission denied", "train.bin")
+
+    with pytest.raises(FileError, match=r"train\.bin could not be read"):
+        train(options(tmp_path), emit)
+    assert open_run(tmp_path / "run").status == FAILED
 
 
 def test_a_measurement_leaves_no_checkpoint(tmp_path):
@@ -155,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     part = train(options(tmp_path, steps=9), emit, cancelled)
     assert (part.status, part.exit_code, part.steps_done) == (INTERRUPTED, 130, 4)
     rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
-    assert rest.status == DONE and steps_of(rest.out) == steps_of(whole.out)
+    assert rest.status == DONE and logged_steps(rest.out) == logged_steps(whole.out)
     assert same_weights(rest.checkpoint, whole.checkpoint)
     assert lines(rest.out / "val.jsonl") == lines(whole.out / "val.jsonl")
 
@@ -163,10 +165,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from core.train.events import StepTaken
 from core.train.run import train
 from tests.support.training import options
 def emit(event):
-    if event.step is not None and event.step.step == 4:
+    if isinstance(event, StepTaken) and event.step.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 train(options(Path(sys.argv[1]), steps=9), emit)
 """
@@ -181,9 +184,9 @@ def test_a_run_that_was_killed_keeps_every_finished_step_and_trains_them_again_t
     with (tmp_path / "run" / "train.jsonl").open("a") as log:
         log.write('{"step": 5, "train_')  # as a kill in mid-write leaves it
     rest = train(options(tmp_path, resume=True, corpus=None, config=None, seed=None))
-    assert steps_of(rest.out) == steps_of(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
+    assert logged_steps(rest.out) == logged_steps(whole.out) and same_weights(rest.checkpoint, whole.checkpoint)
     again = lines(rest.out / "train.superseded.jsonl")
-    assert [s["train_loss"] for s in again] == [s["train_loss"] for s in steps_of(whole.out)[3:5]]
+    assert [s["train_loss"] for s in again] == [s["train_loss"] for s in logged_steps(whole.out)[3:5]]
     assert json.loads((rest.out / "run.json").read_text())["resumes"][0]["trained_again"] == 2
 
 
@@ -232,17 +235,17 @@ def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
     wishes, told = Wishes(), []
 
     def emit(event):
-        told.append((event.kind, event.text))
-        if event.kind == "step" and event.step.step == 1:
+        told.append(event)
+        if isinstance(event, StepTaken) and event.step.step == 1:
             wishes.pause.set()
             threading.Timer(0.4, wishes.pause.clear).start()
-        if event.kind == "step" and event.step.step == 3:
+        if isinstance(event, StepTaken) and event.step.step == 3:
             wishes.save.set()
-        if event.kind == "checkpoint" and event.path.name == "step-000004":
+        if isinstance(event, CheckpointWritten) and event.path.name == "step-000004":
             wishes.stop.set()
 
     result = train(options(tmp_path, steps=40, steps_per_epoch=20), emit, wishes=wishes)
-    assert ("phase", "paused") in told and result.status == INTERRUPTED and result.steps_done == 5
+    assert Phase("paused") in told and result.status == INTERRUPTED and result.steps_done == 5
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 5]
     assert all(step.wall_ms < 400 for step in open_run(result.out).steps[2:3])  # a pause is no part of a step
 
@@ -346,6 +349,7 @@ def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path
     ("train.jsonl", '{"step": 0, "train_loss": [], "grad_norm": 1}\n'), ("grads.jsonl", '{"rows": 5}\n'),
     ("grads.jsonl", '{"rows": [], "parameters": {"a": "x"}, "step": 0}\n'), ("grads.jsonl", '{"health": 7}\n'),
     ("gates.json", "[]"), ("gates.json", '{"gates": [{}]}'),
+    ("gates.json", '{"gates": [{"id": "G", "rule": "", "measured": "", "verdict": "MAYBE", "evidence": ""}]}'),
 ])
 def test_a_run_with_a_file_of_another_form_is_a_damaged_run(tmp_path, name, text):
     plan = plain(settle(TrainOptions(tmp_path)))

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from core.system.outcome import FAIL, NOT_MEASURED, PASS
 from core.train.checks.windows import HEADROOM_BITS, NOISE_BATCHES, TABLES, WINDOW, judge_windows
 from core.train.config import BETAS, TrainOptions, settle
 from core.train.data.shards import Order
+from core.train.events import GatesJudged, Note, StepTaken
 from core.train.model import Block, Decoder, make_decoder
 from core.train.peaks import EPS, Watch, birthplace, headroom
 from core.train.reader import open_run
-from core.train.records import ABORTED, DONE, FAIL, NOT_MEASURED, PASS, Health, Step
-from tests.support.training import events, run, write_config
+from core.train.records import ABORTED, DONE, Health, Step
+from tests.support.training import events, logged_steps, run, same_weights, write_config
 
 EXACT = 1e-4  # relative, of a figure that float32 sums in another order
 
@@ -78,12 +80,12 @@ def test_a_gradient_that_collapses_in_a_run_is_told_while_it_goes_on(tmp_path, m
 
     monkeypatch.setattr(Decoder, "loss", loss)
     told = events(tmp_path, steps=45, steps_per_epoch=36)
-    gates = next(e.gates for e in told if e.kind == "gates")
+    gates = next(e.gates for e in told if isinstance(e, GatesJudged))
     assert next(g for g in gates if g.id == "INV-COLLAPSE").verdict == FAIL
-    notes = [e.text for e in told if e.kind == "note" and e.text.startswith("INV-COLLAPSE")]
+    notes = [e.text for e in told if isinstance(e, Note) and e.text.startswith("INV-COLLAPSE")]
     assert len(notes) == 1 and "x the highest window before" in notes[0]
-    order = [e.kind if e.kind != "note" else e.text[:12] for e in told]
-    assert order.index("INV-COLLAPSE") < len(order) - 1 - order[::-1].index("step"), "before the last step"
+    order = [e.text[:12] if isinstance(e, Note) else type(e) for e in told]
+    assert order.index("INV-COLLAPSE") < len(order) - 1 - order[::-1].index(StepTaken), "before the last step"
 
 
 # -- the gradient's noise
@@ -232,10 +234,8 @@ def test_a_nan_of_the_loss_alone_is_laid_to_the_head():
 # -- watching
 
 def test_watching_every_step_changes_no_bit(tmp_path):
-    from tests.train.test_train_run import same_weights, steps_of
-
     often, seldom = (run(tmp_path, out=tmp_path / str(n), grads_every=n) for n in (1, 100))
-    assert steps_of(often.out) == steps_of(seldom.out) and same_weights(often.checkpoint, seldom.checkpoint)
+    assert logged_steps(often.out) == logged_steps(seldom.out) and same_weights(often.checkpoint, seldom.checkpoint)
     assert len(open_run(often.out).health) == 6 and len(open_run(seldom.out).health) == 1
 
 

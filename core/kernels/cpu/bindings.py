@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.build import FUSED, Library
-from core.quant.types import QUANTS, row_bytes
+from core.kernels.cpu.build import TOP_CHANNELS, Library
+from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
+from core.system.arrays import Rows
 from core.system.mapped_file import let_go
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
+UNKNOWN = 2  # of multiply: a type that is not in LAYOUTS
 Peak = tuple[int, int, float]  # channel, row, value
-Array = np.ndarray[Any, Any]
-Measured = tuple[Array, int, tuple[Peak, ...]]  # table and row of TokenStats, the peaks of the 8 largest channels
-N_COLUMN = 5  # of each, a value a token
-TOP_CHANNELS = 8
+Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
+OTHER_ROW = 2  # of measure: its rows are of another size
 CALL_MACS = 1 << 33  # multiplications in one call, 60 ms on two cores: how often a run can be cancelled
 LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
 LET_GO_DOWN = 2  # of the down projections, a quarter of a file, any prompt lets go: 1 % of its time
@@ -45,9 +44,10 @@ def multiply_fused(
     for start in range(0, rows, step):
         cancelled()
         failed = kernels.multiply(
-            FUSED.index(weight.quant), KINDS.index(kind), weight.data.ctypes.data + start * size,
+            weight.quant.encode(), KINDS.index(kind), weight.data.ctypes.data + start * size,
             min(step, rows - start), cols, x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows,
             torch.get_num_threads())
+        assert failed != UNKNOWN, f"blocks.h has no {weight.quant}"
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
     if len(x) >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
@@ -60,22 +60,27 @@ def is_measured(x_TW: Tensor) -> bool:
     return x_TW.dtype == torch.float32 and x_TW.is_cpu and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, values: Sequence[Tensor]) -> list[Measured]:
-    """Take the statistics of values of equally many tokens, in one call: a call costs more than small values do."""
+def measure_fused(kernels: Library, values: Sequence[Tensor], row: np.dtype[np.void]) -> list[Measured]:
+    """Take the statistics of values of equally many tokens, in one call: a call costs more than small values do.
+
+    row: the columns of a token, struct Row of statistics.cpp.
+    """
     values = [x_TW.contiguous() for x_TW in values]
     table = np.array([(x.data_ptr(), *x.shape) for x in values], np.int64)
     n_stage, n_token = len(values), values[0].shape[0]
     assert (table[:, 1] == n_token).all()
-    end = n_stage * 2 * N_COLUMN * n_token
-    room = np.empty(end + n_stage * (1 + 3 * TOP_CHANNELS))  # of each: moments and counts; then of each: top channels
-    if kernels.measure(table.ctypes.data, n_stage, room.ctypes.data, torch.get_num_threads()):
+    rows, room = np.empty((n_stage, n_token), row), np.empty((n_stage, 1 + 3 * TOP_CHANNELS))
+    failed = kernels.measure(
+        table.ctypes.data, n_stage, rows.ctypes.data, row.itemsize, room.ctypes.data, torch.get_num_threads())
+    assert failed != OTHER_ROW, "struct Row of statistics.cpp has other columns"
+    if failed:
         raise MemoryError(f"no memory to measure {sum(x.numel() for x in values)} values")
-    tops: list[list[int]] = room[end:].view(np.int64).reshape(n_stage, -1).tolist()
-    sizes: list[list[float]] = room[end:].reshape(n_stage, -1).tolist()
-    columns, measured = room[:end].reshape(n_stage, 2, N_COLUMN, n_token), list[Measured]()
-    for row, ((n_top, *top), size) in enumerate(zip(tops, sizes, strict=True)):
+    tops: list[list[int]] = room.view(np.int64).tolist()
+    sizes: list[list[float]] = room.tolist()
+    measured = list[Measured]()
+    for index, ((n_top, *top), size) in enumerate(zip(tops, sizes, strict=True)):
         peaks = zip(top[:n_top], top[TOP_CHANNELS:TOP_CHANNELS + n_top], size[-TOP_CHANNELS:], strict=False)
-        measured.append((columns, row, tuple(peaks)))
+        measured.append((rows, index, tuple(peaks)))
     return measured
 
 

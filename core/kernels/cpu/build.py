@@ -13,15 +13,15 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.kernels.cpu.instruction_sets import Level, usable_levels
+from core.system.atomic_file import atomic_file
 from core.system.paths import cache_folder
 
-FUSED = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # in the order of LAYOUTS in blocks.h
+TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.cpp
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
@@ -77,11 +77,16 @@ def library() -> Library | Absent:
     return Absent(one.pop() if len(one) == 1 else "; ".join(f"{name}: {why}" for name, why in failures.items()))
 
 
-def must_compile() -> bool:
-    """Say whether library() will compile first, so that a caller can show that it does."""
-    target = _object_file(usable_levels()[0])
-    known = target.is_file() or _note_of(target).is_file()
-    return os.environ.get(OVERRIDE) != "decode" and not known and _compiler() is not None
+def pending_build() -> Path | None:
+    """Return what library() would compile first; None where a build is there, or none can be had."""
+    asked = os.environ.get(OVERRIDE, "")
+    if asked == "decode" or _compiler() is None:
+        return None
+    for level in usable_levels():
+        target = _object_file(level)
+        if asked in ("", level.name) and not _note_of(target).is_file():
+            return None if target.is_file() else target
+    return None
 
 
 def load(level: Level, reason: str) -> Library:
@@ -99,8 +104,9 @@ def load(level: Level, reason: str) -> Library:
         raise _NoKernel("the operating system does not let programs use it")
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
-    multiply.argtypes = (count, count, pointer, size, size, pointer, size, size, pointer, size, count)
-    measure.argtypes = (pointer, size, pointer, count)
+    text = ctypes.c_char_p
+    multiply.argtypes = (text, count, pointer, size, size, pointer, size, size, pointer, size, count)
+    measure.argtypes = (pointer, size, pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
     return Library(level, reason, multiply, measure, massive, correlate)
@@ -117,7 +123,7 @@ def _keep_freed_memory() -> None:
 
 
 def _compile(level: Level, target: Path) -> Path:
-    """Compile into target, whole or not at all; into a temporary folder where the cache cannot be written."""
+    """Compile into target, whole or not at all; raises _NoKernel, at once where it failed before."""
     compiler = _compiler()
     if _note_of(target).is_file():
         said = _note_of(target).read_text()
@@ -126,24 +132,27 @@ def _compile(level: Level, target: Path) -> Path:
         raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder = tempfile.mkdtemp(dir=target.parent)
+        with atomic_file(target) as made:
+            made.touch()  # whether it can be written shows before the work
+            failure = _run_compiler(compiler, level, made)
+            if "error" in failure:  # not where a signal ended it
+                with atomic_file(_note_of(target)) as note:
+                    note.write_text(_first_error(failure))
+            if failure:
+                raise _NoKernel(f"{compiler} failed: {_first_error(failure)}")
     except OSError as error:
         raise _NoKernel(f"the cache {target.parent} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _run_compiler(compiler: str, level: Level, made: Path) -> str:
+    """Compile into made and return what a compiler that fails says, else ""; _NoKernel where it cannot run."""
+    command = [compiler, *FLAGS, *SHARED, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
     try:
-        made = Path(folder) / target.name
-        command = [compiler, *FLAGS, *SHARED, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, errors="replace")
-        if done.returncode:
-            if "error" in done.stderr:  # not where a signal ended it
-                made.write_text(_first_error(done.stderr))
-                made.replace(_note_of(target))
-            raise _NoKernel(f"{compiler} failed: {_first_error(done.stderr)}")
-        made.replace(target)
     except (OSError, subprocess.SubprocessError) as error:
         raise _NoKernel(f"{compiler} failed: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return target
+    return (done.stderr.strip() or "no message") if done.returncode else ""
 
 
 def _note_of(target: Path) -> Path:
@@ -152,7 +161,7 @@ def _note_of(target: Path) -> Path:
 
 
 def _first_error(said: str) -> str:
-    lines = said.strip().splitlines() or ["no message"]
+    lines = said.splitlines()
     return next((line for line in lines if "error" in line), lines[0])
 
 

@@ -1,11 +1,12 @@
-// Decode super-blocks of K-quants to whole numbers of two bytes each, in the tiles that AMX multiplies.
+// Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies, and the pieces that their
+// decoders (blocks.h) are made of.
 //
 // A weight is d * W - dmin * m, W = sc * q a whole number: W = 256 * high + low, low unsigned, high signed.
 // A tile holds 64 values of 16 rows, one row in 64 bytes; a super-block has four.
 #pragma once
 #include <array>
 
-#include "blocks.h"
+#include "layout.h"
 
 constexpr int TILE = 16, SUPER = 256, STEP = 64, STEPS = SUPER / STEP;
 
@@ -35,15 +36,6 @@ static inline __m512i two_tables(const uint8_t* a, const uint8_t* b) {
     return _mm512_mask_broadcast_i32x4(lower, 0xff00, _mm_load_si128(reinterpret_cast<const __m128i*>(b)));
 }
 
-// Scales (bytes 0..7 of sc) and mins (8..15) of a block of Q4_K or Q5_K.
-static inline void scales_of(const uint8_t* raw, uint8_t* sc) {
-    uint32_t a, b, c, six[4];
-    memcpy(&a, raw + 4, 4), memcpy(&b, raw + 8, 4), memcpy(&c, raw + 12, 4);
-    six[0] = a & 0x3f3f3f3f, six[1] = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
-    six[2] = b & 0x3f3f3f3f, six[3] = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
-    memcpy(sc, six, 16);
-}
-
 // Returns whether d and dmin are finite.
 static inline bool head_k(const uint8_t* raw, Digits& out, int row, uint8_t* sc) {
     scales_of(raw, sc);
@@ -60,40 +52,10 @@ static inline __m512i nibbles(const uint8_t* p) {
     return _mm512_and_si512(_mm512_srlv_epi64(both, _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0)), _mm512_set1_epi8(15));
 }
 
-static inline bool digits_q4_k(const uint8_t* raw, Digits& out, int row) {
-    alignas(16) uint8_t sc[16];
-    const bool finite = head_k(raw, out, row, sc);
-    for (int i = 0; i < STEPS; i++) {
-        const __m512i q = nibbles(raw + 16 + 32 * i);
-        const int a = sc[2 * i], b = sc[2 * i + 1];
-        _mm512_store_si512(out.low[i][row], _mm512_shuffle_epi8(two_tables(PRODUCTS.low[a], PRODUCTS.low[b]), q));
-        _mm512_store_si512(out.high[i][row], _mm512_shuffle_epi8(two_tables(PRODUCTS.high[a], PRODUCTS.high[b]), q));
-    }
-    return finite;
-}
-
 // The bit of qh that is the fifth of the 64 values of step i.
 static inline __m512i fifth_bits(int i) {
     const char low = static_cast<char>(1 << 2 * i), high = static_cast<char>(2 << 2 * i);
     return _mm512_inserti64x4(_mm512_set1_epi8(low), _mm256_set1_epi8(high), 1);
-}
-
-static inline bool digits_q5_k(const uint8_t* raw, Digits& out, int row) {
-    alignas(16) uint8_t sc[16];
-    const bool finite = head_k(raw, out, row, sc);
-    const __m512i fifth = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16)));
-    for (int i = 0; i < STEPS; i++) {
-        const __m512i q = nibbles(raw + 48 + 32 * i);
-        const int a = sc[2 * i], b = sc[2 * i + 1];
-        const __mmask64 above = _mm512_test_epi8_mask(fifth, fifth_bits(i));
-        const auto look_up = [&](const uint8_t (*t)[32]) {
-            const __m512i below = _mm512_shuffle_epi8(two_tables(t[a], t[b]), q);
-            return _mm512_mask_shuffle_epi8(below, above, two_tables(t[a] + 16, t[b] + 16), q);
-        };
-        _mm512_store_si512(out.low[i][row], look_up(PRODUCTS.low));
-        _mm512_store_si512(out.high[i][row], look_up(PRODUCTS.high));
-    }
-    return finite;
 }
 
 // The 64 values q + 32 of step i of a block of Q6_K.
@@ -107,25 +69,4 @@ static inline __m512i sixes(const uint8_t* raw, int i) {
     const __m512i shift = _mm512_set_epi64(at + 2, at + 2, at + 2, at + 2, at, at, at, at);
     const __m512i top = _mm512_and_si512(_mm512_srlv_epi64(two, shift), _mm512_set1_epi8(3));
     return _mm512_or_si512(four, _mm512_slli_epi16(top, 4));
-}
-
-static inline bool digits_q6_k(const uint8_t* raw, Digits& out, int row) {
-    const float d = half_at(raw + 208);
-    out.d[row] = d;
-    const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 192));
-    const __m512i scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(stored));
-    const __m512i zero = _mm512_setzero_si512(), byte = _mm512_set1_epi16(255), offset = _mm512_set1_epi16(32);
-    // which scale each 16-bit value takes: 16 values of a byte to a scale, a lane of 128 bits
-    const __m512i lane = _mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002,
-                                          0x0002000200020002, 0x0001000100010001, 0x0001000100010001, 0, 0);
-    for (int i = 0; i < STEPS; i++) {
-        const __m512i q = sixes(raw, i);
-        const __m512i which = _mm512_add_epi16(lane, _mm512_set1_epi16(static_cast<short>(4 * i)));
-        const __m512i sc = _mm512_permutexvar_epi16(which, scales);
-        const __m512i a = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_unpacklo_epi8(q, zero), offset), sc);
-        const __m512i b = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_unpackhi_epi8(q, zero), offset), sc);
-        _mm512_store_si512(out.low[i][row], _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte)));
-        _mm512_store_si512(out.high[i][row], _mm512_packs_epi16(_mm512_srai_epi16(a, 8), _mm512_srai_epi16(b, 8)));
-    }
-    return d - d == 0;
 }

@@ -10,7 +10,7 @@
 #include <memory>
 #include <utility>
 
-#include "blocks.h"
+#include "layout.h"
 #include "rounding.h"
 #include "vectors.h"
 

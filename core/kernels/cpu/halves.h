@@ -4,6 +4,7 @@
 // their usual way; what is subnormal counts as zero (the tiles do that).
 // Not here: processors without such tiles, which take float32 dots of rounded values (dots.h).
 #pragma once
+#include "dots.h"
 #include "tiles.h"
 
 constexpr int HALF_STEP = 32, HALF_STEPS = SUPER / HALF_STEP, PAIRS = HALF_STEP / 2;
@@ -38,63 +39,9 @@ static inline void put_halves(HalfWeights& out, int step, int row, __m512i halve
     _mm512_store_si512(out.values[step][row], halves);
 }
 
-// The float32 scales and mins of a block of Q4_K or Q5_K.
-struct HeadHalves {
-    float scale[8], least[8];
-    explicit HeadHalves(const uint8_t* raw) {
-        alignas(16) uint8_t sc[16];
-        scales_of(raw, sc);
-        const auto wide = [&](int at, float by) {
-            const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sc + at)));
-            return _mm256_mul_ps(_mm256_set1_ps(by), _mm256_cvtepi32_ps(bytes));
-        };
-        _mm256_storeu_ps(scale, wide(0, half_at(raw))), _mm256_storeu_ps(least, wide(8, half_at(raw + 2)));
-    }
-    // What the numbers q stand for in sub-block s, as float32.
-    __m512 values(int s, __m512 q) const {
-        return _mm512_fmsub_ps(_mm512_set1_ps(scale[s]), q, _mm512_set1_ps(least[s]));
-    }
-};
-
-// A sub-block has 16 different values (Q5_K: 32): they are rounded once, and looked up.
-static void halves_q4_k(const uint8_t* raw, HalfWeights& out, int row) {
-    const HeadHalves head(raw);
-    for (int s = 0; s < 8; s++) {
-        const __m512bh table = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), head.values(s, FROM_0));
-        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16 + 32 * (s / 2)));
-        const __m256i q = _mm256_and_si256(s % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
-        put_halves(out, s, row, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(q), (__m512i)table));
-    }
-}
-
-static void halves_q5_k(const uint8_t* raw, HalfWeights& out, int row) {
-    const HeadHalves head(raw);
-    const __m256i fifth = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16));
-    for (int s = 0; s < 8; s++) {
-        const __m512 above = head.values(s, _mm512_add_ps(FROM_0, _mm512_set1_ps(16)));
-        const __m512bh table = _mm512_cvtne2ps_pbh(above, head.values(s, FROM_0));
-        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 48 + 32 * (s / 2)));
-        const __m256i four = _mm256_and_si256(s % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
-        const __mmask32 bit = _mm256_test_epi8_mask(fifth, _mm256_set1_epi8(static_cast<char>(1 << s)));
-        const __m256i q = _mm256_mask_add_epi8(four, bit, four, _mm256_set1_epi8(16));
-        put_halves(out, s, row, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(q), (__m512i)table));
-    }
-}
-
-static void halves_q6_k(const uint8_t* raw, HalfWeights& out, int row) {
-    const float d = half_at(raw + 208);
-    const int8_t* sc = reinterpret_cast<const int8_t*>(raw + 192);
-    for (int i = 0; i < STEPS; i++) {
-        alignas(64) uint8_t q[STEP];
-        _mm512_store_si512(q, sixes(raw, i));
-        const auto values = [&](int part) {
-            const __m512i wide = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(q + 16 * part)));
-            const __m512 each = _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(32)));
-            return _mm512_mul_ps(_mm512_set1_ps(d * sc[4 * i + part]), each);
-        };
-        put_halves(out, 2 * i, row, (__m512i)_mm512_cvtne2ps_pbh(values(1), values(0)));
-        put_halves(out, 2 * i + 1, row, (__m512i)_mm512_cvtne2ps_pbh(values(3), values(2)));
-    }
+// What the numbers q stand for in sub-block s of Q4_K or Q5_K, as float32.
+static inline __m512 values_of(const HeadK& head, int s, __m512 q) {
+    return _mm512_fmsub_ps(_mm512_set1_ps(head.scale[s]), q, _mm512_set1_ps(head.least[s]));
 }
 
 // n values of any other type, by way of float32; zeros behind them.
@@ -110,9 +57,7 @@ static void halves_of(const Layout& layout, const uint8_t* raw, long n, HalfWeig
 
 // Values k .. k + 255 of rows first .. last - 1 (at most 16); ahead: how far from a row lie bytes wanted soon.
 static inline void take_halves(const Job& job, long k, long first, long last, long ahead, HalfWeights& out) {
-    const auto decode = job.layout.decode;
-    const auto fast =
-        decode == q4_k ? halves_q4_k : decode == q5_k ? halves_q5_k : decode == q6_k ? halves_q6_k : nullptr;
+    const auto fast = job.layout.halves;
     const long n = std::min<long>(SUPER, job.cols - k), bytes = SUPER / job.layout.block * job.layout.block_bytes;
     for (long r = first; r < last; r++) {
         const uint8_t* raw = job.w + r * job.row_bytes + k / job.layout.block * job.layout.block_bytes;

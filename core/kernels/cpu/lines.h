@@ -34,28 +34,6 @@ struct Scaled {
     __m512i q, sc;  // 64 unsigned values; each lane's scale in its low 16 bits, above it 0
 };
 
-// The 64 values of step i of a block, and their scales.
-static inline Scaled values_q4_k(const uint8_t* raw, const uint8_t* sc, int i) {
-    const __m512i a = _mm512_set1_epi32(sc[2 * i]);
-    return {nibbles(raw + 16 + 32 * i), _mm512_mask_set1_epi32(a, 0xff00, sc[2 * i + 1])};
-}
-
-static inline Scaled values_q5_k(const uint8_t* raw, const uint8_t* sc, int i) {
-    const __m512i fifth = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16)));
-    const __m512i q = nibbles(raw + 48 + 32 * i), a = _mm512_set1_epi32(sc[2 * i]);
-    return {_mm512_mask_add_epi8(q, _mm512_test_epi8_mask(fifth, fifth_bits(i)), q, _mm512_set1_epi8(16)),
-            _mm512_mask_set1_epi32(a, 0xff00, sc[2 * i + 1])};
-}
-
-static inline Scaled values_q6_k(const uint8_t* raw, const uint8_t* sc, int i) {
-    int32_t four;
-    memcpy(&four, sc + 4 * i, 4);  // one signed scale for 16 values: a lane of 128 bits
-    const __m512i wide = _mm512_broadcast_i32x4(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
-    const __m512i which = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    const __m512i each = _mm512_permutexvar_epi32(which, wide);
-    return {sixes(raw, i), _mm512_and_si512(each, _mm512_set1_epi32(0xffff))};
-}
-
 // Add the lanes of each of four vectors.
 static inline __m128i add_lanes_of_four(const __m512i* v) {
     const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
@@ -66,7 +44,9 @@ static inline __m128i add_lanes_of_four(const __m512i* v) {
 }
 
 // Rows row .. row + 3 of a super-block (the last one again beyond n_row) into out; returns a bit for each finite one.
-template <Scaled (*VALUES)(const uint8_t*, const uint8_t*, int), bool MINS>
+// Block: a type of blocks.h. D: the byte of its d, before dmin where it has MINS; scales: its 16 bytes of scales (and
+// mins); values: the 64 values of step i, and their scales.
+template <class Block>
 static inline unsigned sum_rows(
     const uint8_t* block, const TileJob& job, const Line& x, Sums& out, int row, long n_row) {
     __m512i p[3][4] = {};
@@ -76,15 +56,15 @@ static inline unsigned sum_rows(
         for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: no order to run ahead in
             _mm_prefetch(reinterpret_cast<const char*>(raw + TILE * job.row_bytes + at), _MM_HINT_T0);
         alignas(16) uint8_t sc[16];
-        const float d = half_at(raw + (MINS ? 0 : 208)), dmin = MINS ? half_at(raw + 2) : 0.0f;
-        MINS ? scales_of(raw, sc) : static_cast<void>(memcpy(sc, raw + 192, 16));
+        const float d = half_at(raw + Block::D), dmin = Block::MINS ? half_at(raw + Block::D + 2) : 0.0f;
+        Block::scales(raw, sc);
         out.d[row + r] = d, out.dmin[row + r] = dmin;
         memcpy(out.least + row + r, sc + 8, 8);
         finite |= static_cast<unsigned>(d - d == 0 && dmin - dmin == 0) << (row + r);
         for (int i = 0; i < STEPS; i++) {
-            const Scaled w = VALUES(raw, sc, i);
+            const Scaled w = Block::values(raw, sc, i);
             for (int digit = job.first_digit; digit < 3; digit++) {
-                const __m512i from = MINS ? _mm512_setzero_si512() : _mm512_load_si512(x.offset[digit][i]);
+                const __m512i from = Block::MINS ? _mm512_setzero_si512() : _mm512_load_si512(x.offset[digit][i]);
                 const __m512i four = _mm512_dpbusd_epi32(from, w.q, _mm512_load_si512(x.digits[digit][i]));
                 p[digit][r] = _mm512_dpwssd_epi32(p[digit][r], four, w.sc);
             }
@@ -109,7 +89,7 @@ static inline __m512 least_of(const Sums& s, const Line& x) {
     return least;
 }
 
-template <Scaled (*VALUES)(const uint8_t*, const uint8_t*, int), bool MINS>
+template <class Block>
 static void multiply_line(const TileJob& job, const Line* x, long first, long last, std::vector<long>& odd) {
     const long blocks = (job.cols + SUPER - 1) / SUPER;
     for (long from = first; from < last; from += TILE) {
@@ -120,9 +100,9 @@ static void multiply_line(const TileJob& job, const Line* x, long first, long la
         for (long j = 0; j < blocks; j++) {
             const uint8_t* raw = job.w + from * job.row_bytes + j * job.block_bytes;
             unsigned now = 0;
-            for (int r = 0; r < TILE; r += 4) now |= sum_rows<VALUES, MINS>(raw, job, x[j], sums, r, rows);
+            for (int r = 0; r < TILE; r += 4) now |= sum_rows<Block>(raw, job, x[j], sums, r, rows);
             finite &= now;
-            const __m512 least = MINS ? least_of(sums, x[j]) : _mm512_setzero_ps();
+            const __m512 least = Block::MINS ? least_of(sums, x[j]) : _mm512_setzero_ps();
             y = with_block(y, _mm512_load_si512(sums.p[0]), _mm512_load_si512(sums.p[1]), _mm512_load_si512(sums.p[2]),
                            _mm512_load_ps(sums.d), least, _mm512_set1_ps(x[j].scale));
         }

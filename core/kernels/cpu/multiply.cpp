@@ -1,14 +1,12 @@
 // The entry of the products: shares the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
 //
 // A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
+#include "blocks.h"
 #include "dots.h"
 #include "pool.h"
 
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
-
-#include "halves.h"
-#include "lines.h"
 
 // Ask the kernel once for the tile registers.
 static bool has_tiles() {
@@ -59,11 +57,7 @@ static std::vector<long> split_all(const Job& job, long blocks, float top, Input
     return odd;
 }
 
-using Digitise = bool (*)(const uint8_t*, Digits&, int);
-using OneLine = void (*)(const TileJob&, const Line*, long, long, std::vector<long>&);
-
-template <bool MINS>
-static void multiply_digits(const Job& job, Compute compute, Digitise digits, OneLine line, int threads) {
+static void multiply_digits(const Job& job, Compute compute, int threads) {
     const long blocks = (job.cols + SUPER - 1) / SUPER, groups = (job.tokens + TILE - 1) / TILE;
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
     static thread_local std::vector<Inputs> kept;
@@ -74,14 +68,18 @@ static void multiply_digits(const Job& job, Compute compute, Digitise digits, On
     std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
     for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
 
-    const TileJob tiles{digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs, job.tokens, job.out,
-                        job.out_step, compute == Q8_K ? 2 : 0};
+    const TileJob tiles{job.layout.digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs,
+                        job.tokens, job.out, job.out_step, compute == Q8_K ? 2 : 0};
+    const auto multiply_group = job.layout.mins ? multiply_tiles<true> : multiply_tiles<false>;
     std::mutex lock;
     std::vector<long> odd_rows;
     pool().run((job.rows + GROUP - 1) / GROUP, threads, [&](long i) {
         std::vector<long> odd;
         const long first = i * GROUP, last = std::min(job.rows, first + GROUP);
-        alone.empty() ? multiply_tiles<MINS>(tiles, first, last, odd) : line(tiles, alone.data(), first, last, odd);
+        if (alone.empty())
+            multiply_group(tiles, first, last, odd);
+        else
+            job.layout.line(tiles, alone.data(), first, last, odd);
         std::lock_guard<std::mutex> hold(lock);
         odd_rows.insert(odd_rows.end(), odd.begin(), odd.end());
     });
@@ -111,12 +109,8 @@ constexpr bool ROUNDS_HALVES = true;
 static void multiply_all(const Job& job, Compute compute, int threads) {
     if (compute == BF16)
         multiply_bf16(job, threads);
-    else if (job.layout.decode == q4_k)
-        multiply_digits<true>(job, compute, digits_q4_k, multiply_line<values_q4_k, true>, threads);
-    else if (job.layout.decode == q5_k)
-        multiply_digits<true>(job, compute, digits_q5_k, multiply_line<values_q5_k, true>, threads);
-    else if (job.layout.decode == q6_k)
-        multiply_digits<false>(job, compute, digits_q6_k, multiply_line<values_q6_k, false>, threads);
+    else if (job.layout.digits)
+        multiply_digits(job, compute, threads);
     else
         multiply_dots(job, threads);
 }
@@ -143,11 +137,14 @@ static std::vector<float> prepare(
     return copy;
 }
 
-// out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or 1 where memory is lacking.
+// out[t][r] = x[t] . w[r]; steps are in values. Returns 0; 1 where memory is lacking, 2 where the type is not known.
 extern "C" __attribute__((visibility("default"))) int multiply(
-    int quant, int compute, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step,
+    const char* quant, int compute, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step,
     float* out, long out_step, int threads) try {
-    const Layout& layout = LAYOUTS[quant];
+    const Layout* found = std::find_if(std::begin(LAYOUTS), std::end(LAYOUTS),
+                                       [&](const Layout& row) { return strcmp(row.name, quant) == 0; });
+    if (found == std::end(LAYOUTS)) return 2;
+    const Layout& layout = *found;
     const Compute how = static_cast<Compute>(compute);
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::vector<float> copy;

@@ -18,7 +18,7 @@ constexpr long ALONE_VALUES = 1 << 19;  // fewer values than that are not worth 
 
 constexpr int TOP = 8;
 
-struct Row {
+struct Row {  // of a token: ROW in trace/stats.py
     double mean, m2, least, most, sumsq;
     int64_t nan, inf, zero, peak_channel, nan_channel;
 };
@@ -160,8 +160,7 @@ struct Stage {
     const float* x;
     long tokens, width;
     long at_once, tasks;  // tokens of a task
-    double* moments;      // [5][tokens] mean, m2, min, max, sumsq
-    int64_t* counts;      // [5][tokens] nan, inf, zero, peak and first NaN channel
+    Row* rows;            // [tokens]
     int64_t* top;         // how many channels are told, [8] those of the largest peaks, [8] their tokens
     double* peaks;        // [8] the values there
     long first;           // of its channels among those of all stages
@@ -170,10 +169,7 @@ struct Stage {
     void take_tokens(long task, float* most) {
         bool any_odd = false;
         for (long t = task * at_once; t < std::min(tokens, (task + 1) * at_once); t++) {
-            const Row row = take(x + t * width, width, most, any_odd);
-            const double reals[] = {row.mean, row.m2, row.least, row.most, row.sumsq};
-            const int64_t whole[] = {row.nan, row.inf, row.zero, row.peak_channel, row.nan_channel};
-            for (int i = 0; i < 5; i++) moments[i * tokens + t] = reals[i], counts[i * tokens + t] = whole[i];
+            rows[t] = take(x + t * width, width, most, any_odd);
         }
         if (any_odd) odd = true;
     }
@@ -185,12 +181,13 @@ struct Stage {
     }
 };
 
-// table: [stages][3] (int64) address of the values, tokens, width. room: the moments and counts of each stage, one after
-// the other, then the top and peaks of each. All stages' tokens are shared out at once.
-// Returns 0, or 1 where memory is lacking.
+// table: [stages][3] (int64) address of the values, tokens, width. rows: those of each stage, one stage after the other.
+// tops: the top and peaks of each stage. All stages' tokens are shared out at once.
+// Returns 0, 1 where memory is lacking, or 2 where a row of the caller has another size.
 extern "C" __attribute__((visibility("default"))) int measure(
-    const int64_t* table, long stages, double* room, int threads) {
+    const int64_t* table, long stages, Row* rows, long row_bytes, double* tops, int threads) {
     static_assert(sizeof(double) == sizeof(int64_t));
+    if (row_bytes != sizeof(Row)) return 2;
     std::unique_ptr<Stage[]> all(new (std::nothrow) Stage[static_cast<size_t>(stages)]);
     if (!all) return 1;
     long width = 0, tasks = 0, values = 0;
@@ -199,11 +196,11 @@ extern "C" __attribute__((visibility("default"))) int measure(
         one.x = reinterpret_cast<const float*>(table[0]), one.tokens = table[1], one.width = table[2];
         one.at_once = std::min(8L, (TASK_VALUES + one.width - 1) / one.width);
         one.tasks = (one.tokens + one.at_once - 1) / one.at_once, one.first = width;
-        one.moments = room, one.counts = reinterpret_cast<int64_t*>(room + 5 * one.tokens);
-        width += one.width, tasks += one.tasks, values += one.tokens * one.width, room += 10 * one.tokens;
+        one.rows = rows;
+        width += one.width, tasks += one.tasks, values += one.tokens * one.width, rows += one.tokens;
     }
-    for (long i = 0; i < stages; i++, room += 1 + 3 * TOP)
-        all[i].top = reinterpret_cast<int64_t*>(room), all[i].peaks = room + 1 + 2 * TOP;
+    for (long i = 0; i < stages; i++, tops += 1 + 3 * TOP)
+        all[i].top = reinterpret_cast<int64_t*>(tops), all[i].peaks = tops + 1 + 2 * TOP;
     const int crew = static_cast<int>(std::min<long>(values < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
     if (!most) return 1;

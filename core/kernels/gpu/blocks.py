@@ -1,6 +1,7 @@
 """What the Triton kernels know of stored blocks: where a value stands, its scale, its bits. Called in kernels only.
 
-A value is scale * number - minimum; numbers count from 0 (Q8_0: signed). planes.py says what group, chunk and slot are.
+L is the type's Numbers (planes.py), which says what group, chunk, slot and run are; its fields are known at compile
+time. A value is scale * number - minimum; numbers count from 0, or are signed.
 """
 
 from __future__ import annotations
@@ -10,57 +11,55 @@ import triton.language as tl
 
 
 @triton.jit
-def first_column(QUANT: tl.constexpr, chunk, slot: tl.constexpr):
+def first_column(L: tl.constexpr, chunk, slot: tl.constexpr):
     """The first column, in its group, of a slot of a chunk of 16 bytes."""
-    if QUANT == "Q4_K" or QUANT == "Q5_K":
-        return chunk // 2 * 64 + chunk % 2 * 16 + 32 * slot
-    elif QUANT == "Q6_K":
-        return chunk // 4 * 128 + chunk % 4 * 16 + 64 * slot
-    elif QUANT == "Q4_0":
-        return chunk * 32 + 16 * slot
-    else:
-        return chunk * 16
+    CHUNKS: tl.constexpr = L.run // 16  # of a run
+    return chunk // CHUNKS * (L.run * L.slots) + chunk % CHUNKS * 16 + L.run * slot
 
 
 @triton.jit
-def group_scales(QUANT: tl.constexpr, supers, group, inside):
+def group_scales(L: tl.constexpr, supers, group, inside):
     """d and dmin of each group."""
-    if QUANT == "Q4_K" or QUANT == "Q5_K":
-        d = tl.load(supers + 2 * group, mask=inside, other=0.0).to(tl.float32)
-        least = tl.load(supers + 2 * group + 1, mask=inside, other=0.0).to(tl.float32)
-    elif QUANT == "Q6_K":
-        d = tl.load(supers + group, mask=inside, other=0.0).to(tl.float32)
-        least = 32 * d
-    else:
-        d = 0.0
-        least = 0.0
+    d = 0.0
+    least = 0.0
+    if L.supers:
+        if L.mins:
+            d = tl.load(supers + 2 * group, mask=inside, other=0.0).to(tl.float32)
+            least = tl.load(supers + 2 * group + 1, mask=inside, other=0.0).to(tl.float32)
+        else:
+            d = tl.load(supers + group, mask=inside, other=0.0).to(tl.float32)
     return d, least
 
 
 @triton.jit
-def block_scale(QUANT: tl.constexpr, scales, group, column, d, least, inside):
+def block_scale(L: tl.constexpr, scales, group, column, d, least, inside):
     """Scale and minimum at a column of each group."""
-    if QUANT == "Q4_K" or QUANT == "Q5_K":
-        at = scales + 16 * group + column // 32
-        s = d * tl.load(at, mask=inside, other=0).to(tl.float32)
-        m = least * tl.load(at + 8, mask=inside, other=0).to(tl.float32)
-    elif QUANT == "Q6_K":
-        each = tl.load(scales + 16 * group + column // 16, mask=inside, other=0).to(tl.float32)
-        s = d * each
-        m = least * each
+    N: tl.constexpr = 256 // L.span
+    at = scales + (2 * N if L.mins else N) * group + column // L.span
+    s = tl.load(at, mask=inside, other=0).to(tl.float32)
+    if L.supers:
+        s = d * s
+    if L.mins:
+        m = tl.load(at + N, mask=inside, other=0).to(tl.float32)
+        if L.supers:
+            m = least * m
     else:
-        s = tl.load(scales + 8 * group + column // 32, mask=inside, other=0.0).to(tl.float32)
-        m = 8 * s
+        m = L.offset * s
     return s, m
 
 
 @triton.jit
-def high_bits(QUANT: tl.constexpr, h, chunk, slot: tl.constexpr, UNIT: tl.constexpr):
+def first_high_byte(L: tl.constexpr, chunk):
+    """The byte of a group's high plane that belongs to the first byte of a chunk; all its slots share it."""
+    column = first_column(L, chunk, 0)
+    return column // (256 // L.high) * 32 + column % 32
+
+
+@triton.jit
+def high_bits(L: tl.constexpr, h, chunk, slot: tl.constexpr, UNIT: tl.constexpr):
     """The high bits of a slot's numbers, in place; UNIT has a 1 for each number that a word holds."""
-    if QUANT == "Q5_K":
-        return ((h >> (chunk // 2 * 2 + slot)) & UNIT) << 4
-    else:
-        return ((h >> (chunk % 4 // 2 * 2 + 4 * slot)) & (3 * UNIT)) << 4
+    MASK: tl.constexpr = (2**L.high - 1) * UNIT
+    return ((h >> (first_column(L, chunk, slot) // 32 % (8 // L.high) * L.high)) & MASK) << (8 // L.slots)
 
 
 @triton.jit
@@ -103,11 +102,12 @@ def quarters(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def numbers(QUANT: tl.constexpr, slot: tl.constexpr, w, h, chunk):
+def numbers(L: tl.constexpr, slot: tl.constexpr, w, h, chunk):
     """The whole numbers of a slot of bytes w, with their high bits h where the type has some."""
+    BITS: tl.constexpr = 8 // L.slots
     number = w.to(tl.int32)
-    if QUANT != "Q8_0":
-        number = (number >> (4 * slot)) & 15
-    if QUANT == "Q5_K" or QUANT == "Q6_K":
-        number |= high_bits(QUANT, h.to(tl.int32), chunk, slot, 1)
+    if L.slots > 1:
+        number = (number >> (BITS * slot)) & (2**BITS - 1)
+    if L.high:
+        number |= high_bits(L, h.to(tl.int32), chunk, slot, 1)
     return number

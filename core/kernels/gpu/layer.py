@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.gpu.blocks import block_scale, first_column, group_scales, numbers
-from core.kernels.gpu.planes import Planes
-from core.kernels.gpu.products import PLAIN
+from core.kernels.gpu.blocks import block_scale, first_column, first_high_byte, group_scales, numbers
+from core.kernels.gpu.planes import LAYOUTS, Planes
 
 FEW_TOKENS = 64  # attention above it is torch's
 POSITIONS = 64  # taken at a time by attention
@@ -62,12 +61,13 @@ def attend_few(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | N
 
 def decode_planes(planes: Planes, ids: Tensor) -> Tensor:
     """Decode the rows ids [T] (int64, on the device) to float32 [T, cols], bit for bit as quant/dequantize.py."""
-    if planes.quant in PLAIN:
+    layout = LAYOUTS[planes.quant].numbers
+    if layout is None:
         return planes.quants.flatten(1)[ids, :planes.cols].float()
     out = torch.empty((len(ids), planes.cols), dtype=torch.float32, device=planes.quants.device)
     if len(ids):
         _decode[(len(ids), planes.n_group)](planes.quants, planes.high, planes.scales, planes.supers, ids, out,
-                                            planes.cols, planes.n_group, QUANT=planes.quant, num_warps=1,
+                                            planes.cols, planes.n_group, L=layout, num_warps=1,
                                             enable_fp_fusion=True)
     return out
 
@@ -134,8 +134,8 @@ def _attend(
 
 
 @triton.jit
-def _decode(quants, high, scales, supers, ids, out, cols, n_group, QUANT: tl.constexpr):
-    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
+def _decode(quants, high, scales, supers, ids, out, cols, n_group, L: tl.constexpr):
+    SLOTS: tl.constexpr = L.slots
     CHUNKS: tl.constexpr = 16 // SLOTS
     group = tl.load(ids + tl.program_id(0)) * n_group + tl.program_id(1)
     chunk = tl.arange(0, CHUNKS)[:, None]
@@ -143,17 +143,15 @@ def _decode(quants, high, scales, supers, ids, out, cols, n_group, QUANT: tl.con
     inside = chunk >= 0
     w = tl.load(quants + group * (CHUNKS * 16) + chunk * 16 + lane).to(tl.int32)
     h = w
-    if QUANT == "Q5_K":
-        h = tl.load(high + group * 32 + chunk % 2 * 16 + lane).to(tl.int32)
-    if QUANT == "Q6_K":
-        h = tl.load(high + group * 64 + chunk // 4 * 32 + chunk % 2 * 16 + lane).to(tl.int32)
-    d, least = group_scales(QUANT, supers, group + chunk * 0, inside)
+    if L.high:
+        h = tl.load(high + group * (32 * L.high) + first_high_byte(L, chunk) + lane).to(tl.int32)
+    d, least = group_scales(L, supers, group + chunk * 0, inside)
     for slot in tl.static_range(SLOTS):
-        column = first_column(QUANT, chunk, slot)
-        number = numbers(QUANT, slot, w, h, chunk)
-        s, m = block_scale(QUANT, scales, group, column, d, least, inside)
+        column = first_column(L, chunk, slot)
+        number = numbers(L, slot, w, h, chunk)
+        s, m = block_scale(L, scales, group, column, d, least, inside)
         value = number.to(tl.float32) * s
-        if QUANT != "Q8_0":
+        if not L.signed:
             value -= m
         at = tl.program_id(1) * 256 + column + lane
         tl.store(out + tl.program_id(0).to(tl.int64) * cols + at, value, mask=at < cols)

@@ -9,7 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from core.kernels.gpu.blocks import block_scale, dot_four, first_column, group_scales, high_bits, quarters
+from core.kernels.gpu.blocks import (
+    block_scale,
+    dot_four,
+    first_column,
+    first_high_byte,
+    group_scales,
+    high_bits,
+    quarters,
+)
 
 
 @triton.jit
@@ -30,13 +38,11 @@ def _dot_digits(
 
 
 @triton.jit
-def _high_words(QUANT: tl.constexpr, high, group, chunk, word, inside, w):
+def _high_words(L: tl.constexpr, high, group, chunk, word, inside, w):
     """The words that hold the high bits of chunks [R, P, 4]; w where the type has none."""
-    if QUANT == "Q5_K":
-        return tl.load(high + (group * 8 + chunk % 2 * 4)[:, :, None] + word, mask=inside[:, :, None], other=0)
-    elif QUANT == "Q6_K":
-        far = chunk // 4 * 8 + chunk % 2 * 4
-        return tl.load(high + (group * 16 + far)[:, :, None] + word, mask=inside[:, :, None], other=0)
+    if L.high:
+        at = group * (8 * L.high) + first_high_byte(L, chunk) // 4
+        return tl.load(high + at[:, :, None] + word, mask=inside[:, :, None], other=0)
     else:
         return w
 
@@ -44,11 +50,12 @@ def _high_words(QUANT: tl.constexpr, high, group, chunk, word, inside, w):
 @triton.jit
 def one_token(
     quants, high, scales, supers, digits, units, sums, out, rows, n_group,
-    QUANT: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr, STAGES: tl.constexpr,
+    L: tl.constexpr, INTERPRETED: tl.constexpr, R: tl.constexpr, G: tl.constexpr, STAGES: tl.constexpr,
 ):
-    CHUNKS: tl.constexpr = 16 if QUANT == "Q8_0" else 8  # of 16 bytes, in a group
-    SLOTS: tl.constexpr = 1 if QUANT == "Q8_0" else 2
-    SIGNED: tl.constexpr = QUANT == "Q8_0"
+    SLOTS: tl.constexpr = L.slots
+    CHUNKS: tl.constexpr = 16 // SLOTS  # of 16 bytes, in a group
+    BITS: tl.constexpr = 8 // SLOTS
+    UNIT: tl.constexpr = 0x01010101  # a 1 for each number of a word
     row = tl.program_id(0) * R + tl.arange(0, R)
     each = tl.arange(0, G * CHUNKS)
     word = tl.arange(0, 4)
@@ -60,21 +67,21 @@ def one_token(
         group = row.to(tl.int64)[:, None] * n_group + g[None, :]
         at = (group * CHUNKS + chunk[None, :])[:, :, None] * 4 + word[None, None, :]
         w = tl.load(quants + at, mask=inside[:, :, None], other=0)
-        h = _high_words(QUANT, high, group, chunk[None, :], word, inside, w)
-        d, least = group_scales(QUANT, supers, group, inside)
+        h = _high_words(L, high, group, chunk[None, :], word, inside, w)
+        d, least = group_scales(L, supers, group, inside)
         unit = tl.load(units + g, mask=g < n_group, other=0.0)[None, :]
         for slot in tl.static_range(SLOTS):
-            column = first_column(QUANT, chunk, slot)
+            column = first_column(L, chunk, slot)
             number = w
-            if SLOTS == 2:
-                number = (w >> (4 * slot)) & 0x0F0F0F0F
-            if QUANT == "Q5_K" or QUANT == "Q6_K":
-                number |= high_bits(QUANT, h, chunk[None, :, None], slot, 0x01010101)
+            if SLOTS > 1:
+                number = (w >> (BITS * slot)) & ((2**BITS - 1) * UNIT)
+            if L.high:
+                number |= high_bits(L, h, chunk[None, :, None], slot, UNIT)
             x = digits + (g * 64 + column // 4)[:, None] + word[None, :]
             there = (g < n_group)[:, None]
-            total = _dot_digits(number, x, n_group * 64, there, SIGNED, INTERPRETED, R, G * CHUNKS)
-            s, m = block_scale(QUANT, scales, group, column[None, :], d, least, inside)
+            total = _dot_digits(number, x, n_group * 64, there, L.signed, INTERPRETED, R, G * CHUNKS)
+            s, m = block_scale(L, scales, group, column[None, :], d, least, inside)
             acc += s * (total * unit)
-            if not SIGNED:
+            if not L.signed:
                 acc -= m * tl.load(sums + g * 16 + column // 16, mask=g < n_group, other=0.0)[None, :]
     tl.store(out + row, tl.sum(acc, 1), mask=row < rows)

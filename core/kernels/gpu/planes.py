@@ -1,8 +1,8 @@
 """Split stored weights into planes that a GPU reads in whole words: the same bits, field by field; nothing is decoded.
 
-A group is 256 columns of a row. Its quants stand in chunks of 16 or 32 bytes; a byte's nibble is its slot.
-Shapes: R rows, G groups of a row, N blocks of a group, B bytes of a block. The kernels: products.py.
-Source of the blocks: quant/dequantize.py.
+A group is 256 columns of a row. Its quants stand in chunks of 16 bytes; a byte has a slot for each number it holds.
+Shapes: R rows, G groups of a row, N blocks of a group, B bytes of a block. A new type: how it is split, and its row of
+LAYOUTS, which the kernels read (blocks.py, products.py). Source of the blocks: quant/dequantize.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,39 @@ GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """How whole numbers and their scales stand in planes. A value is scale * (number - offset), or less a minimum.
+
+    slots: numbers in a byte of quants, the lowest bits first. run: bytes whose first slots are columns side by side;
+    then come those of the next slots. signed: a byte is an int8, and nothing is subtracted.
+    high: a number's bits beyond its slot, in the plane of that name: 32 bytes hold 8 / high sub-blocks of 32 columns.
+    span: columns under one scale. supers: scales count in d, a float16 of the group; without, they are float16 by
+    themselves. mins: as many minima follow the scales, which count in dmin.
+    """
+
+    slots: int
+    run: int
+    span: int
+    high: int = 0
+    signed: bool = False
+    supers: bool = False
+    mins: bool = False
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A type's row: blocks [R, G, N, B] -> quants, high, scales, supers; how its numbers stand there.
+
+    values: of a type without numbers and scales, how many bfloat16 together hold one of its values.
+    """
+
+    split: Callable[[Tensor], tuple[Tensor, ...]]
+    numbers: Numbers | None = None
+    values: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Planes:
     """A weight on its device. high, scales and supers are quants again where the type has none."""
 
@@ -28,8 +61,8 @@ class Planes:
     cols: int
     n_group: int
     quants: Tensor  # [R, G, bytes] uint8; Q8_0 int8; a type without scales: its values [R, G, 256]
-    high: Tensor    # the bits beyond a nibble, uint8: [R, G, 32] of Q5_K, [R, G, 64] of Q6_K
-    scales: Tensor  # [R, G, 16] uint8 (Q4_K, Q5_K: eight scales, then eight mins) or int8 (Q6_K); float16 [R, G, 8]
+    high: Tensor    # the bits beyond a slot, uint8 [R, G, 32 * bits]
+    scales: Tensor  # [R, G, 16] uint8 (Q4_K, Q5_K: eight scales, then eight minima) or int8 (Q6_K); float16 [R, G, 8]
     supers: Tensor  # float16: d and dmin [R, G, 2], or d [R, G, 1]
 
     @property
@@ -50,7 +83,7 @@ def to_planes(weight: Weight, device: torch.device) -> Planes:
     if missing:
         blocks = torch.nn.functional.pad(blocks, (0, 0, 0, missing))
     blocks = blocks.view(rows, -1, per_group, quant.block_bytes)
-    parts = [part.contiguous() for part in LAYOUTS[weight.quant](blocks)]
+    parts = [part.contiguous() for part in LAYOUTS[weight.quant].split(blocks)]
     return Planes(weight.quant, rows, cols, blocks.shape[1], *parts, *[parts[0]] * (4 - len(parts)))
 
 
@@ -95,13 +128,13 @@ def _plain(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, ...]]:
     return lambda raw: (raw.contiguous().view(dtype).squeeze(-1),)
 
 
-LAYOUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {  # blocks [R, G, N, B] -> quants, high, scales, supers
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "Q4_0": _q4_0,
-    "Q8_0": _q8_0,
-    "F16": _plain(torch.float16),
-    "BF16": _plain(torch.bfloat16),
-    "F32": _plain(torch.float32),
+LAYOUTS = {
+    "Q4_K": Layout(_q4_k, Numbers(slots=2, run=32, span=32, supers=True, mins=True)),
+    "Q5_K": Layout(_q5_k, Numbers(slots=2, run=32, span=32, high=1, supers=True, mins=True)),
+    "Q6_K": Layout(_q6_k, Numbers(slots=2, run=64, span=16, high=2, supers=True, offset=32)),
+    "Q4_0": Layout(_q4_0, Numbers(slots=2, run=16, span=32, offset=8)),
+    "Q8_0": Layout(_q8_0, Numbers(slots=1, run=32, span=32, signed=True)),
+    "F16": Layout(_plain(torch.float16), values=2),
+    "BF16": Layout(_plain(torch.bfloat16), values=1),
+    "F32": Layout(_plain(torch.float32), values=3),
 }

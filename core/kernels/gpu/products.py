@@ -25,9 +25,7 @@ from core.kernels.gpu.planes import GROUP, LAYOUTS, Planes
 from core.kernels.gpu.tile import tile, tile_plain
 
 VERSION, INTERPRETED = triton.__version__, triton.knobs.runtime.interpret
-PLAIN = ("F16", "BF16", "F32")  # types without scales
 PROGRAMS, LEAST_GROUPS = 512, 2  # wanted at once: about four a multiprocessor; columns of one that are worth a start
-ONE_TOKEN = tuple(quant for quant in LAYOUTS if quant not in PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def tiling(rows: int, n_group: int, tokens: int) -> Tiling:
 
 def is_one_token(quant: str, x: Tensor) -> bool:
     """Say whether the kernel for one token serves: it is for whole numbers, and float32 activations."""
-    return len(x) == 1 and quant in ONE_TOKEN and x.dtype == torch.float32
+    return len(x) == 1 and LAYOUTS[quant].numbers is not None and x.dtype == torch.float32
 
 
 def split(x: Tensor, digits: bool) -> Split:
@@ -90,20 +88,21 @@ def multiply_planes(planes: Planes, inputs: Split, how: Tiling | None = None) ->
     how = how or tiling(planes.rows, planes.n_group, 1 if inputs.parts.dtype == torch.int8 else max(2, n_token))
     out = torch.empty((how.splits, n_token, planes.rows), dtype=torch.float32, device=inputs.x.device)
     grid = (_pieces(planes.rows, how.rows), _pieces(n_token, how.tokens), how.splits)
-    quants, high, scales, supers = planes.quants, planes.high, planes.scales, planes.supers
+    layout = LAYOUTS[planes.quant]
+    quants, high, scales, supers = stored = planes.quants, planes.high, planes.scales, planes.supers
     sizes = (planes.rows, inputs.parts.shape[-1], planes.n_group, n_token, inputs.parts.stride(0))
-    options = {"QUANT": planes.quant, "INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
+    options = {"INTERPRETED": INTERPRETED, "R": how.rows, "num_warps": how.warps,
                "num_stages": how.stages, "enable_fp_fusion": True}
     if inputs.parts.dtype == torch.int8:
         one_token[grid[:1]](quants.view(torch.int32), high.view(torch.int32), scales, supers,
                             inputs.parts.view(torch.int32), inputs.units, inputs.sums, out, planes.rows,
-                            planes.n_group, G=how.groups, STAGES=how.stages, **options)
+                            planes.n_group, L=layout.numbers, G=how.groups, STAGES=how.stages, **options)
     elif n_token:
         options |= {"N": how.tokens, "HALVES": inputs.x.dtype == torch.bfloat16}
-        if planes.quant in PLAIN:
-            tile_plain[grid](quants, inputs.parts, out, *sizes, **options)
+        if layout.numbers is None:
+            tile_plain[grid](quants, inputs.parts, out, *sizes, VALUES=layout.values, **options)
         else:
-            tile[grid](quants, high, scales, supers, inputs.parts, inputs.sums, out, *sizes, **options)
+            tile[grid](*stored, inputs.parts, inputs.sums, out, *sizes, L=layout.numbers, **options)
     return out[0] if how.splits == 1 else out.sum(0)
 
 

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.cpu.bindings import TOP_CHANNELS, Measured
+from core.kernels.cpu.bindings import Measured
+from core.kernels.cpu.build import TOP_CHANNELS
+from core.system.arrays import Floats
 
 SEGMENT, CANDIDATES = 2048, 1024
-# A token's row: n, mean, m2, min, max, sumsq, nan, inf, zero, nan_channel, 8 channels of the largest |x|, their values.
-WIDTH = 10 + 2 * TOP_CHANNELS
-MOMENTS, COUNTS = [1, 2, 3, 4, 5], [6, 7, 8, 10, 9]  # of a row, in the order of TokenStats' table
-Floats = npt.NDArray[np.float64]
+# A token's row: these, then 8 channels of the largest |x|, of which peak_channel is the first, and their values.
+COLUMNS = ("n", "mean", "m2", "min", "max", "sumsq", "nan", "inf", "zero", "nan_channel", "peak_channel")
+WIDTH = len(COLUMNS) - 1 + 2 * TOP_CHANNELS
 
 
 def launch_statistics(values: Sequence[Tensor]) -> Tensor:
@@ -47,13 +47,14 @@ def launch_statistics(values: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def read_statistics(measured: Floats, n_stage: int) -> list[Measured]:
+def read_statistics(measured: Floats, n_stage: int, row: np.dtype[np.void]) -> list[Measured]:
     """Return what measure_fused does of the same values; its sums stand in another order."""
     last = n_stage * 3 * TOP_CHANNELS
-    columns = measured[:-last].reshape(n_stage, -1, WIDTH).transpose(0, 2, 1)
-    counts = columns[:, COUNTS].astype(np.int64).view(np.float64)  # whole numbers in the same bytes
-    table = np.stack([columns[:, MOMENTS], counts], 1)
-    return [(table, i, tuple((int(channel), int(row), value) for channel, row, value in found if channel >= 0))
+    columns = measured[:-last].reshape(n_stage, -1, WIDTH)
+    table = np.empty(columns.shape[:2], row)
+    for name in row.names or ():
+        table[name] = columns[:, :, COLUMNS.index(name)]
+    return [(table, i, tuple((int(channel), int(token), value) for channel, token, value in found if channel >= 0))
             for i, found in enumerate(measured[-last:].reshape(n_stage, TOP_CHANNELS, 3).tolist())]
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from core.sources.engines.process import ASK, read_ask, write_answer
 from core.system.errors import AprError
+from core.trace.engines import ENGINES
 
-MODULES = {"llama.cpp": "core.sources.engines.llama_cpp", "transformers": "core.sources.engines.hf_transformers"}
 FAILED = 3
 
 
@@ -25,7 +25,7 @@ def main(scheme: str, folder: Path) -> int:
     """Run the engine on what is asked in the folder; returns the exit code."""
     threading.Thread(target=_end_with, args=(os.getppid(), folder), daemon=True).start()
     try:
-        answer, values = import_module(MODULES[scheme]).capture(read_ask(folder), folder)
+        answer, values = import_module(ENGINES[scheme].module).capture(read_ask(folder), folder)
         write_answer(folder, answer, values)
     except AprError as error:
         print(error, file=sys.stderr)

@@ -14,20 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.model.stages import Place
+from core.formats.architectures import HF_FAMILIES, rope_row_order
+from core.model.stages import STAGES, Place, Stage, stage_named
 from core.sources.engines.process import Answer, Ask, stages_wanted, tell
 from core.system.errors import FileError
 
-# model_type -> whether a GGUF file keeps the rows of q and k in another order (RoPE's pairs adjacent)
-FAMILIES = {"llama": True, "mistral": True, "qwen2": False, "qwen3": False}
-# stage -> module of a layer whose output it is, or ("pre", module) whose input it is
-HOOKS: dict[str, str | tuple[str, str]] = {
-    "attn_norm": "input_layernorm", "attn_mix": ("pre", "self_attn.o_proj"), "attn_out": "self_attn.o_proj",
-    "attn_resid": ("pre", "post_attention_layernorm"), "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_silu": "mlp.act_fn",
-    "ffn_swigl": ("pre", "mlp.down_proj"), "ffn_out": "mlp.down_proj", "output": "",
-}
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 WATCHED = "apr_tui_watched"  # the attention that also keeps the turned q and k
 
 
@@ -40,8 +31,8 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Tensor]]:
     tell(folder, "loading the model")
     model = _load(Path(ask.path), ask.device)
     kind = model.config.model_type
-    if kind not in FAMILIES:
-        raise FileError(f"the model is of transformers' type {kind!r}; stages are known for {', '.join(FAMILIES)}.")
+    if kind not in HF_FAMILIES:
+        raise FileError(f"the model is of transformers' type {kind!r}; stages are known for {', '.join(HF_FAMILIES)}.")
     ids = torch.tensor([ask.tokens], device=ask.device)
     values: dict[Place, Tensor] = {}
     _watch_attention(values, model.config, ask)
@@ -53,7 +44,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Tensor]]:
     tell(folder, "running unwatched")
     unwatched = _logits(model, ids, "eager") if ask.witness else None
     values[None, "logits"] = logits
-    _join_qkv(values, model.config, FAMILIES[kind])
+    _join_qkv(values, model.config, _is_turned(kind))
     answer = Answer(
         engine=f"transformers {transformers.__version__}", compute="f32", dtype="float32", arch=kind,
         n_layer=n_layer, d_model=model.config.hidden_size, n_vocab=logits.shape[1],
@@ -86,14 +77,14 @@ def _watch_attention(values: dict[Place, Tensor], config: Any, ask: Ask) -> None
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    turned = FAMILIES.get(config.model_type, False)
+    turned = _is_turned(config.model_type)
 
     def watched(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:  # noqa: ANN401
         layer = module.layer_idx
         if stages_wanted(ask, layer) is None:
             for stage, x_1NTH in (("q_rope", query), ("k_rope", key)):
-                x_TNH = x_1NTH[0].transpose(0, 1)
-                values[layer, stage] = (_file_order(x_TNH) if turned else x_TNH).flatten(1).clone()
+                x_TW = x_1NTH[0].transpose(0, 1).flatten(1)
+                values[layer, stage] = _file_order(x_TW, x_1NTH.shape[-1]) if turned else x_TW.clone()
         eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, mask, **rest)
 
@@ -109,35 +100,44 @@ def _hook(model: Any, values: dict[Place, Tensor], ask: Ask, began: Callable[[in
             values[place] = value.reshape(-1, value.shape[-1]).clone()
         return hook
 
-    handles = [model.model.embed_tokens.register_forward_hook(keep((None, "embedding"))),
-               model.model.norm.register_forward_hook(keep((None, "final_norm")))]
+    handles: list[Any] = []
+
+    def watch(base: Any, layer: int | None, stage: Stage) -> None:  # noqa: ANN401
+        for path in stage.hf_output:
+            place = (layer, stage.name if len(stage.hf_output) == 1 else path)
+            handles.append(base.get_submodule(path).register_forward_hook(keep(place)))
+        if stage.hf_input is not None:
+            handles.append(base.get_submodule(stage.hf_input).register_forward_pre_hook(keep((layer, stage.name))))
+
+    for stage in STAGES:
+        if stage.whole:
+            watch(model.model, None, stage)
     for i, layer in enumerate(model.model.layers):
         wanted = stages_wanted(ask, i)
         handles.append(layer.register_forward_pre_hook(lambda module, args, i=i: began(i)))
-        for stage, where in HOOKS.items():
-            if wanted is not None and stage not in wanted:
-                continue
-            name = where if isinstance(where, str) else where[1]
-            module = layer.get_submodule(name)
-            register = module.register_forward_hook if isinstance(where, str) else module.register_forward_pre_hook
-            handles.append(register(keep((i, stage))))
-        for name in PROJECTIONS if wanted is None else ():
-            handles.append(layer.self_attn.get_submodule(name).register_forward_hook(keep((i, name))))
+        for stage in STAGES:
+            if not stage.whole and (wanted is None or stage.name in wanted):
+                watch(layer, i, stage)
     return handles
 
 
 def _join_qkv(values: dict[Place, Tensor], config: Any, turned: bool) -> None:  # noqa: ANN401
     """Join q, k and v of each layer into qkv, in the file's row order."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    paths = stage_named("qkv").hf_output
     for layer in range(config.num_hidden_layers):
-        if (layer, "q_proj") in values:
-            q, k, v = (values.pop((layer, name)) for name in PROJECTIONS)
+        if (layer, paths[0]) in values:
+            q, k, v = (values.pop((layer, path)) for path in paths)
             if turned:
-                q, k = (_file_order(x.unflatten(-1, (-1, width))).flatten(1) for x in (q, k))  # type: ignore[no-untyped-call]
+                q, k = (_file_order(x, width) for x in (q, k))
             values[layer, "qkv"] = torch.cat((q, k, v), -1)
 
 
-def _file_order(x_TNH: Tensor) -> Tensor:
-    """Turn a head's rows from transformers' order (halves) to a llama GGUF's (pairs): 2i + j from j * H/2 + i."""
-    n_token, n_head, width = x_TNH.shape
-    return x_TNH.reshape(n_token, n_head, 2, width // 2).transpose(2, 3).reshape(n_token, n_head, width)
+def _file_order(x_TW: Tensor, head_dim: int) -> Tensor:
+    """Put channels of q or k from transformers' order (halves) into that of a GGUF whose pairs are adjacent."""
+    return x_TW[:, rope_row_order(x_TW.shape[1], head_dim, "halves")]
+
+
+def _is_turned(kind: str) -> bool:
+    """Whether a GGUF file of transformers' model_type keeps the rows of q and k in another order."""
+    return kind in HF_FAMILIES and HF_FAMILIES[kind].pairing == "adjacent"

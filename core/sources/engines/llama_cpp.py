@@ -14,30 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from core.model.stages import Place
+from core.model.stages import STAGES, Place
 from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
+from core.system.arrays import Floats32
 from core.system.errors import FileError
 
-Floats = npt.NDArray[np.float32]
-
 F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
-# a weight's name after blk.N. -> part of a stage; of two nodes for one part (product, then bias) the later one counts
+# a weight's name after blk.N. -> its stage, or its part of a joined one, which has the weight's name; of two nodes for
+# one part (product, then bias) the later one counts
 BY_WEIGHT = {
-    "attn_norm.weight": "attn_norm", "attn_q.weight": "q", "attn_q.bias": "q", "attn_k.weight": "k",
-    "attn_k.bias": "k", "attn_v.weight": "v", "attn_v.bias": "v", "attn_output.weight": "attn_out",
-    "attn_output.bias": "attn_out", "ffn_norm.weight": "ffn_norm", "ffn_gate.weight": "ffn_gate",
-    "ffn_up.weight": "ffn_up", "ffn_down.weight": "ffn_out",
+    f"{name}.{kind}": name if len(stage.weights) > 1 else stage.name
+    for stage in STAGES if stage.operation in ("norm", "linear") and not stage.whole
+    for name in stage.weights for kind in ("weight", "bias")
 }
-# (node's name before -N, operation or "" for any) -> part of a stage, for nodes that read no weight
-BY_NODE = {
-    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("kqv_out", ""): "attn_mix",
-    ("ffn_inp", ""): "attn_resid", ("ffn_silu", ""): "ffn_silu", ("ffn_swiglu", ""): "ffn_swigl",
-    ("ffn_gate_par", ""): "ffn_swigl", ("l_out", ""): "output",
-}
-WHOLE = {("token_embd.weight", "GET_ROWS"): "embedding", ("output_norm.weight", "MUL"): "final_norm",
-         ("output.weight", "MUL_MAT"): "logits", ("token_embd.weight", "MUL_MAT"): "logits"}
+JOINED = {stage.name: stage.weights for stage in STAGES if len(stage.weights) > 1}
+# (node's name before -N, operation or "" for any) -> stage, for nodes that read no weight
+BY_NODE = {(node, "ROPE" if stage.operation == "rope" else ""): stage.name
+           for stage in STAGES for node in stage.llama_cpp}
+OPERATIONS = {"lookup": "GET_ROWS", "norm": "MUL", "linear": "MUL_MAT"}
+WHOLE = {(f"{name}.weight", OPERATIONS[stage.operation]): stage.name
+         for stage in STAGES if stage.whole for name in (*stage.weights, stage.tied) if name}
 
 
 class _Tensor(ctypes.Structure):
@@ -51,7 +48,7 @@ class _Tensor(ctypes.Structure):
     )
 
 
-def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
+def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     """Run the model watched and, for the witness, unwatched in a context of its own."""
     import llama_cpp
     from llama_cpp import llama_cpp as api
@@ -83,7 +80,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats]]:
 
 def _decode(
     api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
-) -> Floats:
+) -> Floats32:
     """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
     n = len(tokens)
     options = api.llama_context_default_params()
@@ -121,7 +118,7 @@ class Watcher:
         self.ask, self.folder = ask, folder
         self.failure: Exception | None = None
         self.reads_packed = False  # whether a product reads weights that are not float32
-        self._parts: dict[tuple[int | None, str], Floats] = {}
+        self._parts: dict[tuple[int | None, str], Floats32] = {}
         self._ggml = _open_ggml(libraries)
         self._checked = False
 
@@ -140,11 +137,13 @@ class Watcher:
         """Version of the ggml library."""
         return str(self._ggml.ggml_version().decode()) if hasattr(self._ggml, "ggml_version") else "unknown"
 
-    def values(self) -> dict[Place, Floats]:
+    def values(self) -> dict[Place, Floats32]:
         """Every stage that was seen; q, k and v joined."""
-        found = {p: v for p, v in self._parts.items() if p[1] not in ("q", "k", "v")}
-        for layer in {layer for layer, part in self._parts if part == "v"}:
-            found[layer, "qkv"] = np.concatenate([self._parts[layer, part] for part in ("q", "k", "v")], 1)
+        parts = {part for names in JOINED.values() for part in names}
+        found = {p: v for p, v in self._parts.items() if p[1] not in parts}
+        for stage, names in JOINED.items():
+            for layer in {layer for layer, part in self._parts if part == names[-1]}:
+                found[layer, stage] = np.concatenate([self._parts[layer, part] for part in names], 1)
         return found
 
     def _part(self, address: int) -> tuple[int | None, str] | None:

@@ -11,23 +11,26 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from core.model.stages import Place, place_text
+from core.system.arrays import Floats32
+from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
-from core.system.errors import Cancelled, FileError, UsageError
+from core.system.child import Child, child_environment, start_apart
+from core.system.errors import Cancelled, FileError, UsageError, os_reason
+from core.system.progress import Phase
 from core.system.safe_text import safe_text
-from core.trace.events import Emit, Event
+from core.trace.engines import ENGINES, Engine
+from core.trace.events import Emit
 from core.trace.values_file import open_values
 
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
@@ -35,22 +38,7 @@ PATIENCE = 600.0  # seconds without a sign of life, after which an engine hangs:
 POLL_SECONDS = 0.05
 LAST_WORDS = 300  # characters
 
-Values = dict[Place, npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Another engine. packages: what must be importable; command: starts a child, before the scheme and the folder."""
-
-    packages: tuple[str, ...]
-    extra: str  # of this project: pip install 'apr-tui[EXTRA]'
-    command: tuple[str, ...] = (sys.executable, "-m", "core.sources.engines.child")
-
-
-ENGINES = {
-    "llama.cpp": Engine(("llama_cpp",), "llama"),
-    "transformers": Engine(("transformers", "accelerate"), "transformers"),  # accelerate: it loads no GGUF without
-}
+Values = dict[Place, Floats32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +87,12 @@ def run_engine(
 ) -> tuple[Answer, Values]:
     """Run the engine on what is asked; FileError with its last words where it crashes, hangs or answers nonsense."""
     engine = find_engine(scheme)
-    emit(Event("phase", f"running {scheme}"))
+    emit(Phase(f"running {scheme}"))
     with tempfile.TemporaryDirectory(prefix="apr-tui-") as name:
         folder = Path(name)
         (folder / ASK).write_text(json.dumps(asdict(ask)))
         with (folder / LOG).open("wb") as log:
-            child = subprocess.Popen(
-                [*engine.command, scheme, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=_environment(ask), start_new_session=True)
+            child = start_apart((*engine.command, scheme, name), log, _environment(ask))
         try:
             _wait(child, folder, scheme, patience, emit, cancelled)
         finally:
@@ -115,17 +101,13 @@ def run_engine(
 
 
 def _environment(ask: Ask) -> dict[str, str]:
-    """The child's environment: this very core, no network, and the threads that were asked for."""
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    """The child's environment: no network, and the threads that were asked for."""
     threads = {"OMP_NUM_THREADS": str(ask.threads)} if ask.threads else {}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **offline, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **child_environment(**offline, **threads)}
 
 
-def _wait(
-    child: subprocess.Popen[bytes], folder: Path, scheme: str, patience: float, emit: Emit, cancelled: IsCancelled
-) -> None:
+def _wait(child: Child, folder: Path, scheme: str, patience: float, emit: Emit, cancelled: IsCancelled) -> None:
     """Wait for the child's good end; every line of progress renews its time."""
     seen, alive = 0, time.monotonic()
     while child.poll() is None:
@@ -134,17 +116,17 @@ def _wait(
         if time.monotonic() - alive > patience:
             raise FileError(f"{scheme} hangs: no sign of life for {patience:g} seconds, so it was ended. "
                             f"Its last words: {_last_words(folder)}")
-        size = _size(folder / PROGRESS)
-        if size > seen:
-            for line in (folder / PROGRESS).read_text(errors="replace")[seen:].splitlines():
-                emit(Event("phase", f"{scheme}: {safe_text(line)}"))
-            seen, alive = size, time.monotonic()
+        told = _told_since(folder / PROGRESS, seen)
+        for line in told.decode(errors="replace").splitlines():
+            emit(Phase(f"{scheme}: {safe_text(line)}"))
+        if told:
+            seen, alive = seen + len(told), time.monotonic()
         time.sleep(POLL_SECONDS)
     if child.returncode != 0:
         raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_words(folder)}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: Child) -> None:
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -166,28 +148,25 @@ def _last_words(folder: Path) -> str:
     return safe_text(said[-1][:LAST_WORDS]) if said else "none"
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _told_since(path: Path, seen: int) -> bytes:
+    """The whole lines of a growing file after so many bytes; nothing where it is not there yet."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(seen)
+        told = file.read()
+    return told[: told.rfind(b"\n") + 1]
 
 
 def _read_answer(folder: Path, scheme: str) -> Answer:
     try:
-        answer = Answer(**_document(folder / ANSWER))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{scheme} ended without a readable answer ({type(error).__name__}). "
+        answer = msgspec.json.decode((folder / ANSWER).read_bytes(), type=Answer)
+    except (OSError, msgspec.DecodeError) as error:
+        raise FileError(f"{scheme} ended without a readable answer ({os_reason(error)}). "
                         f"Its last words: {_last_words(folder)}") from error
-    for field in fields(Answer):
-        value = getattr(answer, field.name)
-        if field.type in ("int", "str") and type(value).__name__ != field.type:
-            raise FileError(f"{scheme} answered with {field.name} {value!r}; {field.type} was needed.")
-    if not answer.tokens or not all(type(i) is int for i in answer.tokens):
-        raise FileError(f"{scheme} answered with tokens {answer.tokens!r}; the ids that it ran were needed.")
+    if not answer.tokens:
+        raise FileError(f"{scheme} answered with no tokens; the ids that it ran were needed.")
     return answer
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """A record's fields from JSON, lists as tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()}
 
 
 def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
@@ -210,18 +189,18 @@ def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> N
     from core.trace.values_file import write_values
 
     write_values(folder / VALUES, values)
-    (folder / (ANSWER + ".part")).write_text(json.dumps(asdict(answer)))
-    os.replace(folder / (ANSWER + ".part"), folder / ANSWER)
+    with atomic_file(folder / ANSWER) as part:
+        part.write_text(json.dumps(asdict(answer)))
 
 
 def read_ask(folder: Path) -> Ask:
     """Read what the parent asks."""
-    return Ask(**_document(folder / ASK))
+    return msgspec.json.decode((folder / ASK).read_bytes(), type=Ask)
 
 
 def tell(folder: Path, line: str) -> None:
     """Give a sign of life: what is being done."""
-    with (folder / PROGRESS).open("a") as file:
+    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

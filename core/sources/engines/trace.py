@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.model.stages import place_order
+from core.model.stages import FACTORS, PRODUCT, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.text.tokenizer import hold_text
-from core.trace.events import Emit, Event
+from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
+from core.trace.measures import SideName
 from core.trace.record import Facts, NextToken, Token, Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
@@ -29,7 +29,8 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, side: str = "", emit: Emit, cancelled: IsCancelled,
+    layers: tuple[int, int] | None = None, witness: bool = True, side: SideName | None = None, emit: Emit,
+    cancelled: IsCancelled,
 ) -> Trace:
     """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
     check_path(source)
@@ -38,12 +39,11 @@ def trace_engine(
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
     ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
-    answer, values = run_engine(
-        source.scheme, ask, emit=lambda event: emit(replace(event, side=side)), cancelled=cancelled)
+    answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
         cells[place] = _cell(values, place, len(tokens))
-        emit(Event("cell", place=place, cell=cells[place], side=side))
+        emit(CellMeasured(place, cells[place], side))
     said = tokens if answer.tokens == ids else [Token(i, text_of(i)) for i in answer.tokens]
     other = () if answer.tokens == ids else (f"{source.scheme} ran other tokens than it was asked to",)
     return Trace(
@@ -55,11 +55,10 @@ def trace_engine(
 
 def check_path(source: Source) -> None:
     """Hold the path to what the engine reads; FileError, UsageError."""
-    find_engine(source.scheme)
-    path = source.path
+    engine, path = find_engine(source.scheme), source.path
     if not path.exists():
         raise FileError(f"{source.scheme}:{path}: there is no such file. Give SCHEME:FILE.")
-    folder = source.scheme == "transformers" and path.is_dir()
+    folder = engine.folders and path.is_dir()
     if folder and not (path / "config.json").is_file():
         raise FileError(f"{source.scheme}:{path}: the folder has no config.json; it needs that and safetensors files.")
     if path.is_dir() and not folder:
@@ -111,22 +110,23 @@ def _open_tokenizer(path: Path) -> Tokenizer | None:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
-        raise FileError(f"{path} is not a tokenizer: {error}. Give --tokens.") from error
+        raise FileError(f"{path} is not a tokenizer: {os_reason(error)}. Give --tokens.") from error
 
 
 def _device(source: Source) -> str:
     if source.device in ("auto", "cpu"):
         return "cpu"
-    if source.scheme == "llama.cpp":
-        raise UsageError("llama.cpp runs on the CPU here. Leave --device out; the other side may say FILE@device=cuda.")
+    if not find_engine(source.scheme).devices:
+        raise UsageError(f"{source.scheme} runs on the CPU here. Leave --device out; "
+                         "the other side may say FILE@device=cuda.")
     return source.device
 
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
-    left, right = values.get((layer, "ffn_silu")), values.get((layer, "ffn_up"))
+    left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
-    if stage == "ffn_swigl" and left is not None and right is not None:
+    if stage == PRODUCT and left is not None and right is not None:
         factors = (left, right) if left.shape == right.shape == values[place].shape else None
     return measure_array(values[place], n_token - len(values[place]), factors)
 

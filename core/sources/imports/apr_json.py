@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.model.stages import GRID, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
+from core.model.stages import GRID, SUB_FFN, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
 from core.sources.imports.stated_facts import Said, agreed, scope_cells, unknown_notes, without_unmeasured
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number
@@ -19,7 +19,7 @@ from core.trace.record import Facts, NextToken, Token, Trace, is_token_id
 from core.trace.stats import Stats
 
 DEFINITION = "sample"
-REQUIRED = ("attn_norm", "qkv", "attn_out", "ffn_norm", "ffn_out", "output")
+REQUIRED = tuple(stage for stage in GRID if stage not in SUB_FFN)
 WHOLE = {"embedding": "embedding", "final_norm": "final_norm", "logits_stats": "logits"}  # key -> stage
 
 

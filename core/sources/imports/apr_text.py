@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from core.model.stages import GRID, UNKNOWN_SCOPE, Place
+from core.model.stages import GRID, SUB_FFN, UNKNOWN_SCOPE, Place
 from core.sources.imports.stated_facts import (
     Said,
     agreed,
@@ -31,16 +31,15 @@ HEADINGS = {  # how a line begins that opens a section
 }
 SCOPE_OF_FORMAT = {"apr": "all", "gguf": "last"}  # aprender's two forwards, by the file they were given
 DEFINITION = "sample"
-OPTIONAL = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # printed only where they were measured
 
-_NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d{1,4})?|nan|inf))"
-_LAYER = re.compile(r"Layer\s+(\d{1,6})/(\d{1,6})\s*\[([\w-]+)\]$")
+_NUMBER = r"([-+]?(?:[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,4})?|nan|inf))"
+_LAYER = re.compile(r"Layer\s+([0-9]{1,6})/([0-9]{1,6})\s*\[([\w-]+)\]$")
 _ROW = re.compile(rf"(\w+)\s*:\s*mean=\s*{_NUMBER}\s+std=\s*{_NUMBER}$", re.IGNORECASE)
 _RANGE = re.compile(rf"Range:\s*\[{_NUMBER},\s*{_NUMBER}\]$", re.IGNORECASE)
 _MEAN = re.compile(rf"Mean:\s*{_NUMBER}(?:,\s*Std:\s*{_NUMBER})?$", re.IGNORECASE)
 _L2 = re.compile(rf"L2 norm:\s*{_NUMBER}$", re.IGNORECASE)
-_TOP = re.compile(rf"\d+\.\s*token_id=(\d{{1,9}}),\s*logit=\s*{_NUMBER}(?:\s.*)?$", re.IGNORECASE)
-_COUNT = r"\s*(\d{1,12})$"
+_TOP = re.compile(rf"[0-9]+\.\s*token_id=([0-9]{{1,9}}),\s*logit=\s*{_NUMBER}(?:\s.*)?$", re.IGNORECASE)
+_COUNT = r"\s*([0-9]{1,12})$"
 
 Lines = list[tuple[int, str]]
 
@@ -159,7 +158,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
 
 
 def _check_complete(path: Path, number: int, line: str, layer: int, status: str, stats: dict[Place, Stats]) -> None:
-    missing = [stage for stage in GRID if stage not in OPTIONAL and (layer, stage) not in stats]
+    missing = [stage for stage in GRID if stage not in SUB_FFN and (layer, stage) not in stats]
     if layer >= 0 and missing and status != "ANOMALY":
         raise bad_line(path, number, f"{missing[0]} of layer {layer}", line)
 
@@ -214,7 +213,7 @@ def _tokens(sections: _Sections) -> tuple[int, ...] | None:
     found = sections.find("head", r"Encoded tokens:\s*(.*)$")
     if found is None:
         return None
-    ids = re.fullmatch(r"\[\s*(\d{1,9}(?:\s*,\s*\d{1,9})*)\s*\]", found[1][1])
+    ids = re.fullmatch(r"\[\s*([0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*)\s*\]", found[1][1])
     if ids is None:
         raise bad_line(sections.path, found[0], "token ids as [1, 2, 3]", found[1][0])
     return tuple(int(id) for id in ids[1].split(","))

@@ -14,27 +14,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from core.model.stages import UNKNOWN_SCOPE, Place, place_order, place_text, scope_positions, stage_named
+from core.model.stages import (
+    FACTORS,
+    PRODUCT,
+    STAGES,
+    UNKNOWN_SCOPE,
+    Place,
+    place_order,
+    place_text,
+    scope_positions,
+    stage_named,
+)
 from core.sources.imports.stated_facts import Said, unknown_notes
+from core.system.arrays import Floats32
 from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
 from core.trace.record import Facts, Token, Trace
 from core.trace.stats import Cell, ScopeStats
 
 MAGIC, HEADER_BYTES, WHOLE_MODEL = b"APRT", 12, 0xFFFFFFFF
-STAGE_FILES = {  # file's stem -> our stage; of two files for one stage the later row is taken
-    "embedding": "embedding", "attn_norm": "attn_norm", "qkv_matmul": "qkv", "qkv_bias": "qkv",
-    "q_post_rope": "q_rope", "k_post_rope": "k_rope", "attention": "attn_mix", "attn_out": "attn_out",
-    "post_attn_residual": "attn_resid", "ffn_norm": "ffn_norm", "ffn_gate": "ffn_gate", "ffn_up": "ffn_up",
-    "ffn_silu": "ffn_silu", "ffn_swigl": "ffn_swigl", "ffn_out": "ffn_out", "layer_output": "output",
-    "post_ffn_residual": "output", "final_norm": "final_norm", "lm_head": "logits",
-}
+# file's stem -> our stage; of two files for one stage the later row is taken
+STAGE_FILES = {stem: stage.name for stage in STAGES for stem in stage.aprt or (stage.name,)}
 KEPT_BYTES = 2 << 30  # values above this are measured and not kept
-_LAYER_FOLDER = re.compile(r"layer-(\d{1,6})$")
-
-Floats = npt.NDArray[np.float32]
+_LAYER_FOLDER = re.compile(r"layer-([0-9]{1,6})$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class _StageFile:
     place: Place
     count: int
 
-    def values(self) -> Floats:
+    def values(self) -> Floats32:
         return np.fromfile(self.path, "<f4", self.count, offset=HEADER_BYTES).astype(np.float32, copy=False)
 
 
@@ -169,18 +172,18 @@ def _widths(files: Mapping[Place, _StageFile], shapes: Mapping[Place, tuple[int,
 
 def _measured(
     files: Mapping[Place, _StageFile], shapes: Mapping[Place, tuple[int, int]],
-) -> tuple[dict[Place, Cell], dict[Place, Floats] | None]:
+) -> tuple[dict[Place, Cell], dict[Place, Floats32] | None]:
     """Measure each file; keep the values where they are not too many."""
     keeps = sum(4 * file.count for file in files.values()) <= KEPT_BYTES
-    cells, values = dict[Place, Cell](), dict[Place, Floats]()
-    factors: dict[Place, Floats] = {}  # of ffn_swigl, until it comes
+    cells, values = dict[Place, Cell](), dict[Place, Floats32]()
+    factors: dict[Place, Floats32] = {}  # of PRODUCT, until it comes
     for place, file in files.items():
         layer, stage = place
         rows, first = shapes[place]
         x_TW = file.values().reshape(rows, -1)
-        if stage in ("ffn_up", "ffn_silu"):
+        if stage in FACTORS:
             factors[place] = x_TW
-        left, right = (factors.pop((layer, s), None) if stage == "ffn_swigl" else None for s in ("ffn_silu", "ffn_up"))
+        left, right = (factors.pop((layer, s), None) if stage == PRODUCT else None for s in FACTORS)
         cells[place] = measure_array(x_TW, first, None if left is None or right is None else (left, right))
         if keeps:
             values[place] = x_TW

@@ -20,7 +20,7 @@ LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
 Reader = Callable[[str, Path, Said], Trace]
 READERS: tuple[tuple[str, re.Pattern[str], Reader], ...] = (  # in this order; the pattern is looked for in the text
     ("the JSON of `apr trace --payload --json`", re.compile(r"^[^\S\n]*+\{", re.MULTILINE), read_apr_json),
-    ("the text of `apr trace --payload`", re.compile(r"^LAYER-BY-LAYER|^[^\S\n]*+Layer +\d+/", re.MULTILINE),
+    ("the text of `apr trace --payload`", re.compile(r"^LAYER-BY-LAYER|^[^\S\n]*+Layer +[0-9]+/", re.MULTILINE),
      read_apr_text),
     ("a table with a column layer", re.compile(r'\A\s*+([^\n]*,)?[^\S\n]*+"?layer"?[^\S\n]*+(,|$)', re.MULTILINE),
      read_wide_csv),

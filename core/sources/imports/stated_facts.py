@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from core.model.stages import UNKNOWN_SCOPE, Place, parse_scope, scope_positions
+from core.model.stages import SUB_FFN, UNKNOWN_SCOPE, Place, parse_scope, scope_positions
 from core.system.errors import FileError, UsageError
 from core.trace.record import is_token_id
 from core.trace.stats import ScopeStats, Stats
 
 DEFINITIONS = ("sample", "population")
-SUB_FFN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # slots that some producers leave at zero
 OPTIONS = {  # fact -> how to say it
     "scope": "--scope all|last|first|rest|pos:N",
     "tokens": "--tokens with the ids that were fed",

@@ -86,6 +86,6 @@ def _std(path: Path, line: int, stage: str, cell: str) -> float:
         std = float(cell)
     except ValueError:
         std = math.nan
-    if not math.isfinite(std) or std < 0 or "_" in cell or len(cell) > LONGEST:
+    if not math.isfinite(std) or std < 0 or not cell.isascii() or "_" in cell or len(cell) > LONGEST:
         raise bad_line(path, line, f"a finite std of {stage}, 0 or above, or nothing", cell)
     return std

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate, Outcome
 from core.train.config import MODES, Plan
-from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, Step, Validation
+from core.train.records import Step, Validation
 
 GROWTH_LIMIT = 2.0                 # val_loss may be twice the last epoch's, and no more
 TIMED = range(20, 50)              # steps whose wall_ms is judged
@@ -48,7 +49,7 @@ class Facts:
         return self.device.startswith("cuda")
 
 
-Judged = tuple[str, str]  # measured, verdict
+Judged = tuple[str, Outcome]  # measured, verdict
 Judge = Callable[[Facts], Judged]
 
 
@@ -194,7 +195,7 @@ def diverged(plan: Plan, validations: Sequence[Validation]) -> str | None:
     return None
 
 
-def _verdict(holds: bool) -> str:
+def _verdict(holds: bool) -> Outcome:
     return PASS if holds else FAIL
 
 

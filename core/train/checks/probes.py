@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.model.arch import ARCHS, Arch, Rope
+from core.formats.architectures import ARCHS
+from core.model.arch import Arch, Rope
 from core.train.config import ARCH, TrainOptions, learning_rate, settle
 from core.train.model import Decoder, make_decoder
 from core.train.step import Stepper, make_optimizer

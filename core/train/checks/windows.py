@@ -9,9 +9,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate, Outcome
 from core.train.config import Plan
 from core.train.log import GRADS, TRAIN
-from core.train.records import FAIL, NOT_MEASURED, PASS, Gate, Health, Step
+from core.train.records import Health, Step
 
 WINDOW = 10           # steps of which the median gradient norm is taken: one batch's own noise is out of it
 COLLAPSE = 0.2        # of the highest window before: sound runs end above a third of it, the published v13 fell to 1/8
@@ -20,7 +21,7 @@ NOISE_BATCHES = 20.0  # Adam's mean spans (1 + 0.9) / (1 - 0.9) = 19 batches: le
 DEVIATIONS = 2.0      # standard errors on each side of a mean: 95 %
 HEADROOM_BITS = 64.0  # float32 and bfloat16 reach 2^128; above 2^64 a square overflows, and norms square
 
-Judged = tuple[str, str]  # measured, verdict
+Judged = tuple[str, Outcome]  # measured, verdict
 
 
 def norm_collapse(plan: Plan, steps: Sequence[Step], health: Sequence[Health]) -> Judged:

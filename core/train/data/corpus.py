@@ -44,9 +44,16 @@ class Document:
     part: tuple[int, int] | None = None
 
     def text(self) -> str:
-        """Read it."""
-        raw = self.path.read_bytes()
+        """Read it; FileError."""
+        raw = self.raw()
         return (raw if self.part is None else raw[slice(*self.part)]).decode(errors="replace")
+
+    def raw(self) -> bytes:
+        """Read the bytes of the whole file; FileError, for it may have gone since it was listed."""
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise FileError(f"{self.path} could not be read: {os_reason(error)}. Put it back.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]
         return [d for d in documents if d.sha256 not in held], val
     last = documents[-1]
     at = last.n_bytes - max(1, last.n_bytes // 10)
-    at = max(1, last.path.read_bytes().rfind(b"\n", 0, at) + 1) if last.n_bytes > 1 else at
+    at = max(1, last.raw().rfind(b"\n", 0, at) + 1) if last.n_bytes > 1 else at
     head, tail = (Document(last.path, last.sha256, end - start, (start, end))
                   for start, end in ((0, at), (at, last.n_bytes)))
     return [*documents[:-1], head], [tail]

@@ -1,0 +1,60 @@
+"""Start a Python process of our own, give it a question as JSON and take its answer. What is asked is the caller's.
+
+No child sees the working folder: -P, and PYTHONSAFEPATH for processes of its own. A json.py there is never imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+Child = subprocess.Popen[bytes]
+ROOT = Path(__file__).resolve().parents[2]  # where this very core lies, installed or not
+
+
+def child_command(module: str) -> tuple[str, ...]:
+    """The words that run a module of ours; more may follow."""
+    return (sys.executable, "-P", "-X", "utf8", "-m", module)
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """This process's environment and more, with this very core first on the path, and nothing relative there."""
+    paths = [str(ROOT), *filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def start_apart(command: tuple[str, ...], log: IO[Any], env: dict[str, str]) -> Child:
+    """Start a process in a session of its own, all its words going to a log; OSError where it does not start."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
+
+
+def ask_child(module: str, question: object) -> Child:
+    """Start a module that calls answer; OSError where it does not start."""
+    child = subprocess.Popen(child_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, env=child_environment())
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin as file:  # a child that has died shows in take_answer
+        file.write(json.dumps(question).encode())
+    child.stdin = None
+    return child
+
+
+def take_answer(child: Child, seconds: float) -> Any:  # noqa: ANN401 (a document is any value)
+    """Wait for the answer. TimeoutError: it took longer and was ended; ValueError: it ended without one."""
+    try:
+        return json.loads(child.communicate(timeout=seconds)[0])
+    except subprocess.TimeoutExpired as error:
+        child.kill()
+        child.wait()
+        raise TimeoutError(f"no answer in {seconds:g} s") from error
+
+
+def answer(reply: Callable[[Any], object]) -> None:
+    """In the child: answer the one question."""
+    sys.stdout.write(json.dumps(reply(json.loads(sys.stdin.buffer.read()))))

@@ -1,0 +1,53 @@
+"""Write README's "Where things are": the packages, the highest first, each with its sentence and its modules.
+
+usage: python -m tests.tree    (rewrites the block in README.md)
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+from tests.test_floors import FLOORS
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+WIDTH = 118
+BEGIN, END = "## Where things are\n\n```\n", "```\n"
+
+
+def tree_text() -> str:
+    """The whole block, as README must have it."""
+    order = [name for row in reversed(FLOORS) for name in row.split()]
+    packages = {path.parent for top in ("apr_tui", "core") for path in (ROOT / top).rglob("__init__.py")}
+    known = sorted(packages, key=lambda p: (_rank(p, order), p.relative_to(ROOT).parts))
+    return "".join(_lines(package) for package in known)
+
+
+def readme_block(readme: str) -> str:
+    """The block as it stands in README."""
+    begin = readme.index(BEGIN) + len(BEGIN)
+    return readme[begin:readme.index(END, begin)]
+
+
+def _rank(package: Path, order: list[str]) -> int:
+    top, *inner = package.relative_to(ROOT).parts
+    return order.index(inner[0] if top == "core" else top) if inner or top != "core" else 0
+
+
+def _lines(package: Path) -> str:
+    """A package's name and sentence; below, its modules and sources."""
+    path = package.relative_to(ROOT)
+    told = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    sentence = told.partition(". ")[0].rstrip(".")
+    lines = [f"{'  ' * (len(path.parts) - 1)}{path.name + '/':<{24 - 2 * len(path.parts)}} {sentence}"]
+    names = [p.stem if p.suffix == ".py" else p.name for p in package.iterdir() if p.suffix in (".py", ".cpp", ".h")]
+    names = sorted(name for name in names if not name.startswith("__"))
+    lines += textwrap.wrap(", ".join(names), WIDTH, initial_indent=" " * 23, subsequent_indent=" " * 23)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    README.write_text(text.replace(BEGIN + readme_block(text) + END, BEGIN + tree_text() + END), encoding="utf-8")
