@@ -12,15 +12,15 @@ class FindingKind(StrEnum):
     """The rule that a finding comes from."""
 
     NAN = "nan"
-    RATIO = "ratio"
-    PRECURSOR = "precursor"
-    DOWNSTREAM = "downstream"
-    AFTER = "after"
-    HIDDEN = "hidden"
-    OVERFLOW = "overflow"
-    STEP = "step"
-    FALL = "fall"
+    RATIO = "ratio"            # a spike
+    PRECURSOR = "precursor"    # a rise before it in its layer
+    DOWNSTREAM = "downstream"  # a spike that follows from it
+    AFTER = "after"            # a spike that comes after it
     MASSIVE = "massive"
+    HIDDEN = "hidden"          # a spike of one position that fades at scope all
+    OVERFLOW = "overflow"      # of float16
+    STEP = "step"              # far above a low layer before, and usual for its column
+    FALL = "fall"
     Z = "z"
 
 

@@ -50,7 +50,7 @@ def _tell_spike(view: View, spike: Spike) -> Iterator[Finding]:
     for place in spike.before:
         yield _ratio(view, place, FindingKind.PRECURSOR, between, f", before the spike at {spike.place[1]}")
     for place, how in spike.later:
-        why = f", {how}{' of' * (how == 'downstream')} {place_text(spike.place)}"
+        why = f", {how}{' of' * (how is FindingKind.DOWNSTREAM)} {place_text(spike.place)}"
         yield _ratio(view, place, how, f"{_rule(view, place)}, after the spike", why)
 
 
@@ -123,8 +123,8 @@ def _tell_steps(view: View) -> Iterator[Finding]:
         before = place_before(place, view.kinds)
         assert before is not None
         low = f", yet {reason}: layer {before[0]} is the low one"
-        over = f"std ratio to the layer before > {view.threshold:g}, and no spike"
-        yield _ratio(view, place, FindingKind.STEP, over, low)
+        rule = f"std ratio to the layer before > {view.threshold:g}, and no spike"
+        yield _ratio(view, place, FindingKind.STEP, rule, low)
 
 
 def _find_falls(view: View) -> Iterator[Finding]:
@@ -152,11 +152,10 @@ def _first_broken(cell: Cell, scope: str, stats: Stats) -> tuple[int | None, int
     """Return the token and channel of the first NaN or Inf; the channel of an Inf is not kept."""
     if not isinstance(cell, TokenStats):
         return stats.nan_token, stats.nan_channel
-    finite_T, rows = cell.finite_T, cell.rows
     for token in scope_positions(scope, cell.first + cell.n_token):
-        i = token - cell.first
-        if i >= 0 and finite_T[i] < cell.width:
-            return token, int(rows["nan_channel"][i]) if rows["nan"][i] else None
+        row = token - cell.first
+        if row >= 0 and (cell.rows["nan"][row] or cell.rows["inf"][row]):
+            return token, int(cell.rows["nan_channel"][row]) if cell.rows["nan"][row] else None
     return None, None
 
 

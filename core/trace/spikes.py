@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.model.stages import GRID, STAGES, Place, place_order
+from core.model.stages import GRID, PREVIOUS, STAGES, Place, place_order
 from core.system.arrays import Floats
 from core.trace.finding import FindingKind
 from core.trace.grid import Cells, divided, kind_of, place_before, ratios, stats_at, why_step
@@ -24,7 +24,7 @@ from core.trace.token_share import FEW_SHARE, Carrier, carrier, first_tokens, st
 BORN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out", "output")  # where a model makes a massive activation
 ATTENTION = GRID[: GRID.index("ffn_norm")]
 MAX_HIDDEN = 3  # the rest shows at its position
-_INPUTS = {s.name: tuple(i for i in s.inputs if i not in ("previous", "attn_resid")) for s in STAGES}
+_INPUTS = {s.name: tuple(i for i in s.inputs if i not in (PREVIOUS, "attn_resid")) for s in STAGES}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from core.trace.stats import TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # tokens with more than half of the spread carry it
 FEW_SHARE = 0.25  # of a token's sum of squares in its largest channel, from here on: the value is in few channels
-RUN = 5           # tokens of one id after the first, from here on: they are first tokens as well
+RUN = 3           # tokens of one id after the first, from here on: they are first tokens as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ def carrier(
     rows = _rows(cell, scope)
     if len(rows) == 0:
         return None
-    n_T = cell.finite_T[rows]
-    _, mean, m2 = merge_moments(n_T, cell.rows["mean"][rows], cell.rows["m2"][rows])
-    part_T = np.where(n_T > 0, cell.rows["m2"][rows] + n_T * (cell.rows["mean"][rows] - mean) ** 2, 0.0)
+    n_T, mean_T, m2_T = cell.finite_T[rows], cell.rows["mean"][rows], cell.rows["m2"][rows]
+    _, mean, m2 = merge_moments(n_T, mean_T, m2_T)
+    part_T = np.where(n_T > 0, m2_T + n_T * (mean_T - mean) ** 2, 0.0)
     share_T = part_T / m2 if m2 > 0 else np.zeros(len(rows))
     tokens_T = cell.first + rows
     chosen = _chosen(share_T, tokens_T, first)
@@ -66,9 +66,9 @@ def carrier(
     without = None
     if over is not None and over[1] is not None and len(tokens) < len(rows):
         without = divided(*(_std_without(cells, p, scope, tokens) for p in over if p is not None))
-    row = int(rows[peak])
-    size = max(abs(float(cell.rows["min"][row])), abs(float(cell.rows["max"][row]))) if n_T[peak] else 0.0
-    few = size * size / float(cell.rows["sumsq"][row]) if size else 0.0
+    row = cell.rows[rows[peak]]
+    size = max(abs(float(row["min"])), abs(float(row["max"]))) if n_T[peak] else 0.0
+    few = size * size / float(row["sumsq"]) if size else 0.0
     return Carrier(tokens, int(tokens_T[peak]), float(share_T[chosen].sum()), len(rows), without, few)
 
 

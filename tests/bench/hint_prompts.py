@@ -4,9 +4,9 @@ Prints a table of 30 prompts: the first finding, the truth, what is called downs
 
 The truth is found without the hints. The residual's largest value is a sum: the block that wrote most of it gave birth
 to it. That is held to an experiment: with the 4 largest inner channels of that block set to zero at the token, less
-than a tenth of the value may be left. A first finding is right if it names that block, and that token or one of the
-same id. A place that is called downstream is false if it is still a spike once the named cause is gone: the cause's
-carriers are set to what the layer before has, at the cause's own place.
+than a tenth of the value may be left. A first finding is right if it names that block, and that token or its equal.
+A place that is called downstream is false if it is still a spike once the named cause is gone: the cause's carriers are
+set to what the layer before has, at the cause's own place.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from pathlib import Path
 from torch import Tensor
 
 from core.formats.open_model import open_model
+from core.model.forward import Tap
 from core.model.lockstep import drive
 from core.model.stages import Place, place_text
-from core.session import trace
+from core.text.tokenizer import open_tokenizer
 from core.trace.finding import Finding
 from core.trace.grid import column_of, ratio, stats_at, why_step
 from core.trace.hints import find_hints
-from core.trace.record import Trace
-from core.trace.request import Prompt, Source
+from core.trace.record import Facts, Token, Trace
 from core.trace.run import Side, open_side
 from core.trace.spikes import find_spikes, view_of
 from core.trace.stats import Cell
-from core.trace.taps import chain, patch, record, record_values
+from core.trace.taps import Change, chain, patch, record
 
+GROUP = 10  # prompts side by side: each weight is decoded once for all of them
 CHANNELS = 4
 LEFT = 0.1  # of the residual's largest value, once what gave birth to it is gone
 THRESHOLD = 10.0
@@ -51,55 +52,112 @@ PROMPTS = (
 
 def main() -> None:
     """Print a row a prompt, and the rates."""
-    path = Path(sys.argv[1])
-    side = open_side(open_model(path), "cpu")
-    n_right = n_born = n_downstream = 0
-    false: list[str] = []
-    print(f"{'prompt':<26}{'tokens':>6}  {'first finding':<22}{'truth':<24}{'right':<7}{'born':<6}downstream, false")
-    for prompt in PROMPTS:
-        traced = trace(Source(path, device="cpu"), Prompt(prompt), keep_values=True, witness=False)
-        found = find_hints(traced, threshold=THRESHOLD)
-        writer, token, channel = truth(traced)
-        holds = experiment(side, traced, writer, token, channel)
-        right = holds and is_right(traced, found[0], writer, token)
-        born = any(f.kind == "massive" and f.place == writer and f.channel == channel for f in found)
-        still, n = still_spiking(side, traced)
-        n_right, n_born, n_downstream = n_right + right, n_born + born, n_downstream + n
-        false += still
-        print(f"{prompt[:24]!r:<26}{len(traced.tokens):>6}  {found[0].kind + ' ' + place_text(found[0].place):<22}"
-              f"{f'{place_text(writer)} t{token} ch{channel}':<24}{'yes' if right else 'NO':<7}"
-              f"{'yes' if born else 'NO':<6}{n}, {len(still)} {' '.join(still)}", flush=True)
-    print(f"first finding right {n_right} of {len(PROMPTS)}; birth told {n_born} of {len(PROMPTS)}; "
-          f"downstream {n_downstream}, false {len(false)}")
+    side = open_side(open_model(Path(sys.argv[1])), "cpu")
+    counts = {"right": 0, "born": 0, "downstream": 0, "false": 0}
+    print(f"{'prompt':<28}{'tokens':>6}  {'first finding':<22}{'truth':<24}right  born  downstream, false")
+    for start in range(0, len(PROMPTS), GROUP):
+        prompts = PROMPTS[start : start + GROUP]
+        traces = run(side, [encoded(side, prompt) for prompt in prompts])
+        for prompt, traced, removed, calmed in zip(prompts, traces, *again(side, traces), strict=True):
+            found, told = find_hints(traced, threshold=THRESHOLD), row(traced, removed, calmed)
+            for name in counts:
+                counts[name] += int(told[name])
+            writer, token, channel = truth(traced)
+            print(f"{prompt[:24]!r:<28}{len(traced.tokens):>6}  {found[0].kind + ' ' + place_text(found[0].place):<22}"
+                  f"{f'{place_text(writer)} t{token} ch{channel}':<24}{'yes' if told['right'] else 'NO':<7}"
+                  f"{'yes' if told['born'] else 'NO':<6}{told['downstream']}, {told['false']}", flush=True)
+    print(f"first finding right {counts['right']} of {len(PROMPTS)}; birth told {counts['born']} of {len(PROMPTS)}; "
+          f"downstream {counts['downstream']}, false {counts['false']}")
+
+
+def encoded(side: Side, prompt: str) -> list[Token]:
+    """The tokens of a text."""
+    return [Token(i) for i in open_tokenizer(side.model.file).encode(prompt)]
+
+
+def run(side: Side, prompts: Sequence[Sequence[Token]], taps: Sequence[Tap] = ()) -> list[Trace]:
+    """Trace prompts side by side, each with its tap before the watching one; values are kept."""
+    traces, lanes = [], []
+    for i, tokens in enumerate(prompts):
+        cells: dict[Place, Cell] = {}
+        values: dict[Place, Tensor] = {}
+        watch = record(cells.__setitem__, len(tokens), values)
+        lanes.append(side.lane([t.id for t in tokens], chain(taps[i], watch) if taps else watch))
+        traces.append(Trace("", Facts(None, None, None, None, None, None), tuple(tokens), cells, values=values))
+    drive(lanes)
+    return traces
+
+
+def again(side: Side, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    """Run each prompt without what gave birth to the residual's largest value, and without its first spike."""
+    taps = [patch(without_birth(traced)) for traced in traces] + [patch(without_spike(traced)) for traced in traces]
+    both = run(side, [traced.tokens for traced in traces] * 2, taps)
+    return both[: len(traces)], both[len(traces) :]
+
+
+def row(traced: Trace, removed: Trace, calmed: Trace) -> dict[str, int]:
+    """Say of a prompt whether the first finding is right, whether the birth is told, and what is false."""
+    found = find_hints(traced, threshold=THRESHOLD)
+    writer, token, channel = truth(traced)
+    had, left = (max(abs(float(values(of)[layer, "output"][token, channel])) for layer in range(traced.n_layer))
+                 for of in (traced, removed))
+    places = downstream(traced)
+    return {
+        "right": left < LEFT * had and is_right(traced, found[0], writer, token),
+        "born": any(f.kind == "massive" and f.place == writer and f.channel == channel for f in found),
+        "downstream": len(places), "false": sum(is_spike(calmed.cells, place) for place in places),
+    }
+
+
+def values(traced: Trace) -> Mapping[Place, Tensor]:
+    """The values that the run kept."""
+    assert traced.values is not None
+    return traced.values
 
 
 def truth(traced: Trace) -> tuple[Place, int, int]:
     """Return what wrote most of the residual's largest value, and that value's token and channel."""
-    values: Mapping[Place, Tensor] = traced.values or {}
-    outputs = [values[layer, "output"] for layer in range(traced.n_layer)]
+    outputs = [values(traced)[layer, "output"] for layer in range(traced.n_layer)]
     widest = max(outputs, key=lambda x: float(x.abs().max()))
     token, channel = divmod(int(widest.abs().argmax()), widest.shape[1])
     writers = [(layer, stage) for layer in range(traced.n_layer) for stage in ("attn_out", "ffn_out")]
     sign = 1 if widest[token, channel] > 0 else -1
-    return max(writers, key=lambda p: sign * float(values[p][token, channel])), token, channel
+    return max(writers, key=lambda p: sign * float(values(traced)[p][token, channel])), token, channel
 
 
-def experiment(side: Side, traced: Trace, writer: Place, token: int, channel: int) -> bool:
-    """Say whether the residual's value goes with the largest inner channels of the block that wrote it."""
-    values: Mapping[Place, Tensor] = traced.values or {}
+def without_birth(traced: Trace) -> dict[Place, Change]:
+    """Set the largest inner channels of the block that wrote the residual's largest value to zero, at its token."""
+    writer, token, _ = truth(traced)
     inner = (writer[0], "ffn_swigl" if writer[1] == "ffn_out" else "attn_mix")
-    top = values[inner][token].abs().topk(CHANNELS).indices
+    top = values(traced)[inner][token].abs().topk(CHANNELS).indices
 
     def removed(x: Tensor) -> Tensor:
         x = x.clone()
         x[token, top] = 0
         return x
 
-    seen: dict[Place, Tensor] = {}
-    drive([side.lane([t.id for t in traced.tokens], chain(patch({inner: removed}), record_values(seen)))])
-    had, left = (max(abs(float(of[layer, "output"][token, channel])) for layer in range(traced.n_layer))
-                 for of in (values, seen))
-    return left < LEFT * had
+    return {inner: removed}
+
+
+def without_spike(traced: Trace) -> dict[Place, Change]:
+    """Set the carriers of the first spike to what the layer before has."""
+    spike = find_spikes(view_of(traced, THRESHOLD, "all"))[0]
+    assert spike.carrier is not None and spike.place[0]
+    rows = list(spike.carrier.tokens) if spike.carrier.is_main else list(range(len(traced.tokens)))
+    calm = values(traced)[spike.place[0] - 1, spike.place[1]]
+
+    def calmed(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[rows] = calm[rows]
+        return x
+
+    return {spike.place: calmed}
+
+
+def downstream(traced: Trace) -> list[Place]:
+    """List what is called downstream of the first spike."""
+    spike = find_spikes(view_of(traced, THRESHOLD, "all"))[0]
+    return [place for place, how in spike.later if how == "downstream"]
 
 
 def is_right(traced: Trace, first: Finding, writer: Place, token: int) -> bool:
@@ -108,36 +166,6 @@ def is_right(traced: Trace, first: Finding, writer: Place, token: int) -> bool:
     carries = first.token == token or (first.token is not None and ids[first.token] == ids[token])
     stages = {"ffn_out": ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out"), "attn_out": ("qkv", "attn_out")}
     return first.kind == "ratio" and first.layer == writer[0] and first.stage in stages[writer[1]] and carries
-
-
-def still_spiking(side: Side, traced: Trace) -> tuple[list[str], int]:
-    """Return the places called downstream that are spikes all the same without their cause, and how many there are."""
-    view = view_of(traced, THRESHOLD, "all")
-    ids, values = [t.id for t in traced.tokens], traced.values or {}
-    still: list[str] = []
-    n = 0
-    for spike in find_spikes(view):
-        places = [place for place, how in spike.later if how == "downstream"]
-        if not places or spike.carrier is None:
-            continue
-        rows = list(spike.carrier.tokens) if spike.carrier.is_main else list(range(len(ids)))
-        calm = values[(spike.place[0] or 0) - 1, spike.place[1]]
-        cells = without(side, ids, spike.place, rows, calm)
-        still += [place_text(place) for place in places if is_spike(cells, place)]
-        n += len(places)
-    return still, n
-
-
-def without(side: Side, ids: Sequence[int], place: Place, rows: list[int], calm: Tensor) -> dict[Place, Cell]:
-    """Run with the rows of a place as calm has them; returns the cells."""
-    def calmed(x: Tensor) -> Tensor:
-        x = x.clone()
-        x[rows] = calm[rows].to(x)
-        return x
-
-    cells: dict[Place, Cell] = {}
-    drive([side.lane(ids, chain(patch({place: calmed}), record(cells.__setitem__, len(ids))))])
-    return cells
 
 
 def is_spike(cells: Mapping[Place, Cell], place: Place) -> bool:

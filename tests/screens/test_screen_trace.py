@@ -217,7 +217,7 @@ async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path)
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
         await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
-        assert lines_of(app)[:19] == before and "7 tokens" in text_of(app) and "X bad std" in text_of(app)
+        assert lines_of(app)[:19] == before and "7 tokens" in text_of(app) and "X spike std" in text_of(app)
 
 
 async def test_tab_completes_a_path_and_a_bundle_is_not_entered(monkeypatch, tmp_path):
