@@ -76,7 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--chat": {"action": "store_true", "help": "put the text through the file's chat template"},
     "--device": {"default": "auto", "metavar": "DEVICE", "help": "auto, cpu, cuda or cuda:N"},
     "--compute": {"default": "f32", "metavar": "KIND",
-                  "help": "f32 (default), q8 (activations in 8 bits as ggml) or bf16"},
+                  "help": "f32 (default), q8 (activations in 8 bits as ggml), bf16, or f16 (Inf above 65504)"},
     "--threads": {"type": _count, "metavar": "N", "help": "threads to multiply with"},
     "--plant": {"metavar": "KIND@LAYER.STAGE", "help": "plant a bug in a value (side A)"},
     "--scope": {"type": _scope, "default": "all", "metavar": "SCOPE", "help": "all, last, first, rest or pos:N"},

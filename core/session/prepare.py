@@ -132,8 +132,11 @@ def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
     """Set an opened file on its device, and say why that one; loads torch."""
     device, reason = load_torch(source.device, emit)
     from core.kernels.cpu.build import library, pending_build
+    from core.quant.activations import COMPUTES
     from core.trace.run import open_side
 
+    if source.device == "auto" and device != "cpu" and source.compute in COMPUTES and COMPUTES[source.compute].cpu_only:
+        device, reason = "cpu", f"--compute {source.compute} runs on the CPU only"
     why_not = why_unusable(device) if source.device == "auto" else None
     if why_not:
         device, reason = "cpu", f"{reason}, but {why_not}"

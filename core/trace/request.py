@@ -18,7 +18,7 @@ class Source:
 
     path: Path
     scheme: str = ""      # of ENGINES; "" for this forward
-    compute: str = "f32"  # f32, q8, bf16
+    compute: str = "f32"  # a row of COMPUTES: f32, q8, bf16, f16
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None
     plant: str | None = None  # KIND@LAYER.STAGE
