@@ -28,6 +28,7 @@ from core.trace.request import Prompt
 TRACED_DIFFERS = 1
 # of several prompts the worst counts
 SEVERITY = (Verdict.AGREE, Verdict.H1, Verdict.H3, Verdict.INCONCLUSIVE, Verdict.NOT_COMPARABLE, Verdict.H2)
+CHECK_SEVERITY = (0, 5, 1)  # exit codes of a check: PASS, INCONCLUSIVE, FAIL
 T = TypeVar("T")
 
 
@@ -97,12 +98,12 @@ def _check(options: argparse.Namespace) -> int:
     source = source_of(options, options.SOURCE, options.plant)
     result = worst_of([
         session.check(source, prompt, model=options.model, generate=options.generate or 0, emit=progress(options))
-        for prompt in prompts_of(options)], lambda c: c.first is not None)
+        for prompt in prompts_of(options)], lambda c: CHECK_SEVERITY.index(c.exit_code))
     if options.out is not None:
         session.export_check(result, options.out, force=options.force, command=options.command)
         wrote(options, options.out)
     sys.stdout.write(to_json(check_document(result)) + "\n" if options.json else text.check_text(result))
-    return 0 if result.first is None and not is_disturbed(result.trace) else 1
+    return TRACED_DIFFERS if is_disturbed(result.trace) else result.exit_code
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def check_document(c: Check) -> dict[str, Any]:
         (worst.rel_l2, worst.floor) if worst else (None, None))
     return {
         "schema": SCHEMA, "verdict": c.verdict,
-        "first": _first(c.first, worst.token, worst.channel) if worst else None,
+        "first": _first(c.first, *c.spot),
         "measured": measured, "floor": floor, "multiple": measured / floor if measured is not None and floor else None,
         "reasons": list(c.reasons), "planted": c.trace.planted,
     }

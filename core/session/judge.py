@@ -113,6 +113,7 @@ def check(
     emit(Start(n_layer=read_arch(file).n_layer, tokens=tokens))
     side, reason = ready(source, file, emit)
     from core.proof.check import check_run
+    from core.proof.weight_scan import scan_weights
     from core.trace import run
     from core.trace.taps import record
 
@@ -127,11 +128,14 @@ def check(
                      on_error=lambda place, error: emit(StageJudged(place, error)))
     traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, done.logits),
                      observed_equals_unobserved=done.same_logits)
+    emit(Phase("reading the weights"))
+    found = Check(traced, done.errors, lost=done.lost, overflow=done.overflow,
+                  scan=scan_weights(file, side.model.arch, cancelled))
     if not generate:
-        return Check(traced, done.errors)
+        return found
     from core.proof.check_cache import decoded_cells
 
     emit(Phase("checking generated positions through the cache"))
     ids = [t.id for t in tokens]
     more = run.continue_greedily(side, ids, room(side, tokens, generate), (), lambda i: None, cancelled)
-    return Check(traced, done.errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
+    return replace(found, decoded=decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
