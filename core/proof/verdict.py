@@ -37,6 +37,8 @@ VERDICTS = {
 }
 EXIT_CODES = {Verdict.AGREE: 0, Verdict.H1: 0, Verdict.H3: 0, Verdict.H2: 1, Verdict.NOT_COMPARABLE: 4,
               Verdict.INCONCLUSIVE: 5}
+# of several prompts the worst counts
+SEVERITY = (Verdict.AGREE, Verdict.H1, Verdict.H3, Verdict.INCONCLUSIVE, Verdict.NOT_COMPARABLE, Verdict.H2)
 
 JUDGED = "the engine computes what this file says; whether the file is right is not judged: compare, or audit"
 RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
@@ -165,7 +167,8 @@ class Check:
         if self.first is None:
             times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
             cache = "generated positions through the cache equal one prefill within the floor"
-            return (*(doubt or (JUDGED,)), f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
+            return (*(doubt or (JUDGED,)),
+                    f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
                     f"within its compute's floor{times}", *((cache,) if self.decoded else ()), *self._scanned)
         if isinstance(worst, Difference):
             return (*doubt, f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "

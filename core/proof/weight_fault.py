@@ -1,4 +1,4 @@
-"""Records of what a check finds beside its stages' errors: faults of the file's weights, and a value that overflowed."""
+"""Records of what a check finds beside its stages' errors: faults of the weights, and a value that overflowed."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ class Overflow:
     def sentence(self) -> str:
         """Name the place, the value and the limit."""
         kind, largest = LARGEST.get(self.compute, FLOAT32)
-        return (f"{place_text(self.place)} overflows at token {self.token}, channel {self.channel}: {self.value:.6g} is "
-                f"Inf in {kind}, which ends at {largest:.6g}")
+        return (f"{place_text(self.place)} overflows at token {self.token}, channel {self.channel}: {self.value:.6g} "
+                f"is Inf in {kind}, which ends at {largest:.6g}")

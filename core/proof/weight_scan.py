@@ -203,7 +203,7 @@ def _tail(reads: list[_Read], faults: list[WeightFault]) -> list[WeightFault]:
 
 
 def _decode_twice(reads: list[_Read]) -> tuple[dict[str, int], tuple[str, ...], list[WeightFault]]:
-    """Decode rows of each type by both decoders: how many of each type agree, types with one decoder, and who differs."""
+    """Decode rows of each type by both decoders: how many agree of which type, types with one decoder, who differs."""
     kinds = defaultdict[str, list[_Read]](list)
     for read in reads:
         kinds[read.weight.quant].append(read)
@@ -223,7 +223,7 @@ def _decode_twice(reads: list[_Read]) -> tuple[dict[str, int], tuple[str, ...], 
 
 def _spread(n_row: int, wanted: int) -> list[int]:
     """That many rows, the first and the last among them, evenly apart; all where there are no more."""
-    return np.unique(np.linspace(0, n_row - 1, min(wanted, n_row)).round().astype(int)).tolist()
+    return [int(row) for row in np.unique(np.linspace(0, n_row - 1, min(wanted, n_row)).round())]
 
 
 def _differs(read: _Read, row: int, other: Tensor | None) -> WeightFault | None:
@@ -237,5 +237,5 @@ def _differs(read: _Read, row: int, other: Tensor | None) -> WeightFault | None:
         return None
     at = int(unlike.nonzero()[0])
     return WeightFault(read.place, read.offset + (at if read.is_vector else row),
-                       f"{weight.quant} is decoded wrongly: {weight.name} row {row}, column {at} is {float(own[at]):.6g} "
-                       f"here and {float(other[at]):.6g} by a second decoder (gguf-py)")
+                       f"{weight.quant} is decoded wrongly: {weight.name} row {row}, column {at} is "
+                       f"{float(own[at]):.6g} here and {float(other[at]):.6g} by a second decoder (gguf-py)")

@@ -75,7 +75,8 @@ def decode_by_gguf(weight: Weight, row: int) -> Tensor | None:
         return None
     size = row_bytes(quant, cols)
     try:
-        return torch.from_numpy(_gguf_values(weight.name, quant, weight.data[row * size:(row + 1) * size])).view(-1)[:cols]
+        values = _gguf_values(weight.name, quant, weight.data[row * size:(row + 1) * size])
+        return torch.from_numpy(values).view(-1)[:cols]
     except FileError:
         return None
 
