@@ -11,6 +11,8 @@ from apr_tui.options import FEED, OUT, RUN, OutArguments, Parser, record_of
 from core import session
 from core.trace.request import RunOptions
 
+SEVERITY = (0, 5, 1)  # exit codes: PASS, INCONCLUSIVE, FAIL; of several prompts the worst counts
+
 
 class Arguments(PromptsArguments, OutArguments):
     """What check is told."""
@@ -34,11 +36,12 @@ def run(arguments: Arguments) -> int:
     from core.system.json_text import to_json
 
     check_out(arguments)
-    source, options = source_of(arguments, arguments.SOURCE, arguments.plant), record_of(RunOptions, arguments)
+    source = source_of(arguments, arguments.SOURCE, arguments.plant)
+    options = record_of(RunOptions, arguments, identify=arguments.out is not None)
     result = max((session.check(source, prompt, options, model=arguments.model, emit=progress(arguments))
-                  for prompt in prompts_of(arguments)), key=lambda check: check.first is not None)
+                  for prompt in prompts_of(arguments)), key=lambda check: SEVERITY.index(check.exit_code))
     if arguments.out is not None:
         session.export(result, arguments.out, options, force=arguments.force, command=arguments.command)
         wrote(arguments, arguments.out)
     sys.stdout.write(to_json(check_document(result)) + "\n" if arguments.json else output.check_text(result))
-    return 0 if result.first is None and not output.is_disturbed(result.trace) else 1
+    return output.TRACED_DIFFERS if output.is_disturbed(result.trace) else result.exit_code

@@ -34,7 +34,7 @@ def run(arguments: Arguments) -> int:
 
     check_out(arguments)
     a, b = source_of(arguments, arguments.A, arguments.plant), source_of(arguments, arguments.B)
-    options = record_of(RunOptions, arguments)
+    options = record_of(RunOptions, arguments, identify=arguments.out is not None)
     result = max((session.compare(a, b, prompt, options, emit=progress(arguments)) for prompt in prompts_of(arguments)),
                  key=lambda pair: SEVERITY.index(pair.verdict))
     if arguments.out is not None:

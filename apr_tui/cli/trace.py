@@ -42,7 +42,7 @@ def run(arguments: Arguments) -> int:
     check_out(arguments)
     if arguments.csv is not None:
         hold_csv(arguments.csv, arguments.force)
-    started, options = time.monotonic(), record_of(RunOptions, arguments)
+    started, options = time.monotonic(), record_of(RunOptions, arguments, identify=arguments.out is not None)
     traced = session.trace(source_of(arguments, arguments.MODEL, arguments.plant), prompt_of(arguments) or Prompt(),
                            options, emit=progress(arguments))
     findings = session.hints(traced, options.scope, options.threshold)

@@ -30,12 +30,13 @@ def note_lines(view: CheckView, at: int, width: int) -> Rows:
         return _said("X", _live(bad[0], view.errors[bad[0]]), "bad", width)
     if not bad:
         word, name = (". PASS", "a") if view.check.first is None else ("X FAIL", "bad")
+        word, name = (f"? {view.check.verdict}", "watch") if view.check.doubt else (word, name)
         first, *rest = view.check.reasons
         indent = " " * len(word)
         return _said(word, first, name, width) + [line for text in rest for line in _said(indent, text, name, width)]
     at %= len(bad)
     sentence, *more = (*view.check.reasons_at(bad[at]), *view.check.unjudged)
-    count = f" (bad stage {at + 1} of {len(bad)})" if len(bad) > 1 else ""
+    count = f" (bad place {at + 1} of {len(bad)})" if len(bad) > 1 else ""
     lines = _said("X FAIL", sentence + count, "bad", width)
     return lines + [line for text in more for line in _said(" " * len("X FAIL"), text, "watch", width)]
 
@@ -75,8 +76,10 @@ def layer_row(view: CheckView, place: Place, is_here: bool, width: int) -> list[
 def stage_lines(view: CheckView, place: Place, weights: Sequence[WeightFacts], width: int) -> Rows:
     """Everything that the check knows of a stage."""
     error = view.errors.get(place)
+    said = view.check.reasons_at(place) if view.check and place in view.bad() else ()
+    by_itself = [line for text in said for line in _said("X", text, "bad", width)]
     if error is None:
-        return [[], [(f" {LOST if place in view.unjudged else STATES[view.mark(place)][0]}", "quiet")]]
+        return [*by_itself, [], [(f" {LOST if place in view.unjudged else STATES[view.mark(place)][0]}", "quiet")]]
     lines = error_rows(place, error)
     if error.is_bad:
         lines += _said("X", _live(place, error), "bad", width)

@@ -54,12 +54,15 @@ def pair_card(found: Comparison, width: int) -> Rows:
 
 def check_spans(check: Check) -> list[Span]:
     """The verdict of a check in one line: glyph, word, place."""
+    if check.doubt is not None:
+        return [(f" ? {check.verdict}", "watch"), (f"  {foreign(check.trace.name)}", "text")]
     if check.first is None:
         return [(" . PASS", "a"), (f"  {foreign(check.trace.name)} computes what its weights say", "text")]
-    worst = check.worst
+    token, channel = check.spot
     spans: list[Span] = [(" X FAIL", "bad"), (f"  first {place_text(check.first)}", "title")]
-    if worst is not None:
-        spans.append((f" token {worst.token} ch {worst.channel}", "text"))
+    where = [f"{name} {at}" for name, at in (("token", token), ("ch", channel)) if at is not None]
+    if where:
+        spans.append((f" {' '.join(where)}", "text"))
     return spans
 
 

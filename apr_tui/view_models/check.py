@@ -66,9 +66,11 @@ class CheckView:
     def mark(self, place: Place) -> str:
         """Bad by core's own rule; not measured where no token could be judged; absent where there is no such stage."""
         error = self.errors.get(place)
+        if error is None and place in self._by_itself():
+            return BAD
         if error is None:
             return UNKNOWN if self.check is None or place in self.unjudged else ABSENT
-        return BAD if error.is_bad else OK
+        return BAD if error.is_bad or place in self._by_itself() else OK
 
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text and mark of a cell of the grid."""
@@ -76,7 +78,12 @@ class CheckView:
 
     def bad(self) -> list[Place]:
         """The bad places in order of computation, the whole model's among them: what n and p walk."""
-        return sorted((place for place, error in self.errors.items() if error.is_bad), key=place_order)
+        found = {place for place, error in self.errors.items() if error.is_bad}
+        return sorted(found | self._by_itself(), key=place_order)
+
+    def _by_itself(self) -> set[Place]:
+        """Places that a judged check calls bad for their weights, or an overflow."""
+        return set(self.check.bad) if self.check else set()
 
     def next_metric(self) -> str:
         """The metric after the present one."""

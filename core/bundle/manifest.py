@@ -19,7 +19,7 @@ SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"
 PACKAGES = ("apr-tui", "numpy", "polars", "torch")
 FACTS = tuple(f.name for f in fields(Facts))
-ORIGIN = {"header_sha256": str, "printed_decimals": int}  # what is read back of the origin, and its type
+ORIGIN = {"header_sha256": str, "digest": str, "printed_decimals": int}  # what is read back of the origin, and its type
 MOST_LAYERS = 1 << 20  # a number above is damage: no screen could list so many
 
 
@@ -30,13 +30,19 @@ def manifest_text(trace: Trace, scope: str, extra: Mapping[str, object], sha256:
         "schema": SCHEMA, "model": trace.name, "planted": trace.planted, "scope": scope, "tokens": trace.tokens,
         "witness": NOT_MEASURED if witness is None else witness,
         **{name: getattr(trace.facts, name) for name in FACTS}, "seed": trace.origin.get("seed"),
-        "origin": trace.origin, "versions": versions(), **extra, "top": trace.top, "generated": trace.generated,
+        "origin": _origin(trace), "versions": versions(), **extra, "top": trace.top, "generated": trace.generated,
         "notes": trace.notes, "sha256": sha256,
     }
     lines = [f"{to_json(key)}: {to_json(value)}" for key, value in document.items()]
     channels = [f"  {to_json(place_text(p))}: {to_json(v)}" for p, v in channel_extras(trace.cells).items()]
     lines.append('"channels": {\n' + ",\n".join(channels) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _origin(trace: Trace) -> Mapping[str, Any]:
+    """The origin with the digest of the file's bytes, where it has one; waits for it."""
+    digest = trace.digest
+    return trace.origin if digest is None else {**trace.origin, "digest": digest}
 
 
 def versions() -> dict[str, str | None]:

@@ -40,7 +40,7 @@ def check_document(c: Check) -> dict[str, Any]:
         (worst.rel_l2, worst.floor) if worst else (None, None))
     return {
         "schema": SCHEMA, "verdict": c.verdict,
-        "first": _first(c.first, worst.token, worst.channel) if worst else None,
+        "first": _first(c.first, *c.spot),
         "measured": measured, "floor": floor, "multiple": measured / floor if measured is not None and floor else None,
         "reasons": list(c.reasons), "planted": c.trace.planted,
     }
@@ -91,7 +91,7 @@ def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
         _write(part, {
             "local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n",
             "gates.json": to_json(gate_rows(judge_gates(c.trace)), indent=1) + "\n",
-        }, command)
+        }, command, {"file": {"name": c.trace.name, "digest": c.trace.digest}})
     return out
 
 
@@ -115,9 +115,9 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> str:
     return csv_text({name: [row[i] for row in rows] for i, name in enumerate(columns)}, as_text=True)
 
 
-def _write(folder: Path, files: Mapping[str, str], command: str) -> None:
+def _write(folder: Path, files: Mapping[str, str], command: str, more: Mapping[str, object] = {}) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    manifest = {"schema": SCHEMA, "command": command, "versions": versions(), "sha256": sums}
+    manifest = {"schema": SCHEMA, "command": command, **more, "versions": versions(), "sha256": sums}
     (folder / MANIFEST).write_text(to_json(manifest, indent=1) + "\n", encoding="utf-8")

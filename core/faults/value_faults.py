@@ -15,7 +15,7 @@ from torch import Tensor
 from core.faults import wrong_ops as wrong
 from core.faults.wrong_ops import Scene
 from core.model.forward import Model, Tap
-from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, stage_named, stages_of
+from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, place_text, stage_named, stages_of
 from core.system.errors import UsageError
 
 EVERY = tuple(s.name for s in STAGES)
@@ -126,14 +126,20 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
     return kind, (int(layer_text), stage.name)
 
 
-def plant_tap(text: str, model: Model) -> Tap:
-    """Return the tap that plants the named bug; it remembers the values that the bug's operation reads."""
+def plant_tap(text: str, model: Model, whole: bool = True) -> Tap:
+    """Return the tap that plants the named bug; it remembers the values that the bug's operation reads.
+
+    whole: it sees a whole prompt, and raises UsageError where the bug leaves the value as it was.
+    """
     kind, place = parse_plant(text, model.arch.n_layer)
     seen: dict[str, Tensor] = {}
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if (layer, stage) == place:
-            value = PLANTS[kind].leaves(Scene(model, layer, stage, value, seen))
+            right, value = value, PLANTS[kind].leaves(Scene(model, layer, stage, value, seen))
+            if whole and _is_same(right, value):
+                raise UsageError(f"--plant {text} changes nothing here: after it, {place_text(place)} is what it was "
+                                 "before, so that nothing could be found. Plant another kind, or at another place.")
         if stage in TRUNK:
             seen[PREVIOUS] = value
         if layer == place[0]:
@@ -141,3 +147,7 @@ def plant_tap(text: str, model: Model) -> Tap:
         return value
 
     return tap
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

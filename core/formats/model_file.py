@@ -42,7 +42,7 @@ class ModelFile:
     keys: Mapping[str, Value] = field(repr=False)
     weights: Mapping[str, Weight] = field(repr=False)
     size_bytes: int
-    header_sha256: str  # of every byte before the tensor data: the file's identity without reading it all
+    header_sha256: str  # of every byte before the tensor data; which file it is, identity.py says
     notes: tuple[str, ...] = ()  # what the reader had to assume, for a person
     verify: Callable[[], None] | None = field(default=None, repr=False)
     types: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -17,7 +17,7 @@ from core.kernels.cpu.bindings import is_fused, multiply_fused
 from core.kernels.cpu.build import Absent, Library, library
 from core.kernels.gpu.planes import LAYOUTS
 from core.model.gpu_weights import Resident, why_no_kernels
-from core.quant.activations import round_activations, rounds_to_q8_k
+from core.quant.activations import COMPUTES, Compute, round_activations, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
 from core.quant.types import FUSED, QUANTS
 from core.quant.weight import Weight
@@ -43,6 +43,7 @@ class _Product:
     path: str  # DECODED, RESIDENT, or one of the compiled kernels' kinds
     x: Tensor
     dtype: torch.dtype
+    compute: Compute
 
 
 def kernel_path(compute: str, device: torch.device) -> str:
@@ -57,6 +58,8 @@ def kernel_path(compute: str, device: torch.device) -> str:
     if device.type == "cuda":
         return f"decode-then-multiply {compute}, whole tensors ({missing})"
     steps = f"decode-then-multiply {compute}, {CHUNK_WEIGHTS} weights at a time"
+    if COMPUTES[compute].kept is not None:
+        return f"{steps} (no kernel keeps its products in {compute})"
     kernels = library()
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
@@ -89,9 +92,10 @@ def multiply(
 
 
 def _product(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> _Product:
-    path = DECODED if ask.plain else _path(weight, ask, kernels, resident)
+    compute = COMPUTES[ask.compute]
+    path = DECODED if ask.plain or compute.kept is not None else _path(weight, ask, kernels, resident)
     x = ask.x if path in ROUNDED_INSIDE else round_activations(ask.x, ask.compute, weight.quant)
-    return _Product(path, x, ask.x.dtype)
+    return _Product(path, x, ask.x.dtype, compute)
 
 
 def _path(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> str:
@@ -125,5 +129,6 @@ def _decode_multiply(weight: Weight, products: Sequence[_Product], cancelled: Ca
         stop = min(start + step, rows)
         w = decode_rows(weight, start, stop, device, out=scratch[: stop - start])
         for out, product in zip(outs, products, strict=True):
-            out[:, start:stop] = product.x @ w.to(product.x.dtype).T
+            keep = product.compute.keep
+            out[:, start:stop] = keep(product.x @ keep(w.to(product.x.dtype)).T)
     return outs

@@ -21,6 +21,7 @@ from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_befo
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import guess
 from core.proof.measure_pair import drive_verified, same_logits
+from core.proof.weight_fault import Overflow
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
 from core.trace.run import Side
@@ -36,11 +37,14 @@ class CheckedRun:
     """What a checked run leaves.
 
     logits: [1, V] of the last token, float32. same_logits: whether the control run's have the same bits.
+    lost: the places without one token whose inputs are finite. overflow: the first that the compute could not hold.
     """
 
     errors: dict[Place, LocalError]
     logits: Tensor
     same_logits: bool
+    lost: tuple[Place, ...]
+    overflow: Overflow | None
 
 
 def check_run(
@@ -54,7 +58,8 @@ def check_run(
     source = side.lane(tokens, chain(chain(side.bug(), watch), checker.on_source))
     control = side.lane(tokens, side.bug())
     drive_verified((source, *checker.lanes(), control), (side.model.file,), cancelled)
-    return CheckedRun(checker.errors, source.logits, same_logits(source, control))
+    return CheckedRun(checker.errors, source.logits, same_logits(source, control), tuple(checker.lost),
+                      checker.overflow)
 
 
 def check_stages(
@@ -65,11 +70,19 @@ def check_stages(
 
     values: of a source that is not run here; side is then its model at its declared compute.
     """
+    return judge_stages(side, tokens, values=values, last_layer=last_layer, cancelled=cancelled).errors
+
+
+def judge_stages(
+    side: Side, tokens: Sequence[int], *, values: Values | None = None, last_layer: int | None = None,
+    cancelled: IsCancelled,
+) -> StageChecker:
+    """Do what check_stages does, and return all that was found."""
     checker = StageChecker(side, tokens, values)
     source = side.lane(tokens, chain(side.bug(), checker.on_source)) if values is None else None
     drive_verified((source, *checker.lanes()), (side.model.file,), cancelled,
                    enough=lambda: last_layer is not None and checker.has_reached((last_layer, "output")))
-    return checker.errors
+    return checker
 
 
 class StageChecker:
@@ -84,6 +97,8 @@ class StageChecker:
         on_error: OnError = lambda place, error: None,
     ) -> None:
         self.errors: dict[Place, LocalError] = {}
+        self.lost: list[Place] = []
+        self.overflow: Overflow | None = None
         self._side, self._tokens, self._values, self._on_error = side, tokens, values, on_error
         self._exact = replace(side.model, dtype=torch.float64)
         self._source: dict[Place, Tensor] = {}   # at the places that the float64 lane has yet to reach
@@ -93,10 +108,8 @@ class StageChecker:
 
     def lanes(self) -> tuple[Lane, Lane]:
         """The lane of the clean compute and that of float64; a live source's lane comes before them."""
-        side, model = self._side, self._side.model
-        return (Lane(forward(model, self._tokens, self.on_compute), side.compute, side.threads, plain=True,
-                     device=model.device),
-                Lane(forward(self._exact, self._tokens, self.on_float64), "f32", side.threads))
+        return (self._side.lane(self._tokens, self.on_compute, plain=True),
+                Lane(forward(self._exact, self._tokens, self.on_float64), "f32", self._side.threads))
 
     def has_reached(self, place: Place) -> bool:
         """Whether the source's value at that place has been held against float64."""
@@ -131,14 +144,28 @@ class StageChecker:
 
     def _judge(self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor) -> None:
         self._reached.add(place)
+        if self.overflow is None:
+            self.overflow = self._overflowed(place, truth, by_compute, source)
         error = local_error(place, truth, by_compute, source, self._values, len(self._tokens))
         if error is None:
-            return  # no token of its inputs is finite: nothing was measured, and nothing is said of it
+            self.lost.append(place)  # nothing was measured, and nothing is said of it
+            return
         if error.is_bad and sum(e.is_bad for e in self.errors.values()) < GUESSES:
             scene = Scene(self._exact, *place, truth, self._inputs)
             error = replace(error, guess=guess(scene, source.to(truth), error.limit))
         self.errors[place] = error
         self._on_error(place, error)
+
+    def _overflowed(self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor) -> Overflow | None:
+        """The largest value of a place that is not finite in the source as in its compute, and finite in float64."""
+        if bool(by_compute.isfinite().all()):
+            return None
+        beyond = truth.isfinite() & ~by_compute.isfinite() & ~source.isfinite()
+        if not bool(beyond.any()):
+            return None
+        row, channel = divmod(int(torch.where(beyond, truth.abs(), -1.0).argmax()), truth.shape[1])
+        return Overflow(place, len(self._tokens) - len(source) + row, channel, float(truth[row, channel]),
+                        self._side.compute)
 
 
 def local_error(
@@ -146,13 +173,16 @@ def local_error(
 ) -> LocalError | None:
     """Measure a source's value against float64 and against its compute; None where no token's truth is finite.
 
+    A token that overflows in its compute as in the source has no error: it is no other arithmetic.
     truth, by_compute and source: [rows, W] of the last of n_token tokens. values: the whole capture, where the source
     is one: it says what the stage's span is, and adds float32's angles.
     """
-    cost, here = nmse(truth, by_compute), nmse(truth, source)
-    if cost is None or here is None:
+    held = by_compute.isfinite().all(1, keepdim=True)
+    cost = nmse(torch.where(held, truth, torch.nan), by_compute)
+    here = nmse(torch.where(held | source.isfinite().all(1, keepdim=True), truth, torch.nan), source)
+    if here is None:
         return None
-    floor, (size, row, channel) = cost[0], here
+    floor, (size, row, channel) = cost[0] if cost else 0.0, here
     span: tuple[str, ...] = ()
     declared = None
     if values is not None:

@@ -32,7 +32,7 @@ def decoded_cells(side: Side, tokens: list[int], n_prompt: int, cancelled: IsCan
     drive([side.lane(tokens, chain(side.bug(), record_values(prefill))),
            side.lane(tokens, chain(chain(side.bug(), noise), record_values(noisy)))], cancelled)
     cache, steps = Cache(), list[dict[Place, Tensor]]()
-    bug = side.bug()
+    bug = side.bug(whole=False)
     for feed in (tokens[:n_prompt], *([t] for t in tokens[n_prompt:])):
         step: dict[Place, Tensor] = {}
         drive([side.lane(feed, chain(bug, record_values(step)), cache)], cancelled)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from core.formats.model_file import ModelFile
-from core.model.forward import Tap, forward
+from core.model.forward import Tap
 from core.model.lockstep import Lane, drive
 from core.model.stages import Place, scope_positions
 from core.proof.distance import difference, relative_l2
@@ -113,7 +113,7 @@ def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: Question) -> Pair:
     lane_a = a.lane(tokens, chain(chain(a.bug(), watch_a.tap), record_values(now_a)))
     a_noise = a.lane(tokens, chain(chain(a.bug(), noise), noisy))
     lane_b = b.lane(tokens, chain(chain(b.bug(), watch_b.tap), record_values(now_b)))
-    b_on_a = Lane(forward(b.model, tokens, chain(b.bug(), on_values_of_a)), b.compute, b.threads, device=b.model.device)
+    b_on_a = b.lane(tokens, chain(b.bug(), on_values_of_a))
     a_control, b_control = (s.lane(tokens, s.bug()) if ask.control else None for s in (a, b))
     drive_verified((lane_a, a_noise, lane_b, b_on_a, a_control, b_control), (a.model.file, b.model.file), ask.cancelled)
     return Pair(watch_a.taken(lane_a, a_control), watch_b.taken(lane_b, b_control), measurer.cells)

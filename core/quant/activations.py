@@ -19,12 +19,20 @@ class Compute:
     """A way to multiply that a run declares.
 
     rounds: the activations x [..., cols] as they meet a weight of that type. unit: the relative rounding of one.
+    kept: the type that every stage's value is rounded to, the residual stream too, and each factor and result of a
+    product; None where stages stay as they are. cpu_only: no GPU path computes so.
     """
 
     name: str
     says: str
     unit: float
     rounds: Callable[[Tensor, Quant], Tensor]
+    kept: torch.dtype | None = None
+    cpu_only: bool = False
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Round x to the type that stages are kept in, in its own float type; Inf where that type overflows."""
+        return x if self.kept is None else x.to(self.kept).to(x.dtype)
 
 
 def bf16(x: Tensor) -> Tensor:
@@ -80,4 +88,7 @@ COMPUTES = {compute.name: compute for compute in (
     Compute("q8", "activations rounded as ggml does: Q8_K for K-quants, Q8_0 for other quants, F16 for F16, "
                   "BF16 for BF16", 2.0**-8, _round_q8),
     Compute("bf16", "activations and weights in bfloat16, sums in float32", 2.0**-8, lambda x, _: bf16(x)),
+    Compute("f16", "activations, weights, products and the residual stream in float16, Inf above 65504; sums, norms "
+                   "and attention scores in float32", 2.0**-11, lambda x, _: x.half().to(x.dtype),
+            kept=torch.float16, cpu_only=True),
 )}

@@ -65,6 +65,22 @@ def embedding_rows(weight: Weight, ids: Sequence[int], device: str | torch.devic
     return decode_rows(Weight(weight.name, weight.quant, (len(rows), cols), rows.reshape(-1)), 0, len(rows), device)
 
 
+def decode_by_gguf(weight: Weight, row: int) -> Tensor | None:
+    """Decode one row (a vector's is 0) by gguf-py; None where it knows no such type, or no decoder but its own does.
+
+    Shapes: [cols].
+    """
+    quant, cols = QUANTS[weight.quant], weight.shape[-1] if weight.shape else 1
+    if quant.whole or quant.name not in DECODERS:
+        return None
+    size = row_bytes(quant, cols)
+    try:
+        values = _gguf_values(weight.name, quant, weight.data[row * size:(row + 1) * size])
+        return torch.from_numpy(values).view(-1)[:cols]
+    except FileError:
+        return None
+
+
 def _decode_padded(weight: Weight, quant: Quant, first: int, last: int, out: Tensor) -> None:
     """Rows that end at a block's end; what a padded row has beyond cols is dropped."""
     cols, size = out.shape[1], row_bytes(quant, out.shape[1])
@@ -136,6 +152,36 @@ def _q4_0(raw: Tensor, out: Tensor) -> None:
     out.mul_(_halves(raw, 0))
 
 
+def _q4_1(raw: Tensor, out: Tensor) -> None:
+    """out = d * q + m, in the order of Q4_0."""
+    q = raw[:, 4:]
+    out[:, :16].copy_(q & 15)
+    out[:, 16:].copy_(q >> 4)
+    out.mul_(_halves(raw, 0)).add_(_halves(raw, 2))
+
+
+def _fifth_bits(raw: Tensor, at: int) -> Tensor:
+    """The 32 bits at a byte of each block, one a value, as 0 or 16 [n, 32]."""
+    shift = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    return ((raw[:, at:at + 4, None] >> shift) & 1).bitwise_left_shift_(4).flatten(1)
+
+
+def _q5_0(raw: Tensor, out: Tensor) -> None:
+    """out = d * (q - 16); the fifth bits of the 32 values stand in four bytes."""
+    low, high = raw[:, 6:], _fifth_bits(raw, 2)
+    out[:, :16].copy_(((low & 15) | high[:, :16]).view(torch.int8).sub_(16))
+    out[:, 16:].copy_(((low >> 4) | high[:, 16:]).view(torch.int8).sub_(16))
+    out.mul_(_halves(raw, 0))
+
+
+def _q5_1(raw: Tensor, out: Tensor) -> None:
+    """out = d * q + m, with fifth bits as Q5_0."""
+    low, high = raw[:, 8:], _fifth_bits(raw, 4)
+    out[:, :16].copy_((low & 15) | high[:, :16])
+    out[:, 16:].copy_((low >> 4) | high[:, 16:])
+    out.mul_(_halves(raw, 0)).add_(_halves(raw, 2))
+
+
 def _q8_0(raw: Tensor, out: Tensor) -> None:
     """out = d * q."""
     out.copy_(raw[:, 2:].view(torch.int8)).mul_(_halves(raw, 0))
@@ -167,6 +213,30 @@ def _scales_k(raw: Tensor) -> tuple[Tensor, Tensor]:
     both = six.view(torch.uint8).view(n, 2, 8).float()
     both *= raw[:, :4].contiguous().view(torch.float16).float().view(n, 2, 1)
     return both[:, 0].view(n, 4, 2, 1), both[:, 1].view(n, 4, 2, 1)
+
+
+def _two_bits(raw: Tensor, start: int) -> Tensor:
+    """The two-bit values of 64 bytes [n, 16, 16]: 32 bytes hold four rows of them, the lowest bits first."""
+    shift = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8, device=raw.device)
+    return ((raw[:, start:start + 64].reshape(-1, 2, 1, 32) >> shift) & 3).reshape(-1, 16, 16)
+
+
+def _q2_k(raw: Tensor, out: Tensor) -> None:
+    """out = d * scale * q - dmin * min; a byte holds the scale (low four bits) and min of 16 values."""
+    both, wide = raw[:, :16], out.view(-1, 16, 16)
+    scale, least = ((part.float() * _halves(raw, at)).unsqueeze(2) for part, at in ((both & 15, 80), (both >> 4, 82)))
+    wide.copy_(_two_bits(raw, 16)).mul_(scale).sub_(least)
+
+
+def _q3_k(raw: Tensor, out: Tensor) -> None:
+    """out = d * (scale - 32) * (q - 4 where the high bit is 0); scales of 6 bits: eight bytes low, four bytes high."""
+    low, high = raw[:, 96:104], raw[:, 104:108]
+    six = torch.cat((low & 15, low >> 4), 1) | torch.cat([(high >> at & 3) << 4 for at in (0, 2, 4, 6)], 1)
+    scale = six.view(torch.int8).sub_(32).float() * _halves(raw, 108)
+    shift = torch.arange(8, dtype=torch.uint8, device=raw.device).view(8, 1)
+    missing = (((raw[:, None, :32] >> shift) & 1) ^ 1).bitwise_left_shift_(2).reshape(-1, 16, 16)
+    q = _two_bits(raw, 32).view(torch.int8) - missing.view(torch.int8)
+    out.view(-1, 16, 16).copy_(q).mul_(scale.unsqueeze(2))
 
 
 def _q4_k(raw: Tensor, out: Tensor) -> None:
@@ -216,7 +286,12 @@ DECODERS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "I32": _plain(torch.int32),
     "I64": _plain(torch.int64),
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

@@ -15,6 +15,7 @@ from core.model.stages import Place, place_order
 from core.proof.verdict import Check, Comparison
 from core.session import prepare as opening
 from core.session.prepare import OpenedModel
+from core.session.same_file import by_identity, check_by_identity
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
@@ -57,23 +58,26 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
         file = opening.open_once(model)
     else:
         check_path(source)
-        found = opening.open_once(model) if model is not None else _file(source)
+        own = _file(source)
+        found = opening.open_once(model) if model is not None else own
         if found is None:
             raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
         file = found
         tokens, text_of = _encode(source, file, prompt)
         emit(Start(n_layer=file.arch.n_layer, tokens=tokens))
-        traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), file)
+        traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), own)
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
                                      f"{[t.id for t in traced.tokens]} instead of {[t.id for t in tokens]}.")
-    return check_values(traced, file, source, emit=emit, cancelled=cancelled)
+    return check_by_identity(traced, file, cancelled, lambda stop: check_values(
+        traced, file, source, emit=emit, cancelled=stop))
 
 
 def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
     from core.proof.capture import misfits
-    from core.proof.check import check_stages
+    from core.proof.check import judge_stages
+    from core.proof.weight_scan import scan_weights
     from core.quant.activations import COMPUTES
 
     refuse_other_rows(traced)
@@ -83,25 +87,23 @@ def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emi
     if wrong:
         raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. "
                                  "Give the file that they were made from.")
-    notes = list(traced.notes)
-    made_from = traced.origin.get("header_sha256")
-    if made_from is not None and made_from != file.header_sha256:
-        notes.append(f"the values were made from another file (header {made_from[:12]}) than {file.path.name} "
-                     f"(header {file.header_sha256[:12]}); its shapes fit, and they are checked against its weights")
     declared = traced.facts.compute
     best: Check | None = None
-    own = opening.prepared(model, traced.tokens, source.device, emit)
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
         emit(Phase(f"checking against float64, at compute {compute}"))
-        side = opening.ready(own, replace(source, scheme="", compute=str(compute), plant=None), emit)
-        errors = check_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
+        live = replace(source, scheme="", compute=str(compute), plant=None)
+        side = opening.ready(opening.prepared(model, traced.tokens, live, emit), live, emit)
+        found = judge_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
-        result = Check(replace(traced, notes=(*notes, *unknown)), errors)
+        result = Check(replace(traced, notes=(*traced.notes, *unknown)), found.errors, lost=tuple(found.lost),
+                       overflow=found.overflow)
         if best is None or _reach(result.errors) > _reach(best.errors):
             best = result
         if best.first is None:
             break
     assert best is not None
+    emit(Phase("reading the weights"))
+    best = replace(best, scan=scan_weights(file, model.arch, cancelled))
     if best.first is None and (None, "logits") not in values:
         raise NotComparableError(f"{traced.name} lacks the logits: each of the {len(best.errors)} stages that it shows "
                                  "is right, but what follows them is not shown. Take the values of every stage.")
@@ -125,14 +127,16 @@ def compare_sources(
     known = [s.trace for s in sides if isinstance(s, SavedTrace)]
     if file is None and not known:
         raise UsageError("the weights of a folder are not read here: one side must be a file, FILE or llama.cpp:FILE.")
-    if file is None or not all(_has_values_of(trace, file) for trace in known):
+    if file is None or not all(_may_have_values_of(trace, file) for trace in known):
         return None
+    if known:
+        ask = replace(ask, emit=opening.identifying(ask.emit, file.identity))
     own = Prompt(tokens=tuple(t.id for t in known[0].tokens)) if known else Prompt()
     feed = Feed(file, prompt or own, opening.encode(file, prompt or own))
     ask.emit(Start(n_layer=file.arch.n_layer, tokens=feed.tokens))
     side_a, trace_a = _take(sides[0], SideName.A, feed, ask)
     side_b, trace_b = _take(sides[1], SideName.B, feed, ask)
-    return judge_captured(side_a, side_b, trace_a, trace_b, ask)
+    return by_identity(judge_captured(side_a, side_b, trace_a, trace_b, ask), known, file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ def _take(side: LiveSide | EngineSide | SavedTrace, name: SideName, feed: Feed, 
     """Make a side ready to be judged; another engine is run here, a model file only later."""
     match side:
         case LiveSide(source, file):
-            model = opening.prepared(file, feed.tokens_of(file), source.device, ask.emit)
+            model = opening.prepared(file, feed.tokens_of(file), source, ask.emit)
             live = opening.ready(model, source, ask.emit)
             return live, opening.describe(live, model)
         case SavedTrace(source, trace):
@@ -203,12 +207,12 @@ def _capture(source: Source, trace: Trace, file: OpenedModel, ask: Question, *, 
     from core.proof.capture import Capture
 
     live = replace(source, scheme="", compute=trace.facts.compute or source.compute, plant=None)
-    side = opening.ready(opening.prepared(file, trace.tokens, live.device, ask.emit), live, ask.emit)
+    side = opening.ready(opening.prepared(file, trace.tokens, live, ask.emit), live, ask.emit)
     return Capture(side, trace.values or {}, borrowed)
 
 
-def _has_values_of(trace: Trace, file: OpenedModel) -> bool:
-    """Say whether a saved trace has values that this very file's weights can be held against."""
+def _may_have_values_of(trace: Trace, file: OpenedModel) -> bool:
+    """Say whether a saved trace has values, and the header of this file; whether it is this file, its digest says."""
     is_of_file = trace.origin.get("header_sha256") == file.file.header_sha256
     return trace.values is not None and is_of_file and bool(trace.tokens)
 
@@ -239,7 +243,7 @@ def _identified(traced: Trace, model: OpenedModel | None) -> Trace:
     if model is None:
         return traced
     file = model.file
-    return replace(traced, origin={
+    return replace(traced, identity=model.identity, origin={
         **traced.origin, "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256})
 
 

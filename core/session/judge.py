@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.model.stages import Place
 from core.proof.verdict import Bisection, Check, Comparison
-from core.session.prepare import describe, is_bundle, open_pair, open_saved, prepare, ready, room
+from core.session.prepare import describe, identifying, is_bundle, open_pair, open_saved, prepare, ready, room
 from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
@@ -38,7 +38,10 @@ def compare(
             return judged
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
-    return judge(*open_pair(a, b, prompt, emit), ask)
+    side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
+    if options.identify:
+        ask = replace(ask, emit=identifying(emit, trace_a.identity, trace_b.identity))
+    return judge(side_a, side_b, trace_a, trace_b, ask)
 
 
 def bisect(
@@ -56,7 +59,8 @@ def bisect(
     from core.proof.measure_pair import Question
     from core.proof.reproducer import write_reproducer
 
-    result = judge(side_a, side_b, trace_a, trace_b, Question(options.scope, options.threshold, emit, cancelled))
+    known_by = identifying(emit, trace_a.identity, trace_b.identity)
+    result = judge(side_a, side_b, trace_a, trace_b, Question(options.scope, options.threshold, known_by, cancelled))
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]
@@ -102,25 +106,30 @@ def check(
     emit(Start(n_layer=opened.arch.n_layer, tokens=opened.tokens))
     side = ready(opened, source, emit)
     from core.proof.check import check_run
+    from core.proof.weight_scan import scan_weights
     from core.trace import run
     from core.trace.taps import record
 
     emit(Phase("checking against float64"))
+    told = identifying(emit, opened.identity) if options.identify else emit
     cells: dict[Place, Cell] = {}
 
     def seen(place: Place, stats: Cell) -> None:
         cells[place] = stats
-        emit(CellMeasured(place, stats))
+        told(CellMeasured(place, stats))
 
     done = check_run(side, ids, watch=record(seen, len(ids)), cancelled=cancelled,
                      on_error=lambda place, error: emit(StageJudged(place, error)))
     traced = replace(describe(side, opened), cells=cells, top=run.top_tokens(opened.tokenizer, done.logits),
                      observed_equals_unobserved=done.same_logits)
+    emit(Phase("reading the weights"))
+    found = Check(traced, done.errors, lost=done.lost, overflow=done.overflow,
+                  scan=scan_weights(opened.file, opened.arch, cancelled))
     if not options.generate:
-        return Check(traced, done.errors)
+        return found
     from core.proof.check_cache import decoded_cells
 
     emit(Phase("checking generated positions through the cache"))
     more = run.continue_greedily(
         side, ids, room(side, opened.tokens, options.generate), (), lambda i: None, cancelled)
-    return Check(traced, done.errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
+    return replace(found, decoded=decoded_cells(side, ids + more, len(ids), cancelled) if more else {})

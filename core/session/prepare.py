@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from core.formats import open_model as reader
+from core.formats.identity import Identity, stamp_of
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch
 from core.system.cancel import IsCancelled
@@ -23,7 +24,7 @@ from core.system.gpus import choose_device
 from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import Tokenizer, open_tokenizer
-from core.trace.events import Emit, Start, TokenGenerated
+from core.trace.events import CellMeasured, Emit, Event, Start, TokenGenerated
 from core.trace.record import Facts, Token, Trace
 from core.trace.request import Prompt, Source
 
@@ -40,6 +41,7 @@ class OpenedModel:
     file: ModelFile
     arch: Arch
     tokenizer: Tokenizer
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ def open_model(path: Path) -> ModelFile:
 
 def open_once(path: Path) -> OpenedModel:
     """Open a file, hold it to its architecture and find its tokenizer, of which nothing is parsed yet; FileError."""
+    stamp = stamp_of(path)
     file = open_model(path)
-    return OpenedModel(file, read_arch(file), open_tokenizer(file))
+    return OpenedModel(file, read_arch(file), open_tokenizer(file), Identity(file, stamp))
 
 
 def prepare(source: Source, prompt: Prompt, emit: Emit, layers: tuple[int, int] | None = None) -> Prepared:
@@ -69,13 +72,13 @@ def prepare(source: Source, prompt: Prompt, emit: Emit, layers: tuple[int, int] 
     if layers is not None and not 0 <= layers[0] < layers[1] <= n_layer:
         raise UsageError(
             f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {n_layer} is needed (B excluded).")
-    tokens, (device, reason) = encode_beside(opened, prompt, lambda: load_torch(source.device, emit))
-    return Prepared(opened.file, opened.arch, opened.tokenizer, tokens, device, reason)
+    tokens, (device, reason) = encode_beside(opened, prompt, lambda: _load_torch_for(source, emit))
+    return Prepared(opened.file, opened.arch, opened.tokenizer, opened.identity, tokens, device, reason)
 
 
-def prepared(opened: OpenedModel, tokens: tuple[Token, ...], device: str, emit: Emit) -> Prepared:
+def prepared(opened: OpenedModel, tokens: tuple[Token, ...], source: Source, emit: Emit) -> Prepared:
     """The same for a file that is open and a prompt that is encoded; the errors of load_torch."""
-    return Prepared(opened.file, opened.arch, opened.tokenizer, tokens, *load_torch(device, emit))
+    return Prepared(opened.file, opened.arch, opened.tokenizer, opened.identity, tokens, *_load_torch_for(source, emit))
 
 
 def is_bundle(path: Path) -> bool:
@@ -159,6 +162,17 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
     return place_on_device(device, *chosen)
 
 
+def _load_torch_for(source: Source, emit: Emit) -> tuple[str, str]:
+    """Load torch; auto takes the CPU for a compute that no GPU path has."""
+    device, reason = load_torch(source.device, emit)
+    from core.quant.activations import COMPUTES
+
+    compute = COMPUTES.get(source.compute)
+    if source.device == "auto" and device != "cpu" and compute is not None and compute.cpu_only:
+        return "cpu", f"compute {source.compute} runs on the CPU only"
+    return device, reason
+
+
 def _import_torch(emit: Emit) -> None:
     emit(Phase("loading torch"))
     # threads that spin while others work cost up to ten times the run
@@ -202,7 +216,19 @@ def describe(side: Side, model: Prepared) -> Trace:
     }
     planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=model.tokens, cells={}, planted=planted or None,
-                 notes=(*file.notes, *model.tokenizer.notes), origin=origin)
+                 notes=(*file.notes, *model.tokenizer.notes), origin=origin, identity=model.identity)
+
+
+def identifying(emit: Emit, *identities: Identity | None) -> Emit:
+    """Begin to take the digests in the background once the first row stands: nothing waits for them before."""
+    def told(event: Event) -> None:
+        emit(event)
+        if isinstance(event, CellMeasured) and event.place[1] == "output":
+            for identity in identities:
+                if identity is not None:
+                    identity.start()
+
+    return told
 
 
 def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
@@ -213,9 +239,9 @@ def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[
     right = left if a.path == b.path else open_once(b.path)
     tokens_a, tokens_b = _tokens(left, right, prompt or Prompt())
     emit(Start(n_layer=left.arch.n_layer, tokens=tokens_a))
-    model_a = prepared(left, tokens_a, a.device, emit)
+    model_a = prepared(left, tokens_a, a, emit)
     side_a = ready(model_a, a, emit)
-    model_b = prepared(right, tokens_b, b.device, emit)
+    model_b = prepared(right, tokens_b, b, emit)
     side_b = ready(model_b, b, emit)
     return side_a, side_b, describe(side_a, model_a), describe(side_b, model_b)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.model.stages import Place, scope_positions
-from core.session.prepare import continue_text, describe, is_bundle, open_saved, prepare, ready
+from core.session.prepare import continue_text, describe, identifying, is_bundle, open_saved, prepare, ready
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.system.progress import Phase
@@ -45,6 +45,8 @@ def trace(
 
     emit(Phase("tracing"))
     kept: dict[Place, Any] | None = {} if options.keep_values else None
+    if options.identify:
+        emit = identifying(emit, model.identity)
     cells, logits, same = run.run_traced(
         side, [t.id for t in model.tokens], witness=options.witness, layers=options.layers, keep=kept, emit=emit,
         cancelled=cancelled)

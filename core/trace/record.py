@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.model.stages import Place
 
 if TYPE_CHECKING:
+    from core.formats.identity import Identity
     from core.trace.stats import Cell
 
 
@@ -73,8 +74,15 @@ class Trace:
     planted: str | None = None
     notes: tuple[str, ...] = ()
     values: Mapping[Place, Any] | None = field(default=None, repr=False)
-    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file identity, arch, seed: for the manifest
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file, arch, seed: for the manifest
+    identity: Identity | None = field(default=None, repr=False, compare=False)  # of the file that was run here
     layer_kinds: tuple[str, ...] = ()  # a word a layer, such as window and full; () where all are alike
+
+    @property
+    def digest(self) -> str | None:
+        """Which file it is, by its bytes; None where the source does not say. Waits for that of a file run here."""
+        said: str | None = self.origin.get("digest")
+        return self.identity.digest() if said is None and self.identity is not None else said
 
     @property
     def n_layer(self) -> int:

@@ -18,7 +18,7 @@ class Source:
 
     path: Path
     scheme: str = ""      # of ENGINES; "" for this forward
-    compute: str = "f32"  # f32, q8, bf16
+    compute: str = "f32"  # a row of COMPUTES: f32, q8, bf16, f16
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None
     plant: str | None = None  # KIND@LAYER.STAGE
@@ -39,7 +39,7 @@ class RunOptions:
 
     scope: which tokens a number is taken over (all, last, first, rest, pos:N). threshold: the ratio that makes a spike.
     layers: watch A to B - 1 only. generate: tokens to go on with. keep_values: hold every stage's values in the trace.
-    witness: run the same forward untraced beside it.
+    witness: run the same forward untraced beside it. identify: take the digest of the file's bytes meanwhile.
     """
 
     scope: str = "all"
@@ -48,6 +48,7 @@ class RunOptions:
     generate: int = 0
     keep_values: bool = False
     witness: bool = True
+    identify: bool = False
 
 
 DEFAULTS = RunOptions()

@@ -54,6 +54,8 @@ def place_model(file: ModelFile, arch: Arch, tokenizer: Tokenizer, settings: Sou
     if settings.plant:
         parse_plant(settings.plant, arch.n_layer)
     place = torch.device(settings.device)
+    if place.type == "cuda" and COMPUTES[settings.compute].cpu_only:
+        raise UsageError(f"--compute {settings.compute} runs on the CPU only. Use --device cpu.")
     if place.type == "cuda":  # what float32 promises, whatever the environment has set
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -77,13 +79,18 @@ class Side:
     threads: int | None = None
     plant: str | None = None
 
-    def bug(self) -> Tap:
-        """The planted bug as a tap; no_tap where there is none."""
-        return plant_tap(self.plant, self.model) if self.plant else no_tap
+    def bug(self, whole: bool = True) -> Tap:
+        """The planted bug as a tap; no_tap where there is none. whole: it is fed a whole prompt, and must change it."""
+        return plant_tap(self.plant, self.model, whole) if self.plant else no_tap
 
-    def lane(self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None) -> Lane:
-        """A run of this side's forward with the tap in it."""
-        return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads, device=self.model.device)
+    def lane(
+        self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None, *, plain: bool = False
+    ) -> Lane:
+        """A run of this side's forward with the tap in it, behind the rounding that its compute keeps stages in."""
+        compute = COMPUTES[self.compute]
+        if compute.kept is not None:
+            tap = chain(lambda layer, stage, value: compute.keep(value), tap)
+        return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads, plain, self.model.device)
 
 
 def run_traced(
@@ -136,9 +143,9 @@ def continue_greedily(
 
 def _decode(side: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Iterator[int]:
     """Yield the likeliest next token, again and again, through the cache."""
-    cache, feed = Cache(), list(tokens)
+    cache, feed, bug = Cache(), list(tokens), side.bug(whole=False)
     while True:
-        logits = drive([side.lane(feed, side.bug(), cache)], cancelled)[0]
+        logits = drive([side.lane(feed, bug, cache)], cancelled)[0]
         feed = [int(likeliest(logits))]
         yield feed[0]
 
