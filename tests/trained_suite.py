@@ -81,8 +81,9 @@ def wanted(case: Case) -> str:
         return f"FAIL naming {case.names[0]}" if case.names else "PASS"
     if case.group in ("harmless", "clean"):
         return "AGREE, H1 or H3"
-    refusal = f"a refusal naming {case.names[0]}, or " if case.refused else ""
-    return refusal + (f"H2 at {text_of(case.place)}" if case.reached else f"INCONCLUSIVE naming {case.names[0]}")
+    ways = [f"a refusal naming {case.names[0]}"] if case.refused else []
+    ways += [f"H2 at {text_of(case.place)}"] if case.place and case.reached else []
+    return " or ".join(ways if case.reached else [f"INCONCLUSIVE naming {case.names[0]}"])
 
 
 def judge(case: Case, compute: str, seen: Seen) -> Outcome:
@@ -97,7 +98,7 @@ def judge(case: Case, compute: str, seen: Seen) -> Outcome:
     if seen.verdict == "exit 3":
         place_right = right = case.refused and named
     elif seen.verdict == "H2":
-        right = place_right and (case.place is not None)
+        right = place_right
     else:
         place_right = right = seen.verdict == "INCONCLUSIVE" and named and (
             not case.reached or seen.moved <= REACHED)
