@@ -27,11 +27,11 @@ from random import Random
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
 from core import session
-from core.source import Prompt, Source
-from tests.trained_cases import FAULTS, Case, Kind, Place
-from tests.trained_keys import CHECKS, KEYS
-from tests.trained_surgery import ModelCopy, keep_layers, read_copy
-from tests.trained_twins import HARMLESS, UNDERS, clean_pairs
+from core.trace.request import Prompt, Source
+from tests.trained.cases import FAULTS, Case, Kind, Place
+from tests.trained.keys import CHECKS, KEYS
+from tests.trained.surgery import ModelCopy, keep_layers, read_copy
+from tests.trained.twins import HARMLESS, UNDERS, clean_pairs
 
 COMPUTES = ("f32", "q8", "bf16")
 BARS = {"fault": 0.98, "requantised": 0.98, "requantised low": 0.75, "check": 0.98}  # of each group: the share right

@@ -1,4 +1,4 @@
-"""Faults in keys, tensors that nothing reads, and files that are wrong by themselves. See trained_cases."""
+"""Faults in keys, tensors that nothing reads, and files that are wrong by themselves. See cases.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from random import Random
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from tests.trained_cases import PROMPT, Case, Kind, Place, file_tail_zeroed, nan_scale, rows_zeroed, tensor_name
-from tests.trained_surgery import ModelCopy
+from tests.trained.cases import PROMPT, Case, Kind, Place, file_tail_zeroed, nan_scale, rows_zeroed, tensor_name
+from tests.trained.surgery import ModelCopy
 
 
 def set_keys(model: ModelCopy, values: Mapping[str, object]) -> None:

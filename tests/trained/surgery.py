@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGUFReader
 from gguf import GGMLQuantizationType as T
 from gguf import GGUFValueType as V
 
-from tests.trained_quantisers import Bytes, Floats, decode, encode
+from tests.trained.quantisers import Bytes, Floats, decode, encode
 
 # type -> offsets of a block's float16 scales, the step first
 HALVES = {

@@ -1,7 +1,7 @@
 """The faults of the trained-weights suite: each a seeded edit of bytes, its cause, and where it must be named first.
 
 A kind is a function from the model to its cases; layers, tensors and rows are drawn by a seed of the kind's name, so
-that a case is the same whatever else runs. No verdicts here: trained_suite judges.
+that a case is the same whatever else runs. No verdicts here: tests.trained_suite judges.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from random import Random
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from tests import trained_surgery as cut
-from tests.trained_surgery import Edit, ModelCopy
+from tests.trained import surgery as cut
+from tests.trained.surgery import Edit, ModelCopy
 
 Place = tuple[int | None, str]
 PROMPT = (1, 403, 407, 261, 378, 5345)

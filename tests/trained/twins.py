@@ -1,4 +1,4 @@
-"""Twins of a trained file: faults under another quant type, harmless files, clean pairs. See trained_cases."""
+"""Twins of a trained file: faults under another quant type, harmless files, clean pairs. See cases.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from gguf import GGMLQuantizationType as T
 from gguf import GGUFValueType as V
 
-from tests import trained_surgery as cut
-from tests.trained_cases import MATRICES, NORMS, PROMPT, Case, Kind, place_of, targets, write_head
-from tests.trained_quantisers import Floats, fits, other_rounding_q4_1
-from tests.trained_surgery import Edit, ModelCopy
+from tests.trained import surgery as cut
+from tests.trained.cases import MATRICES, NORMS, PROMPT, Case, Kind, place_of, targets, write_head
+from tests.trained.quantisers import Floats, fits, other_rounding_q4_1
+from tests.trained.surgery import Edit, ModelCopy
 
 FINE = (T.Q8_0, T.F16, T.F32, T.BF16, T.Q5_1, T.Q5_0, T.Q6_K, T.Q5_K, T.Q4_K, T.Q4_1, T.Q4_0)  # similar or better
 UNDER = (T.Q8_0, T.Q5_1, T.Q5_0, T.Q4_0, T.Q6_K, T.Q5_K, T.Q4_K)
