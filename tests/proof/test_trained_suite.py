@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
-from tests.trained import surgery as cut
 from tests.support.small_models import write_model
+from tests.trained import surgery as cut
 from tests.trained.cases import Case, first_place
 from tests.trained.quantisers import K_QUANTS, decode, encode, other_rounding_q4_1
 from tests.trained_suite import Seen, cases_of, judge, kinds_of, run_suite, shortfalls, table
