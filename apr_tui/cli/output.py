@@ -55,8 +55,8 @@ def check_text(check: Check) -> str:
     lines = [f"{check.verdict}  {safe_text(check.trace.name)}"]
     if check.trace.planted:
         lines.insert(0, f"PLANTED {safe_text(check.trace.planted)}")
-    reasons = wrapped(f"- {safe_text(r)}" for r in check.reasons).splitlines()
-    return "\n".join([*lines, *reasons, f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"]) + "\n"
+    control = f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"
+    return wrapped([*lines, *(f"- {safe_text(r)}" for r in check.reasons), control])
 
 
 def bisection_text(result: Bisection) -> str:

@@ -29,7 +29,7 @@ DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
 
 def verdict_spans(found: Comparison, width: int) -> list[Span]:
-    """The verdict in one line: glyph, word, first place, side, how far above the floor; what has no room is left out."""
+    """The verdict in one line: glyph, word, first place, side, multiple of the floor; what has no room is left out."""
     spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", STYLE_OF[found.verdict])]
     if found.first is None:
         return [*spans, (f": {found.meaning}", "text")]

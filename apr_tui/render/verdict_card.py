@@ -22,7 +22,7 @@ WITNESS = {
 LONGER = "other values: a longer prompt, or several (--prompts FILE)"
 FLOORS = {True: "of float32's rounding through one stage", False: "of A against A with rounding-size noise"}
 # what would turn a verdict that is INCONCLUSIVE for another reason than a distance near its floor
-CHANGES = {
+CHANGES: dict[str, tuple[str, ...]] = {
     Doubt.UNREACHED: ("a prompt that reaches what differs", "files that do not differ"),
     Doubt.UNKNOWN_TYPE: ("a weight type whose rounding is measured, as F16 or Q8_0, for that tensor",),
     Doubt.STATISTICS: ("values on both sides: the model files, or bundles written with --values",),
@@ -123,7 +123,7 @@ def pair_changes(found: Comparison) -> tuple[str, ...]:
         within = (f"a distance of at most {short(CLEAR * found.floor)} there is INCONCLUSIVE, of at most "
                   f"{short(SAME * found.floor)} the same",)
     if found.verdict is Verdict.INCONCLUSIVE:
-        return CHANGES.get(found.why or "") or within or ("values on both sides: the model files, or bundles written with --values",)
+        return CHANGES.get(found.why or "") or within or CHANGES[Doubt.STATISTICS]
     right: tuple[str, ...] = ()
     if found.error is not None:
         right = (f"side {found.side or 'A or B'} is right from an NMSE of {short(BAD_FACTOR * found.error.limit)} down "

@@ -55,8 +55,8 @@ def side_of(party: Party) -> Side:
 
 
 def name_weights(files: FileDiff) -> str:
-    """Name the first few weights that differ by their rounding, and count the rest."""
-    return "weights: " + listed([w.sentence for w in files.rounded])
+    """Name the first few weights that differ by their rounding or type, and count the rest."""
+    return "weights: " + listed([w.sentence for w in files.chosen])
 
 
 def unexplained_by(files: FileDiff, cells: Mapping[Place, Difference]) -> Place | None:
@@ -79,7 +79,7 @@ def _last_layer(a: Party, b: Party, found: Evidence, files: FileDiff) -> int | N
     assert found.first is not None
     if not isinstance(a, Side) or not isinstance(b, Side) or not compute_alike(a, b):
         return None
-    if files.rounded:
+    if files.chosen:
         return None
     return 0 if found.first == (None, "embedding") else found.first[0]
 

@@ -19,7 +19,10 @@ NAMED = 3  # of the keys and weights in a reason; the rest are counted
 
 @dataclass(frozen=True, slots=True)
 class FileDiff:
-    """What differs between the files of A and B. is_tied: the output head is the token embedding on a side."""
+    """What differs between the files of A and B; weights: those of other values, or of another type.
+
+    is_tied: the output head is the token embedding on a side.
+    """
 
     keys: Sequence[KeyDiff] = ()
     weights: Sequence[WeightDiff] = ()
@@ -32,8 +35,13 @@ class FileDiff:
 
     @property
     def rounded(self) -> list[WeightDiff]:
-        """The weights that rounding explains."""
-        return [w for w in self.weights if w.is_explained]
+        """The weights of other values that rounding explains."""
+        return [w for w in self.weights if w.is_explained and not w.is_equal]
+
+    @property
+    def chosen(self) -> list[WeightDiff]:
+        """The weights that rounding explains, and those of equal values in another type: q8 rounds by the type."""
+        return self.rounded or [w for w in self.weights if w.is_equal]
 
     def sentences(self) -> list[str]:
         """Each key, and each weight that rounding does not explain, in words."""
@@ -44,7 +52,7 @@ class FileDiff:
         return [p for p in places_reading(name) if self.is_tied or p[1] != "logits" or not name.startswith("token_")]
 
     def reads_changed(self, place: Place) -> bool:
-        """Whether a place reads a weight that differs, by rounding or more."""
+        """Whether a place reads a weight of another value or type."""
         return any(place in self.places(w.name) for w in self.weights)
 
     def first_place(self, cells: Mapping[Place, Difference], weights: Sequence[WeightDiff]) -> Place | None:

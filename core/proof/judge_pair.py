@@ -6,6 +6,7 @@ measure_pair.py measures, explain.py names the cause.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from core.model.stages import GRID, place_text
@@ -16,6 +17,7 @@ from core.proof.file_diff import FileDiff, diff_files, listed
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
+from core.proof.weight_diff import saved_key_diffs
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
@@ -57,13 +59,17 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
     if set(GRID) <= {stage for _, stage in found.cells}:
         return _judge_values(found, ask)
     differing = differing_stats(left, right, ask.scope)
+    keys = _saved_keys(found).sentences()
+    if not differing and keys:
+        return found.conclude(Verdict.INCONCLUSIVE, f"all statistics are equal, yet {listed(keys)}",
+                              why=Doubt.UNREACHED)
     if not differing:
         shared = _shared_hint(found, ask)
         both = f"; both sides show it: {shared}" if shared else ""
         return found.conclude(Verdict.H1 if shared else Verdict.AGREE,
                               f"all statistics are equal within their printed precision{both}")
     return found.conclude(
-        Verdict.INCONCLUSIVE, f"{len(differing)} cells have other statistics, first {differing[0]}",
+        Verdict.INCONCLUSIVE, f"{len(differing)} cells have other statistics, first {differing[0]}", *keys,
         "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values",
         why=Doubt.STATISTICS)
 
@@ -128,7 +134,7 @@ def _shared_hint(found: Evidence, ask: Question) -> str | None:
 
 def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: Question) -> Comparison:
     """H3 where weights are rounded otherwise, or where A's file, run as B declares it, gives B's values; else H2."""
-    named = (name_weights(files),) if files.rounded else ()
+    named = (name_weights(files),) if files.chosen else ()
     if found.alike:
         return _choose_alike(found, files, *named)
     declared = f"declared: compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
@@ -157,6 +163,12 @@ def _choose_alike(found: Evidence, files: FileDiff, *named: str) -> Comparison:
         "values differ; each single stage is within its floor of float64 on both sides", *named)
 
 
+def _saved_keys(found: Evidence) -> FileDiff:
+    """The hyper-parameters that differ between two traces that say them."""
+    a, b = (t.origin.get("arch") for t in (found.a, found.b))
+    return FileDiff(saved_key_diffs(a, b)) if isinstance(a, Mapping) and isinstance(b, Mapping) else NO_DIFF
+
+
 def _judge_values(found: Evidence, ask: Question) -> Comparison:
     differing, absent = found.places(State.DIFFERS), found.places(State.ABSENT)
     if not differing and absent:
@@ -164,13 +176,13 @@ def _judge_values(found: Evidence, ask: Question) -> Comparison:
             Verdict.INCONCLUSIVE, f"no cell differs, but {len(absent)} have no values on one side or another shape, "
             f"first {place_text(absent[0])}", why=Doubt.INCOMPLETE)
     if not differing:
-        return agreement(found, ask)
+        return agreement(found, ask, _saved_keys(found))
     found = replace(found, first=differing[0])
     cell = found.cells[differing[0]]
     reasons = (f"{place_text(differing[0])} differs by {cell.rel_l2:.2g}",
                f"no weights at hand: the floor is not measured ({cell.floor:.2g} is taken) and no side is found wrong")
-    choices = undeclared_alike(found.a, found.b)
+    keys, choices = _saved_keys(found).sentences(), undeclared_alike(found.a, found.b)
     if choices:
-        return found.conclude(Verdict.INCONCLUSIVE, *reasons, *choices, "compare the model files",
+        return found.conclude(Verdict.INCONCLUSIVE, *reasons, *keys, *choices, "compare the model files",
                               why=Doubt.UNDECLARED)
-    return found.conclude(Verdict.H2, *reasons)
+    return found.conclude(Verdict.H2, *reasons, *keys)

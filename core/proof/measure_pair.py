@@ -89,19 +89,22 @@ class PairMeasurer:
         if rows:
             self._floors[place] = max(relative_l2(clean[rows], noisy[rows])[0], MIN_REL_L2_FLOOR)
 
-    def measure(self, place: Place, a: Tensor, b: Tensor, made: Tensor | None = None) -> None:
-        """Measure b against a, both [rows, W] on one device; made: B's operation on A's inputs."""
+    def measure(
+        self, place: Place, a: Tensor, b: Tensor, made: Tensor | None = None, of: SideName = SideName.A
+    ) -> None:
+        """Measure b against a, both [rows, W] on one device; made: the other side's operation on the inputs of `of`."""
+        own, other = (a, b) if of is SideName.A else (b, a)
         if self.alike and made is not None:
-            self._is_parted |= relative_l2(a, made)[0] > CLEAR * MIN_REL_L2_FLOOR
+            self._is_parted |= relative_l2(own, made)[0] > CLEAR * MIN_REL_L2_FLOOR
         rows = scope_rows(self._scope, self._n_token, len(a))
         if not rows:
             return
         first = self._n_token - len(a) + rows[0]
-        a, b = a[rows], b[rows]
         floor = MIN_REL_L2_FLOOR if self.alike else self._floors.pop(place)
-        cell = replace(difference(a, b, first), floor=floor)
+        cell = replace(difference(a[rows], b[rows], first), floor=floor)
         if made is not None:
-            cell = replace(cell, local=relative_l2(a, made[rows])[0], inherited=relative_l2(made[rows], b)[0])
+            cell = replace(cell, local=relative_l2(own[rows], made[rows])[0],
+                           inherited=relative_l2(made[rows], other[rows])[0])
         self.cells[place] = judged_locally(cell, self._is_parted) if self.alike else judged(cell)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +62,15 @@ class WeightDiff:
     bound: float | None  # None: the same type, or a type whose error nobody knows: nothing explains it
     row: int  # the row furthest off
     row_relative: float = 0.0  # |B - A| / |A| of that row
+    is_equal: bool = False     # the decoded values are, and only the type differs
 
     @property
     def sentence(self) -> str:
         """What differs, in words."""
         if "absent" in (self.quant_a, self.quant_b):
             return f"{self.name} is only in {'B' if self.quant_a == 'absent' else 'A'}"
+        if self.is_equal:
+            return f"{self.name} has equal values, {self.quant_a} in A and {self.quant_b} in B"
         rounding = f"; their rounding leaves {self.bound:.2g}" if self.bound is not None else ""
         row = "" if self.is_explained else f", most in row {self.row}"
         return (f"{self.name} differs by {self.relative:.2g} relative ({self.quant_a} in A, {self.quant_b} in B"
@@ -85,30 +90,38 @@ class WeightDiff:
     def is_explained(self) -> bool:
         """Whether the types' rounding is enough to explain it, in the whole tensor and in its worst row."""
         if self.bound is None:
-            return False
+            return self.is_equal
         return self.relative <= ROOM * self.bound and self.row_relative <= ROW_ROOM * self.bound
 
 
 def key_diffs(a: Arch, b: Arch) -> list[KeyDiff]:
-    """Name each hyper-parameter that differs and both values; sizes are not among them: other sizes cannot be compared.
+    """Name each hyper-parameter that differs and both values; sizes are not among them: other sizes cannot be
+    compared.
+    """
+    return saved_key_diffs(asdict(a), asdict(b))
+
+
+def saved_key_diffs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[KeyDiff]:
+    """The same of hyper-parameters as a bundle holds them, by the fields of Arch and Rope; what one lacks is left out.
 
     Floats are compared as float32, which is how GGUF keeps what .apr writes as decimals.
     """
-    found = list[KeyDiff]()
-    scalings = {a.rope.scaling, b.rope.scaling}
-    for left, right in ((a, b), (a.rope, b.rope)):
-        for f in fields(left):
-            x, y = (np.float32(v) if isinstance(v, float) else v for v in (getattr(s, f.name) for s in (left, right)))
-            if f.name in KEYS and x != y and scalings & SCALED.get(f.name, scalings):
-                stage = "q_rope" if left is a.rope else READ_BY.get(f.name)
+    ropes = [rope if isinstance(rope := side.get("rope"), Mapping) else {} for side in (a, b)]
+    scalings = {rope.get("scaling") for rope in ropes}
+    found = []
+    for left, right, is_rope in [(a, b, False), (ropes[0], ropes[1], True)]:
+        for name in [n for n in left if n in right and n in KEYS]:
+            x, y = (np.float32(v) if isinstance(v, float) else v for v in (left[name], right[name]))
+            if x != y and scalings & SCALED.get(name, scalings):
+                stage = "q_rope" if is_rope else READ_BY.get(name)
                 said = (str(v).removesuffix(".0") for v in (x, y))  # float32 as short as it is
                 place = (0, stage) if stage else None
-                found.append(KeyDiff("{} is {} in A and {} in B".format(KEYS[f.name], *said), place))
+                found.append(KeyDiff("{} is {} in A and {} in B".format(KEYS[name], *said), place))
     return found
 
 
 def weight_diffs(a: ModelFile, b: ModelFile, cancelled: IsCancelled) -> list[WeightDiff]:
-    """List the tensors that decode to other values, in A's order; a tied head is compared as its own tensor."""
+    """List the tensors of other decoded values or of another type, in A's order; a tied head as its own tensor."""
     found = []
     for name in dict.fromkeys([*a.weights, *b.weights]):
         left, right = _tensor(a, name), _tensor(b, name)
@@ -117,7 +130,7 @@ def weight_diffs(a: ModelFile, b: ModelFile, cancelled: IsCancelled) -> list[Wei
             found.append(WeightDiff(name, quant_a, quant_b, math.inf, None, 0))
         elif left.quant != right.quant or not np.array_equal(left.data, right.data):
             diff = _decoded_diff(name, left, right, cancelled)
-            found += [diff] if diff is not None else []
+            found += [diff] if not diff.is_equal or left.quant != right.quant else []
     return found
 
 
@@ -125,8 +138,8 @@ def _tensor(file: ModelFile, name: str) -> Weight | None:
     return file.weights.get("token_embd.weight" if name == "output.weight" and name not in file.weights else name)
 
 
-def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> WeightDiff | None:
-    """Compare two tensors row by row, decoded; a value not finite on one side only is infinitely far. None: equal."""
+def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> WeightDiff:
+    """Compare two tensors row by row, decoded; a value that is not finite on one side only is infinitely far."""
     n_row = a.shape[0]
     step = max(1, CHUNK_WEIGHTS // (a.shape[-1] if len(a.shape) > 1 else 1))
     lost = 0.0 if a.quant == b.quant else sum((QUANTS[w.quant].half_steps * 2.0**-25) ** 2 for w in (a, b))
@@ -147,9 +160,8 @@ def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> We
         off_R = gap_R / size_R.clamp(min=max(FAINT**2 * float(size_R.mean()), 1e-300))
         if float(off_R.max()) > worst:
             worst, row = float(off_R.max()), start + int(off_R.argmax())
-    if is_equal:
-        return None
     relative = math.sqrt(gap_sum / size_sum) if size_sum else math.inf if gap_sum else 0.0
     errors = [e for e in (QUANTS[w.quant].error for w in (a, b)) if e is not None]
     bound = math.hypot(*errors) if a.quant != b.quant and len(errors) == 2 else None
-    return WeightDiff(name, a.quant, b.quant, relative, bound, row, math.sqrt(worst) if len(a.shape) > 1 else 0.0)
+    return WeightDiff(name, a.quant, b.quant, relative, bound, row, math.sqrt(worst) if len(a.shape) > 1 else 0.0,
+                      is_equal)
