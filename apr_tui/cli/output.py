@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core import session
-from core.bundle.report import WITNESS, report_text
+from core.bundle.report import WITNESS, report_text, wrapped
 from core.model.stages import GRID, place_text
 from core.proof.contract_gates import gate_rows
-from core.proof.verdict import VERDICTS, Bisection, Check, Comparison
+from core.proof.verdict import Bisection, Check, Comparison
 from core.system.json_text import to_json
 from core.system.outcome import Gate
 from core.system.safe_text import safe_text
@@ -57,30 +57,33 @@ def gates_text(gates: Sequence[Gate]) -> str:
 
 def comparison_text(c: Comparison) -> str:
     """The verdict, its reasons and its numbers, for a person."""
-    lines = [f"A {safe_text(c.a.name)}  against  B {safe_text(c.b.name)}", f"{c.verdict}: {VERDICTS[c.verdict]}"]
-    for name, t in (("A", c.a), ("B", c.b)):
-        if t.planted:
-            lines.insert(1, f"PLANTED {safe_text(t.planted)} in {name}")
+    names = [safe_text(name) for name in c.names]
+    of_one = f", {safe_text(c.a.name)}" if c.names != (c.a.name, c.b.name) else ""
+    lines = [f"A {names[0]} against B {names[1]}{of_one}"]
+    lines += [f"PLANTED {safe_text(t.planted)} in {name}" for name, t in (("A", c.a), ("B", c.b)) if t.planted]
+    lines.append(f"{c.verdict}: {c.meaning}")
     if c.first is not None:
         side = f"; side {c.side} is wrong" if c.side else ""
-        lines.append(f"first: {place_text(c.first)}, token {c.token}, channel {c.channel}{side}")
+        where = f", token {c.token}, channel {c.channel}" if c.token is not None else ""
+        lines.append(f"first: {place_text(c.first)}{where}{side}")
     if c.measured is not None:
         floor = f", floor {c.floor:.3g}, {c.multiple:.3g} x" if c.floor is not None and c.multiple is not None else ""
         lines.append(f"measured: relative L2 {c.measured:.3g}{floor}")
-    return "\n".join(lines + [f"- {safe_text(r)}" for r in c.reasons]) + "\n"
+    return "\n".join(lines) + "\n" + wrapped(f"- {safe_text(r)}" for r in c.reasons)
 
 
 def check_text(check: Check) -> str:
     """The verdict of a check, its reasons and its numbers, for a person."""
-    lines = [f"{check.verdict}  {safe_text(check.trace.name)}", *(f"- {safe_text(r)}" for r in check.reasons)]
+    lines = [f"{check.verdict}  {safe_text(check.trace.name)}"]
     if check.trace.planted:
         lines.insert(0, f"PLANTED {safe_text(check.trace.planted)}")
-    return "\n".join([*lines, f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"]) + "\n"
+    control = f"Traced equals untraced: {WITNESS[check.trace.observed_equals_unobserved]}"
+    return wrapped([*lines, *(f"- {safe_text(r)}" for r in check.reasons), control])
 
 
 def bisection_text(result: Bisection) -> str:
     """The verdict, the one sentence, and the ladder of grafts."""
-    lines = [comparison_text(result.comparison).rstrip("\n"), result.sentence]
+    lines = [comparison_text(result.comparison).rstrip("\n"), wrapped([safe_text(result.sentence)]).rstrip("\n")]
     if result.ladder:
         lines.append(f"grafts of B into A (KL of the logits without one: {result.ladder.kl:.3g} nats):")
         lines += [f"  {place_text(r.place):<16} brings back {r.recovered:>7.1%}  KL {r.kl:.3g}"

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from apr_tui.render.stage import fit_text
 from apr_tui.style import STATES, Rows, Span, foreign
 from core.model.stages import Place, place_text
-from core.proof.verdict import VERDICTS, Comparison, Verdict
+from core.proof.verdict import Comparison, Verdict
 from core.system.numbers import short
 from core.trace.grid import divided
 from core.trace.marks import OK
@@ -28,22 +28,22 @@ COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
 
-def verdict_spans(found: Comparison) -> list[Span]:
-    """The verdict in one line: glyph, word, first place, side, how far above the floor."""
+def verdict_spans(found: Comparison, width: int) -> list[Span]:
+    """The verdict in one line: glyph, word, first place, side, multiple of the floor; what has no room is left out."""
     spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", STYLE_OF[found.verdict])]
     if found.first is None:
-        return [*spans, (f": {VERDICTS[found.verdict]}", "text")]
+        return [*spans, (f": {found.meaning}", "text")]
     spans.append((f"  first {place_text(found.first)}", "title"))
+    more = [(f"  side {found.side or 'not decided'}", found.side is not None)]
     if found.token is not None:
-        spans.append((f" token {found.token}", "text"))
-    if found.channel is not None:
-        spans.append((f" ch {found.channel}", "text"))
-    spans.append((f"  side {found.side or 'not decided'}", "text"))
-    if found.measured is not None:
-        spans.append((f"  {short(found.measured)}", "text"))
+        more.insert(0, (f" token {found.token} ch {found.channel}", True))
     if found.multiple is not None:
-        spans.append((f" = {short(found.multiple)} x floor", "text"))
-    return spans
+        more.append((f"  {short(found.measured)} = {short(found.multiple)} x floor", True))
+    elif found.measured is not None:
+        more.append((f"  {short(found.measured)}", True))
+    while more and sum(cell_len(text) for text, _ in [*spans, *more]) > width:
+        more.remove(next((part for part in reversed(more) if not part[1]), more[-1]))
+    return spans + [(text, "text") for text, _ in more]
 
 
 def is_downstream(difference: Difference) -> bool:

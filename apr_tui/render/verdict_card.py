@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from apr_tui.render.pair import verdict_spans
 from apr_tui.style import Rows, Span, foreign, plain, wrap
 from core.model.stages import Place, place_text
-from core.proof.verdict import VERDICTS, Check, Comparison, Verdict
+from core.proof.verdict import Check, Comparison, Doubt, Verdict
 from core.system.numbers import short
-from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, SAME, LocalError
+from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, MIN_REL_L2_FLOOR, SAME, LocalError
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
@@ -20,6 +20,16 @@ WITNESS = {
     None: "no witness ran beside it",
 }
 LONGER = "other values: a longer prompt, or several (--prompts FILE)"
+FLOORS = {True: "of float32's rounding through one stage", False: "of A against A with rounding-size noise"}
+# what would turn a verdict that is INCONCLUSIVE for another reason than a distance near its floor
+CHANGES: dict[str, tuple[str, ...]] = {
+    Doubt.UNREACHED: ("a prompt that reaches what differs", "files that do not differ"),
+    Doubt.UNKNOWN_TYPE: ("a weight type whose rounding is measured, as F16 or Q8_0, for that tensor",),
+    Doubt.STATISTICS: ("values on both sides: the model files, or bundles written with --values",),
+    Doubt.UNDECLARED: ("the model files instead of bundles, or bundles of one --compute, device and engine",),
+    Doubt.INCOMPLETE: ("the values of every stage on both sides",),
+    Doubt.BORROWED: ("the weights of both sides as files that are read here: GGUF or .apr",),
+}
 
 
 def check_card(check: Check, width: int) -> Rows:
@@ -35,12 +45,12 @@ def check_card(check: Check, width: int) -> Rows:
 
 def pair_card(found: Comparison, width: int) -> Rows:
     """The card of a comparison."""
-    lines: Rows = [[], verdict_spans(found)]
+    lines: Rows = [[], verdict_spans(found, width)]
     if found.first is not None:
-        lines.append([(f"   {VERDICTS[found.verdict]}", "quiet")])
+        lines.append([(f"   {found.meaning}", "quiet")])
     rows = (
         ("measured", found.measured, "|b - a| / |a| of the worst token"),
-        ("floor", found.floor, "of A against A with rounding-size noise"),
+        ("floor", found.floor, FLOORS[found.floor == MIN_REL_L2_FLOOR]),
         ("multiple", found.multiple, f"x the floor; the same up to {SAME:g}, differs above {CLEAR:g}"),
     )
     if found.measured is not None:
@@ -116,7 +126,7 @@ def pair_changes(found: Comparison) -> tuple[str, ...]:
         within = (f"a distance of at most {short(CLEAR * found.floor)} there is INCONCLUSIVE, of at most "
                   f"{short(SAME * found.floor)} the same",)
     if found.verdict is Verdict.INCONCLUSIVE:
-        return within or ("values on both sides: the model files, or bundles written with --values",)
+        return CHANGES.get(found.why or "") or within or CHANGES[Doubt.STATISTICS]
     right: tuple[str, ...] = ()
     if found.error is not None:
         right = (f"side {found.side or 'A or B'} is right from an NMSE of {short(BAD_FACTOR * found.error.limit)} down "

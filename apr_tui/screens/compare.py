@@ -77,6 +77,12 @@ class CompareScreen(VerdictScreen):
         sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
         return ", ".join(trace.planted for trace in sides if trace.planted) or self.request.settings.plant
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What A and B are called: by their files; a file beside itself by what else differs, once that is known."""
+        alike = self.a.name == self.b.name and self.comparison is not None
+        return self.comparison.names if alike and self.comparison else (self.a.name, self.b.name)
+
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
         is_running = self.console.owner is self and self.comparison is None
@@ -88,7 +94,7 @@ class CompareScreen(VerdictScreen):
             ("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"),
         ]
         room = (width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 8) // 2
-        a, b = (fit(foreign(p.name), max(min(cell_len(foreign(p.name)), room), 4)) for p in (self.a, self.b))
+        a, b = (fit(foreign(name), max(min(cell_len(foreign(name)), room), 4)) for name in self.names)
         spans: list[Span] = [*front, (" A ", "a"), (a, "title"), ("  B ", "b"), (b, "title"), *middle]
         used = sum(cell_len(t) for t, _ in spans)
         return [*spans, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
@@ -98,7 +104,7 @@ class CompareScreen(VerdictScreen):
         found = self.comparison
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
-        lines: Rows = [verdict_spans(found)]
+        lines: Rows = [verdict_spans(found, width)]
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
             return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from core.bundle.grid_text import LINE_WIDTH, grid_text, title_lines
 from core.model.stages import GRID, place_text
@@ -25,7 +25,7 @@ def report_text(trace: Trace, scope: str, findings: Sequence[Finding], threshold
     sections += [text for text in (top_text(trace), tokens_text(trace)) if text]
     closing = [f"Traced equals untraced: {WITNESS[trace.observed_equals_unobserved]}", _facts_line(trace)]
     closing += [f"Note: {safe_text(note)}" for note in trace.notes]
-    return "\n".join([*sections, _wrapped(closing)])
+    return "\n".join([*sections, wrapped(closing)])
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
@@ -34,7 +34,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
         return "Findings: none.\n"
     lines = [f"{i:>3}. {f.kind} at {place_text(f.place)}, scope {f.scope} ({f.strength}): {safe_text(f.sentence)}"
              for i, f in enumerate(findings, 1)]
-    return "Findings, first the one to look at:\n" + _wrapped(lines, indent=5)
+    return "Findings, first the one to look at:\n" + wrapped(lines, indent=5)
 
 
 def top_text(trace: Trace) -> str:
@@ -51,7 +51,7 @@ def tokens_text(trace: Trace) -> str:
     words = [f"{i}:{t.id}" + (f" {_quoted(t.text)}" if t.text is not None else "") for i, t in enumerate(trace.tokens)]
     more = [f"and {len(words) - MAX_TOKENS} more in manifest.json"] if len(words) > MAX_TOKENS else []
     kept = [word.replace(" ", GLUE) for word in words[:MAX_TOKENS]]
-    return _wrapped(["Tokens: " + "  ".join(kept + more)]).replace(GLUE, " ")
+    return wrapped(["Tokens: " + "  ".join(kept + more)]).replace(GLUE, " ")
 
 
 def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
@@ -73,6 +73,14 @@ def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], thres
     return "\n".join(lines) + "\n"
 
 
+def wrapped(lines: Iterable[str], indent: int = 2) -> str:
+    """Break each line at its spaces, LINE_WIDTH wide; what follows of it is indented. A longer word stays whole."""
+    rest = " " * indent
+    parts = (textwrap.wrap(line, LINE_WIDTH, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
+             or [""] for line in lines)
+    return "".join(f"{part}\n" for some in parts for part in some)
+
+
 def _facts_line(trace: Trace) -> str:
     facts = trace.facts
     names = ("engine", "arch", "compute", "device", "threads", "kernel", "dtype", "definition")
@@ -83,12 +91,6 @@ def _facts_line(trace: Trace) -> str:
 
 def _quoted(text: str | None) -> str:
     return "-" if text is None else "'" + safe_text(text) + "'"
-
-
-def _wrapped(lines: Sequence[str], indent: int = 2) -> str:
-    rest = " " * indent
-    wrapped = (textwrap.wrap(line, LINE_WIDTH, subsequent_indent=rest, drop_whitespace=True) or [""] for line in lines)
-    return "\n".join(part for parts in wrapped for part in parts) + "\n"
 
 
 def _plain_markdown(text: str) -> str:

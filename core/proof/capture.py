@@ -99,6 +99,34 @@ def run_beside(
     return Pair(taken, None, measurer.cells) if a is None else Pair(None, taken, measurer.cells)
 
 
+def run_on_captured(live: Side, values: Values, side: SideName, tokens: Sequence[int], ask: Question) -> Pair:
+    """Measure B against A where one of them, named by side, is a run of this forward that was saved, of equal compute.
+
+    The local error is that of live's operation on the saved inputs. A stage that was not saved is recomputed from those
+    before it, and has no cell.
+    """
+    measurer = PairMeasurer(ask.scope, len(tokens), alike=True)
+    now: dict[Place, Tensor] = {}
+
+    def on_saved(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        place = (layer, stage)
+        saved, own = captured(values, place, value), now.pop(place)
+        if saved is None:
+            return value
+        n = len(saved)
+        pair = (saved, own[-n:]) if side is SideName.A else (own[-n:], saved)
+        measurer.measure(place, *pair, value[-n:], side)
+        return torch.cat((value[:-n], saved.to(value)))
+
+    watch = SideWatch(SideName.B if side is SideName.A else SideName.A, len(tokens), ask)
+    lane = live.lane(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
+    beside = live.lane(tokens, chain(live.bug(), on_saved))
+    control = live.lane(tokens, live.bug()) if ask.control else None
+    drive_verified((lane, beside, control), (live.model.file,), ask.cancelled)
+    taken = watch.taken(lane, control)
+    return Pair(None, taken, measurer.cells, True) if side is SideName.A else Pair(taken, None, measurer.cells, True)
+
+
 def _angle_noise(n_token: int, seed: int) -> Tap:
     """Disturb what RoPE has turned as much as angles in float32 do: by F32_ANGLE a position."""
     source = torch.Generator().manual_seed(seed)

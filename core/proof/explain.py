@@ -6,37 +6,35 @@ Which choices there are, and how one is tried, is told by judge_pair.py of live 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from core.model.stages import Place, place_order, place_text
 from core.proof.capture import Capture
 from core.proof.check import check_stages
-from core.proof.measure_pair import Question
-from core.proof.verdict import Check, Comparison, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff, key_diffs, weight_diffs
+from core.proof.file_diff import FileDiff, listed
+from core.proof.measure_pair import Question, compute_alike
+from core.proof.verdict import OTHER_WEIGHTS, Check, Comparison, Doubt, Evidence, Verdict
+from core.proof.weight_diff import WeightDiff
 from core.system.progress import Phase
-from core.trace.measures import LocalError, SideName, State
+from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, Difference, LocalError, SideName, State
 from core.trace.run import Side
 
-NAMED_WEIGHTS = 3  # in a reason; the rest are counted
 EACH_RIGHT = "each side is right by its own weights in float64, so that neither is named as the wrong one"
+ANOTHER_MODEL = 0.5  # of the tensors: where more differ, and by no known fault, the weights are of another training
 
 Party: TypeAlias = Side | Capture
 Errors: TypeAlias = Mapping[Place, LocalError]
-Choose: TypeAlias = Callable[[Sequence[WeightDiff], Mapping[SideName, Errors]], Comparison]
+Choose: TypeAlias = Callable[[Mapping[SideName, Errors]], Comparison]
 
 
-def explain(a: Party, b: Party, found: Evidence, ask: Question, choose: Choose) -> Comparison:
+def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: Question, choose: Choose) -> Comparison:
     """Conclude from the place where the sides part: a bug that float64 proves, a difference of the files, or a choice.
 
-    choose: concludes where all weights are alike or differ by their rounding; it is given those that differ.
+    choose: concludes where all weights are alike or differ by their rounding.
     """
-    left, right = side_of(a), side_of(b)
-    ask.emit(Phase("comparing weights"))
-    same_file = left.model.file is right.model.file
-    weights = [] if same_file else weight_diffs(left.model.file, right.model.file, ask.cancelled)
     ask.emit(Phase("checking both sides against float64"))
-    last = _last_layer(a, b, found, weights)
+    last = _last_layer(a, b, found, files)
     errors = {name: check_stages(side_of(party), found.token_ids, values=_values_of(party), last_layer=last,
                                  cancelled=ask.cancelled)
               for name, party in zip(SideName, (a, b), strict=True)}
@@ -47,8 +45,8 @@ def explain(a: Party, b: Party, found: Evidence, ask: Question, choose: Choose) 
             return _blame_lender(found, name, *wrong[name])
     if wrong:
         return _prove_bug(found, wrong)
-    blamed = _blame_file(found, key_diffs(left.model.arch, right.model.arch), weights)
-    return blamed if blamed is not None else choose(weights, errors)
+    blamed = _blame_file(found, files, len(side_of(a).model.file.weights))
+    return blamed if blamed is not None else choose(errors)
 
 
 def side_of(party: Party) -> Side:
@@ -56,33 +54,32 @@ def side_of(party: Party) -> Side:
     return party.side if isinstance(party, Capture) else party
 
 
-def runs_otherwise(a: Side, b: Side) -> bool:
-    """Say whether two sides declare another compute or another device."""
-    return (a.compute, a.model.device) != (b.compute, b.model.device)
+def name_weights(files: FileDiff) -> str:
+    """Name the first few weights that differ by their rounding or type, and count the rest."""
+    return "weights: " + listed([w.sentence for w in files.chosen])
 
 
-def name_weights(diffs: Sequence[WeightDiff]) -> str:
-    """Name the first few weights that differ, and count the rest."""
-    parts = []
-    for w in diffs[:NAMED_WEIGHTS]:
-        rounding = f"; their rounding leaves {w.bound:.2g}" if w.bound is not None else ""
-        row = "" if w.is_explained else f", most in row {w.row}"
-        types = f"{w.quant_a} in A, {w.quant_b} in B"
-        parts.append(f"{w.name} differs by {w.relative:.2g} relative ({types}{rounding}{row})")
-    more = len(diffs) - NAMED_WEIGHTS
-    return "weights: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+def unexplained_by(files: FileDiff, cells: Mapping[Place, Difference]) -> Place | None:
+    """The first place with a local error though no weight that it reads differs; None where there is none."""
+    own = [p for p, cell in cells.items() if differs_by_itself(cell) and not files.reads_changed(p)]
+    return min(own, key=place_order, default=None)
+
+
+def differs_by_itself(cell: Difference) -> bool:
+    """Say whether B's operation on A's inputs is not A's value."""
+    return cell.local is not None and cell.local > CLEAR * MIN_REL_L2_FLOOR
 
 
 def _values_of(party: Party) -> Mapping[Place, object] | None:
     return party.values if isinstance(party, Capture) else None
 
 
-def _last_layer(a: Party, b: Party, found: Evidence, weights: Sequence[WeightDiff]) -> int | None:
+def _last_layer(a: Party, b: Party, found: Evidence, files: FileDiff) -> int | None:
     """How far to check, None for all: without a choice nothing behind the first difference can be its cause."""
     assert found.first is not None
-    if not isinstance(a, Side) or not isinstance(b, Side) or runs_otherwise(a, b):
+    if not isinstance(a, Side) or not isinstance(b, Side) or not compute_alike(a, b):
         return None
-    if any(w.is_explained for w in weights):
+    if files.chosen:
         return None
     return 0 if found.first == (None, "embedding") else found.first[0]
 
@@ -92,7 +89,7 @@ def _blame_lender(found: Evidence, name: SideName, place: Place, error: LocalErr
         Verdict.INCONCLUSIVE,
         f"{place_text(place)} of {name} is not what the other side's weights make of its own inputs "
         f"(NMSE {error.nmse:.2g}); the weights of {name} itself are not read here",
-        f"convert the folder of {name} to GGUF and compare that file")
+        f"convert the folder of {name} to GGUF and compare that file", why=Doubt.BORROWED)
 
 
 def _prove_bug(found: Evidence, wrong: Mapping[SideName, tuple[Place, LocalError]]) -> Comparison:
@@ -111,15 +108,28 @@ def _prove_bug(found: Evidence, wrong: Mapping[SideName, tuple[Place, LocalError
         cell.rel_l2 if cell else None, cell.floor if cell else None, error, found.cells)
 
 
-def _blame_file(found: Evidence, keys: Sequence[str], weights: Sequence[WeightDiff]) -> Comparison | None:
-    """H2 (or INCONCLUSIVE) where a hyper-parameter or a weight differs by more than rounding; None where none does."""
-    if keys:
-        return found.conclude(Verdict.H2, *(f"hyper-parameter {k}" for k in keys), EACH_RIGHT)
-    changed = [w for w in weights if not w.is_explained]
-    if not changed:
-        return None
+def _blame_file(found: Evidence, files: FileDiff, n_weight: int) -> Comparison | None:
+    """H2 (or INCONCLUSIVE) where a key or a weight differs by more than rounding; None where none does."""
+    changed = files.changed
     known = [w for w in changed if not w.is_unmeasured]
-    if not known:
-        return found.conclude(
-            Verdict.INCONCLUSIVE, name_weights(changed), "a type among them has no measured row")
-    return found.conclude(Verdict.H2, name_weights(known), EACH_RIGHT)
+    if not files.keys and not changed:
+        return None
+    blamed = known if known or files.keys else changed
+    found = replace(found, first=_first_read(found, files, blamed))
+    named = (f"weights: {listed([w.sentence for w in blamed])}",) if blamed else ()
+    if blamed is changed and not known:
+        return found.conclude(Verdict.INCONCLUSIVE, *named, "a type among them has no measured row",
+                              why=Doubt.UNKNOWN_TYPE)
+    other = len(known) > ANOTHER_MODEL * n_weight and not any(w.is_known_fault for w in known)
+    return found.conclude(Verdict.H2, *(f"hyper-parameter {k.sentence}" for k in files.keys), *named, EACH_RIGHT,
+                          why=OTHER_WEIGHTS if other else None)
+
+
+def _first_read(found: Evidence, files: FileDiff, weights: Sequence[WeightDiff]) -> Place | None:
+    """Where the named keys and weights are read first; where the sides part by themselves before that, there."""
+    assert found.first is not None
+    read = files.first_place(found.cells, weights)
+    parted_alike = found.alike and differs_by_itself(found.cells[found.first])
+    if read is None or (parted_alike and place_order(found.first) < place_order(read)):
+        return found.first
+    return read

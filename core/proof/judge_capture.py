@@ -6,18 +6,18 @@ compute must give its values; or each of its stages is what float64 makes of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.model.stages import Place, place_text
-from core.proof.capture import Capture, is_whole, misfits, run_beside
+from core.proof.capture import Capture, is_whole, misfits, run_beside, run_on_captured
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.explain import Errors, Party, explain, name_weights, side_of
+from core.proof.file_diff import FileDiff, diff_files
 from core.proof.judge_pair import agreement, filled, multiple_of
-from core.proof.measure_pair import Question, unit_of
+from core.proof.measure_pair import Pair, Question, compute_alike, unit_of
 from core.proof.outlier_channel import crush
-from core.proof.verdict import Comparison, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff
+from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.measures import SideName, State
@@ -44,25 +44,37 @@ def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Ques
     if blocks:
         return found.conclude(Verdict.NOT_COMPARABLE, *blocks)
     ask.emit(Phase("comparing"))
-    sides = side_of(a), side_of(b)
-    live = next((p for p in (a, b) if isinstance(p, Side)), min(sides, key=unit_of))
-    values_a, values_b = (p.values if isinstance(p, Capture) else None for p in (a, b))
-    pair = run_beside(live, values_a, values_b, found.token_ids, ask, unit_of(*sides))
+    pair = _measure(a, b, found, ask)
     traces = [filled(trace, party, taken) if isinstance(party, Side) else trace
               for party, trace, taken in zip((a, b), (trace_a, trace_b), (pair.a, pair.b), strict=True)]
-    found = replace(found, a=traces[0], b=traces[1], cells=pair.cells)
+    found = replace(found, a=traces[0], b=traces[1], cells=pair.cells, alike=pair.alike)
     if not pair.cells:
         return found.conclude(Verdict.NOT_COMPARABLE, "no stage is there on both sides")
+    ask.emit(Phase("comparing weights"))
+    files = diff_files(side_of(a), side_of(b), ask.cancelled)
     differing = found.places(State.DIFFERS)
     if differing:
         parted = replace(found, first=differing[0])
-        return explain(a, b, parted, ask, lambda weights, errors: _choose(a, b, parted, weights, errors, ask))
+        return explain(a, b, parted, files, ask, lambda errors: _choose(a, b, parted, files, errors, ask))
     partial = [name for name, capture in _captures(a, b).items() if not _is_whole(capture)]
     if partial:
         return found.conclude(
             Verdict.INCONCLUSIVE,
-            f"no cell differs of those that {' and '.join(partial)} shows, but not every layer's output is there")
-    return agreement(found, ask)
+            f"no cell differs of those that {' and '.join(partial)} shows, but not every layer's output is there",
+            why=Doubt.INCOMPLETE)
+    return agreement(found, ask, files)
+
+
+def _measure(a: Party, b: Party, found: Evidence, ask: Question) -> Pair:
+    """Run what is live beside what was captured; on its inputs where this forward made it and computes alike."""
+    sides, captures = (side_of(a), side_of(b)), _captures(a, b)
+    if len(captures) == 1 and found.a.facts.engine == found.b.facts.engine and compute_alike(*sides):
+        (name, capture), = captures.items()
+        live = next(p for p in (a, b) if isinstance(p, Side))
+        return run_on_captured(live, capture.values, name, found.token_ids, ask)
+    live = next((p for p in (a, b) if isinstance(p, Side)), min(sides, key=unit_of))
+    values_a, values_b = (p.values if isinstance(p, Capture) else None for p in (a, b))
+    return run_beside(live, values_a, values_b, found.token_ids, ask, unit_of(*sides))
 
 
 def _captures(a: Party, b: Party) -> dict[SideName, Capture]:
@@ -83,23 +95,23 @@ def _blocks(a: Party, b: Party, found: Evidence) -> list[str]:
 
 
 def _choose(
-    a: Party, b: Party, found: Evidence, weights: Sequence[WeightDiff], errors: Mapping[SideName, Errors], ask: Question
+    a: Party, b: Party, found: Evidence, files: FileDiff, errors: Mapping[SideName, Errors], ask: Question
 ) -> Comparison:
     """H3 where a declared choice gives the capture's values, or every stage of every capture is right by itself."""
     captures = _captures(a, b)
     said = _declared(found.a, found.b)
     right = tuple(_right(name, capture, errors[name]) for name, capture in captures.items())
-    if not said and not weights:
+    if not said and not files.chosen:
         return found.conclude(Verdict.H2, "everything declared is alike, yet the values differ", *right)
     declared = "declared: " + "; ".join(said or ["other types of weight"])
     runs = {name: _reproduce(capture, found, ask) for name, capture in captures.items()}
     again = tuple(_again(name, run, found) for name, run in runs.items())
     if all(map(_is_whole, captures.values())) or all(run.left is None for run in runs.values()):
-        named = (name_weights(weights),) if weights else ()
+        named = (name_weights(files),) if files.chosen else ()
         crushed = crush(found.a, found.b) if any(side_of(p).compute == "q8" for p in (a, b)) else None
         return found.conclude(Verdict.H3, declared, *again, *right, *named, *((crushed,) if crushed else ()))
     return found.conclude(Verdict.INCONCLUSIVE, declared, *again, *right,
-                          "a capture lacks stages, so that a bug may hide in what is not shown")
+                          "a capture lacks stages, so that a bug may hide in what is not shown", why=Doubt.INCOMPLETE)
 
 
 def _declared(a: Trace, b: Trace) -> list[str]:

@@ -6,23 +6,26 @@ measure_pair.py measures, explain.py names the cause.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from core.model.stages import GRID, place_text
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
-from core.proof.explain import explain, name_weights, runs_otherwise
+from core.proof.explain import explain, name_weights, unexplained_by
+from core.proof.file_diff import FileDiff, diff_files, listed
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
-from core.proof.verdict import Comparison, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff
+from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
+from core.proof.weight_diff import saved_key_diffs
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
 from core.trace.measures import CLEAR, SAME, Difference, State
 from core.trace.record import Trace
 from core.trace.run import Side, top_tokens
+
+NO_DIFF = FileDiff()
 
 
 def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
@@ -33,14 +36,17 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
         return found.conclude(Verdict.NOT_COMPARABLE, *blocks)
     ask.emit(Phase("comparing"))
     pair = run_pair(a, b, found.token_ids, ask)
-    found = replace(found, a=filled(trace_a, a, pair.a), b=filled(trace_b, b, pair.b), cells=pair.cells)
+    found = replace(found, a=filled(trace_a, a, pair.a), b=filled(trace_b, b, pair.b), cells=pair.cells,
+                    alike=pair.alike)
+    ask.emit(Phase("comparing weights"))
+    files = diff_files(a, b, ask.cancelled)
     differing, unclear = found.places(State.DIFFERS), found.places(State.UNCLEAR)
     if not differing and not unclear:
-        return agreement(found, ask)
+        return agreement(found, ask, files)
     parted = replace(found, first=(differing or unclear)[0])
-    explained = explain(a, b, parted, ask, lambda weights, errors: _choose(a, b, parted, weights, ask))
+    explained = explain(a, b, parted, files, ask, lambda errors: _choose(a, b, parted, files, ask))
     proven = explained.verdict is Verdict.H3 or explained.error is not None  # by a choice, or by float64
-    return explained if differing or proven else agreement(found, ask)
+    return explained if differing or proven else agreement(found, ask, files)
 
 
 def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
@@ -53,14 +59,19 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
     if set(GRID) <= {stage for _, stage in found.cells}:
         return _judge_values(found, ask)
     differing = differing_stats(left, right, ask.scope)
+    keys = _saved_keys(found).sentences()
+    if not differing and keys:
+        return found.conclude(Verdict.INCONCLUSIVE, f"all statistics are equal, yet {listed(keys)}",
+                              why=Doubt.UNREACHED)
     if not differing:
         shared = _shared_hint(found, ask)
         both = f"; both sides show it: {shared}" if shared else ""
         return found.conclude(Verdict.H1 if shared else Verdict.AGREE,
                               f"all statistics are equal within their printed precision{both}")
     return found.conclude(
-        Verdict.INCONCLUSIVE, f"{len(differing)} cells have other statistics, first {differing[0]}",
-        "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values")
+        Verdict.INCONCLUSIVE, f"{len(differing)} cells have other statistics, first {differing[0]}", *keys,
+        "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values",
+        why=Doubt.STATISTICS)
 
 
 def filled(trace: Trace, side: Side, taken: Taken | None) -> Trace:
@@ -70,29 +81,48 @@ def filled(trace: Trace, side: Side, taken: Taken | None) -> Trace:
                    observed_equals_unobserved=taken.same_logits, values=taken.values)
 
 
-def agreement(found: Evidence, ask: Question) -> Comparison:
-    """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor.
+def agreement(found: Evidence, ask: Question, files: FileDiff = NO_DIFF) -> Comparison:
+    """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor, or the files differ all the same.
 
     It has the worst cell's numbers.
     """
-    worst = max(found.cells, key=lambda p: multiple_of(found.cells[p]), default=None)
+    worst = max(found.cells, key=lambda p: multiple_of(found.cells[p], found.alike), default=None)
     cell = found.cells[worst] if worst is not None else None
+    unread = files.sentences()
+    yet = (f"no cell differs on this prompt, yet {listed(unread)}",) if unread else ()
     if cell is not None and worst is not None and cell.state is State.UNCLEAR:
-        near = found.conclude(
-            Verdict.INCONCLUSIVE,
-            f"{place_text(worst)} differs by {cell.rel_l2:.2g}, {multiple_of(cell):.1f} x its floor: above noise "
-            f"({SAME:.0f} x), below proof ({CLEAR:.0f} x). Try a longer prompt.")
-        return replace(near, token=cell.token, channel=cell.channel, measured=cell.rel_l2, floor=cell.floor)
+        concluded = found.conclude(
+            Verdict.INCONCLUSIVE, *yet,
+            f"{place_text(worst)} differs by {_size_of(cell, found.alike):.2g}, {multiple_of(cell, found.alike):.1f} x "
+            f"its floor: above noise ({SAME:.0f} x), below proof ({CLEAR:.0f} x). Try a longer prompt.",
+            why=Doubt.UNREACHED if yet else Doubt.NEAR)
+        concluded = replace(concluded, token=cell.token, channel=cell.channel)
+    elif yet:
+        concluded = found.conclude(Verdict.INCONCLUSIVE, *yet, "a prompt that reaches it shows what it does",
+                                   why=Doubt.UNREACHED)
+    else:
+        concluded = _agreed(found, ask, files)
+    return concluded if cell is None else replace(
+        concluded, measured=_size_of(cell, found.alike), floor=cell.floor)
+
+
+def _agreed(found: Evidence, ask: Question, files: FileDiff) -> Comparison:
     shared = _shared_hint(found, ask)
-    same = f"no cell differs beyond {SAME:.0f} x its measured floor"
-    agreed = (found.conclude(Verdict.H1, f"{same}; both sides show it: {shared}") if shared
-              else found.conclude(Verdict.AGREE, same))
-    return agreed if cell is None else replace(agreed, measured=cell.rel_l2, floor=cell.floor)
+    same = "no cell differs by itself" if found.alike else "no cell differs"
+    same += f" beyond {SAME:.0f} x {'rounding' if found.alike else 'its measured floor'}"
+    rounded = (name_weights(files),) if files.rounded else ()
+    return (found.conclude(Verdict.H1, f"{same}; both sides show it: {shared}", *rounded) if shared
+            else found.conclude(Verdict.AGREE, same, *rounded))
 
 
-def multiple_of(cell: Difference) -> float:
-    """How many floors a cell differs by; 0 where it has no floor."""
-    return cell.rel_l2 / cell.floor if cell.rel_l2 is not None and cell.floor else 0.0
+def multiple_of(cell: Difference, alike: bool = False) -> float:
+    """How many floors a cell differs by; 0 where it has no floor. alike: by its local error."""
+    size = _size_of(cell, alike)
+    return size / cell.floor if size is not None and cell.floor else 0.0
+
+
+def _size_of(cell: Difference, alike: bool) -> float | None:
+    return cell.local if alike else cell.rel_l2
 
 
 def _shared_hint(found: Evidence, ask: Question) -> str | None:
@@ -102,28 +132,41 @@ def _shared_hint(found: Evidence, ask: Question) -> str | None:
     return next((f.sentence for f in left if f.place in named), None)
 
 
-def _choose(a: Side, b: Side, found: Evidence, weights: Sequence[WeightDiff], ask: Question) -> Comparison:
+def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: Question) -> Comparison:
     """H3 where weights are rounded otherwise, or where A's file, run as B declares it, gives B's values; else H2."""
-    if not runs_otherwise(a, b):
-        if weights:
-            return found.conclude(
-                Verdict.H3, name_weights(weights), "each side is right by its own weights in float64")
-        return found.conclude(
-            Verdict.H2, "same weights, same hyper-parameters and same compute, yet the values differ; "
-            "each single stage is within its floor of float64 on both sides")
+    named = (name_weights(files),) if files.chosen else ()
+    if found.alike:
+        return _choose_alike(found, files, *named)
     declared = f"declared: compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
-    if weights:
-        return found.conclude(Verdict.H3, declared, name_weights(weights), "each side is right by its own weights")
     ask.emit(Phase(f"re-running A as B declares it ({b.compute})"))
     again = replace(a, model=replace(a.model, device=b.model.device), compute=b.compute)
     pair = run_pair(again, b, found.token_ids, replace(ask, emit=no_emit, keep_values=False, control=False))
-    left = replace(found, cells=pair.cells).places(State.DIFFERS)
-    if left:
-        return found.conclude(
-            Verdict.H2, f"{declared}; but A re-run so still differs from B at {place_text(left[0])}")
+    left = unexplained_by(files, pair.cells)
+    if left is not None:
+        cell = pair.cells[left]
+        unlike = found.conclude(Verdict.H2, f"{declared}; but A re-run so still differs from B at {place_text(left)}",
+                                *named)
+        return replace(unlike, first=left, token=cell.token, channel=cell.channel, measured=cell.rel_l2,
+                       floor=cell.floor)
     crushed = crush(found.a, found.b) if "q8" in (a.compute, b.compute) else None
-    return found.conclude(Verdict.H3, f"{declared}; A re-run so gives B's values within the floor",
-                          *((crushed,) if crushed else ()))
+    rerun = f"{declared}; A re-run so gives B's values within the floor" + (
+        " but for its weights' rounding" if named else "")
+    return found.conclude(Verdict.H3, rerun, *named, *((crushed,) if crushed else ()))
+
+
+def _choose_alike(found: Evidence, files: FileDiff, *named: str) -> Comparison:
+    left = unexplained_by(files, found.cells)
+    if named and left is None:
+        return found.conclude(Verdict.H3, *named, "each side is right by its own weights in float64")
+    return replace(found, first=left or found.first).conclude(
+        Verdict.H2, "the weights that this place reads, the hyper-parameters and the compute are the same, yet the "
+        "values differ; each single stage is within its floor of float64 on both sides", *named)
+
+
+def _saved_keys(found: Evidence) -> FileDiff:
+    """The hyper-parameters that differ between two traces that say them."""
+    a, b = (t.origin.get("arch") for t in (found.a, found.b))
+    return FileDiff(saved_key_diffs(a, b)) if isinstance(a, Mapping) and isinstance(b, Mapping) else NO_DIFF
 
 
 def _judge_values(found: Evidence, ask: Question) -> Comparison:
@@ -131,14 +174,15 @@ def _judge_values(found: Evidence, ask: Question) -> Comparison:
     if not differing and absent:
         return found.conclude(
             Verdict.INCONCLUSIVE, f"no cell differs, but {len(absent)} have no values on one side or another shape, "
-            f"first {place_text(absent[0])}")
+            f"first {place_text(absent[0])}", why=Doubt.INCOMPLETE)
     if not differing:
-        return agreement(found, ask)
+        return agreement(found, ask, _saved_keys(found))
     found = replace(found, first=differing[0])
     cell = found.cells[differing[0]]
     reasons = (f"{place_text(differing[0])} differs by {cell.rel_l2:.2g}",
                f"no weights at hand: the floor is not measured ({cell.floor:.2g} is taken) and no side is found wrong")
-    choices = undeclared_alike(found.a, found.b)
+    keys, choices = _saved_keys(found).sentences(), undeclared_alike(found.a, found.b)
     if choices:
-        return found.conclude(Verdict.INCONCLUSIVE, *reasons, *choices, "compare the model files")
-    return found.conclude(Verdict.H2, *reasons)
+        return found.conclude(Verdict.INCONCLUSIVE, *reasons, *keys, *choices, "compare the model files",
+                              why=Doubt.UNDECLARED)
+    return found.conclude(Verdict.H2, *reasons, *keys)

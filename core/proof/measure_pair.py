@@ -1,7 +1,9 @@
 """Run A and B in lockstep and measure B against A at every stage. It measures; judge_pair.py judges.
 
-Six forwards walk side by side, so that values are compared and dropped: A, A with rounding-size noise (the floor), B, B
-with its operations on A's values (local error apart from inherited), and the control runs of A and B, untraced.
+Forwards walk side by side, so that values are compared and dropped: A, B, B with its operations on A's values (local
+error apart from inherited), and the control runs of A and B, untraced. Where both sides compute alike a cell differs by
+its local error, whatever the compute; where their arithmetic differs, by the floor that a sixth forward measures: A
+with rounding-size noise.
 Shapes: T tokens of the prompt, W the width of a stage, V the vocabulary. The value of a stage is [T, W], but for
 logits, [1, V] of the last token, and for an engine that keeps the last tokens only: rows are counted from the end.
 """
@@ -56,23 +58,30 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What a lockstep run leaves: each side that ran (None: its values were saved), and B against A at each place."""
+    """What a lockstep run leaves: each side that ran (None: its values were saved), and B against A at each place.
+
+    alike: the cells are judged by their local error.
+    """
 
     a: Taken | None
     b: Taken | None
     cells: dict[Place, Difference]
+    alike: bool = False
 
 
 class PairMeasurer:
     """Measures B against A at a place when both values are there, over the rows that the scope covers.
 
-    The floor of a place comes first: floors and distances of a place are taken in the order in which lanes advance.
+    alike: each side computes as the other, so that a cell differs by its local error; cells then come in order of
+    computation. Else the floor of a place comes before its distance, in the order in which lanes advance.
     """
 
-    def __init__(self, scope: str, n_token: int) -> None:
+    def __init__(self, scope: str, n_token: int, *, alike: bool = False) -> None:
         self.cells: dict[Place, Difference] = {}
+        self.alike = alike
         self._scope, self._n_token = scope, n_token
         self._floors: dict[Place, float] = {}
+        self._is_parted = False  # some value before, in the scope or out of it, has a local error
 
     def measure_floor(self, place: Place, clean: Tensor, noisy: Tensor) -> None:
         """Take the floor of a place: relative L2 of the noisy value [rows, W] against the clean one."""
@@ -80,22 +89,28 @@ class PairMeasurer:
         if rows:
             self._floors[place] = max(relative_l2(clean[rows], noisy[rows])[0], MIN_REL_L2_FLOOR)
 
-    def measure(self, place: Place, a: Tensor, b: Tensor, made: Tensor | None = None) -> None:
-        """Measure b against a, both [rows, W] on one device; made: B's operation on A's inputs."""
+    def measure(
+        self, place: Place, a: Tensor, b: Tensor, made: Tensor | None = None, of: SideName = SideName.A
+    ) -> None:
+        """Measure b against a, both [rows, W] on one device; made: the other side's operation on the inputs of `of`."""
+        own, other = (a, b) if of is SideName.A else (b, a)
+        if self.alike and made is not None:
+            self._is_parted |= relative_l2(own, made)[0] > CLEAR * MIN_REL_L2_FLOOR
         rows = scope_rows(self._scope, self._n_token, len(a))
         if not rows:
             return
         first = self._n_token - len(a) + rows[0]
-        a, b = a[rows], b[rows]
-        cell = replace(difference(a, b, first), floor=self._floors.pop(place))
+        floor = MIN_REL_L2_FLOOR if self.alike else self._floors.pop(place)
+        cell = replace(difference(a[rows], b[rows], first), floor=floor)
         if made is not None:
-            cell = replace(cell, local=relative_l2(a, made[rows])[0], inherited=relative_l2(made[rows], b)[0])
-        self.cells[place] = judged(cell)
+            cell = replace(cell, local=relative_l2(own[rows], made[rows])[0],
+                           inherited=relative_l2(made[rows], other[rows])[0])
+        self.cells[place] = judged_locally(cell, self._is_parted) if self.alike else judged(cell)
 
 
 def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: Question) -> Pair:
     """Measure B against A; both must have the same widths and depth. Emits CellMeasured of both sides."""
-    measurer = PairMeasurer(ask.scope, len(tokens))
+    measurer = PairMeasurer(ask.scope, len(tokens), alike=compute_alike(a, b))
     now_a, now_b = dict[Place, Tensor](), dict[Place, Tensor]()
 
     def noisy(layer: int | None, stage: str, value: Tensor) -> Tensor:
@@ -108,15 +123,15 @@ def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: Question) -> Pair:
         return from_a
 
     watch_a, watch_b = (SideWatch(name, len(tokens), ask) for name in SideName)
-    noise = jitter(unit_of(a, b), SEED)
     # each lane uses at a place what those before it have left there: the order is that of the file's docstring
     lane_a = a.lane(tokens, chain(chain(a.bug(), watch_a.tap), record_values(now_a)))
-    a_noise = a.lane(tokens, chain(chain(a.bug(), noise), noisy))
+    a_noise = None if measurer.alike else a.lane(
+        tokens, chain(chain(a.bug(), jitter(unit_of(a, b), SEED)), noisy))
     lane_b = b.lane(tokens, chain(chain(b.bug(), watch_b.tap), record_values(now_b)))
     b_on_a = b.lane(tokens, chain(b.bug(), on_values_of_a))
     a_control, b_control = (s.lane(tokens, s.bug()) if ask.control else None for s in (a, b))
     drive_verified((lane_a, a_noise, lane_b, b_on_a, a_control, b_control), (a.model.file, b.model.file), ask.cancelled)
-    return Pair(watch_a.taken(lane_a, a_control), watch_b.taken(lane_b, b_control), measurer.cells)
+    return Pair(watch_a.taken(lane_a, a_control), watch_b.taken(lane_b, b_control), measurer.cells, measurer.alike)
 
 
 class SideWatch:
@@ -153,6 +168,11 @@ def drive_verified(
         drive([lane for lane in lanes if lane is not None], cancelled, enough)
 
 
+def compute_alike(a: Side, b: Side) -> bool:
+    """Say whether two sides compute alike: in one compute, on one device."""
+    return (a.compute, a.model.device) == (b.compute, b.model.device)
+
+
 def unit_of(*sides: Side) -> float:
     """Relative rounding unit of the finest compute among the sides: a coarser choice shall be seen."""
     return min(COMPUTES[s.compute].unit for s in sides)
@@ -166,7 +186,15 @@ def scope_rows(scope: str, n_token: int, n_row: int) -> list[int]:
 def judged(cell: Difference) -> Difference:
     """Fill in the state by the multiple of the floor."""
     assert cell.rel_l2 is not None
-    floor = cell.floor or MIN_REL_L2_FLOOR
-    if cell.rel_l2 <= SAME * floor:
-        return replace(cell, state=State.SAME)
-    return replace(cell, state=State.UNCLEAR if cell.rel_l2 <= CLEAR * floor else State.DIFFERS)
+    return replace(cell, state=_state_of(cell.rel_l2 / (cell.floor or MIN_REL_L2_FLOOR)))
+
+
+def judged_locally(cell: Difference, is_parted: bool) -> Difference:
+    """Fill in the state by the local error; after a local error of this place or before it, by what came of it, too."""
+    assert cell.local is not None
+    own = replace(cell, state=_state_of(cell.local / MIN_REL_L2_FLOOR))
+    return own if own.state is State.DIFFERS or not is_parted else judged(cell)
+
+
+def _state_of(multiple: float) -> State:
+    return State.SAME if multiple <= SAME else State.UNCLEAR if multiple <= CLEAR else State.DIFFERS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from core.trace.measures import Difference, LocalError, SideName, State
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
+
 
 class Verdict(StrEnum):
     """What is said of B against A."""
@@ -32,9 +33,10 @@ VERDICTS = {
     Verdict.H1: "no cell differs, and both sides show the same spike: it is the model",
     Verdict.H2: "a cell differs and no declared choice explains it: a bug",
     Verdict.H3: "a cell differs, and a declared numeric choice explains it",
-    Verdict.INCONCLUSIVE: "the difference is near the noise floor, or one side has statistics only",
+    Verdict.INCONCLUSIVE: "neither a bug nor a choice is proved",
     Verdict.NOT_COMPARABLE: "the numbers were not taken alike",
 }
+OTHER_WEIGHTS = "other weights: another model"  # said of an H2 of two trainings
 EXIT_CODES = {Verdict.AGREE: 0, Verdict.H1: 0, Verdict.H3: 0, Verdict.H2: 1, Verdict.NOT_COMPARABLE: 4,
               Verdict.INCONCLUSIVE: 5}
 # of several prompts the worst counts
@@ -44,9 +46,24 @@ JUDGED = "the engine computes what this file says; whether the file is right is 
 RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
 
 
+class Doubt(StrEnum):
+    """Why a comparison is INCONCLUSIVE, in the words that stand beside the verdict."""
+
+    NEAR = "the difference is near the noise floor"
+    UNREACHED = "the files differ where this prompt does not look"
+    UNKNOWN_TYPE = "what a weight's type costs is not known"
+    STATISTICS = "one side has statistics only"
+    UNDECLARED = "what the sides do not share, or do not say, may explain it"
+    INCOMPLETE = "a side does not show every value"
+    BORROWED = "the weights of one side are not read here"
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The verdict on B against A. first: None where no cell differs; side: None where it is not decided."""
+    """The verdict on B against A. first: None where no cell differs; side: None where it is not decided.
+
+    why: what is said in place of the verdict's own words.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -61,22 +78,48 @@ class Comparison:
     floor: float | None = None     # relative L2
     error: LocalError | None = None  # of the wrong side at first
     cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
+    why: str | None = None
 
     @property
     def multiple(self) -> float | None:
         """How many floors the first difference is."""
         return self.measured / self.floor if self.measured is not None and self.floor else None
 
+    @property
+    def meaning(self) -> str:
+        """What the verdict says, in a few words."""
+        return self.why or VERDICTS[self.verdict]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What A and B are called: each by its file; two of one name by what else they do not share, where they do."""
+        if self.a.name != self.b.name:
+            return self.a.name, self.b.name
+        unlike = [(x, y) for x, y in zip(_settings(self.a), _settings(self.b), strict=True) if x != y]
+        left, right = (" ".join(pair[i] for pair in unlike) for i in (0, 1))
+        return (left, right) if unlike else (self.a.name, self.b.name)
+
+
+def _settings(trace: Trace) -> tuple[str, ...]:
+    """What a trace was taken with that people set, as words."""
+    facts = trace.facts
+    return (facts.engine or "unknown engine", facts.compute or "unknown compute", facts.device or "unknown device",
+            f"threads {facts.threads or 'unknown'}", f"planted {trace.planted}" if trace.planted else "not planted")
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Two traces and what was measured of B against A: what a verdict is concluded from. first: where they part."""
+    """Two traces and what was measured of B against A: what a verdict is concluded from. first: where they part.
+
+    alike: both sides compute alike, so that the cells are judged by their local error.
+    """
 
     a: Trace
     b: Trace
     scope: str
     cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
     first: Place | None = None
+    alike: bool = False
 
     @property
     def token_ids(self) -> list[int]:
@@ -87,14 +130,13 @@ class Evidence:
         """The places whose cell is in that state, in order of computation."""
         return sorted((p for p, cell in self.cells.items() if cell.state is state), key=place_order)
 
-    def conclude(self, verdict: Verdict, *reasons: str) -> Comparison:
-        """The verdict, with the numbers of the cell where the sides part."""
-        cell = self.cells[self.first] if self.first is not None else None
+    def conclude(self, verdict: Verdict, *reasons: str, why: str | None = None) -> Comparison:
+        """The verdict, with the numbers of the cell where the sides part; why: in place of the verdict's own words."""
+        cell = self.cells.get(self.first) if self.first is not None else None  # absent where the scope leaves it out
+        found = Comparison(verdict, reasons, self.a, self.b, self.scope, self.first, cells=self.cells, why=why)
         if cell is None:
-            return Comparison(verdict, reasons, self.a, self.b, self.scope, cells=self.cells)
-        return Comparison(
-            verdict, reasons, self.a, self.b, self.scope, self.first, cell.token, cell.channel, measured=cell.rel_l2,
-            floor=cell.floor, cells=self.cells)
+            return found
+        return replace(found, token=cell.token, channel=cell.channel, measured=cell.rel_l2, floor=cell.floor)
 
 
 @dataclass(frozen=True, slots=True)
