@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
 from core import session
 from core.faults.value_faults import PLANTS
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.lockstep import drive
 from core.model.stages import STAGES, Place, place_text
 from core.proof.distance import nmse

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.faults import wrong_ops as wrong
 from core.faults.wrong_ops import Scene
-from core.model.forward import Model, Tap
+from core.model.model import Model, Tap
 from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, stage_named, stages_of
 from core.system.errors import UsageError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.model.forward import Model
+from core.model.model import Model
 from core.model.ops import rms_norm, rope_angles, rotate
 from core.model.stages import Stage, stage_named
 from core.quant.activations import q8_0, q8_k, rounds_to_q8_k

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from core.model.forward import Tap
 from core.model.lockstep import drive
+from core.model.model import Tap
 from core.model.stages import STAGES, Place, place_text
 from core.proof.ladder_cache import KnownRungs
 from core.proof.verdict import RECOVERED, Ladder, Rung

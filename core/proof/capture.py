@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core.model.arch import Arch
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.stages import Place, place_order, place_text, stage_named, stages_of
 from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
 from core.trace.measures import SideName

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from core.faults.wrong_ops import Scene
-from core.model.forward import Tap, forward
+from core.model.forward import forward
 from core.model.lockstep import Lane
+from core.model.model import Tap
 from core.model.stages import Place
 from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.proof.distance import nmse, relative_l2

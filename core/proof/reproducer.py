@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from core.model.arch import stage_weights
-from core.model.forward import Tap
 from core.model.lockstep import drive
+from core.model.model import Tap
 from core.model.ops import rope_angles
 from core.model.stages import PREVIOUS, TRUNK, Operation, Place, Stage, place_text, stage_named
 from core.quant.dequantize import decode_rows

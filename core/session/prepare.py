@@ -9,7 +9,6 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,12 +157,12 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     )
     origin = {
         "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes,
-        "header_sha256": file.header_sha256, "arch": asdict(arch), "widths": arch.widths,
+        "header_sha256": file.header_sha256, "arch": arch.facts(), "widths": arch.widths,
         "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
     }
     planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
-                 notes=(*file.notes, *open_tokenizer(file).notes), origin=origin)
+                 notes=(*file.notes, *arch.notes, *open_tokenizer(file).notes), origin=origin)
 
 
 def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:

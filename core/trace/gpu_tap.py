@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.stages import FACTORS, PRODUCT, Place
 from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
 from core.trace.taps import finish

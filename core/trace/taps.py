@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.stages import FACTORS, PRODUCT, Place
 from core.system.arrays import Floats, Ints, Rows
 from core.trace.stats import (

@@ -11,7 +11,8 @@ import torch
 
 from core.formats.open_model import open_model
 from core.model import matmul
-from core.model.forward import Cache, Model, forward
+from core.model.forward import forward
+from core.model.model import Cache, Model
 from core.model.lockstep import Lane, drive
 from core.model.matmul import Ask
 from core.model.stages import Place, place_text
