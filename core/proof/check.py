@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.faults.wrong_ops import Scene
+from core.model.arch import Arch
 from core.model.forward import forward
 from core.model.lockstep import Lane
 from core.model.model import Tap
@@ -132,7 +133,7 @@ class StageChecker:
 
     def _judge(self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor) -> None:
         self._reached.add(place)
-        error = local_error(place, truth, by_compute, source, self._values, len(self._tokens))
+        error = local_error(place, truth, by_compute, source, len(self._tokens), self._values, self._exact.arch)
         if error is None:
             return  # no token of its inputs is finite: nothing was measured, and nothing is said of it
         if error.is_bad and sum(e.is_bad for e in self.errors.values()) < GUESSES:
@@ -143,7 +144,7 @@ class StageChecker:
 
 
 def local_error(
-    place: Place, truth: Tensor, by_compute: Tensor, source: Tensor, values: Values | None, n_token: int
+    place: Place, truth: Tensor, by_compute: Tensor, source: Tensor, n_token: int, values: Values | None, arch: Arch
 ) -> LocalError | None:
     """Measure a source's value against float64 and against its compute; None where no token's truth is finite.
 
@@ -157,7 +158,7 @@ def local_error(
     span: tuple[str, ...] = ()
     declared = None
     if values is not None:
-        span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
+        span, declared = missing_before(values, place, arch), relative_l2(by_compute, source)[0]
         if {place[1], *span} & set(TURNED):
             floor = max(floor, (n_token * F32_ANGLE) ** 2)
     return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared)
