@@ -233,6 +233,7 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
         facts.linear(f"{p}attn_qkv", keys + inner, d_model)
         facts.linear(f"{p}attn_gate", inner, d_model)
         packed = facts.linear(f"{p}ssm_ba", 2 * rank, d_model, needed=False)
+        s = replace(s, packed=packed)
         for name in () if packed else ("ssm_beta", "ssm_alpha"):
             facts.linear(f"{p}{name}", rank, d_model)
         channels = keys + inner

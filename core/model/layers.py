@@ -116,7 +116,8 @@ class Attention:
 class Ssm:
     """Sizes of a recurrent mixer. conv: positions that its convolution sees. rank: heads, or Mamba-1's time step rank.
 
-    tiled: value head j reads key head j % groups, else j // (rank / groups).
+    tiled: value head j reads key head j % groups, else j // (rank / groups). packed: ssm_ba, by key head, in place of
+    ssm_beta and ssm_alpha.
     """
 
     conv: int
@@ -125,6 +126,7 @@ class Ssm:
     rank: int = 0
     groups: int = 1
     tiled: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

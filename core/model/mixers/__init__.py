@@ -19,10 +19,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from core.model.layers import ATTENTION, Layer
+from core.model.layers import ATTENTION, DELTA_NET, MAMBA, MAMBA2, MLA, SHORT_CONV, Layer
 from core.model.mixers.attention import attention
+from core.model.mixers.delta_net import delta_net
+from core.model.mixers.mamba import mamba, mamba2
+from core.model.mixers.mla import mla
+from core.model.mixers.short_conv import short_conv
 from core.model.model import Cache, Model, Steps, Tap
 
 Mixer = Callable[[Model, Layer, Tensor, Cache, Tap], Steps]
 
-MIXERS: dict[str, Mixer] = {ATTENTION: attention}
+MIXERS: dict[str, Mixer] = {
+    ATTENTION: attention, MLA: mla, DELTA_NET: delta_net, MAMBA: mamba, MAMBA2: mamba2, SHORT_CONV: short_conv,
+}
