@@ -36,7 +36,7 @@ def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> S
 
 
 def mamba2(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> Steps:
-    """Return ssm_out(norm by group(y * silu(z))) [T, D]: each head has one decay, step dt and skip d; norm if it has."""
+    """Return ssm_out(norm by group(y * silu(z))) [T, D]: a head has one decay, step and skip; norm if it has."""
     s, i, name = layer.ssm, layer.index, layer.prefix
     assert s is not None
     n_token, keys = len(h_TD), s.groups * s.state
