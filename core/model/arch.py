@@ -1,40 +1,35 @@
-"""Say what architecture a model file holds: one record of sizes, every tensor held to its shape. None is read."""
+"""Say what architecture a model file holds: one record of sizes and layers, every tensor claimed. None is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from core.formats.architectures import ARCHS, Family
+from core.formats.architectures import ARCHS, REFUSED, Family
 from core.formats.model_file import ModelFile
-from core.model.stages import STAGES, stage_named
+from core.model.families import resolve_layer
+from core.model.file_facts import Facts
+from core.model.layers import Layer, Node, Rope
+from core.model.stages import stage_named
 from core.system.errors import FileError
 from core.system.mapped_file import shown
 
-PAIRINGS = {0: "adjacent", 2: "halves"}  # .apr's rope_type
-ROPE_SCALINGS = ("none", "linear", "yarn")  # llama3's scaling comes as the tensor rope_freqs
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary position embedding: angle = position * base ** (-2i / dim) / factors[i], then the scaling."""
-
-    base: float
-    dim: int
-    pairing: str
-    scaling: str = "none"
-    factor: float = 1.0
-    original_context: int = 0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+KINDS = {  # general.type of files that are no whole model
+    "adapter": "a LoRA adapter or control vector: merge it into its model first",
+    "mmproj": "the image or sound part of a model (mmproj): give the text model's own file",
+    "imatrix": "an importance matrix: give the model that it was made for",
+    "vocab": "a vocabulary without a model: give the model's own file",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """Hyper-parameters of a model, as its forward needs them."""
+    """Hyper-parameters of a model, as its forward needs them.
+
+    n_head, n_kv_head, head_dim, rope and qk_norm are those of the first layer with attention, d_ff of the first with a
+    feed-forward; layers has each. norm: rms, layer or plain. logit_scale, logit_cap: of the logits, cap last.
+    """
 
     name: str
     n_layer: int
@@ -49,44 +44,95 @@ class Arch:
     rope: Rope
     qk_norm: bool
     tied: bool  # the output head is the token embedding
+    layers: tuple[Layer, ...] = field(default=(), repr=False)
+    norm: str = "rms"
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
+    out_norm: str = "output_norm.weight"
+    per_layer: int = 0  # width of each layer's part of per-layer inputs
+    notes: tuple[str, ...] = ()  # for a person: what is not read, and why
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each stage letter (stages.py)."""
+        """Width of each stage letter (stages.py) in the layers that n_head and d_ff speak of."""
         q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
-        return {"D": self.d_model, "Q": q + 2 * kv, "H": q, "K": kv, "F": self.d_ff, "V": self.n_vocab}
+        usual = {"D": self.d_model, "Q": q + 2 * kv, "H": q, "K": kv, "F": self.d_ff, "V": self.n_vocab}
+        for letter, stage in (("Q", "qkv"), ("H", "attn_mix"), ("K", "k_rope"), ("F", "ffn_up")):
+            node = next((layer.nodes[stage] for layer in self.layers if stage in layer.nodes), None)
+            usual[letter] = usual[letter] if node is None else node.width
+        return usual
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether every layer is attention without windows and the like, with one RoPE, and a dense feed-forward."""
+        return all(
+            layer.attention is not None and layer.attention.is_plain and layer.attention.rope == self.rope
+            and layer.mixers == ("attention",) and layer.attention.own_v
+            and layer.ffn is not None and layer.ffn.experts is None for layer in self.layers)
+
+    def node(self, layer: int | None, stage: str) -> Node | None:
+        """What a stage is in a layer; None where the layer lacks it."""
+        if layer is not None:
+            return self.layers[layer].nodes.get(stage)
+        row = stage_named(stage)
+        return Node(row.operation, self.n_vocab if row.width == "V" else self.d_model, row.inputs, row.weights)
+
+    def width(self, layer: int | None, stage: str) -> int | None:
+        """Channels of a stage in a layer; None where the layer lacks it."""
+        node = self.node(layer, stage)
+        return None if node is None else node.width
+
+    def inputs_of(self, layer: int | None, stage: str) -> tuple[str, ...]:
+        """The stages that a stage reads in a layer, or PREVIOUS; () where it lacks the stage, or reads none."""
+        node = self.node(layer, stage)
+        return () if node is None else node.inputs
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it: sizes, and what differs from the usual decoder."""
+        said = {k: v for k, v in asdict(self).items() if k not in _INNER}
+        said["rope"] = {k: v for k, v in said["rope"].items() if k not in ("factors", "mscale")}
+        usual = {"norm": "rms", "embed_scale": 1.0, "logit_scale": 1.0, "logit_cap": 0.0}
+        said |= {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
+        kinds = [layer.kind for layer in self.layers]
+        return said if set(kinds) <= {"attention"} else {**said, "layers": kinds}
 
     def qkv_part(self, part: str) -> slice:
-        """The columns of qkv that hold part q, k or v."""
+        """The columns of qkv that hold part q, k or v, in the usual layer."""
         q, kv = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
         return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}[part]
 
 
+_INNER = ("layers", "norm", "embed_scale", "logit_scale", "logit_cap", "out_norm", "per_layer", "notes")
+
+
 def read_arch(model: ModelFile) -> Arch:
-    """Read the architecture and hold every tensor to its shape; FileError names what is missing or differs."""
+    """Read the architecture, claim every tensor and hold it to its shape; FileError names what is missing or unread."""
     family, name = family_of(model), str(model.key("general.architecture"))
+    kind = str(model.key("general.type", "model"))
+    if kind in KINDS or name == "clip":
+        raise FileError(f"{model.path.name} is {KINDS.get(kind, KINDS['mmproj'])}.")
+    if name in REFUSED:
+        raise FileError(f"{model.path.name} holds architecture {shown(name)}: {REFUSED[name]}. It is not run.")
     if family is None:
         raise FileError(f"{model.path.name} holds architecture {shown(name)}; this build knows {', '.join(ARCHS)}.")
-    if model.key(f"{name}.expert_count", 0):
-        raise FileError(f"{model.path.name} is a mixture of experts; this build runs dense layers only.")
-    d_model, n_head = _size(model, "embedding_length"), _size(model, "attention.head_count")
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
-    head_dim = head_width(model)
-    if _size(model, "attention.value_length", head_dim) != head_dim:
-        raise FileError(f"{model.path.name}: keys and values of a head differ in width; this build needs them equal.")
-    arch = Arch(
-        name=name, n_layer=_size(model, "block_count"), d_model=d_model, n_head=n_head,
-        n_kv_head=_size(model, "attention.head_count_kv", n_head), head_dim=head_dim,
-        d_ff=_size(model, "feed_forward_length"), n_vocab=model.weight("token_embd.weight").shape[0],
-        n_ctx=_size(model, "context_length", 2048), eps=_eps(model), rope=_rope(model, family, head_dim),
-        qk_norm=family.qk_norm, tied="output.weight" not in model.weights,
-    )
-    if arch.n_head % arch.n_kv_head:
-        heads = f"{arch.n_head} query heads cannot share {arch.n_kv_head} key-value heads evenly"
-        raise FileError(f"{model.path.name}: {heads}.")
-    _hold_shapes(model, arch)
-    return arch
+    facts = Facts(model, name)
+    if facts.value("attention.causal", True) is False:
+        raise FileError(f"{model.path.name}: attention.causal is false, so that there is no next token. It is not run.")
+    d_model, eps = facts.size("embedding_length"), _eps(facts, family)
+    n_layer = facts.size("block_count") - facts.size("nextn_predict_layers", 0, least=0)
+    n_vocab = model.weight("token_embd.weight").shape[0]
+    whole = _claim_whole(facts, family, n_vocab, d_model)
+    layers: list[Layer] = []
+    for index in range(n_layer):
+        layers.append(resolve_layer(facts, family, index, n_layer, layers))
+    notes = facts.refuse_unread(n_layer, family.notes)
+    return Arch(
+        name=name, n_layer=n_layer, d_model=d_model, n_vocab=n_vocab, n_ctx=facts.size("context_length", 2048), eps=eps,
+        tied="output.weight" not in model.weights, layers=tuple(layers), norm=family.norm, notes=tuple(notes),
+        **_usual(family, layers), **whole)
 
 
 def family_of(model: ModelFile) -> Family | None:
@@ -95,20 +141,15 @@ def family_of(model: ModelFile) -> Family | None:
     return ARCHS.get(name) if isinstance(name, str) else None
 
 
-def pairing_said(model: ModelFile) -> str | None:
-    """The RoPE pairing that an .apr states; None where the file says none, or one that does not exist."""
-    kind = model.key("apr.rope_type")
-    return PAIRINGS.get(kind) if isinstance(kind, int) else None
-
-
 def head_width(model: ModelFile) -> int:
     """Channels of a head; FileError."""
-    usual = _size(model, "embedding_length") // _size(model, "attention.head_count")
-    return _size(model, "attention.key_length", usual)
+    facts = Facts(model, str(model.key("general.architecture")))
+    usual = facts.size("embedding_length") // facts.size("attention.head_count")
+    return facts.size("attention.key_length", usual)
 
 
 def layer_weights(arch: Arch) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor that a layer must have, under its name after blk.N."""
+    """Shape of each tensor that a layer of the usual decoder must have, under its name after blk.N."""
     d, f = arch.d_model, arch.d_ff
     q, kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -121,92 +162,69 @@ def layer_weights(arch: Arch) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def optional_biases(arch: Arch) -> dict[str, tuple[int, ...]]:
-    """Shape of each bias that a layer may have."""
-    shapes = layer_weights(arch)
-    return {f"{name}.bias": shapes[f"{name}.weight"][:1] for s in STAGES if s.biased for name in s.weights}
-
-
 def stage_weights(model: ModelFile, layer: int | None, stage: str) -> list[str]:
     """Name the tensors that a stage reads, those the file has."""
     row, prefix = stage_named(stage), "" if layer is None else f"blk.{layer}."
-    parts = ("weight", "bias") if row.biased else ("weight",)
-    found = [full for name in row.weights for part in parts if (full := f"{prefix}{name}.{part}") in model.weights]
+    names = row.weights if layer is None else ()
+    if layer is not None:
+        layers = read_arch(model).layers
+        node = layers[layer].nodes.get(stage) if layer < len(layers) else None
+        names = () if node is None else node.weights
+    fulls = (f"{prefix}{name}{part}" for name in names for part in (".weight", ".bias", ""))
+    found = [full for full in fulls if full in model.weights]
     tied = f"{prefix}{row.tied}.weight"
     return [tied] if not found and tied in model.weights else found
 
 
-def _number(model: ModelFile, key: str, default: float | None = None) -> Any:  # noqa: ANN401
-    """Return {arch}.key, or the first of it where a file gives one value a layer and all are equal."""
-    full = f"{model.key('general.architecture')}.{key}"
-    value = model.key(full, default)
-    if isinstance(value, list) and value and all(v == value[0] for v in value):
-        value = value[0]
-    if value is None:
-        raise FileError(f"{model.path.name} has no key {full}; its architecture needs it.")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FileError(f"{model.path.name}: {full} is {value!r}; one number is needed.")
-    return value
+# --- the whole model -------------------------------------------------------------------------------------------------
 
 
-def _size(model: ModelFile, key: str, default: int | None = None) -> int:
-    value = _number(model, key, default)
-    if not isinstance(value, int) or not 0 < value < 1 << 31:
-        raise FileError(f"{model.path.name}: {key} is {value!r}; a whole number from 1 is needed.")
-    return value
-
-
-def _eps(model: ModelFile) -> float:
-    eps = float(_number(model, "attention.layer_norm_rms_epsilon"))
+def _eps(facts: Facts, family: Family) -> float:
+    keys = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+    first, second = keys if family.norm == "rms" else keys[::-1]
+    key = second if facts.value(first) is None and facts.value(second) is not None else first
+    eps = float(facts.number(key))
     if not 0 <= eps < 1:
-        key = "attention.layer_norm_rms_epsilon"
-        raise FileError(f"{model.path.name}: {key} is {eps}; a small positive number is needed.")
+        raise FileError(f"{facts.model.path.name}: {key} is {eps}; a small positive number is needed.")
     return eps
 
 
-def _rope(model: ModelFile, family: Family, head_dim: int) -> Rope:
-    name = model.key("general.architecture")
-    scaling = str(model.key(f"{name}.rope.scaling.type", "none"))
-    if scaling not in ROPE_SCALINGS:
-        known = f"this build knows {', '.join(ROPE_SCALINGS)} and rope_freqs"
-        raise FileError(f"{model.path.name}: RoPE scaling {scaling!r}; {known}.")
-    kind, said = model.key("apr.rope_type"), pairing_said(model)
-    if kind is not None and said is None:
-        raise FileError(f"{model.path.name}: rope_type {kind!r}; 0 (adjacent pairs) or 2 (split halves) is needed.")
-    rope = Rope(
-        base=float(_number(model, "rope.freq_base", 10000.0)), dim=_size(model, "rope.dimension_count", head_dim),
-        pairing=said or family.pairing, scaling=scaling,
-        factor=float(_number(model, "rope.scaling.factor", 1.0)),
-        original_context=_size(
-            model, "rope.scaling.original_context_length", model.key(f"{name}.context_length", 2048)),
-        attention_factor=float(_number(model, "rope.scaling.attn_factor", 1.0)),
-        beta_fast=float(_number(model, "rope.scaling.yarn_beta_fast", 32.0)),
-        beta_slow=float(_number(model, "rope.scaling.yarn_beta_slow", 1.0)),
-    )
-    numbers = (rope.base, rope.factor, rope.attention_factor, rope.beta_fast, rope.beta_slow)
-    if rope.dim > head_dim or rope.dim % 2 or not all(0 < x < math.inf for x in numbers) or (
-            scaling == "yarn" and rope.base == 1):
-        raise FileError(f"{model.path.name}: RoPE of {rope.dim} channels, base {rope.base}, factor {rope.factor} "
-                        f"cannot turn heads of {head_dim}.")
-    return rope
+def _claim_whole(facts: Facts, family: Family, n_vocab: int, d_model: int) -> dict[str, Any]:
+    """Claim the tensors that belong to no layer; returns the fields that they and the keys decide."""
+    facts.hold("token_embd.weight", n_vocab, d_model)
+    out_norm = family.out_norm if facts.has(family.out_norm) else "output_norm"
+    if family.norm != "plain":
+        facts.hold(f"{out_norm}.weight", d_model)
+        facts.hold(f"{out_norm}.bias", d_model, needed=False)
+    facts.linear("output", n_vocab, d_model, needed=False)
+    if out_norm != "token_embd_norm":  # after the embedding
+        facts.hold("token_embd_norm.weight", d_model, needed=False)
+        facts.hold("token_embd_norm.bias", d_model, needed=False)
+    if facts.has("position_embd"):
+        facts.hold("position_embd.weight", facts.shape("position_embd")[0], d_model)
+    n, n_layer = 0, facts.size("block_count")
+    if facts.has("per_layer_token_embd"):
+        n = facts.size("embedding_length_per_layer_input")
+        facts.hold("per_layer_token_embd.weight", n_vocab, n * n_layer)
+        facts.linear("per_layer_model_proj", n * n_layer, d_model)
+        facts.hold("per_layer_proj_norm.weight", n)
+
+    def read(key: str) -> float:
+        """A key of the family; 1 (no scale) where the family has none, or it says nothing."""
+        return (facts.real(key, family.reads[key]) if key in family.reads else 1.0) or 1.0
+
+    scale = read("logit_scale")
+    cap = "final_logit_softcapping"
+    return {"embed_scale": math.sqrt(d_model) if family.sqrt_d else read("embedding_scale"),
+            "logit_scale": 1 / scale if family.logit == "divide" else scale, "out_norm": f"{out_norm}.weight",
+            "logit_cap": facts.real(cap, family.reads[cap]) if cap in family.reads else 0.0, "per_layer": n}
 
 
-def _hold_shapes(model: ModelFile, arch: Arch) -> None:
-    for name, shape, is_needed in _shapes(arch):
-        if not is_needed and name not in model.weights:
-            continue
-        found = model.weight(name).shape
-        if found != shape:
-            raise FileError(f"{model.path.name}: {name} has shape {list(found)}; "
-                            f"its hyper-parameters need {list(shape)}.")
-
-
-def _shapes(arch: Arch) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Yield each tensor's name, shape, and whether it is needed; one by one, for a file may claim a billion layers."""
-    yield "token_embd.weight", (arch.n_vocab, arch.d_model), True
-    yield "output_norm.weight", (arch.d_model,), True
-    yield "output.weight", (arch.n_vocab, arch.d_model), False
-    yield "rope_freqs.weight", (arch.rope.dim // 2,), False
-    for layer in range(arch.n_layer):
-        yield from ((f"blk.{layer}.{name}", shape, True) for name, shape in layer_weights(arch).items())
-        yield from ((f"blk.{layer}.{name}", shape, False) for name, shape in optional_biases(arch).items())
+def _usual(family: Family, layers: list[Layer]) -> dict[str, Any]:
+    """The sizes of the first layer with attention, and of the first with a feed-forward."""
+    a = next((layer.attention for layer in layers if layer.attention is not None), None)
+    f = next((layer.ffn for layer in layers if layer.ffn is not None), None)
+    e = None if f is None else f.experts
+    return {"n_head": a.n_head if a else 0, "n_kv_head": a.n_kv if a else 0, "head_dim": a.width if a else 0,
+            "rope": a.rope if a is not None and a.rope is not None else Rope(1e4, a.width if a else 0, family.pairing),
+            "qk_norm": bool(a and a.q_norm), "d_ff": 0 if f is None else f.width or (e.width if e else 0)}

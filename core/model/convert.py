@@ -18,7 +18,8 @@ from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.formats.tensor_stream import Packed, as_is
-from core.model.arch import PAIRINGS, family_of, head_width, pairing_said
+from core.model.arch import family_of, head_width
+from core.model.ropes import PAIRINGS, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Bytes

@@ -1,168 +1,130 @@
 """The one forward of a decoder-only transformer, with the tap always in it. It holds no weights and drives nothing.
 
 It is a generator: it yields each product it needs (Product) and is sent the result, so that several runs of it (traced,
-untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lockstep.py).
-Shape letters: T tokens, D model, Q joined q k v, N query heads, K key-value heads, H head width, F feed-forward,
-V vocabulary.
+untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lockstep.py). What a
+layer is made of stands in its Layer; mixers/ and experts.py hold the parts.
+Shape letters: T tokens, D model, F feed-forward, V vocabulary, L layers, P width of a layer's own input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from core.formats.model_file import ModelFile
-from core.kernels.gpu.planes import LAYOUTS
-from core.model.arch import Arch
-from core.model.gpu_weights import Resident
-from core.model.ops import PLAIN, Ops, rope_angles, silu
-from core.quant.dequantize import decode_rows, embedding_rows
-from core.quant.weight import Weight
-
-Tap = Callable[[int | None, str, Tensor], Tensor]  # layer, stage, value -> the value the forward goes on with
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A request: x [T, cols] times the weight's transpose; resident: where the weight may be on the device already."""
-
-    weight: Weight
-    x: Tensor
-    resident: Resident | None = None
-
-
-Steps = Generator[Product, Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """An opened file ready to run: its sizes, its device, the float type of its activations, its weights on a GPU."""
-
-    file: ModelFile
-    arch: Arch
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    resident: Resident | None = None
-
-    @property
-    def ops(self) -> Ops:
-        """The device's own operations for float32, else the plain ones."""
-        return self.resident.ops if self.resident is not None and self.dtype == torch.float32 else PLAIN
-
-    def product(self, name: str, x: Tensor) -> Product:
-        """Ask for x times the named weight's transpose."""
-        return Product(self.file.weight(name), x, self.resident)
-
-    def vector(self, name: str) -> Tensor | None:
-        """Return a norm weight, bias or factor vector; None where the file has none."""
-        def decode() -> Tensor | None:
-            weight = self.file.weights.get(name)
-            return None if weight is None else decode_rows(weight, 0, weight.shape[0], self.device)
-
-        found = decode() if self.resident is None else self.resident.vector(name, decode)
-        return None if found is None else found.to(self.dtype)
-
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        """RMS norm by the named weight."""
-        weight = self.vector(name)
-        assert weight is not None, name
-        return self.ops.rms_norm(x, weight, self.arch.eps)
-
-    def embed(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Return the embedding rows [T, D] of the tokens, on the device."""
-        weight = self.file.weight("token_embd.weight")
-        if self.resident is not None and weight.quant in LAYOUTS:
-            ids = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens, device=self.device)
-            return self.resident.embed(weight, ids).to(self.dtype)
-        listed = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-        return embedding_rows(weight, listed).to(self.device, self.dtype)
-
-    @property
-    def head(self) -> str:
-        """The output head's name: its own tensor, or the tied embedding."""
-        return "token_embd.weight" if self.arch.tied else "output.weight"
-
-
-@dataclass(slots=True)
-class Cache:
-    """Keys and values of every position so far, a layer's under its index."""
-
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-    position: Tensor | None = None  # of the next token, where keys and values have room for more than they hold
-
-    @property
-    def n_past(self) -> int:
-        """Positions already held."""
-        return self.keys[0].shape[0] if self.keys else 0
-
-    def angles(self, model: Model, n_token: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for the next positions, in the model's float type, on its device."""
-        cos, sin = rope_angles(model.arch.rope, self.n_past, n_token, model.vector("rope_freqs.weight"))
-        return cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
-
-    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
-        """Append and return all keys and values of the layer."""
-        if layer in self.keys:
-            k_TKH, v_TKH = torch.cat((self.keys[layer], k_TKH)), torch.cat((self.values[layer], v_TKH))
-        v_TKH = v_TKH.contiguous()  # a part of qkv would keep all of it
-        self.keys[layer], self.values[layer] = k_TKH, v_TKH
-        return k_TKH, v_TKH
+from core.model.experts import experts
+from core.model.layers import RECURRENT, FeedForward, Layer
+from core.model.mixers import MIXERS
+from core.model.model import Cache, Model, Steps, Tap, linear
+from core.model.ops import activate, gated
 
 
 def forward(model: Model, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None) -> Steps:
     """Run the tokens through the whole model; returns the logits [1, V] of the last one."""
     arch = model.arch
     cache = Cache() if cache is None else cache
-    angles = cache.angles(model, len(tokens))
-    x_TD = tap(None, "embedding", model.embed(tokens))
-    for layer in range(arch.n_layer):
-        x_TD = yield from block(model, layer, x_TD, angles, tap, cache)
-    x_TD = tap(None, "final_norm", model.norm("output_norm.weight", x_TD))
-    return tap(None, "logits", (yield model.product(model.head, x_TD[-1:])))
+    cache.begin(len(tokens))
+    x_TD = tap(None, "embedding", embed(model, tokens, cache))
+    inputs_TLP = (yield from per_layer_inputs(model, tokens, x_TD)) if arch.per_layer else None
+    for layer in arch.layers:
+        x_TD = yield from block(model, layer, x_TD, tap, cache)
+        if inputs_TLP is not None:
+            x_TD = yield from add_own_input(model, layer, x_TD, inputs_TLP[:, layer.index], tap)
+        if layer.scaled:
+            x_TD = x_TD * model.tensor(layer.prefix + "layer_output_scale.weight")
+        x_TD = tap(layer.index, "output", x_TD)
+    x_TD = tap(None, "final_norm", model.norm(arch.out_norm, x_TD))
+    cache.end(len(tokens))
+    logits_TV = yield from linear(model, model.head, x_TD[-1:])
+    if arch.logit_scale != 1:
+        logits_TV = logits_TV * arch.logit_scale
+    if arch.logit_cap:
+        logits_TV = arch.logit_cap * torch.tanh(logits_TV / arch.logit_cap)
+    return tap(None, "logits", logits_TV)
 
 
-def block(model: Model, layer: int, x_TD: Tensor, angles: tuple[Tensor, Tensor], tap: Tap, cache: Cache) -> Steps:
-    """Run one layer on the residual stream x; returns the residual stream after it."""
-    name = f"blk.{layer}."
-    h_TD = tap(layer, "attn_norm", model.norm(name + "attn_norm.weight", x_TD))
-    out_TD = yield from attention(model, layer, h_TD, angles, tap, cache)
-    x_TD = tap(layer, "attn_resid", x_TD + out_TD)
-    h_TD = tap(layer, "ffn_norm", model.norm(name + "ffn_norm.weight", x_TD))
-    gate_TF = tap(layer, "ffn_gate", (yield model.product(name + "ffn_gate.weight", h_TD)))
-    up_TF = tap(layer, "ffn_up", (yield model.product(name + "ffn_up.weight", h_TD)))
-    silu_TF = tap(layer, "ffn_silu", silu(gate_TF))
-    h_TF = tap(layer, "ffn_swigl", silu_TF * up_TF)
-    out_TD = tap(layer, "ffn_out", (yield model.product(name + "ffn_down.weight", h_TF)))
-    return tap(layer, "output", x_TD + out_TD)
+def embed(model: Model, tokens: Sequence[int] | Tensor, cache: Cache) -> Tensor:
+    """Return the embedding [T, D] of the tokens: scaled, normed, with learned positions, as the family has it."""
+    arch, x_TD = model.arch, model.rows("token_embd.weight", tokens)
+    if arch.embed_scale != 1:
+        x_TD = x_TD * arch.embed_scale
+    if "token_embd_norm.weight" in model.file.weights and arch.out_norm != "token_embd_norm.weight":
+        x_TD = model.norm("token_embd_norm.weight", x_TD)
+    if "position_embd.weight" in model.file.weights:
+        x_TD = x_TD + model.rows("position_embd.weight", list(range(cache.n_past, cache.n_past + len(tokens))))
+    return x_TD
 
 
-def attention(model: Model, layer: int, h_TD: Tensor, angles: tuple[Tensor, Tensor], tap: Tap, cache: Cache) -> Steps:
-    """Grouped-query attention of one layer on its normed input; returns the projected mix, before the residual add."""
-    arch, name = model.arch, f"blk.{layer}."
-    n_q, n_kv = arch.n_head * arch.head_dim, arch.n_kv_head * arch.head_dim
-    parts = []
-    for part in ("attn_q", "attn_k", "attn_v"):
-        parts.append((yield from linear(model, name + part, h_TD)))
-    qkv_TQ = tap(layer, "qkv", torch.cat(parts, -1))
-    q_TNH, k_TKH, v_TKH = (
-        part.reshape(len(h_TD), -1, arch.head_dim)
-        for part in (qkv_TQ[:, :n_q], qkv_TQ[:, n_q : n_q + n_kv], qkv_TQ[:, n_q + n_kv :])
-    )
-    if arch.qk_norm:
-        q_TNH, k_TKH = model.norm(name + "attn_q_norm.weight", q_TNH), model.norm(name + "attn_k_norm.weight", k_TKH)
-    q_TNH, k_TKH = (model.ops.rotate(t, *angles, arch.rope.pairing) for t in (q_TNH, k_TKH))
-    q_TNH = tap(layer, "q_rope", q_TNH.flatten(1)).reshape(q_TNH.shape)
-    k_TKH = tap(layer, "k_rope", k_TKH.flatten(1)).reshape(k_TKH.shape)
-    mix_TQ = tap(layer, "attn_mix", model.ops.attend(q_TNH, *cache.extend(layer, k_TKH, v_TKH), cache.position))
-    return tap(layer, "attn_out", (yield from linear(model, name + "attn_output", mix_TQ)))
+def block(model: Model, layer: Layer, x_TD: Tensor, tap: Tap, cache: Cache) -> Steps:
+    """Run one layer on the residual stream x; returns the residual stream after it, before the layer's output."""
+    i, h_TD, before_TD = layer.index, x_TD, x_TD
+    if layer.attn_norm is not None:
+        h_TD = tap(i, "attn_norm", model.norm(layer.attn_norm, x_TD))
+    for mixer in layer.mixers:
+        stage = "ssm_out" if mixer in RECURRENT and len(layer.mixers) > 1 else "attn_out"
+        out_TD = tap(i, stage, (yield from MIXERS[mixer](model, layer, h_TD, cache, tap)))
+        if layer.attn_post is not None:
+            out_TD = tap(i, "attn_post_norm", model.norm(layer.attn_post, out_TD))
+        x_TD = x_TD + (out_TD if layer.residual == 1 else out_TD * layer.residual)
+    if layer.ffn is None:
+        return x_TD
+    if layer.parallel:
+        f_TD = before_TD if layer.ffn_norm is not None else h_TD
+    else:
+        f_TD = x_TD = tap(i, "attn_resid", x_TD) if layer.mixers else x_TD
+    source_TD = f_TD
+    if layer.ffn_norm is not None:
+        f_TD = tap(i, "ffn_norm", model.norm(layer.ffn_norm, f_TD))
+    if layer.ffn.experts is None:
+        out_TD = yield from feed_forward(model, layer, layer.ffn, f_TD, tap)
+    else:
+        out_TD = yield from experts(model, layer, f_TD, source_TD, tap, feed_forward)
+    out_TD = tap(i, "ffn_out", out_TD)
+    if layer.ffn_post is not None:
+        out_TD = tap(i, "ffn_post_norm", model.norm(layer.ffn_post, out_TD))
+    return x_TD + (out_TD if layer.residual == 1 else out_TD * layer.residual)
 
 
-def linear(model: Model, name: str, x: Tensor) -> Steps:
-    """Multiply by name.weight and add name.bias where the file has one."""
-    y = yield model.product(name + ".weight", x)
-    bias = model.vector(name + ".bias")
-    return y if bias is None else y + bias
+def feed_forward(
+    model: Model, layer: Layer, f: FeedForward, x_TD: Tensor, tap: Tap, stage: str = "ffn_", tensor: str = ""
+) -> Steps:
+    """down(act(gate x) * up x), or down(act(up x)) without a gate; stage and tensor: around the names of its parts."""
+    i, name = layer.index, layer.prefix + "ffn_"
+    if f.gate == "split":
+        gate_TF = tap(i, stage + "gate", (yield from linear(model, f"{name}gate{tensor}", x_TD)))
+        up_TF = tap(i, stage + "up", (yield from linear(model, f"{name}up{tensor}", x_TD)))
+    else:
+        up_TF = yield from linear(model, f"{name}up{tensor}", x_TD)
+        if f.gate == "joined":
+            gate_TF, up_TF = up_TF.chunk(2, -1)
+            gate_TF = tap(i, stage + "gate", gate_TF)
+        up_TF = tap(i, stage + "up", up_TF)
+    if f.gate == "none":
+        h_TF = tap(i, stage + "silu", activate(f, up_TF))
+    else:
+        silu_TF = tap(i, stage + "silu", activate(f, gate_TF))
+        h_TF = tap(i, stage + "swigl", gated(f, silu_TF, up_TF))
+    return (yield from linear(model, f"{name}down{tensor}", h_TF))
+
+
+# --- per-layer inputs (Gemma 4) --------------------------------------------------------------------------------------
+
+
+def per_layer_inputs(model: Model, tokens: Sequence[int] | Tensor, x_TD: Tensor) -> Steps:
+    """Return (row of the tokens * sqrt(P) + norm(projection of x / sqrt(D))) / sqrt(2) for every layer [T, L, P]."""
+    n, shape = model.arch.per_layer, (len(tokens), model.arch.n_layer, model.arch.per_layer)
+    own_TLP = (model.rows("per_layer_token_embd.weight", tokens) * math.sqrt(n)).view(shape)
+    projected = yield from linear(model, "per_layer_model_proj", x_TD)
+    projected_TLP = model.norm("per_layer_proj_norm.weight", (projected / math.sqrt(model.arch.d_model)).view(shape))
+    return (own_TLP + projected_TLP) / math.sqrt(2)
+
+
+def add_own_input(model: Model, layer: Layer, x_TD: Tensor, input_TP: Tensor, tap: Tap) -> Steps:
+    """x + norm(proj(gelu(gate x) * the layer's own input))."""
+    i, name = layer.index, layer.prefix
+    gate_TP = tap(i, "ple_gate", (yield from linear(model, name + "inp_gate", x_TD)))
+    mix_TP = tap(i, "ple_mix", torch.nn.functional.gelu(gate_TP, approximate="tanh") * input_TP)
+    out_TD = yield from linear(model, name + "proj", mix_TP)
+    return x_TD + tap(i, "ple_out", model.norm(name + "post_norm.weight", out_TD))

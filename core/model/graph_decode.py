@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from core.kernels.gpu.planes import LAYOUTS
-from core.model.forward import Cache, Model
+from core.model.layers import Rope
 from core.model.lockstep import Lane, drive
+from core.model.model import Cache, Model
 from core.model.ops import rope_angles
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled
@@ -25,19 +26,24 @@ class RoomyCache(Cache):
     """Keys and values with room for n_max positions, allocated once; which is next is known on the device."""
 
     def __init__(self, model: Model, n_max: int) -> None:
+        arch, rope = model.arch, model.arch.rope
+        assert arch.is_usual
         self.next = torch.zeros(1, dtype=torch.int64, device=model.device)
         self.here = self.next  # where the tokens of the running step go
         super().__init__(position=self.next)
-        cos, sin = rope_angles(model.arch.rope, 0, n_max, model.vector("rope_freqs.weight"))
+        cos, sin = rope_angles(rope, 0, n_max, None if rope.factors is None else model.vector(rope.factors))
         self.cos, self.sin = cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
         shape = (n_max, model.arch.n_kv_head, model.arch.head_dim)
         for layer in range(model.arch.n_layer):
             self.keys[layer] = torch.zeros(shape, dtype=model.dtype, device=model.device)
             self.values[layer] = torch.zeros(shape, dtype=model.dtype, device=model.device)
 
-    def angles(self, model: Model, n_token: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for the next positions; a step asks for them first."""
+    def begin(self, n_token: int) -> None:
+        """Start a step of so many tokens."""
         self.here = self.next + torch.arange(n_token, device=self.next.device)
+
+    def angles(self, model: Model, rope: Rope, n_token: int) -> tuple[Tensor, Tensor]:
+        """Return RoPE's cos and sin for the next positions."""
         return self.cos[self.here], self.sin[self.here]
 
     def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:

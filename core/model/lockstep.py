@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.model.forward import Product, Steps
 from core.model.matmul import Ask, multiply
+from core.model.model import Product, Steps
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.gpu_errors import device_error
@@ -96,7 +96,7 @@ def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
         lanes[i].settle()
-        asks = [Ask(waiting[j].x, lanes[j].compute, lanes[j].plain) for j in same]
+        asks = [Ask(waiting[j].x, lanes[j].compute, lanes[j].plain, waiting[j].experts) for j in same]
         products = multiply(ask.weight, asks, check, ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():

@@ -19,7 +19,7 @@ from core.kernels.gpu.planes import LAYOUTS
 from core.model.gpu_weights import Resident, why_no_kernels
 from core.quant.activations import COMPUTES, Compute, round_activations, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
-from core.quant.types import FUSED, QUANTS
+from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
@@ -29,11 +29,15 @@ ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the acti
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a run wants multiplied by a weight: x [T, cols] at a compute; plain: without kernels, whatever there are."""
+    """What a run wants multiplied by a weight: x [T, cols] at a compute; plain: without kernels, whatever there are.
+
+    experts: which of the experts of a weight [E, rows, cols] each row of x meets.
+    """
 
     x: Tensor
     compute: str
     plain: bool = False
+    experts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ def multiply(
     cancelled: called between chunks; it raises to end the run.
     resident: the weights on their GPU, where each ask has a launch of its own, so that its bits are its own.
     """
+    if len(weight.shape) == 3:
+        return _multiply_experts(weight, asks, cancelled, resident)
     kernels = library() if resident is None and any(is_fused(weight, ask.x) for ask in asks) else None
     products = [_product(weight, ask, kernels, resident) for ask in asks]
     made: dict[int, Tensor] = {}
@@ -89,6 +95,30 @@ def multiply(
             outs = _decode_multiply(weight, list(same.values()), cancelled)
         made |= zip(same, outs, strict=True)
     return [made[i] for i in range(len(asks))]
+
+
+def expert_weight(weight: Weight, expert: int) -> Weight:
+    """One expert's matrix of a weight [E, rows, cols]: a view of the same packed bytes."""
+    _, rows, cols = weight.shape
+    size = rows * row_bytes(QUANTS[weight.quant], cols)
+    data = weight.data[expert * size:(expert + 1) * size]
+    return Weight(f"{weight.name}[{expert}]", weight.quant, (rows, cols), data)
+
+
+def _multiply_experts(
+    weight: Weight, asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None
+) -> list[Tensor]:
+    """Multiply the rows of each ask by their experts, each decoded once; those that nobody chose are not read."""
+    outs = [ask.x.new_empty(len(ask.x), weight.shape[1]) for ask in asks]
+    ids = [ask.experts for ask in asks if ask.experts is not None]
+    assert len(ids) == len(asks), weight.name
+    for expert in sorted({each for id_N in ids for each in id_N.tolist()}):
+        at_N = [(id_N == expert).nonzero()[:, 0] for id_N in ids]
+        rows = [(i, at) for i, at in enumerate(at_N) if len(at)]
+        parts = [Ask(asks[i].x[at], asks[i].compute, asks[i].plain) for i, at in rows]
+        for (i, at), y in zip(rows, multiply(expert_weight(weight, expert), parts, cancelled, resident), strict=True):
+            outs[i][at] = y.to(outs[i].dtype)
+    return outs
 
 
 def _product(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> _Product:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from core.model.arch import Rope
+from core.model.layers import FeedForward, Rope
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -21,9 +21,52 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps) * weight_D
 
 
+def rms_scale(x: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x^2) + eps), over the last axis: an RMS norm without weights."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def layer_norm(x: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(variance + eps), over the last axis, times the weight if there is one."""
+    y = rms_scale(x - x.mean(-1, keepdim=True), eps)
+    return y if weight_D is None else y * weight_D
+
+
 def silu(x: Tensor) -> Tensor:
     """Return x / (1 + e^-x)."""
     return torch.nn.functional.silu(x)
+
+
+def activate(f: FeedForward, x: Tensor) -> Tensor:
+    """Return the family's activation of a feed-forward's gate, or of what is up where it has no gate."""
+    return _xielu(x, *f.numbers) if f.act == "xielu" else ACTIVATIONS[f.act](x)
+
+
+def gated(f: FeedForward, gate: Tensor, up: Tensor) -> Tensor:
+    """Return the activated gate times what is up; gpt-oss clamps that and adds 1."""
+    return gate * (up.clamp(-OAI_LIMIT, OAI_LIMIT) + 1) if f.act == "oai" else gate * up
+
+
+def _oai(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), of x at most 7. Source: gpt-oss."""
+    x = x.clamp(max=OAI_LIMIT)
+    return x * torch.sigmoid(OAI_ALPHA * x)
+
+
+def _xielu(x: Tensor, alpha_p: float, alpha_n: float, beta: float, eps: float) -> Tensor:
+    """a_p x^2 + beta x above 0, else (e^min(x, eps) - 1 - x) a_n + beta x. Source: Huang and Schlag 2024.
+
+    a_p = softplus(alpha_p), a_n = beta + softplus(alpha_n).
+    """
+    a_p, a_n = math.log1p(math.exp(alpha_p)), beta + math.log1p(math.exp(alpha_n))
+    return torch.where(x > 0, a_p * x * x + beta * x, (torch.expm1(x.clamp(max=eps)) - x) * a_n + beta * x)
+
+
+OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu, "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_erf": torch.nn.functional.gelu, "relu2": lambda x: torch.relu(x).square(), "oai": _oai,
+}
 
 
 def rope_angles(rope: Rope, start: int, n_token: int, factors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -41,7 +84,7 @@ def rope_angles(rope: Rope, start: int, n_token: int, factors: Tensor | None) ->
     elif rope.scaling == "yarn":
         keep = 1 - ((half - _yarn_low(rope)) / max(0.001, _yarn_high(rope) - _yarn_low(rope))).clamp(0, 1)
         freq = freq / rope.factor * (1 - keep) + freq * keep
-        scale *= 1 + 0.1 * math.log(rope.factor)
+        scale *= 1 + 0.1 * math.log(rope.factor) if rope.mscale else 1.0
     angle = torch.arange(start, start + n_token, dtype=torch.float64)[:, None] * freq
     return angle.cos() * scale, angle.sin() * scale
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core.model.arch import Arch
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.stages import Place, place_order, place_text, stage_named, stages_of
 from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
 from core.trace.measures import SideName
@@ -39,19 +39,22 @@ def misfits(values: Values, arch: Arch, n_token: int) -> list[str]:
     """Say which values cannot be of this model and these tokens, a sentence each; [] where all fit."""
     found = []
     for place in sorted(values, key=place_order):
-        shape, width = tuple(values[place].shape), arch.widths[stage_named(place[1]).width]
-        if len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= n_token or (place[0] or 0) >= arch.n_layer:
+        shape, inside = tuple(values[place].shape), (place[0] or 0) < arch.n_layer
+        width = arch.width(*place) if inside else arch.d_model
+        if width is None:
+            found.append(f"{place_text(place)} is no stage of that layer ({arch.layers[place[0] or 0].kind})")
+        elif len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= n_token or not inside:
             found.append(f"{place_text(place)} has shape {list(shape)}; {n_token} tokens through this model's "
                          f"{arch.n_layer} layers make [{n_token}, {width}]")
     return found
 
 
-def missing_before(values: Values, place: Place) -> tuple[str, ...]:
+def missing_before(values: Values, place: Place, arch: Arch) -> tuple[str, ...]:
     """The stages without values through which a place is recomputed from what has values, in order of computation."""
     wanted, found = [place], set[Place]()
     while wanted:
         layer, stage = wanted.pop()
-        for name in stage_named(stage).inputs:
+        for name in arch.inputs_of(layer, stage):
             source = _input(values, layer, name)
             if source is not None and source not in values and source not in found:
                 found.add(source)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from core.faults.wrong_ops import Scene
-from core.model.forward import Tap, forward
+from core.model.arch import Arch
+from core.model.forward import forward
 from core.model.lockstep import Lane
+from core.model.model import Tap
 from core.model.stages import Place
 from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.proof.distance import nmse, relative_l2
@@ -146,7 +148,7 @@ class StageChecker:
         self._reached.add(place)
         if self.overflow is None:
             self.overflow = self._overflowed(place, truth, by_compute, source)
-        error = local_error(place, truth, by_compute, source, self._values, len(self._tokens))
+        error = local_error(place, truth, by_compute, source, len(self._tokens), self._values, self._exact.arch)
         if error is None:
             self.lost.append(place)  # nothing was measured, and nothing is said of it
             return
@@ -169,7 +171,7 @@ class StageChecker:
 
 
 def local_error(
-    place: Place, truth: Tensor, by_compute: Tensor, source: Tensor, values: Values | None, n_token: int
+    place: Place, truth: Tensor, by_compute: Tensor, source: Tensor, n_token: int, values: Values | None, arch: Arch
 ) -> LocalError | None:
     """Measure a source's value against float64 and against its compute; None where no token's truth is finite.
 
@@ -186,7 +188,7 @@ def local_error(
     span: tuple[str, ...] = ()
     declared = None
     if values is not None:
-        span, declared = missing_before(values, place), relative_l2(by_compute, source)[0]
+        span, declared = missing_before(values, place, arch), relative_l2(by_compute, source)[0]
         if {place[1], *span} & set(TURNED):
             floor = max(floor, (n_token * F32_ANGLE) ** 2)
     return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared)

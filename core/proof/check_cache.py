@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.model.forward import Cache
 from core.model.lockstep import drive
+from core.model.model import Cache
 from core.model.stages import Place
 from core.proof.distance import difference, relative_l2
 from core.proof.measure_pair import (

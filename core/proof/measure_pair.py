@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from core.formats.model_file import ModelFile
-from core.model.forward import Tap
 from core.model.lockstep import Lane, drive
+from core.model.model import Tap
 from core.model.stages import Place, scope_positions
 from core.proof.distance import difference, relative_l2
 from core.quant.activations import COMPUTES

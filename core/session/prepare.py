@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -211,12 +211,12 @@ def describe(side: Side, model: Prepared) -> Trace:
     )
     origin = {
         "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes,
-        "header_sha256": file.header_sha256, "arch": asdict(arch), "widths": arch.widths,
+        "header_sha256": file.header_sha256, "arch": arch.facts(), "widths": arch.widths,
         "weight_types": file.types_text(), "device_reason": model.reason, "seed": SEED, "torch": torch.__version__,
     }
     planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=model.tokens, cells={}, planted=planted or None,
-                 notes=(*file.notes, *model.tokenizer.notes), origin=origin, identity=model.identity)
+                 notes=(*file.notes, *arch.notes, *model.tokenizer.notes), origin=origin, identity=model.identity)
 
 
 def identifying(emit: Emit, *identities: Identity | None) -> Emit:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
-from core.model.forward import Tap
+from core.model.model import Tap
 from core.model.stages import FACTORS, PRODUCT, Place
 from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
-from core.trace.taps import finish
+from core.trace.taps import by_expert, counted, finish
 
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
@@ -69,7 +69,8 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
     if done.ready is not None:
         done.ready.synchronize()
     measured = read_statistics(done.host.numpy(), len(done.values), ROW)
-    for (place, x), (table, index, peaks) in zip(done.values.items(), measured, strict=True):
+    for (place, dense), found in zip(done.values.items(), measured, strict=True):
+        x, (table, index, peaks) = counted(place, dense), by_expert(place, dense, found)
         factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == PRODUCT else None
         is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
@@ -79,7 +80,7 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
 
 
 def _launched(batch: Batch) -> Batch:
-    measured = launch_statistics(list(batch.values.values()))
+    measured = launch_statistics([counted(place, x) for place, x in batch.values.items()])
     if measured.device.type != "cuda":
         batch.host = measured
         return batch

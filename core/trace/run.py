@@ -15,10 +15,11 @@ from torch import Tensor
 from core.faults.value_faults import parse_plant, plant_tap
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch
-from core.model.forward import Cache, Model, Tap, forward
+from core.model.forward import forward
 from core.model.gpu_weights import open_resident
 from core.model.graph_decode import decode_captured, likeliest
 from core.model.lockstep import Lane, drive
+from core.model.model import Cache, Model, Tap
 from core.model.stages import Place
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
@@ -127,7 +128,7 @@ def continue_greedily(
     cancelled: IsCancelled,
 ) -> list[int]:
     """Return up to n_token next tokens, each the likeliest, through the cache, unwatched; stops after one of end."""
-    if side.model.resident is not None and not side.plant:
+    if side.model.resident is not None and not side.plant and side.model.arch.is_usual:
         steps = decode_captured(
             side.model, lambda ids, cache: side.lane(ids, no_tap, cache), tokens, n_token, cancelled)
     else:

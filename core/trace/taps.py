@@ -15,8 +15,8 @@ from torch import Tensor
 
 from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
-from core.model.forward import Tap
-from core.model.stages import FACTORS, PRODUCT, Place
+from core.model.model import Tap
+from core.model.stages import FACTORS, PRODUCT, ROUTED, Place
 from core.system.arrays import Floats, Ints, Rows
 from core.trace.stats import (
     MASSIVE_CHANNELS,
@@ -52,8 +52,9 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
         nonlocal size
         values, size = list(held.items()), 0
         held.clear()
-        measured = _measured([x for _, x in values])
-        for (place, x), (table, index, peaks) in zip(values, measured, strict=True):
+        measured = _measured([counted(place, x) for place, x in values])
+        for (place, x), found in zip(values, measured, strict=True):
+            x, (table, index, peaks) = counted(place, x), by_expert(place, x, found)
             factors = None
             if place[1] in FACTORS:
                 product[place[1]] = x
@@ -75,6 +76,29 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
         return value
 
     return tap
+
+
+def counted(place: Place, x_TW: Tensor) -> Tensor:
+    """What of a value is measured: all of it; of dense routing weights those of the chosen experts."""
+    return x_TW if place[1] != ROUTED else x_TW.gather(1, _chosen(x_TW))
+
+
+def by_expert(place: Place, x_TW: Tensor, measured: Measured) -> Measured:
+    """Name the channels of what was measured by their experts, where the value is routing weights."""
+    if place[1] != ROUTED:
+        return measured
+    table, index, _ = measured
+    ids_TK, rows = _chosen(x_TW).cpu().numpy(), table[index]
+    for name in ("peak_channel", "nan_channel"):
+        column = rows[name]
+        rows[name] = np.where(column >= 0, ids_TK[np.arange(len(ids_TK)), column], column)
+    return table, index, tuple(_top_channels(x_TW))
+
+
+def _chosen(x_TE: Tensor) -> Tensor:
+    """The chosen experts of each token, by rising id: as many as the token with the most has."""
+    most = max(1, int((x_TE != 0).sum(1).max()))
+    return (x_TE != 0).to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[:, :most].sort(-1).values
 
 
 def record_values(into: dict[Place, Tensor]) -> Tap:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.formats.architectures import ARCHS
-from core.model.arch import Arch, Rope
+from core.model.arch import Arch
+from core.model.layers import Rope
 from core.system.errors import FileError, UsageError, os_reason
 
 ARCH = "llama"

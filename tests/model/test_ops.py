@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.model.arch import Rope
+from core.model.layers import Rope
 from core.model.ops import attend, rms_norm, rope_angles, rotate, silu
 
 FLOAT64 = 1e-12  # relative: the same formula in another order of summation

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.model.forward import Cache
+from core.model.model import Cache
 from core.proof.check_cache import decoded_cells
 from core.system.errors import UsageError
 from core.trace.request import Prompt, RunOptions, Source

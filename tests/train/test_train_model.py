@@ -10,7 +10,8 @@ import torch
 from core.formats.open_model import open_model
 from core.model import lockstep
 from core.model.arch import read_arch
-from core.model.forward import Model, forward
+from core.model.forward import forward
+from core.model.model import Model
 from core.system.errors import UsageError
 from core.trace.taps import record_values
 from core.train.checkpoint import State, model_of, write_checkpoint

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from core.formats.architectures import ARCHS
-from core.model.arch import Arch, Rope
+from core.model.arch import Arch
+from core.model.layers import Rope
 from core.train.config import ARCH, TrainOptions, learning_rate, settle
 from core.train.model import Decoder, make_decoder
 from core.train.step import Stepper, make_optimizer
