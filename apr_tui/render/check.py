@@ -36,7 +36,7 @@ def note_lines(view: CheckView, at: int, width: int) -> Rows:
         return _said(word, first, name, width) + [line for text in rest for line in _said(indent, text, name, width)]
     at %= len(bad)
     sentence, *more = (*view.check.reasons_at(bad[at]), *view.check.unjudged)
-    count = f" (bad place {at + 1} of {len(bad)})" if len(bad) > 1 else ""
+    count = f" (bad stage {at + 1} of {len(bad)})" if len(bad) > 1 else ""
     lines = _said("X FAIL", sentence + count, "bad", width)
     return lines + [line for text in more for line in _said(" " * len("X FAIL"), text, "watch", width)]
 

@@ -18,6 +18,8 @@ from core.trace.record import Trace
 
 SLOTS = (*SUB_FFN, "ffn_out")
 SPIKE_LAYER, AROUND = 3, range(5, 27)  # of the published 28-layer model
+MODEL = "Qwen2.5-Coder-7B: qwen2, 28 layers, 3584 wide"  # what the contracts were measured on
+N_LAYER, FAMILY, WIDTHS = 28, "qwen2", (3584, 256)         # 256: the demonstration, made to show what it shows
 SPIKE, CALM = 3.0, 2.0       # SUB-FFN-001: one slot at least 3 x the median of layers 5 to 26, the others at most 2 x
 NEAR, FAR = 0.1, 0.5 / 1.22  # FFN-GGUF-003 as published: within 10 % of 1.22 is H1, under 0.5 is H2
 BAND = (0.5, 2.0)
@@ -60,7 +62,9 @@ def _question(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str
     left = value(comparison.a.cells, (SPIKE_LAYER, "ffn_swigl"), "all", "std")
     right = value(comparison.b.cells, (SPIKE_LAYER, "ffn_swigl"), "last", "std")
     told = "the published rule had nothing to compare"
-    if left and right is not None:
+    if _other_model(comparison.a) or _other_model(comparison.b):
+        told = f"the published rule is of {MODEL}"
+    elif left and right is not None:
         said = "H1" if abs(right / left - 1) <= NEAR else "H2" if right / left < FAR else "neither"
         told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "
                 f"{said}; it compares one token with all of them, so that one token's spike looks like a bug")
@@ -74,6 +78,9 @@ def _named(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
 
 
 def _one_slot(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
+    other = _other_model(trace)
+    if other:
+        return NOT_MEASURED, f"this is {other}; the contract is of {MODEL}"
     cells, rows = trace.cells, set(layers(trace.cells))
     if not {SPIKE_LAYER, *AROUND} <= rows:
         return NOT_MEASURED, f"layers {SPIKE_LAYER} and {AROUND[0]} to {AROUND[-1]} are needed"
@@ -89,6 +96,15 @@ def _one_slot(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str
     calm = all(times[s] <= CALM for s in SLOTS if s not in high)
     measured = ", ".join(f"{s} {x:.2g} x" for s, x in times.items())
     return (PASS if len(high) == 1 and calm else FAIL), measured
+
+
+def _other_model(trace: Trace) -> str | None:
+    """What the trace is of, where it says that it is not the model of the contracts; None where it may be."""
+    facts = trace.facts
+    rows = (("architecture", facts.arch, (FAMILY,)), ("layers", facts.n_layer, (N_LAYER,)),
+            ("width", facts.d_model, WIDTHS))
+    unlike = [f"{name} {value}" for name, value, wanted in rows if value is not None and value not in wanted]
+    return ", ".join(unlike) or None
 
 
 def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[Outcome, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text, stage_named
-from core.proof.weight_fault import Overflow, WeightScan
+from core.model.weight_fault import Overflow, WeightScan
 from core.system.outcome import Outcome
 from core.trace.measures import Difference, LocalError, SideName, State
 
@@ -144,17 +144,25 @@ class Check:
     """The verdict of a source against float64: PASS where nothing is bad, else FAIL at the first bad place.
 
     decoded: generated positions through the KV cache (B) against one prefill (A); empty where none was asked for.
-    lost: stages that could not be judged, no token of their inputs being finite. scan: of the weights by themselves.
+    unmeasured: stages that could not be judged, in order; None: those of the trace that have no error.
+    scan: of the weights by themselves.
     doubt: why neither PASS nor FAIL can be said.
     """
 
     trace: Trace
     errors: Mapping[Place, LocalError] = field(repr=False)
     decoded: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
-    lost: tuple[Place, ...] = ()
+    unmeasured: tuple[Place, ...] | None = None
     overflow: Overflow | None = None
     scan: WeightScan = field(default_factory=WeightScan)
     doubt: str | None = None
+
+    @property
+    def lost(self) -> list[Place]:
+        """Stages of whose inputs no token is finite, in order of computation."""
+        if self.unmeasured is not None:
+            return list(self.unmeasured)
+        return sorted(self.trace.cells.keys() - self.errors.keys(), key=place_order)
 
     @property
     def bad(self) -> list[Place]:
@@ -209,15 +217,16 @@ class Check:
         if self.first is None:
             times = f"; the worst is {worst.nmse / worst.limit:.2g} x it" if isinstance(worst, LocalError) else ""
             cache = "generated positions through the cache equal one prefill within the floor"
-            return (*(doubt or (JUDGED,)),
+            return (*doubt,
                     f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
-                    f"within its compute's floor{times}", *((cache,) if self.decoded else ()), *self._scanned)
+                    f"within its compute's floor{times}", *(() if doubt else (JUDGED,)),
+                    *((cache,) if self.decoded else ()), *self._scanned)
         if isinstance(worst, Difference):
             return (*doubt, f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
                     f"from one prefill: relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, "
                     f"channel {worst.channel}",)
         later = len(self.bad) - 1
-        more = "1 more place is bad by itself" if later == 1 else f"{later} more places are bad by themselves"
+        more = "1 more stage is bad by itself" if later == 1 else f"{later} more stages are bad by themselves"
         return (*doubt, *self.reasons_at(self.first), *((more,) if later else ()), *self.unjudged)
 
     def reasons_at(self, place: Place) -> tuple[str, ...]:

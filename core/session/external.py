@@ -69,24 +69,29 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
                                      f"{[t.id for t in traced.tokens]} instead of {[t.id for t in tokens]}.")
+    _refuse_misfit(traced, file)
     return check_by_identity(traced, file, cancelled, lambda stop: check_values(
         traced, file, source, emit=emit, cancelled=stop))
 
 
-def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
-    """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
+def _refuse_misfit(traced: Trace, model: OpenedModel) -> None:
+    """NotComparableError where the values cannot be of the file, whatever its weights are."""
     from core.proof.capture import misfits
-    from core.proof.check import judge_stages
-    from core.proof.weight_scan import scan_weights
-    from core.quant.activations import COMPUTES
 
     refuse_other_rows(traced)
-    values = traced.values or {}
-    file = model.file
-    wrong = misfits(values, model.arch, len(traced.tokens))
+    wrong = misfits(traced.values or {}, model.arch, len(traced.tokens))
     if wrong:
-        raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. "
+        raise NotComparableError(f"these values are not of {model.file.path.name}: {wrong[0]}. "
                                  "Give the file that they were made from.")
+
+
+def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
+    """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
+    from core.model.weight_scan import scan_weights
+    from core.proof.check import judge_stages
+    from core.quant.activations import COMPUTES
+
+    values = traced.values or {}
     declared = traced.facts.compute
     best: Check | None = None
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
@@ -95,7 +100,7 @@ def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emi
         side = opening.ready(opening.prepared(model, traced.tokens, live, emit), live, emit)
         found = judge_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
-        result = Check(replace(traced, notes=(*traced.notes, *unknown)), found.errors, lost=tuple(found.lost),
+        result = Check(replace(traced, notes=(*traced.notes, *unknown)), found.errors, unmeasured=tuple(found.lost),
                        overflow=found.overflow)
         if best is None or _reach(result.errors) > _reach(best.errors):
             best = result
@@ -103,7 +108,7 @@ def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emi
             break
     assert best is not None
     emit(Phase("reading the weights"))
-    best = replace(best, scan=scan_weights(file, model.arch, cancelled))
+    best = replace(best, scan=scan_weights(model.file, model.arch, cancelled))
     if best.first is None and (None, "logits") not in values:
         raise NotComparableError(f"{traced.name} lacks the logits: each of the {len(best.errors)} stages that it shows "
                                  "is right, but what follows them is not shown. Take the values of every stage.")

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.model.stages import Place
 from core.proof.verdict import Bisection, Check, Comparison
-from core.session.prepare import describe, identifying, is_bundle, open_pair, open_saved, prepare, ready, room
+from core.session.prepare import (
+    Prepared,
+    describe,
+    identifying,
+    is_bundle,
+    open_pair,
+    open_saved,
+    prepare,
+    ready,
+    room,
+)
 from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
@@ -18,6 +29,9 @@ from core.trace.measures import SideName
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 from core.trace.stats import Cell
+
+if TYPE_CHECKING:
+    from core.trace.run import Side
 
 
 def compare(
@@ -105,8 +119,8 @@ def check(
     ids = [t.id for t in opened.tokens]
     emit(Start(n_layer=opened.arch.n_layer, tokens=opened.tokens))
     side = ready(opened, source, emit)
+    from core.model.weight_scan import scan_weights
     from core.proof.check import check_run
-    from core.proof.weight_scan import scan_weights
     from core.trace import run
     from core.trace.taps import record
 
@@ -123,13 +137,19 @@ def check(
     traced = replace(describe(side, opened), cells=cells, top=run.top_tokens(opened.tokenizer, done.logits),
                      observed_equals_unobserved=done.same_logits)
     emit(Phase("reading the weights"))
-    found = Check(traced, done.errors, lost=done.lost, overflow=done.overflow,
+    found = Check(traced, done.errors, unmeasured=done.lost, overflow=done.overflow,
                   scan=scan_weights(opened.file, opened.arch, cancelled))
-    if not options.generate:
-        return found
+    return _through_cache(found, side, opened, options.generate, emit, cancelled) if options.generate else found
+
+
+def _through_cache(
+    found: Check, side: Side, opened: Prepared, n_token: int, emit: Emit, cancelled: IsCancelled
+) -> Check:
+    """The check with positions that are generated, through the KV cache against one prefill."""
     from core.proof.check_cache import decoded_cells
+    from core.trace import run
 
     emit(Phase("checking generated positions through the cache"))
-    more = run.continue_greedily(
-        side, ids, room(side, opened.tokens, options.generate), (), lambda i: None, cancelled)
+    ids = [t.id for t in opened.tokens]
+    more = run.continue_greedily(side, ids, room(side, opened.tokens, n_token), (), lambda i: None, cancelled)
     return replace(found, decoded=decoded_cells(side, ids + more, len(ids), cancelled) if more else {})
