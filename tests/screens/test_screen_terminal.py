@@ -14,7 +14,6 @@ import termios
 import time
 import tty
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -95,7 +94,7 @@ def test_a_terminal_that_takes_no_more_output_gets_its_modes_back():
     modes = termios.tcgetattr(slave)
     tty.setraw(slave)
     assert termios.tcgetattr(slave) != modes
-    restorer(SimpleNamespace(fileno=slave, attrs_before=modes))()
+    restorer(slave, modes)()
     assert termios.tcgetattr(slave) == modes
     os.close(master)
     os.close(slave)
