@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -21,9 +20,17 @@ from apr_tui import shutdown as leaving
 from apr_tui.host import Owner
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request, typed_path
+from apr_tui.screens.check import CheckScreen
+from apr_tui.screens.check_layer import CheckedLayer
+from apr_tui.screens.compare import CompareScreen
+from apr_tui.screens.compare_layer import PairLayer
+from apr_tui.screens.dialogs import AskScreen, ConfirmScreen
+from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
+from apr_tui.screens.trace_layer import DrillScreen
 from apr_tui.session import GetSession, get_session
 from apr_tui.style import THEME
+from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import Ended, Feed, Progress, RunWorker
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
@@ -38,7 +45,7 @@ MEMORY_S = 1.0
 MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
 
 
-class Console(App[int]):
+class Console(CompatApp):
     """The console of one user at one terminal."""
 
     CSS_PATH = "console.tcss"
@@ -71,7 +78,7 @@ class Console(App[int]):
                 self.leave, leaving.SIGNAL_EXIT, context=context)
             for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
-        self.base = TraceScreen(self, self.request)
+        self.base = TraceScreen(self.request)
         self.push_screen(self.base)
         self.set_interval(TICK_S, self._tick)
         if self.training is not None:
@@ -127,7 +134,7 @@ class Console(App[int]):
         owner, self.owner = self.owner, None
         self.run_seconds = time.monotonic() - (self._job_started or time.monotonic())
         if message.error is not None and not isinstance(message.error, AprError):
-            self._handle_exception(message.error)
+            self.fail(message.error)
             return
         owner.ended(message.kind, message.result, message.error)
         self._show_top()
@@ -151,16 +158,13 @@ class Console(App[int]):
             refresh()
 
     def is_behind(self) -> bool:
-        """Say whether the terminal has not taken the last writes yet (Textual 8.2.8's writer thread and its queue)."""
-        queue = getattr(getattr(self._driver, "_writer_thread", None), "_queue", None)
-        return queue is not None and queue.qsize() > MAX_BACKLOG
+        """Say whether the terminal has not taken the last writes yet."""
+        return self.backlog > MAX_BACKLOG
 
     # questions
 
     def ask(self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False) -> None:
         """Ask for a line at the bottom; answer is called unless it is left with escape."""
-        from apr_tui.screens.dialogs import AskScreen
-
         def answered(text: str | None) -> None:
             if text is not None:
                 answer(text)
@@ -169,8 +173,6 @@ class Console(App[int]):
 
     def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
         """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
-        from apr_tui.screens.dialogs import ConfirmScreen
-
         def write(folder: Path, force: bool) -> None:
             command = screen.command()
             self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.door_source))
@@ -191,47 +193,34 @@ class Console(App[int]):
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""
-        from apr_tui.screens.compare import CompareScreen
-
-        self.push_screen(CompareScreen(self, request, a, b))
+        self.push_screen(CompareScreen(request, a, b))
 
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None:
         """Open the check of a model file against float64."""
-        from apr_tui.screens.check import CheckScreen
-
-        self.push_screen(CheckScreen(self, request, path, model))
+        self.push_screen(CheckScreen(request, path, model))
 
     def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
         """Open the layer under the cursor of a trace, a comparison or a check."""
-        from apr_tui.screens.check import CheckScreen
-        from apr_tui.screens.check_layer import CheckedLayer
-        from apr_tui.screens.compare import CompareScreen
-        from apr_tui.screens.compare_layer import PairLayer
-        from apr_tui.screens.trace_layer import DrillScreen
-
         layers = {TraceScreen: DrillScreen, CompareScreen: PairLayer, CheckScreen: CheckedLayer}
         self.push_screen(layers[type(under)](under, has_detail))
 
     def show_ladder(self, under: Screen[None], found: Bisection) -> None:
         """Open the ladder of grafts over its comparison."""
-        from apr_tui.screens.compare import CompareScreen
-        from apr_tui.screens.ladder import LadderScreen
-
         assert isinstance(under, CompareScreen)
         self.push_screen(LadderScreen(under, found))
 
     def show_training(self, say: Callable[[str, str], None], device: str) -> None:
         """Show this console's training run, or ask for one."""
-        from apr_tui.screens.train import TrainScreen
+        from apr_tui.screens.train import TrainScreen  # it loads numpy
         from apr_tui.screens.train_prompt import ask_training, default_line
 
         def begin(training: Training) -> None:
             self.training = training
             training.start()
-            self.push_screen(TrainScreen(self, training))
+            self.push_screen(TrainScreen(training))
 
         if self.training is not None:
-            self.push_screen(TrainScreen(self, self.training))
+            self.push_screen(TrainScreen(self.training))
         else:
             ask_training(self, say, default_line(device), begin)
 
@@ -257,17 +246,9 @@ class Console(App[int]):
         """Leave; not through the loop's own handlers, which a write to a dead line would keep waiting."""
         is_training = self.training is not None and self.training.is_under_way
         patience = leaving.TRAIN_PATIENCE_S if is_training else leaving.PATIENCE_S
-        leaving.end_soon(leaving.SIGNAL_EXIT, leaving.restorer(self._driver), patience)
+        leaving.end_soon(leaving.SIGNAL_EXIT, self.terminal_restorer(), patience)
         if self._leave_soon is not None:
             self._leave_soon()
-
-    def _fatal_error(self) -> None:
-        """Close without Textual's traceback: the caller of run_console writes the log."""
-        self._close_messages_no_wait()
-
-    def _print_error_renderables(self) -> None:
-        """Print nothing on the way out, for the same reason."""
-        self._exit_renderables.clear()
 
 
 def run_console(request: Request, door: Any = None, training: Training | None = None) -> int:  # noqa: ANN401
@@ -284,16 +265,15 @@ def run_console(request: Request, door: Any = None, training: Training | None = 
         if isinstance(found, OSError) and leaving.has_terminal():
             error = OutputError(f"the terminal failed: {os_reason(found)}.")
         code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
-    if code is None and app._exception is None:  # reading keys failed
+    if code is None and app.failure is None:  # reading keys failed
         error = error or (RuntimeError("the terminal's input failed") if leaving.has_terminal() else None)
         code = leaving.SIGNAL_EXIT
     ended = app.worker.leave()
     if app.training is not None:
-        from apr_tui.workers.train import farewell
-
-        ended &= farewell(app.training)
-    if error is not None or app._exception is not None:
-        raise error or app._exception  # type: ignore[misc]
+        ended &= app.training.shut_down()
+    error = error or app.failure
+    if error is not None:
+        raise error
     assert code is not None
     if not ended:  # a thread inside a long kernel, or loading torch, cannot be stopped: nothing of it is half written
         leaving.end_now(code)

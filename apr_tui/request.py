@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from apr_tui.cli.commands import command_parser
+from apr_tui.options import OPTIONS
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 
 
@@ -42,9 +44,6 @@ class Request:
 
     def command(self, verb: str, *paths: Path, scope: str) -> str:
         """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
-        from apr_tui.cli.commands import command_parser
-        from apr_tui.options import OPTIONS
-
         known, asked, usual = command_parser(verb).taken, _told(self.with_scope(scope)), _told(Request())
         words = ["apr-tui", verb, *map(str, paths), *(["--text"] if verb == "show" else [])]
         for name, option in OPTIONS.items():

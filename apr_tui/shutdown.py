@@ -38,9 +38,8 @@ def end_soon(code: int, restore: Callable[[], None], seconds: float = PATIENCE_S
     timer.start()
 
 
-def restorer(driver: Any) -> Callable[[], None]:  # noqa: ANN401 (Textual 8.2.8's driver, which keeps the modes it found)
-    """Return what gives the terminal back its modes without writing to it."""
-    fd, modes = getattr(driver, "fileno", None), getattr(driver, "attrs_before", None)
+def restorer(fd: int | None, modes: Any) -> Callable[[], None]:  # noqa: ANN401 (what termios.tcgetattr returns)
+    """Return what gives a terminal back its modes without writing to it; what does nothing where either is None."""
 
     def restore() -> None:
         if fd is not None and modes is not None:

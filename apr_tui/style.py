@@ -98,6 +98,11 @@ def foreign(text: str) -> str:
     return safe.encode("ascii", "backslashreplace").decode() if only_ascii() else safe
 
 
+def spans_width(spans: Iterable[Span]) -> int:
+    """The cells that spans take."""
+    return sum(cell_len(text) for text, _ in spans)
+
+
 def fit(text: str, width: int) -> str:
     """Cut or pad to exactly width cells, wide characters measured; a cut shows."""
     if cell_len(text) <= width:
@@ -158,7 +163,7 @@ def changed(before: Sequence[Span], after: Sequence[Span], y: int, width: int) -
         left += cell_len(after[i][0])
         i += 1
     right, j = 0, 0
-    total, was = (sum(cell_len(text) for text, _ in spans) for spans in (after, before))
+    total, was = spans_width(after), spans_width(before)
     if total == was and total <= width:
         while j < most - i and before[-1 - j] == after[-1 - j]:
             right += cell_len(after[-1 - j][0])

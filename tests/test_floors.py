@@ -190,6 +190,18 @@ def test_opening_a_file_and_help_load_neither_torch_nor_gguf(tmp_path):
     assert not {"torch", "polars", "gguf", "tokenizers"} & set(json.loads(out))
 
 
+def test_only_textual_compat_uses_textual_s_private_names():
+    from textual.app import App
+    from textual.screen import Screen
+
+    private = {name for thing in (App(), Screen()) for name in dir(thing) if re.match("_[a-z]", name)}
+    for path in (p for p in MODULES if any(i.target.startswith("textual") for i in imports(p))):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        methods = [m for n in nodes if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef)]
+        names = {n.attr for n in nodes if isinstance(n, ast.Attribute)} | {m.name for m in methods}
+        assert path.stem == "textual_compat" or not names & private, f"{path.name} uses {names & private}"
+
+
 def test_a_file_and_its_functions_stay_small():
     for path in MODULES:
         name = path.relative_to(ROOT).as_posix()

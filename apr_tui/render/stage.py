@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.style import STATES, Rows, Span, bar, fit, foreign, plain, wrap
+from apr_tui.style import STATES, Rows, Span, bar, fit, foreign, plain, spans_width, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 from core.trace.marks import OK, WATCH
@@ -177,8 +177,8 @@ def beside(left: Rows, right: Rows, width: int, height: int) -> Rows:
     lines: Rows = []
     for i in range(height):
         spans = left[i] if i < len(left) else []
-        used = sum(cell_len(t) for t, _ in spans)
-        lines.append([*spans, (" " * max(width - used, 0), "text"), *(right[i] if i < len(right) else [])])
+        gap = " " * max(width - spans_width(spans), 0)
+        lines.append([*spans, (gap, "text"), *(right[i] if i < len(right) else [])])
     return lines
 
 

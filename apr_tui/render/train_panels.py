@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len
-
+from apr_tui.render.title import push_right
 from apr_tui.render.train_state import GONE, PAUSED, STALLED, STARTING, age_text
-from apr_tui.style import STATES, Rows, Span, crop, fit, foreign, plain, wrap
+from apr_tui.style import STATES, Rows, Span, crop, fit, foreign, plain, spans_width, wrap
 from apr_tui.widgets.chart import axis_steps, chart
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.trace.marks import BAD, OK, UNKNOWN, WATCH
@@ -65,10 +64,7 @@ def title_spans(view: RunView | None, state: str, owner: str, memory: str, width
         left = time_left(view) if state == RUNNING else None
         front += [(f"  ETA {left}", "text")] if left else []
     front.append((f"  {glyph}{state}", STATES[mark][1]))
-    used = sum(cell_len(text) for text, _ in front)
-    if used + len(right) > width:
-        return crop(front, width)
-    return [*front, (" " * (width - used - len(right)) + right, "quiet")]
+    return push_right(front, right, width) if spans_width(front) + len(right) <= width else crop(front, width)
 
 
 def steps_done(view: RunView) -> int:
@@ -126,9 +122,8 @@ def _chart(of: Chart, view: RunView, width: int, height: int) -> Rows:
         title.append(("no step yet", "quiet"))
     n_step = axis_steps(steps_done(view), view.run["plan"]["steps"])
     axis = f"steps 0..{n_step - 1}"
-    gap = width - sum(cell_len(text) for text, _ in title) - len(axis)
-    if gap > 0:
-        title.append((" " * gap + axis, "rule"))
+    if spans_width(title) + len(axis) < width:
+        title = push_right(title, axis, width, "rule")
     return [title, *chart(points, marks, n_step, width, max(height - 1, 1), of.clips)]
 
 

@@ -11,11 +11,12 @@ from apr_tui.keys import CHECK, bindings
 from apr_tui.render.check import cell_spans, note_lines
 from apr_tui.render.help import CHECK_MEANINGS
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import check_card, nearest
 from apr_tui.request import Request
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
-from apr_tui.style import Rows, Span, crop, fit, foreign
+from apr_tui.style import Rows, Span, crop, foreign, spans_width
 from apr_tui.view_models.check import CheckView
 from apr_tui.workers.jobs import check_job
 from apr_tui.workers.run import Frame
@@ -23,7 +24,6 @@ from core.model.stages import stage_named
 from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
-    from apr_tui.host import Host
     from core.formats.model_file import ModelFile
 
 AGAINST = "against float64  "
@@ -38,8 +38,8 @@ class CheckScreen(VerdictScreen):
     job = "check"
     view: CheckView
 
-    def __init__(self, console: Host, request: Request, path: Path, model: ModelFile | None) -> None:
-        super().__init__(console, CheckView())
+    def __init__(self, request: Request, path: Path, model: ModelFile | None) -> None:
+        super().__init__(CheckView())
         self.request, self.path, self.model = request, path, model
         self.at = 0  # of the bad stages: whose sentence stands below
 
@@ -75,20 +75,16 @@ class CheckScreen(VerdictScreen):
         """Model, device, compute, metric, elapsed."""
         check = self.view.check
         is_running = self.console.owner is self and check is None
-        planted = self.planted
         right = f"{seconds_text(self.console.busy_seconds() if is_running else self.seconds, is_running)} "
-        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+        front: list[Span] = [*planted_spans(self.planted), (" check ", "quiet")]
         device = (check.trace.facts.device if check else None) or self.request.settings.device
         compute = self.request.settings.compute
         middle: list[Span] = [(f"  {foreign(device)}  {compute}  ", "text"), (self.view.metric, "title")]
-        name = foreign(self.path.name)
-        room = width - sum(cell_len(text) for text, _ in [*front, *middle]) - cell_len(right) - len(" check ") - 1
-        if room > cell_len(name) + len(AGAINST):
+        room = width - spans_width([*front, *middle]) - cell_len(right) - 1
+        if room > cell_len(foreign(self.path.name)) + len(AGAINST):
             middle.insert(1, (AGAINST, "quiet"))
-        name = fit(name, max(min(cell_len(name), room), 6))
-        spans: list[Span] = [*front, (" check ", "quiet"), (name, "title"), *middle]
-        gap = width - sum(cell_len(text) for text, _ in spans) - cell_len(right)
-        return [*spans, (" " * max(gap, 0) + right, "quiet")]
+        name, = fit_names([self.path.name], room, 6)
+        return push_right([*front, (name, "title"), *middle], right, width)
 
     def note_lines(self, width: int) -> Rows:
         """The sentence and the guess of a bad stage, or that there is none."""

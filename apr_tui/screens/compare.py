@@ -11,11 +11,12 @@ from apr_tui.keys import PAIR, bindings
 from apr_tui.render.help import PAIR_MEANINGS
 from apr_tui.render.pair import cause, verdict_spans
 from apr_tui.render.status import error_note, export_note, seconds_text
+from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import pair_card
 from apr_tui.request import Request
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
-from apr_tui.style import STATES, Rows, Span, fit, foreign, plain, wrap
+from apr_tui.style import STATES, Rows, Span, foreign, plain, spans_width, wrap
 from apr_tui.view_models.pair import PairView
 from apr_tui.workers.jobs import bisect_job, pair_job
 from apr_tui.workers.run import Frame
@@ -24,7 +25,6 @@ from core.system.errors import Cancelled
 from core.system.numbers import short
 
 if TYPE_CHECKING:
-    from apr_tui.host import Host
     from core.proof.verdict import Bisection, Comparison
 
 
@@ -36,8 +36,8 @@ class CompareScreen(VerdictScreen):
     job = "pair"
     view: PairView
 
-    def __init__(self, console: Host, request: Request, a: Path, b: Path) -> None:
-        super().__init__(console, PairView(request.options.scope))
+    def __init__(self, request: Request, a: Path, b: Path) -> None:
+        super().__init__(PairView(request.options.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
 
@@ -87,17 +87,13 @@ class CompareScreen(VerdictScreen):
         """A, B, scope, metric, elapsed."""
         is_running = self.console.owner is self and self.comparison is None
         seconds = self.console.busy_seconds() if is_running else self.seconds
-        planted = self.planted
-        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        right = f"{seconds_text(seconds, is_running)} "
+        front, right = planted_spans(self.planted), f"{seconds_text(seconds, is_running)} "
         middle: list[Span] = [
             ("  scope ", "quiet"), (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"),
         ]
-        room = (width - sum(cell_len(t) for t, _ in [*front, *middle]) - cell_len(right) - 8) // 2
-        a, b = (fit(foreign(name), max(min(cell_len(foreign(name)), room), 4)) for name in self.names)
-        spans: list[Span] = [*front, (" A ", "a"), (a, "title"), ("  B ", "b"), (b, "title"), *middle]
-        used = sum(cell_len(t) for t, _ in spans)
-        return [*spans, (" " * max(width - used - cell_len(right), 0) + right, "quiet")]
+        room = width - spans_width([*front, *middle]) - cell_len(right) - len(" A   B ") - 1
+        a, b = fit_names(self.names, room, 4)
+        return push_right([*front, (" A ", "a"), (a, "title"), ("  B ", "b"), (b, "title"), *middle], right, width)
 
     def note_lines(self, width: int) -> Rows:
         """The verdict, then as many reasons as there is room for."""
@@ -131,7 +127,7 @@ class CompareScreen(VerdictScreen):
         if difference is not None and difference.floor is not None:
             spans += [(" floor ", "quiet"), (short(difference.floor), "text")]
         meaning = f"  {self.view.metric}: {PAIR_MEANINGS[self.view.metric]}"
-        fits = sum(cell_len(text) for text, _ in spans) + len(meaning) <= width
+        fits = spans_width(spans) + len(meaning) <= width
         return [*spans, (meaning, "quiet")] if fits else spans
 
     def _numbers(self, metrics: tuple[str, ...]) -> list[Span]:

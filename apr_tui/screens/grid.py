@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import events
 from textual.app import ComposeResult
@@ -12,8 +12,7 @@ from textual.geometry import Size
 from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
-from apr_tui.render.help import help_build
-from apr_tui.screens.page import PageScreen
+from apr_tui.screens.page import BaseScreen
 from apr_tui.style import Rows, Span, bar, foreign, plain, wrap
 from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
@@ -21,9 +20,6 @@ from apr_tui.widgets.overview import Overview
 from apr_tui.workers.run import Frame
 from core.model.stages import GRID, parse_scope, read_whole, stage_named
 from core.system.errors import UsageError
-
-if TYPE_CHECKING:
-    from apr_tui.host import Host
 
 MIN_WIDTH, MIN_HEIGHT = 40, 11
 DESIGN_WIDTH, DESIGN_HEIGHT = 80, 24
@@ -45,16 +41,14 @@ def show_small(screen: Screen[None], small: Lines, size: Size) -> None:
         small.show([[(part, "watch")] for part in wrap(words, max(width, 8))])
 
 
-class GridScreen(Screen[None]):
+class GridScreen(BaseScreen):
     """A grid of layers x stages with what belongs to it. A child gives the view and says what the lines hold."""
 
-    kind = ""  # of keys.KEYS
     job = ""   # the kind of job whose frames hold its numbers
-    console: Host
 
-    def __init__(self, console: Host, view: Any) -> None:  # noqa: ANN401 (TraceView, PairView or CheckView)
+    def __init__(self, view: Any) -> None:  # noqa: ANN401 (TraceView, PairView or CheckView)
         super().__init__()
-        self.console, self.view = console, view
+        self.view = view
         self.note: tuple[str, str] | None = None  # text and style; None: the child's own
         self.progress: Frame | None = None
         self._strip_drawn = 0.0
@@ -258,24 +252,6 @@ class GridScreen(Screen[None]):
             return self.grid.columns.index(stage)
         columns = ", ".join(self.grid.columns)
         raise UsageError(f"{stage} is not a column of the grid; open its layer and press d. Columns: {columns}.")
-
-    def action_help(self) -> None:
-        """The help page."""
-        self.app.push_screen(PageScreen("Help", help_build))
-
-    def action_copy(self) -> None:
-        """Copy the command that gives these numbers."""
-        command = self.command()
-        self.app.copy_to_clipboard(command)
-        self.say(f"copied: {foreign(command)}")
-
-    def action_quit(self) -> None:
-        """Leave with exit code 0."""
-        self.console.leave(0)
-
-    def command(self) -> str:
-        """The command that reproduces the view."""
-        raise NotImplementedError
 
 
 def read_jump(text: str) -> tuple[int | None, str | None, str | None]:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from textual import events
 from textual.app import ComposeResult
-from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
-from apr_tui.render.help import help_build
 from apr_tui.render.stage import rule
-from apr_tui.screens.page import PageScreen
+from apr_tui.screens.page import BaseScreen, PageScreen
 from apr_tui.style import Rows, Span
 from apr_tui.widgets.lines import Lines
 from core.model.stages import GRID, STAGES, Place
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
 
 
-
-class LayerScreen(Screen[None]):
+class LayerScreen(BaseScreen):
     """One layer of the grid under it; it moves that grid's cursor along. A child says what the lines hold."""
-
-    kind = ""  # of keys.KEYS
 
     def __init__(self, under: Any, has_detail: bool = False) -> None:  # noqa: ANN401 (a child's own GridScreen)
         super().__init__()
@@ -111,7 +106,7 @@ class LayerScreen(Screen[None]):
         """The weights behind a stage; none where a bundle is shown."""
         model = self.model()
         try:
-            return self.under.console.door_source().weights_behind(model, *place) if model is not None else ()
+            return self.console.door_source().weights_behind(model, *place) if model is not None else ()
         except AprError:
             return ()
 
@@ -150,18 +145,6 @@ class LayerScreen(Screen[None]):
         place = self.place
         title, planted = self.open_title(), self.under.planted
         self.app.push_screen(PageScreen(title, lambda width: self.open_lines(place, width), planted))
-
-    def action_back(self) -> None:
-        """Back to the grid."""
-        self.dismiss()
-
-    def action_help(self) -> None:
-        """The help page."""
-        self.app.push_screen(PageScreen("Help", help_build))
-
-    def action_quit(self) -> None:
-        """Leave the console."""
-        self.under.console.leave(0)
 
     def _moved(self) -> None:
         columns = self.under.grid.columns

@@ -1,17 +1,60 @@
-"""Show lines that may outgrow the screen: help, everything about a stage, the reasons of a verdict. Reading only."""
+"""What all screens do (help, copy, back, quit), and the screen of a page that may outgrow it. It knows no numbers."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
 
 from apr_tui.keys import PAGE, bindings, hint_spans
+from apr_tui.render.help import help_build
+from apr_tui.render.title import planted_spans
 from apr_tui.style import Span, foreign
 from apr_tui.widgets.lines import Lines
 from apr_tui.widgets.page import Build, Page
 
+if TYPE_CHECKING:
+    from apr_tui.host import Host
 
-class PageScreen(Screen[None]):
+
+class BaseScreen(Screen[None]):
+    """A screen of the console. A child names its keys, and what to copy where it has that key."""
+
+    kind = ""  # of keys.KEYS
+
+    @property
+    def console(self) -> Host:
+        """The app, as far as a screen may know it."""
+        return cast("Host", self.app)
+
+    def say(self, text: str, name: str = "text") -> None:
+        """Show a message until the next one."""
+        raise NotImplementedError
+
+    def command(self) -> str:
+        """The command that gives without a screen what is shown."""
+        raise NotImplementedError
+
+    def action_help(self) -> None:
+        """The help page."""
+        self.app.push_screen(PageScreen("Help", help_build))
+
+    def action_copy(self) -> None:
+        """Copy the command."""
+        self.app.copy_to_clipboard(self.command())
+        self.say(f"copied: {foreign(self.command())}")
+
+    def action_back(self) -> None:
+        """Leave the screen."""
+        self.dismiss()
+
+    def action_quit(self) -> None:
+        """Leave the console with exit code 0; a training run of its own ends after the step in flight."""
+        self.console.leave(0)
+
+
+class PageScreen(BaseScreen):
     """A title over a page."""
 
     BINDINGS = bindings(PAGE)
@@ -19,8 +62,7 @@ class PageScreen(Screen[None]):
 
     def __init__(self, title: str, build: Build, planted: str | None = None) -> None:
         super().__init__()
-        self.heading: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        self.heading.append((f" {title}", "title"))
+        self.heading: list[Span] = [*planted_spans(planted), (f" {title}", "title")]
         self.head, self.page, self.foot = Lines("title", 1), Page(build), Lines("foot", 1)
 
     def compose(self) -> ComposeResult:
@@ -54,11 +96,3 @@ class PageScreen(Screen[None]):
     def action_end(self, direction: int) -> None:
         """To the first or the last line."""
         self.scroll_by(direction * 1_000_000)
-
-    def action_back(self) -> None:
-        """Leave."""
-        self.dismiss()
-
-    def action_quit(self) -> None:
-        """Leave the console."""
-        self.app.exit(0)

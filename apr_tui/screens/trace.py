@@ -5,25 +5,22 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len
 
 from apr_tui.keys import GRID, bindings
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.trace import cell_spans, note_lines
 from apr_tui.request import Request, read_prompt, typed_path, write_prompt
 from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
-from apr_tui.style import Rows, Span, crop, fit, foreign, plain
+from apr_tui.style import Rows, Span, crop, fit, foreign, plain, spans_width
 from apr_tui.view_models.trace import TraceView
 from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
 from core.model.stages import UNKNOWN_SCOPE, read_whole
 from core.system.errors import Cancelled
-
-if TYPE_CHECKING:
-    from apr_tui.host import Host
-
 
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
@@ -36,8 +33,8 @@ class TraceScreen(GridScreen):
     job = "trace"
     view: TraceView
 
-    def __init__(self, console: Host, request: Request) -> None:
-        super().__init__(console, TraceView(request.options.scope, request.options.threshold))
+    def __init__(self, request: Request) -> None:
+        super().__init__(TraceView(request.options.scope, request.options.threshold))
         self.request = request
         self.traced: Traced | None = None
         self.known: dict[str, Any] = {}
@@ -110,21 +107,16 @@ class TraceScreen(GridScreen):
         compute = (facts.compute if facts else None) or ("?" if facts else self.request.settings.compute)
         is_running = self.console.owner is self and self.traced is None
         seconds = self.console.busy_seconds() if is_running else self.seconds
-        planted = self.planted
         right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
             (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),
             (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
-        tail = sum(cell_len(text) for text, _ in middle) + cell_len(right)
-        name = foreign(self.model_name)
-        front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        if planted and cell_len(front[0][0]) + min(cell_len(name), SHORT_NAME) + tail + 1 > width:
+        front, room = planted_spans(self.planted), width - spans_width(middle) - cell_len(right) - 1
+        if front and spans_width(front) + min(cell_len(foreign(self.model_name)), SHORT_NAME) > room:
             front = [(" PLANTED ", "planted")]  # export, and a wider screen, say what
-        room = width - sum(cell_len(text) for text, _ in front) - tail - 1
-        name = fit(name, max(min(cell_len(name), room), SHORT_NAME))
-        used = sum(cell_len(text) for text, _ in front) + cell_len(name) + 1 + tail
-        return [*front, (f" {name}", "title"), *middle, (" " * max(width - used, 0) + right, "quiet")]
+        name, = fit_names([self.model_name], room - spans_width(front), SHORT_NAME)
+        return push_right([*front, (f" {name}", "title"), *middle], right, width)
 
     def note_lines(self, width: int) -> Rows:
         """The finding's sentence, or what stands in for it while there is none."""

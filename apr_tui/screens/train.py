@@ -6,20 +6,18 @@ It shows a run of this console or, read-only, one that another process writes. L
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.screen import Screen
 
 from apr_tui.keys import TRAIN, bindings, hint_spans
-from apr_tui.render.help import help_build
 from apr_tui.render.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
 from apr_tui.render.train_state import age_text, phase_of, sentence_of, stall_text, state_of
 from apr_tui.screens.dialogs import ConfirmScreen
 from apr_tui.screens.grid import LONG_NOTE, show_small
-from apr_tui.screens.page import PageScreen
+from apr_tui.screens.page import BaseScreen, PageScreen
 from apr_tui.screens.train_prompt import ask_training
 from apr_tui.style import Rows, Span, foreign, wrap
 from apr_tui.view_models.gradients import COLUMNS, MEANINGS, GradView
@@ -29,28 +27,26 @@ from apr_tui.workers.train import Training, TrainNews
 from core.system.errors import AprError
 from core.train.records import INTERRUPTED, RUNNING
 
-if TYPE_CHECKING:
-    from apr_tui.host import Host
-
 NOTE_LINES, FOOT_LINES = 2, 2
 GRADS_WIDTH = 28  # columns of the grid of gradients; the parameters stand beside it
 WATCHED = "This run is another process's: it is only watched."
 SAVED_SOON = "a checkpoint is written after the step in flight"
 
 
-class TrainScreen(Screen[None]):
+class TrainScreen(BaseScreen):
     """One run, from its first words to its gates."""
 
     BINDINGS = bindings(TRAIN)
+    kind = TRAIN
     DEFAULT_CSS: ClassVar[str] = """
     TrainScreen #charts { width: 1fr; }
     TrainScreen #grads { width: 28; }
     TrainScreen #parameters { width: 1fr; }
     """
 
-    def __init__(self, console: Host, training: Training) -> None:
+    def __init__(self, training: Training) -> None:
         super().__init__()
-        self.console, self.training = console, training
+        self.training = training
         self.note: tuple[str, str] | None = None
         self.has_layers = False  # the grid of gradients instead of the charts
         self.view = GradView()
@@ -83,7 +79,7 @@ class TrainScreen(Screen[None]):
         """Show what is new; dropped while the line is behind. An internal error closes the console."""
         error = self.training.error
         if error is not None and not isinstance(error, AprError):
-            self.app._handle_exception(error)
+            self.console.fail(error)
         elif not self.console.is_behind():
             self.show_all()
 
@@ -118,6 +114,12 @@ class TrainScreen(Screen[None]):
         self.note = (text, name)
         self.show_all()
 
+    def command(self) -> str:
+        """The command that trains this run, or watches it."""
+        options = self.training.options
+        watch = shlex.join(["apr-tui", "train", "--watch", str(self.training.folder)])
+        return options.command if options is not None else watch
+
     def _show_body(self) -> None:
         self.charts.display = not self.has_layers
         self.grid.display = self.parameters.display = self.has_layers
@@ -149,7 +151,7 @@ class TrainScreen(Screen[None]):
             if view is not None and view.status == RUNNING and view.last_step_age_s is not None:
                 stall = stall_text(view) if not self.training.is_own else ""
                 spans += [(f" last step {age_text(view.last_step_age_s)} ago", "quiet"), (stall, "watch")]
-        self.foot.show([spans, hint_spans(TRAIN, width)])
+        self.foot.show([spans, hint_spans(self.kind, width)])
 
     # actions (keys.KEYS)
 
@@ -228,22 +230,6 @@ class TrainScreen(Screen[None]):
             stopped = training.is_own and state_of(self.training) == INTERRUPTED and training.view is not None
             line = f"--resume --out {shlex.quote(str(training.folder))}" if stopped else training.line
             ask_training(self.console, self.say, line, self._replace)
-
-    def action_help(self) -> None:
-        """The help page."""
-        self.app.push_screen(PageScreen("Help", help_build))
-
-    def action_copy(self) -> None:
-        """Copy the command that trains this run, or watches it."""
-        options = self.training.options
-        watch = shlex.join(["apr-tui", "train", "--watch", str(self.training.folder)])
-        command = options.command if options is not None else watch
-        self.app.copy_to_clipboard(command)
-        self.say(f"copied: {foreign(command)}")
-
-    def action_quit(self) -> None:
-        """Leave with exit code 0; our own run ends after the step in flight."""
-        self.console.leave(0)
 
     def _stop(self, yes: bool | None) -> None:
         if yes:

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from apr_tui.cli.commands import read_arguments
+from apr_tui.options import record_of
 from apr_tui.request import typed_path
 from apr_tui.style import foreign
 from apr_tui.workers.train import Training
 from core.system.errors import UsageError
+from core.train.config import TrainOptions
 
 if TYPE_CHECKING:
     from apr_tui.host import Host
@@ -40,10 +43,6 @@ def ask_training(
 
 def read_line(text: str) -> Training:
     """Turn a line of options into a run that is not yet started; UsageError."""
-    from apr_tui.cli.commands import read_arguments
-    from apr_tui.options import record_of
-    from core.train.config import TrainOptions  # it loads numpy
-
     try:
         words = shlex.split(text)
     except ValueError as error:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apr_tui.screens.grid import GridScreen
 from core.model.stages import GRID, STAGES, Place, stage_named
-
-if TYPE_CHECKING:
-    from apr_tui.host import Host
 
 WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
 
@@ -17,8 +14,8 @@ WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
 class VerdictScreen(GridScreen):
     """A grid over the trace: it starts at once, shows or hides the detail stages, and goes back."""
 
-    def __init__(self, console: Host, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
-        super().__init__(console, view)
+    def __init__(self, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
+        super().__init__(view)
         self.seconds: float | None = None  # of the finished run
         self.end = ""                      # how the run ended, where it gave nothing
 

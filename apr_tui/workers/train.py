@@ -42,7 +42,7 @@ class TrainNews(Message):
 
 
 class Training:
-    """One run. options None: it is watched. train: core.train_run.train; a test may give its own."""
+    """One run. options None: it is watched. train: core.train.run.train; a test may give its own."""
 
     def __init__(
         self, folder: Path, options: TrainOptions | None = None, train: Callable[..., TrainResult] | None = None,
@@ -98,6 +98,29 @@ class Training:
             self._threads[0].join(seconds)
         return not self.is_under_way
 
+    def shut_down(self, seconds: float = TRAIN_PATIENCE_S) -> bool:
+        """End our own run once the screen is closed, say on stderr how to go on, and return whether nothing runs.
+
+        A Ctrl-C meanwhile ends the wait: what is logged and the last checkpoint are whole.
+        """
+        if not self.is_under_way:
+            return self.leave(0.0)
+        _say("the training run stops after the step in flight ...")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            ended = self.leave(seconds)
+        except KeyboardInterrupt:
+            ended = False
+        if self.result is not None:
+            _say(f"{self.result.status}: {self.result.sentence}")
+        elif self.error is not None:
+            _say(str(self.error))
+        else:
+            _say("the run was ended without waiting; its logged steps and last checkpoint are kept. Continue with: "
+                 f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(self.folder)])}")
+        return ended
+
     def tell(self, event: TrainEvent) -> None:
         """Take one event of the run."""
         match event:
@@ -124,7 +147,7 @@ class Training:
 
     def _run(self) -> None:
         try:
-            from core.train.run import train
+            from core.train.run import train  # it loads torch: in this thread, not at the first paint
 
             assert self.options is not None
             self.result = (self._train or train)(self.options, self.tell, self.wishes.stop.is_set, self.wishes)
@@ -151,30 +174,6 @@ class Training:
     def _post(self) -> None:
         if self.posts is not None:
             self.posts.post_message(TrainNews())
-
-
-def farewell(training: Training, seconds: float = TRAIN_PATIENCE_S) -> bool:
-    """End our own run once the screen is closed, and say on stderr how to go on; True where nothing is left running.
-
-    A Ctrl-C meanwhile ends the wait: what is logged and the last checkpoint are whole.
-    """
-    if not training.is_under_way:
-        return training.leave(0.0)
-    _say("the training run stops after the step in flight ...")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        ended = training.leave(seconds)
-    except KeyboardInterrupt:
-        ended = False
-    if training.result is not None:
-        _say(f"{training.result.status}: {training.result.sentence}")
-    elif training.error is not None:
-        _say(str(training.error))
-    else:
-        _say("the run was ended without waiting; its logged steps and last checkpoint are kept. Continue with: "
-             f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(training.folder)])}")
-    return ended
 
 
 def _say(text: str) -> None:

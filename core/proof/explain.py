@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from core.model.stages import Place, place_order, place_text
-from core.model.weight_diff import WeightDiff
 from core.proof.capture import Capture
 from core.proof.check import check_stages
 from core.proof.file_diff import FileDiff, listed

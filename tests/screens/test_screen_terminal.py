@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import os
 import pty
 import re
@@ -15,9 +17,15 @@ import time
 import tty
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from textual.app import App
+from textual.drivers._writer_thread import WriterThread
+from textual.drivers.linux_driver import LinuxDriver
 
+from apr_tui.app import Console
+from apr_tui.request import Request
 from apr_tui.shutdown import restorer
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +103,7 @@ def test_a_terminal_that_takes_no_more_output_gets_its_modes_back():
     modes = termios.tcgetattr(slave)
     tty.setraw(slave)
     assert termios.tcgetattr(slave) != modes
-    restorer(SimpleNamespace(fileno=slave, attrs_before=modes))()
+    restorer(slave, modes)()
     assert termios.tcgetattr(slave) == modes
     os.close(master)
     os.close(slave)
@@ -124,3 +132,16 @@ def test_the_first_screen_needs_no_heavy_package():
     script = f"import sys, apr_tui.app; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_textual_still_has_what_its_private_names_were_used_for():
+    app = Console(Request())
+    assert hasattr(App, "_fatal_error") and hasattr(App, "_print_error_renderables"), "nothing calls the overrides"
+    assert (app.failure, app.backlog) == (None, 0)
+    wanted = {"_writer_thread", "fileno", "attrs_before"}
+    assert wanted <= set(re.findall(r"self\.(\w+)", inspect.getsource(LinuxDriver)))
+    thread = WriterThread(io.StringIO())  # not started, so it takes nothing
+    app._driver = cast(Any, SimpleNamespace(_writer_thread=thread))
+    for n_write in range(1, 5):
+        thread.write("x")
+        assert (app.backlog, app.is_behind()) == (n_write, n_write > 2)

@@ -372,10 +372,10 @@ async def test_an_internal_error_closes_the_screen_and_is_handed_on(monkeypatch)
     door = FakeDoor(fail=ZeroDivisionError("a bug of ours"))
     try:
         async with console(monkeypatch, door) as (app, pilot):
-            await until(pilot, lambda: app._exception is not None)
+            await until(pilot, lambda: app.failure is not None)
     except ZeroDivisionError:
         pass
-    assert isinstance(app._exception, ZeroDivisionError)
+    assert isinstance(app.failure, ZeroDivisionError)
     assert not app._exit_renderables, "no traceback is left for the terminal"
 
 

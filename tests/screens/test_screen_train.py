@@ -21,7 +21,7 @@ from apr_tui.screens.train_prompt import read_line
 from apr_tui.view_models.gradients import GradView
 from apr_tui.widgets.chart import LABEL, axis_steps, chart, value_range
 from apr_tui.workers import train
-from apr_tui.workers.train import Training, farewell
+from apr_tui.workers.train import Training
 from core.system.errors import Cancelled, UsageError
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.system.progress import Phase
@@ -255,7 +255,7 @@ async def test_no_key_reaches_a_watched_run(monkeypatch, in_folder):
             assert "it is only watched" in text_of(app)
         await pilot.press("escape", "escape")
         await until(pilot, lambda: app.screen is app.base)
-    assert farewell(training)
+    assert training.shut_down()
     wishes = training.wishes
     assert not any(event.is_set() for event in (wishes.stop, wishes.pause, wishes.save))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -323,7 +323,7 @@ async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(mo
     async with console(monkeypatch, small_door()) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("q")
-    assert farewell(training)
+    assert training.shut_down()
     assert trainer.saved == 1 and training.result.status == "INTERRUPTED"
     steps = [json.loads(line)["step"] for line in (in_folder / "run" / "train.jsonl").read_text().splitlines()]
     assert steps == list(range(len(steps))), "every step is whole and there once"

@@ -1,0 +1,25 @@
+"""Fit a screen's first line to its width: a planted bug, names that give way, what stands at the right. No widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from apr_tui.style import Span, fit, foreign, spans_width
+
+
+def planted_spans(planted: str | None) -> list[Span]:
+    """The badge of a bug that was planted on purpose; nothing where there is none."""
+    return [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+
+
+def fit_names(names: Sequence[str], room: int, least: int) -> list[str]:
+    """Cut foreign names so that they share room cells equally; least cells of each are always shown."""
+    safe = [foreign(name) for name in names]
+    return [fit(name, max(min(cell_len(name), room // len(safe)), least)) for name in safe]
+
+
+def push_right(spans: Sequence[Span], right: str, width: int, name: str = "quiet") -> list[Span]:
+    """Put text at the right end of a line, or right behind what stands there."""
+    return [*spans, (" " * max(width - spans_width(spans) - cell_len(right), 0) + right, name)]
