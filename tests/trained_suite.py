@@ -1,10 +1,10 @@
 """Faults, harmless files and clean pairs of a trained model, by surgery of its bytes: what the tool says of each.
 
 usage: python -m tests.trained_suite --model FILE.gguf [--compute f32,q8,bf16] [--only KIND] [--sample N]
-                                     [--layers N] [--seed N] [--out FILE]
+                                     [--layers N] [--seed N] [--minutes N] [--out FILE]
 
 Prints a line a case and a table; exit 1 where a bar below is not reached. --sample draws N cases for each compute,
-each kind in turn. --layers keeps the model's first layers on both sides: trained weights still, in less time.
+each kind in turn. --minutes begins no case after so many, of each compute. --layers keeps the model's first layers on both sides: trained weights still, in less time.
 Right is: a fault is H2 at the first stage that reads its cause, or a refusal that names it where the file may be
 refused, or INCONCLUSIVE naming it where the prompt does not reach it; a harmless file or a clean pair is AGREE, H1
 or H3; a check of a fault is FAIL naming it.
@@ -13,6 +13,7 @@ or H3; a check of a fault is FAIL naming it.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
@@ -191,9 +192,9 @@ def cases_of(model: ModelCopy, compute: str, only: str | None, sample: int | Non
 
 def run_suite(
     path: Path, computes: Sequence[str], *, only: str | None = None, sample: int | None = None,
-    n_layer: int | None = None, seed: int = 0,
+    n_layer: int | None = None, seed: int = 0, minutes: float = math.inf,
 ) -> Iterator[Outcome]:
-    """Run the cases one after the other, printing each; ends early only where the model cannot be read."""
+    """Run the cases one after the other, printing each; minutes: of each compute, after which no case begins."""
     model = read_copy(path)
     if n_layer is not None:
         keep_layers(model, min(n_layer, model.n_layer))
@@ -201,7 +202,10 @@ def run_suite(
         bench = Bench(model, Path(name))
         for compute in computes:
             cases = cases_of(model, compute, only, sample, seed)
+            end = time.monotonic() + 60 * minutes
             for i, case in enumerate(cases, 1):
+                if time.monotonic() > end:
+                    break
                 outcome = bench.run(case, compute)
                 print(f"[{i}/{len(cases)}] {outcome}  ({outcome.seen.seconds:.1f} s)", flush=True)
                 yield outcome
@@ -260,11 +264,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     started = time.monotonic()
     outcomes = list(run_suite(args.model, args.compute.split(","), only=args.only, sample=args.sample,
-                              n_layer=args.layers, seed=args.seed))
+                              n_layer=args.layers, seed=args.seed, minutes=args.minutes))
     asked = {"--compute": args.compute, "--only": args.only, "--sample": args.sample, "--layers": args.layers}
     command = " ".join(["python -m tests.trained_suite --model", args.model.name,
                         *(f"{k} {v}" for k, v in asked.items() if v is not None)])

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from core.model.stages import Place, place_order, place_text
 from core.proof.capture import Capture
 from core.proof.check import check_stages
-from core.proof.file_diff import FileDiff, listed
+from core.proof.file_diff import FileDiff, list_weights
 from core.proof.measure_pair import Question, compute_alike
 from core.proof.verdict import OTHER_WEIGHTS, Check, Comparison, Doubt, Evidence, Verdict
 from core.proof.weight_diff import WeightDiff
@@ -21,7 +21,6 @@ from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, Difference, LocalError,
 from core.trace.run import Side
 
 EACH_RIGHT = "each side is right by its own weights in float64, so that neither is named as the wrong one"
-ANOTHER_MODEL = 0.5  # of the tensors: where more differ, and by no known fault, the weights are of another training
 
 Party: TypeAlias = Side | Capture
 Errors: TypeAlias = Mapping[Place, LocalError]
@@ -45,7 +44,7 @@ def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: Question,
             return _blame_lender(found, name, *wrong[name])
     if wrong:
         return _prove_bug(found, wrong)
-    blamed = _blame_file(found, files, len(side_of(a).model.file.weights))
+    blamed = _blame_file(found, files)
     return blamed if blamed is not None else choose(errors)
 
 
@@ -56,7 +55,7 @@ def side_of(party: Party) -> Side:
 
 def name_weights(files: FileDiff) -> str:
     """Name the first few weights that differ by their rounding or type, and count the rest."""
-    return "weights: " + listed([w.sentence for w in files.chosen])
+    return list_weights(files.chosen)
 
 
 def unexplained_by(files: FileDiff, cells: Mapping[Place, Difference]) -> Place | None:
@@ -108,7 +107,7 @@ def _prove_bug(found: Evidence, wrong: Mapping[SideName, tuple[Place, LocalError
         cell.rel_l2 if cell else None, cell.floor if cell else None, error, found.cells)
 
 
-def _blame_file(found: Evidence, files: FileDiff, n_weight: int) -> Comparison | None:
+def _blame_file(found: Evidence, files: FileDiff) -> Comparison | None:
     """H2 (or INCONCLUSIVE) where a key or a weight differs by more than rounding; None where none does."""
     changed = files.changed
     known = [w for w in changed if not w.is_unmeasured]
@@ -116,13 +115,12 @@ def _blame_file(found: Evidence, files: FileDiff, n_weight: int) -> Comparison |
         return None
     blamed = known if known or files.keys else changed
     found = replace(found, first=_first_read(found, files, blamed))
-    named = (f"weights: {listed([w.sentence for w in blamed])}",) if blamed else ()
+    named = (list_weights(blamed),) if blamed else ()
     if blamed is changed and not known:
         return found.conclude(Verdict.INCONCLUSIVE, *named, "a type among them has no measured row",
                               why=Doubt.UNKNOWN_TYPE)
-    other = len(known) > ANOTHER_MODEL * n_weight and not any(w.is_known_fault for w in known)
     return found.conclude(Verdict.H2, *(f"hyper-parameter {k.sentence}" for k in files.keys), *named, EACH_RIGHT,
-                          why=OTHER_WEIGHTS if other else None)
+                          why=OTHER_WEIGHTS if files.is_other_model else None)
 
 
 def _first_read(found: Evidence, files: FileDiff, weights: Sequence[WeightDiff]) -> Place | None:

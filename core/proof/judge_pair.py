@@ -17,7 +17,7 @@ from core.proof.file_diff import FileDiff, diff_files, listed
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
-from core.proof.weight_diff import saved_key_diffs
+from core.proof.weight_diff import differing_keys
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
@@ -166,7 +166,7 @@ def _choose_alike(found: Evidence, files: FileDiff, *named: str) -> Comparison:
 def _saved_keys(found: Evidence) -> FileDiff:
     """The hyper-parameters that differ between two traces that say them."""
     a, b = (t.origin.get("arch") for t in (found.a, found.b))
-    return FileDiff(saved_key_diffs(a, b)) if isinstance(a, Mapping) and isinstance(b, Mapping) else NO_DIFF
+    return FileDiff(differing_keys(a, b)) if isinstance(a, Mapping) and isinstance(b, Mapping) else NO_DIFF
 
 
 def _judge_values(found: Evidence, ask: Question) -> Comparison:

@@ -295,10 +295,11 @@ class Bisection:
         c = self.comparison
         if c.first is None:
             return f"{c.verdict}: {c.reasons[0]}"
-        cell = c.cells[c.first]
+        cell = c.cells.get(c.first)  # absent where the scope leaves it out
         side = f"{c.side} is wrong at" if c.side else "the sides part at"
-        parts = [f"{side} {place_text(c.first)}, token {c.token}, channel {c.channel}"]
-        if cell.local is not None and cell.inherited is not None:
+        where = f", token {c.token}, channel {c.channel}" if c.token is not None else ""
+        parts = [f"{side} {place_text(c.first)}{where}"]
+        if cell and cell.local is not None and cell.inherited is not None:
             parts.append(f"local error {cell.local:.2g}, inherited {cell.inherited:.2g}")
         best = self.ladder.best() if self.ladder else None
         if self.ladder and best:
