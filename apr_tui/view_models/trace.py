@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view_models.number import shorten
@@ -35,6 +35,11 @@ class TraceView:
         self._shown: dict[Place, tuple[str, str]] = {}
         self._numbers: dict[tuple[Place, str], float | None] = {}
         self._marks: dict[Place, str] = {}
+
+    @property
+    def known(self) -> Set[Place]:
+        """The places that have numbers."""
+        return self.cells.keys()
 
     @property
     def n_row(self) -> int:

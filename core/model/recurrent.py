@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.formats.architectures import Family
 from core.model.file_facts import Facts
 from core.model.layers import DELTA_NET, MAMBA2, SHORT_CONV, Layer, Ssm
