@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view_models.number import shorten
@@ -36,6 +36,11 @@ class TraceView:
         self._numbers: dict[tuple[Place, str], float | None] = {}
         self._marks: dict[Place, str] = {}
         self._stats: dict[Place, Any] = {}  # at the scope, while the cells come in
+
+    @property
+    def known(self) -> Set[Place]:
+        """The places that have numbers."""
+        return self.cells.keys()
 
     @property
     def n_row(self) -> int:

@@ -184,7 +184,7 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     x_TQ = scene.input()[:, a.part(scene.stage[0])]
     if a.clamp:
         x_TQ = x_TQ.clamp(-a.clamp, a.clamp)
-    x_TNH = x_TQ.unflatten(-1, (a.n_head if is_query else a.n_kv, -1))[..., : a.width]  # type: ignore[no-untyped-call]
+    x_TNH: Tensor = x_TQ.unflatten(-1, (a.n_head if is_query else a.n_kv, -1))[..., : a.width]  # type: ignore[no-untyped-call]
     if kind and not a.norm_after_rope:
         x_TNH = _head_norm(scene, kind, name, x_TNH)
     if a.rope is not None:

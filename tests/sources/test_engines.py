@@ -18,6 +18,7 @@ import torch
 from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
+from core.model.arch import read_arch
 from core.model.stages import GRID, USUAL, Place
 from core.proof.capture import missing_before
 from core.sources.engines import process
@@ -131,10 +132,10 @@ def test_where_detail_stages_are_absent_the_span_is_judged_in_one_piece(fake, mo
 
 
 def test_the_missing_stages_before_a_place_are_those_that_it_is_recomputed_through(model):
-    values = without(stage_values(model), *DETAILS, "ffn_silu")
-    assert missing_before(values, (1, "attn_out")) == ("q_rope", "k_rope", "attn_mix")
-    assert missing_before(values, (1, "qkv")) == ()
-    assert missing_before(without(values, "output"), (1, "attn_norm")) == ("0.attn_resid", "0.output")
+    values, arch = without(stage_values(model), *DETAILS, "ffn_silu"), read_arch(open_model(model))
+    assert missing_before(values, (1, "attn_out"), arch) == ("q_rope", "k_rope", "attn_mix")
+    assert missing_before(values, (1, "qkv"), arch) == ()
+    assert missing_before(without(values, "output"), (1, "attn_norm"), arch) == ("0.attn_resid", "0.output")
 
 
 def test_an_engine_with_the_residual_stream_only_is_judged_layer_by_layer(fake, model):

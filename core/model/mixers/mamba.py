@@ -24,7 +24,8 @@ def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> S
     x_TE, z_TE = in_T.chunk(2, -1)
     past_PE, state = cache.states.get(i, (None, None))
     x_TE, past_PE = _convolved(model, name, x_TE, past_PE)
-    dt_TR, b_TS, c_TS = (yield from linear(model, name + "ssm_x", x_TE)).split((s.rank, s.state, s.state), -1)
+    steps = yield from linear(model, name + "ssm_x", x_TE)
+    dt_TR, b_TS, c_TS = steps.split((s.rank, s.state, s.state), -1)  # type: ignore[no-untyped-call]
     dt_TR, b_TS, c_TS = (_normed(model, f"{name}ssm_{part}_norm.weight", value)
                          for part, value in (("dt", dt_TR), ("b", b_TS), ("c", c_TS)))
     dt_TE = softplus((yield from linear(model, name + "ssm_dt", dt_TR)))
@@ -41,10 +42,10 @@ def mamba2(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> 
     assert s is not None
     n_token, keys = len(h_TD), s.groups * s.state
     in_T = tap(i, "ssm_in", (yield from linear(model, name + "ssm_in", h_TD)))
-    z_TE, xbc_T, dt_TN = in_T.split((s.inner, s.inner + 2 * keys, s.rank), -1)
+    z_TE, xbc_T, dt_TN = in_T.split((s.inner, s.inner + 2 * keys, s.rank), -1)  # type: ignore[no-untyped-call]
     past_P, state_NHS = cache.states.get(i, (None, None))
     xbc_T, past_P = _convolved(model, name, xbc_T, past_P)
-    x_TE, b_T, c_T = xbc_T.split((s.inner, keys, keys), -1)
+    x_TE, b_T, c_T = xbc_T.split((s.inner, keys, keys), -1)  # type: ignore[no-untyped-call]
     x_TNH = x_TE.reshape(n_token, s.rank, -1)
     b_TNS, c_TNS = (t.reshape(n_token, s.groups, s.state).repeat_interleave(s.rank // s.groups, 1) for t in (b_T, c_T))
     dt_TN = softplus(dt_TN + model.tensor(name + "ssm_dt.bias"))
