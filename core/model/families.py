@@ -227,6 +227,7 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
     s = Ssm(facts.size("ssm.conv_kernel"), inner, state, rank, facts.size("ssm.group_count", 1, least=0) or 1,
             family.tiled)
     keys = 2 * s.groups * state
+    each: tuple[tuple[str, tuple[int, ...]], ...]
     if mixer == DELTA_NET:
         _even(facts, s, rank % s.groups or inner % rank)
         facts.linear(f"{p}attn_qkv", keys + inner, d_model)
@@ -235,7 +236,8 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
         s = replace(s, packed=packed)
         for name in () if packed else ("ssm_beta", "ssm_alpha"):
             facts.linear(f"{p}{name}", rank, d_model)
-        channels, each = keys + inner, (("ssm_dt.bias", (rank,)), ("ssm_a", (rank,)), ("ssm_norm.weight", (inner // rank,)))
+        channels, each = keys + inner, (("ssm_dt.bias", (rank,)), ("ssm_a", (rank,)),
+                                        ("ssm_norm.weight", (inner // rank,)))
     elif mixer == MAMBA2:
         _even(facts, s, rank % s.groups or inner % rank)
         facts.linear(f"{p}ssm_in", 2 * inner + keys + rank, d_model)
@@ -258,7 +260,8 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
 
 def _even(facts: Facts, s: Ssm, rest: int) -> None:
     if rest:
-        raise FileError(f"{facts.model.path.name}: {s.rank} heads of {s.inner} channels cannot share {s.groups} groups.")
+        raise FileError(f"{facts.model.path.name}: {s.rank} heads of {s.inner} channels cannot share "
+                        f"{s.groups} groups.")
 
 
 # --- norms and what stands around ------------------------------------------------------------------------------------
