@@ -19,7 +19,7 @@ from core.system.errors import UsageError
 
 PLANTED_KEY = "apr_tui.planted"  # in the metadata: the fault, as it was asked for
 # stage -> the tensor whose bytes are touched
-TENSORS = {s.name: s.weights[0] for s in STAGES if s.operation == "linear" and not s.whole}
+TENSORS = {s.name: s.weights[0] for s in STAGES if s.operation == "linear" and s.weights and not s.whole}
 
 Change = Callable[[ModelFile, str, str], list[Weight]]  # model, "blk.L.", the tensor -> the weights that changed
 

@@ -14,23 +14,26 @@ from torch import Tensor
 
 from core.faults import wrong_ops as wrong
 from core.faults.wrong_ops import Scene
+from core.model.layers import Layer
 from core.model.model import Model, Tap
 from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, stage_named, stages_of
 from core.system.errors import UsageError
 
 EVERY = tuple(s.name for s in STAGES)
 LINEAR = tuple(s.name for s in STAGES if s.operation == "linear" and not s.whole)
-BIASED = tuple(s.name for s in STAGES if s.biased)
+PRODUCTS = stages_of("product")
 NORMS, ROPES, RESIDUALS = stages_of("norm"), stages_of("rope"), stages_of("residual")
 ATTENTION, ACTIVATION = stages_of("attention"), stages_of("activation")
 F16_MAX = 65504.0
+GELUS = ("gelu", "gelu_erf")
 
 
 @dataclass(frozen=True, slots=True)
 class Plant:
     """One kind of bug: the value it leaves [T, width], the stages where it can stand, and what is said of it.
 
-    plain: made from the value alone. choice: no bug by itself but a declared way to compute; a guess, never planted.
+    plain: made from the value alone. where: the layers where it changes something.
+    choice: no bug by itself but a declared way to compute; a guess, never planted.
     """
 
     leaves: Callable[[Scene], Tensor]
@@ -38,6 +41,20 @@ class Plant:
     says: str
     plain: bool = False
     choice: bool = False
+    where: Callable[[Layer], bool] = lambda layer: True
+
+    def stands(self, model: Model, layer: int | None, stage: str) -> bool:
+        """Say whether it can stand at a place: the layer's own stage makes what the bug gets wrong."""
+        node = model.arch.node(layer, stage)
+        if node is None or stage not in self.stages:
+            return False
+        if self.plain:
+            return True
+        if node.operation != stage_named(stage).operation or (layer is not None and not self.where(
+                model.arch.layers[layer])):
+            return False
+        a = None if layer is None else model.arch.layers[layer].attention
+        return a is None or a.own_k or stage not in (*ATTENTION, "k_rope")  # keys of another layer are no inputs
 
 
 def _plain(change: Callable[[Tensor], Tensor], says: str) -> Plant:
@@ -77,22 +94,31 @@ PLANTS = {
     "nan": _plain(_nan, "the last token's channel 0 is NaN"),
     "drop-block": Plant(wrong.last_block_dropped, LINEAR, "the sum leaves out its last 32 inputs"),
     "transpose": Plant(wrong.transposed, LINEAR, "the weight is read transposed"),
-    "no-bias": Plant(wrong.no_bias, BIASED, "the bias is missing"),
+    "no-bias": Plant(wrong.no_bias, LINEAR, "the bias is missing"),
     "bf16-sum": Plant(wrong.bf16_sum, LINEAR, "the running sum is kept in bfloat16"),
     "nibbles": Plant(wrong.nibbles_exchanged, LINEAR, "low and high nibbles of the weight are exchanged"),
     "scale-min": Plant(
         wrong.scale_and_min_exchanged, LINEAR, "scale and min of the K-quant blocks are exchanged"),
     "eps": Plant(wrong.wrong_eps, NORMS, "eps is 1e-3"),
     "norm-plus-one": Plant(wrong.norm_plus_one, NORMS, "the norm's weight is taken as weight + 1"),
-    "gelu": Plant(wrong.gelu, ACTIVATION, "it is GELU, not SiLU"),
+    "gelu": Plant(partial(wrong.other_activation, act="gelu_erf"), ACTIVATION, "it is GELU, not SiLU",
+                  where=lambda layer: layer.ffn is not None and layer.ffn.act not in GELUS),
+    "silu": Plant(partial(wrong.other_activation, act="silu"), ACTIVATION, "it is SiLU, not the family's activation",
+                  where=lambda layer: layer.ffn is not None and layer.ffn.act != "silu"),
+    "no-activation": Plant(wrong.gate_not_activated, PRODUCTS, "the gate is multiplied without its activation"),
     "rope-pairing": Plant(partial(wrong.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
     "rope-offset": Plant(partial(wrong.other_rope, offset=1), ROPES, "positions are one too high"),
     "rope-base": Plant(partial(wrong.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
     "heads": Plant(partial(wrong.other_attention, heads_apart=True), ATTENTION,
                    "query heads read the wrong key-value heads"),
     "no-mask": Plant(partial(wrong.other_attention, causal=False), ATTENTION, "the causal mask is missing"),
+    "no-window": Plant(partial(wrong.other_attention, windowed=False), ATTENTION, "the window is left out",
+                       where=lambda layer: layer.attention is not None and bool(layer.attention.window)),
+    "no-sinks": Plant(partial(wrong.other_attention, sinks=False), ATTENTION, "the sinks are left out",
+                      where=lambda layer: layer.attention is not None and layer.attention.sinks),
     "no-scale": Plant(partial(wrong.other_attention, scaled=False), ATTENTION,
-                      "the scores are not scaled by 1 / sqrt(head)"),
+                      "the scores are not scaled by 1 / sqrt(head)",
+                      where=lambda layer: layer.attention is not None and layer.attention.scale != 1),
     "no-residual": Plant(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
     "twice-residual": Plant(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
     "q8": Plant(wrong.activations_in_8_bits, LINEAR,
@@ -126,9 +152,19 @@ def parse_plant(text: str, n_layer: int) -> tuple[str, Place]:
     return kind, (int(layer_text), stage.name)
 
 
+def where_it_stands(kind: str, model: Model) -> str:
+    """Say where a kind can be planted in a model."""
+    layers = range(model.arch.n_layer)
+    places = [f"{i}.{stage}" for i in layers for stage in PLANTS[kind].stages if PLANTS[kind].stands(model, i, stage)]
+    return f"in this model it can at {', '.join(places[:8])}{' ...' if len(places) > 8 else ''}" if places else (
+        "this model has no such stage")
+
+
 def plant_tap(text: str, model: Model) -> Tap:
     """Return the tap that plants the named bug; it remembers the values that the bug's operation reads."""
     kind, place = parse_plant(text, model.arch.n_layer)
+    if not PLANTS[kind].stands(model, *place):
+        raise UsageError(f"--plant {text}: {kind} cannot be planted there; {where_it_stands(kind, model)}.")
     seen: dict[str, Tensor] = {}
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:

@@ -6,16 +6,16 @@ Shape letters: T tokens, N query heads, K key-value heads, H head width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from core.model.layers import Attention, Layer, Node
+from core.model.mixers.attention import attend_by, heat
 from core.model.model import Model
-from core.model.ops import rms_norm, rope_angles, rotate
-from core.model.stages import Stage, stage_named
+from core.model.ops import activate, gated, layer_norm, rms_norm, rms_scale, rope_angles, rotate
 from core.quant.activations import q8_0, q8_k, rounds_to_q8_k
 from core.quant.dequantize import decode_rows
 from core.quant.types import QUANTS
@@ -36,22 +36,54 @@ class Scene:
     inputs: Mapping[str, Tensor]
 
     @property
-    def row(self) -> Stage:
-        """What the table of stages says of it."""
-        return stage_named(self.stage)
+    def node(self) -> Node:
+        """What the stage is in its layer."""
+        node = self.model.arch.node(self.layer, self.stage)
+        assert node is not None, self.stage
+        return node
+
+    @property
+    def of(self) -> Layer:
+        """The layer; not of a whole-model stage."""
+        assert self.layer is not None
+        return self.model.arch.layers[self.layer]
+
+    @property
+    def attention(self) -> Attention:
+        """The layer's attention."""
+        assert self.of.attention is not None
+        return self.of.attention
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The stage's tensors that the file has."""
+        return tuple(n for n in self.node.weights if f"{self._prefix}{n}.weight" in self.model.file.weights)
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.layer is None else f"blk.{self.layer}."
 
     def input(self, index: int = 0) -> Tensor:
-        """The stage's input of that index in its row, in the value's float type."""
-        return self.inputs[self.row.inputs[index]].to(self.value.dtype)
+        """The stage's input of that index, in the value's float type."""
+        return self.inputs[self.node.inputs[index]].to(self.value.dtype)
 
     def weight(self, name: str) -> Weight:
         """A tensor of this layer, or of the whole model."""
-        return self.model.file.weight(name if self.layer is None else f"blk.{self.layer}.{name}")
+        return self.model.file.weight(self._prefix + name)
 
     def bias(self, name: str) -> Tensor | None:
         """A bias of this layer, in the value's float type."""
-        found = self.model.vector(f"blk.{self.layer}.{name}.bias")
+        found = self.model.vector(f"{self._prefix}{name}.bias")
         return None if found is None else found.to(self.value)
+
+    def vector(self, name: str) -> Tensor:
+        """A small tensor of this layer, in the value's float type."""
+        return self.model.tensor(self._prefix + name).to(self.value)
+
+    def rows(self, y: Tensor) -> Tensor:
+        """The stage's own columns of a product that makes gate and up at once."""
+        width = self.node.width
+        return y if y.shape[-1] == width else y[:, :width] if self.stage.endswith("gate") else y[:, -width:]
 
     def matrix(self, name: str) -> Tensor:
         """A decoded weight [rows, cols], in the value's float type."""
@@ -62,17 +94,17 @@ class Scene:
 def other_products(scene: Scene, product: object) -> Tensor:
     """The stage's linear map with product(matrix name, matrix, input) in place of every multiplication."""
     x, parts = scene.input(), []
-    for name in scene.row.weights:
+    for name in scene.weights:
         y = product(scene, name, x)  # type: ignore[operator]
         bias = scene.bias(name)
         parts.append(y if bias is None else y + bias)
-    return torch.cat(parts, -1)
+    return scene.rows(torch.cat(parts, -1))
 
 
 def no_bias(scene: Scene) -> Tensor:
     """The products without their biases."""
     x = scene.input()
-    return torch.cat([x @ scene.matrix(name).T for name in scene.row.weights], -1)
+    return scene.rows(torch.cat([x @ scene.matrix(name).T for name in scene.weights], -1))
 
 
 def transposed(scene: Scene) -> Tensor:
@@ -121,57 +153,121 @@ def scale_and_min_exchanged(scene: Scene) -> Tensor:
 
 
 def wrong_eps(scene: Scene) -> Tensor:
-    """RMS norm with eps 1e-3."""
-    return rms_norm(scene.input(), _norm(scene), WRONG_EPS)
+    """The norm with eps 1e-3."""
+    return _normed(scene, scene.input(), WRONG_EPS)
 
 
 def norm_plus_one(scene: Scene) -> Tensor:
-    """RMS norm by weight + 1."""
-    return rms_norm(scene.input(), _norm(scene) + 1, scene.model.arch.eps)
+    """The norm by weight + 1."""
+    return _normed(scene, scene.input(), scene.model.arch.eps, plus=1.0)
 
 
-def gelu(scene: Scene) -> Tensor:
-    """GELU where SiLU belongs."""
-    return torch.nn.functional.gelu(scene.input())
+def other_activation(scene: Scene, act: str) -> Tensor:
+    """Another activation where the family's belongs."""
+    f = scene.of.ffn
+    assert f is not None
+    return activate(replace(f, act=act, numbers=()), scene.input())
+
+
+def gate_not_activated(scene: Scene) -> Tensor:
+    """The product of gate and up, the gate taken as it is: its activation is left out."""
+    f = scene.of.ffn
+    assert f is not None
+    gate = scene.inputs[scene.node.inputs[0].removesuffix("silu") + "gate"].to(scene.value.dtype)
+    return gated(f, gate, scene.input(1))
 
 
 def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
-    """RoPE with the other pairing, positions off by offset, or base times that of the model."""
-    arch = scene.model.arch
-    names = {"adjacent": "halves", "halves": "adjacent"}
-    rope = replace(arch.rope, base=arch.rope.base * base)
-    rope = replace(rope, pairing=names[rope.pairing]) if pairing else rope
-    part = arch.qkv_part(scene.stage[0])
-    x_TNH = scene.input()[:, part].unflatten(-1, (-1, arch.head_dim))  # type: ignore[no-untyped-call]
-    if arch.qk_norm:
-        x_TNH = rms_norm(x_TNH, _norm(scene), arch.eps)
-    angles = rope_angles(rope, offset, len(x_TNH), scene.model.vector("rope_freqs.weight"))
-    return rotate(x_TNH, *angles, rope.pairing).flatten(1)
+    """RoPE with the other pairing, positions off by offset, or base times that of the layer."""
+    a, is_query = scene.attention, scene.stage == "q_rope"
+    kind, name = (a.q_norm, "attn_q_norm") if is_query else (a.k_norm, "attn_k_norm")
+    x_TQ = scene.input()[:, a.part(scene.stage[0])]
+    if a.clamp:
+        x_TQ = x_TQ.clamp(-a.clamp, a.clamp)
+    x_TNH = x_TQ.unflatten(-1, (a.n_head if is_query else a.n_kv, -1))[..., : a.width]  # type: ignore[no-untyped-call]
+    if kind and not a.norm_after_rope:
+        x_TNH = _head_norm(scene, kind, name, x_TNH)
+    if a.rope is not None:
+        names = {"adjacent": "halves", "halves": "adjacent"}
+        rope = replace(a.rope, base=a.rope.base * base)
+        rope = replace(rope, pairing=names[rope.pairing]) if pairing else rope
+        factors = None if rope.factors is None else scene.model.vector(rope.factors)
+        x_TNH = rotate(x_TNH, *rope_angles(rope, offset, len(x_TNH), factors), rope.pairing)
+    if a.l2:
+        x_TNH = rms_scale(x_TNH, scene.model.arch.eps)
+    if kind and a.norm_after_rope:
+        x_TNH = _head_norm(scene, kind, name, x_TNH)
+    if a.temperature is not None and is_query:
+        x_TNH = x_TNH * heat(a.temperature, torch.arange(len(x_TNH))).to(x_TNH)[:, None, None]
+    return x_TNH.flatten(1)
 
 
-def other_attention(scene: Scene, causal: bool = True, scaled: bool = True, heads_apart: bool = False) -> Tensor:
-    """Attention without its mask, without the scale of its scores, or with query head n served by key head n mod K."""
-    arch = scene.model.arch
-    n_kv, width = arch.n_kv_head, arch.head_dim
-    q = scene.input(0).view(-1, arch.n_head, width).transpose(0, 1)
-    k = scene.input(1).view(-1, n_kv, width).transpose(0, 1)
-    v = scene.input(2)[:, arch.qkv_part("v")].reshape(-1, n_kv, width).transpose(0, 1)
-    group = arch.n_head // n_kv
-    k, v = (t.repeat(group, 1, 1) if heads_apart else t.repeat_interleave(group, 0) for t in (k, v))
-    scores = q @ k.transpose(1, 2) * (1 / math.sqrt(width) if scaled else 1.0)
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores[0], dtype=torch.bool).triu(1), -math.inf)
-    return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+def other_attention(
+    scene: Scene, causal: bool = True, scaled: bool = True, heads_apart: bool = False, windowed: bool = True,
+    sinks: bool = True,
+) -> Tensor:
+    """Attention without a part of it, or with query head n served by key head n mod K."""
+    a = scene.attention
+    q = scene.input(0).unflatten(-1, (a.n_head, -1))  # type: ignore[no-untyped-call]
+    k = scene.input(1).unflatten(-1, (a.n_kv, -1))  # type: ignore[no-untyped-call]
+    v = _values(scene, a, k)
+    if heads_apart:
+        k, v = (t.repeat(1, a.n_head // a.n_kv, 1) for t in (k, v))
+    a = a if scaled else replace(a, scale=1.0)
+    a = a if windowed else replace(a, window=0)
+    sink = scene.vector("attn_sinks.weight") if a.sinks and sinks else None
+    mix = attend_by(a, q, k, v, sink, causal)
+    if a.gate == "own":
+        gate = scene.inputs[scene.node.inputs[-1]].to(mix) @ scene.matrix("attn_gate").T
+        return mix * torch.sigmoid(gate)
+    if a.gate == "query":
+        both = scene.input(2)[:, a.part("q")].unflatten(-1, (a.n_head, -1))  # type: ignore[no-untyped-call]
+        return mix * torch.sigmoid(both[..., a.width :].flatten(1))
+    return mix
 
 
 def residual_times(scene: Scene, times: int) -> Tensor:
     """The residual added that many times instead of once."""
-    return scene.input(0) * times + scene.input(1)
+    rest = sum(scene.input(i) for i in range(1, len(scene.node.inputs)))
+    if scene.layer is None:
+        return scene.input(0) * times + rest
+    scale = scene.vector("layer_output_scale.weight") if scene.stage == "output" and scene.of.scaled else 1.0
+    return (scene.input(0) * times + rest * scene.of.residual) * scale
 
 
-def _norm(scene: Scene) -> Tensor:
-    weight = scene.weight(f"{scene.row.weights[0]}.weight")
-    return decode_rows(weight, 0, weight.shape[0], scene.value.device).to(scene.value.dtype)
+def _values(scene: Scene, a: Attention, k: Tensor) -> Tensor:
+    """The values [T, K, H] that attention reads; those of another layer are not among the stage's inputs."""
+    part = scene.input(2)[:, a.part("v" if a.own_v else "k")]
+    if a.clamp:
+        part = part.clamp(-a.clamp, a.clamp)
+    v: Tensor = part.unflatten(-1, (a.n_kv, -1))  # type: ignore[no-untyped-call]
+    return rms_scale(v, scene.model.arch.eps) if a.v_norm else v
+
+
+def _head_norm(scene: Scene, kind: str, name: str, x_TNH: Tensor) -> Tensor:
+    x = x_TNH.flatten(1) if kind == "whole" else x_TNH
+    weight, eps = scene.vector(f"{name}.weight"), scene.model.arch.eps
+    return (rms_norm(x, weight, eps) if scene.model.arch.norm == "rms" else layer_norm(x, weight, eps)
+            ).reshape(x_TNH.shape)
+
+
+def _normed(scene: Scene, x: Tensor, eps: float, plus: float = 0.0) -> Tensor:
+    """The family's norm by the stage's weight and bias."""
+    name = next(iter(scene.node.weights))
+    full = _full_name(scene, name)
+    weight = None if full is None else scene.model.tensor(full).to(x) + plus
+    if scene.model.arch.norm == "rms":
+        assert weight is not None
+        y = rms_norm(x, weight, eps)
+    else:
+        y = layer_norm(x, weight, eps)
+    bias = scene.bias(name)
+    return y if bias is None else y + bias
+
+
+def _full_name(scene: Scene, name: str) -> str | None:
+    prefix = "" if scene.layer is None else scene.of.prefix
+    return next((n for n in (f"{prefix}{name}.weight", prefix + name) if n in scene.model.file.weights), None)
 
 
 def _rewritten(scene: Scene, spans: Mapping[str, tuple[int, int, int | None]], change: object) -> Tensor:

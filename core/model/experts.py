@@ -84,7 +84,8 @@ def chosen(weights_TE: Tensor, used: int) -> Tensor:
     hit = weights_TE != 0
     if bool((hit.sum(1) == used).all()):
         return hit.nonzero()[:, 1].view(-1, used)
-    return weights_TE.abs().sort(dim=-1, descending=True, stable=True).indices[:, :used].sort(-1).values
+    largest: Tensor = weights_TE.abs().sort(dim=-1, descending=True, stable=True).indices[:, :used]
+    return largest.sort(-1).values
 
 
 def mixture(

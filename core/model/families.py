@@ -184,7 +184,8 @@ def _temperature(facts: Facts, family: Family, turned: bool) -> Temperature | No
 def resolve_mla(facts: Facts, family: Family, layer: Layer, n_layer: int, before: list[Layer]) -> Attention:
     """Say what a layer's latent attention is, and claim its tensors."""
     prefix, d_model = layer.prefix, facts.size("embedding_length")
-    n, rank, turned = (facts.size(k) for k in ("attention.head_count", "attention.kv_lora_rank", "rope.dimension_count"))
+    n, rank = facts.size("attention.head_count"), facts.size("attention.kv_lora_rank")
+    turned = facts.size("rope.dimension_count")
     joined = facts.has(f"{prefix}attn_kv_b")
     k = facts.size("attention.key_length_mla", facts.size("attention.key_length") if joined else None)
     v = facts.size("attention.value_length_mla", facts.size("attention.value_length") if joined else None)
@@ -226,8 +227,7 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
     inner, rank, state = (facts.size(f"ssm.{k}") for k in ("inner_size", "time_step_rank", "state_size"))
     s = Ssm(facts.size("ssm.conv_kernel"), inner, state, rank, facts.size("ssm.group_count", 1, least=0) or 1,
             family.tiled)
-    keys = 2 * s.groups * state
-    each: tuple[tuple[str, tuple[int, ...]], ...]
+    keys, each = 2 * s.groups * state, dict[str, tuple[int, ...]]()
     if mixer == DELTA_NET:
         _even(facts, s, rank % s.groups or inner % rank)
         facts.linear(f"{p}attn_qkv", keys + inner, d_model)
@@ -236,12 +236,12 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
         s = replace(s, packed=packed)
         for name in () if packed else ("ssm_beta", "ssm_alpha"):
             facts.linear(f"{p}{name}", rank, d_model)
-        channels, each = keys + inner, (("ssm_dt.bias", (rank,)), ("ssm_a", (rank,)),
-                                        ("ssm_norm.weight", (inner // rank,)))
+        channels = keys + inner
+        each = {"ssm_dt.bias": (rank,), "ssm_a": (rank,), "ssm_norm.weight": (inner // rank,)}
     elif mixer == MAMBA2:
         _even(facts, s, rank % s.groups or inner % rank)
         facts.linear(f"{p}ssm_in", 2 * inner + keys + rank, d_model)
-        channels, each = inner + keys, (("ssm_dt.bias", (rank,)), ("ssm_a", (rank,)), ("ssm_d", (rank,)))
+        channels, each = inner + keys, {"ssm_dt.bias": (rank,), "ssm_a": (rank,), "ssm_d": (rank,)}
         facts.hold(f"{p}ssm_norm.weight", s.groups, inner // s.groups, needed=False, loose=True)
     else:
         facts.linear(f"{p}ssm_in", 2 * inner, d_model)
@@ -249,10 +249,10 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
         facts.linear(f"{p}ssm_dt", inner, rank)
         for name, n in (("ssm_dt_norm", rank), ("ssm_b_norm", state), ("ssm_c_norm", state)):
             facts.hold(f"{p}{name}.weight", n, needed=False)
-        channels, each = inner, (("ssm_a", (inner, state)), ("ssm_d", (inner,)))
+        channels, each = inner, {"ssm_a": (inner, state), "ssm_d": (inner,)}
     facts.hold(f"{p}ssm_conv1d.weight", channels, s.conv, loose=True)
     facts.hold(f"{p}ssm_conv1d.bias", channels, needed=False)
-    for name, shape in each:
+    for name, shape in each.items():
         facts.hold(f"{p}{name}", *shape, loose=True)
     facts.linear(f"{p}ssm_out", d_model, inner)
     return s
@@ -260,8 +260,8 @@ def _recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
 
 def _even(facts: Facts, s: Ssm, rest: int) -> None:
     if rest:
-        raise FileError(f"{facts.model.path.name}: {s.rank} heads of {s.inner} channels cannot share "
-                        f"{s.groups} groups.")
+        raise FileError(f"{facts.model.path.name}: {s.rank} heads of {s.inner} channels "
+                        f"cannot share {s.groups} groups.")
 
 
 # --- norms and what stands around ------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def nodes_of(layer: Layer, d_model: int) -> Nodes:
     if layer.attn_norm is not None:
         found["attn_norm"], h = Node("norm", d_model, (PREVIOUS,), (_short(layer, layer.attn_norm),)), "attn_norm"
     found |= _mixers(layer, h, d_model)
-    out = tuple(name for name in ("attn_out", "ssm_out") if name in found)
+    out: tuple[str, ...] = tuple(name for name in ("attn_out", "ssm_out") if name in found)
     if layer.attn_post is not None:
         found["attn_post_norm"] = Node("norm", d_model, out, (_short(layer, layer.attn_post),))
         out = ("attn_post_norm",)
@@ -44,7 +44,7 @@ def nodes_of(layer: Layer, d_model: int) -> Nodes:
     if layer.per_layer:  # what its gate reads is no stage
         found["ple_gate"] = Node("linear", layer.per_layer, stream, ("inp_gate",))
         found["ple_mix"] = Node("mixture", layer.per_layer, ("ple_gate",))
-        found["ple_out"] = Node("norm", d_model, ("ple_mix",), ("proj", "post_norm"))
+        found["ple_out"] = Node("mixture", d_model, ("ple_mix",), ("proj", "post_norm"))
         stream = (*stream, "ple_out")
     found["output"] = Node("residual", d_model, stream, ("layer_output_scale",) if layer.scaled else ())
     return found
@@ -84,7 +84,7 @@ def _latent(a: Attention, h: str) -> Nodes:
     found = {"mla_q_a": Node("linear", m.q_rank, (h,), ("attn_q_a",))} if m.q_rank else {}
     up = ("attn_kv_b",) if m.joined else ("attn_k_b", "attn_v_b")
     return found | {
-        "mla_q": Node("norm" if m.q_rank else "linear", q, ("mla_q_a",) if m.q_rank else (h,),
+        "mla_q": Node("mixture" if m.q_rank else "linear", q, ("mla_q_a",) if m.q_rank else (h,),
                       ("attn_q_a_norm", "attn_q_b") if m.q_rank else ("attn_q",)),
         "mla_kv_a": Node("linear", kv, (h,), ("attn_kv_a_mqa",)),
         "qkv": Node("mixture", q + kv, ("mla_q", "mla_kv_a")),

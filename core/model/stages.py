@@ -29,7 +29,7 @@ class Stage:
     operation reads, in its order, or PREVIOUS. A layer of another kind than the usual one has other inputs, weights
     and operations, or lacks the stage: its nodes say so (layers.py), these columns are the usual layer's.
     weights: GGUF's tensors behind it, without "blk.N." and ".weight"; a linear stage joins their products in order.
-    tied: the tensor in their place where the file has none of them. biased: the weights may have biases.
+    tied: the tensor in their place where the file has none of them.
     llama_cpp: its nodes there, without "-N"; none where a weight tells it (the last node that reads the weight).
     hf_output: the modules of transformers' layer (of its model, if whole) whose outputs, joined, it is; "" the layer.
     hf_input: the module whose input it is. aprt: stems of its APRT files, the last wins; none: its own name.
@@ -41,7 +41,6 @@ class Stage:
     inputs: tuple[str, ...]
     weights: tuple[str, ...] = ()
     tied: str | None = None
-    biased: bool = False
     whole: bool = False   # of the whole model, not of a layer
     detail: bool = False  # for drill-down and replay, not a column of the grid
     llama_cpp: tuple[str, ...] = ()
@@ -59,14 +58,14 @@ STAGES = (
     Stage("mla_q_a", "mla_q_a", "linear", ("attn_norm",), detail=True),
     Stage("mla_q", "mla_q", "linear", ("mla_q_a",), detail=True),
     Stage("mla_kv_a", "mla_kv_a", "linear", ("attn_norm",), detail=True),
-    Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"), biased=True,
+    Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"),
           hf_output=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), aprt=("qkv_matmul", "qkv_bias")),
     Stage("mla_kv_a_norm", "mla_kv_a_norm", "latent", ("mla_kv_a",), detail=True),
     Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur",), aprt=("q_post_rope",)),
     Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur",), aprt=("k_post_rope",)),
     Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True, llama_cpp=("kqv_out",),
           hf_input="self_attn.o_proj", aprt=("attention",)),
-    Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",), biased=True, hf_output=("self_attn.o_proj",)),
+    Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",), hf_output=("self_attn.o_proj",)),
     Stage("attn_post_norm", "D", "norm", ("attn_out",), detail=True),
     Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True, llama_cpp=("ffn_inp",),
           hf_input="post_attention_layernorm", aprt=("post_attn_residual",)),
@@ -93,7 +92,7 @@ STAGES = (
     Stage("ffn_post_norm", "D", "norm", ("ffn_out",), detail=True),
     Stage("ple_gate", "ple_gate", "linear", ("attn_resid", "ffn_post_norm"), detail=True),
     Stage("ple_mix", "ple_gate", "mixture", ("ple_gate",), detail=True),
-    Stage("ple_out", "D", "norm", ("ple_mix",), detail=True),
+    Stage("ple_out", "D", "mixture", ("ple_mix",), detail=True),
     Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out",), hf_output=("",),
           aprt=("layer_output", "post_ffn_residual")),
     Stage("final_norm", "D", "norm", (PREVIOUS,), ("output_norm",), whole=True, hf_output=("norm",)),

@@ -24,7 +24,7 @@ def guess(scene: Scene, source: Tensor, floor_nmse: float) -> str | None:
     limit = min(CLOSE * max(math.sqrt(floor_nmse), LEAST_DISTANCE), TELLING * right)
     best: tuple[float, str] | None = None
     for row in PLANTS.values():
-        if scene.stage in row.stages:
+        if row.stands(scene.model, scene.layer, scene.stage):
             distance, _ = relative_l2(row.leaves(scene), source)
             if distance <= limit and (best is None or distance < best[0]):
                 best = (distance, row.says)

@@ -6,17 +6,20 @@ The folder needs numpy, safetensors and pytest, and nothing of this project.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.model.arch import stage_weights
-from core.model.lockstep import drive
+from core.model.arch import Arch, stage_weights
+from core.model.forward import forward
+from core.model.layers import Attention
+from core.model.lockstep import Lane, drive
 from core.model.model import Tap
 from core.model.ops import rope_angles
-from core.model.stages import PREVIOUS, TRUNK, Operation, Place, Stage, place_text, stage_named
+from core.model.stages import PREVIOUS, TRUNK, Place, Stage, place_text, stage_named
 from core.quant.dequantize import decode_rows
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
@@ -88,6 +91,8 @@ def expected():
         return CASE["input"] / (1 + np.exp(-CASE["input"]))
     if kind == "product":
         return CASE["left"] * CASE["right"]
+    if kind == "value":  # of a stage without a short formula: what float64 made of the same inputs when this was written
+        return CASE["want"]
     return CASE["left"] + CASE["right"]
 
 
@@ -108,9 +113,13 @@ def write_reproducer(
     from safetensors.numpy import save_file
 
     seen = _capture(side, place, tokens, cancelled)
-    case, says = _case(side, place, seen)
+    if is_short(side.model.arch, place):
+        case, says = _case(side, place, seen)
+    else:
+        want = _truth(side, place, tokens, cancelled)
+        case, says = {"found": seen[place[1]], "want": want}, {"operation": "value"}
     says |= {"place": place_text(place), "limit": 100 * error.limit, "eps": side.model.arch.eps,
-             "head_dim": side.model.arch.head_dim, "pairing": side.model.arch.rope.pairing, "tokens": list(tokens),
+             "head_dim": _head_width(side, place), "pairing": side.model.arch.rope.pairing, "tokens": list(tokens),
              "model": side.model.file.path.name, "compute": side.compute}
     folder.mkdir(parents=True)
     arrays = {key: np.ascontiguousarray(value.cpu().numpy()) for key, value in case.items()}
@@ -142,10 +151,54 @@ def _capture(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCance
 
 def _case(side: Side, place: Place, seen: dict[str, Tensor]) -> Case:
     """The tensors and the facts that the stage's formula needs."""
-    stage = stage_named(place[1])
-    inputs = [seen[name] for name in stage.inputs]
-    case, says = CASES[stage.operation](side, place, stage, inputs, seen[place[1]])
+    stage, node = stage_named(place[1]), side.model.arch.node(*place)
+    assert node is not None
+    inputs = [seen[name] for name in node.inputs]
+    case, says = CASES[node.operation](side, place, stage, inputs, seen[place[1]])
     return {"found": seen[place[1]], **case}, says
+
+
+def is_short(arch: Arch, place: Place) -> bool:
+    """Whether the stage's formula stands in the test: that of a usual decoder."""
+    node, layer = arch.node(*place), None if place[0] is None else arch.layers[place[0]]
+    if node is None or node.operation not in CASES:
+        return False
+    a, f = (None, None) if layer is None else (layer.attention, layer.ffn)
+    joined = f is not None and f.gate == "joined" and place[1] in ("ffn_gate", "ffn_up")
+    usual: dict[str, bool] = {
+        "lookup": True, "norm": arch.norm == "rms", "linear": not joined and not (
+            place[1] == "logits" and (arch.logit_scale != 1 or arch.logit_cap)),
+        "activation": f is not None and f.act == "silu", "product": f is not None and f.act != "oai",
+        "residual": len(node.inputs) == 2 and layer is not None and layer.residual == 1 and not layer.scaled,
+    }
+    if node.operation in usual:
+        return usual[node.operation]
+    if a is None or a.clamp or a.gate or not a.own_v or a.v_norm or arch.norm != "rms":
+        return False
+    if node.operation == "attention":
+        return a.is_plain
+    return a.rope is not None and "whole" not in (a.q_norm, a.k_norm) and not (
+        a.norm_after_rope or a.l2 or a.temperature)
+
+
+def _truth(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCancelled) -> Tensor:
+    """What float64 makes of the side's own inputs at the place."""
+    source: dict[Place, Tensor] = {}
+    found: list[Tensor] = []
+
+    def keep(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        source[layer, stage] = value
+        return value
+
+    def exact(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if (layer, stage) == place:
+            found.append(value)
+        return source.pop((layer, stage)).to(value)
+
+    model = replace(side.model, dtype=torch.float64)
+    drive([side.lane(tokens, chain(side.bug(), keep)), Lane(forward(model, tokens, exact), "f32", side.threads)],
+          cancelled, enough=lambda: bool(found))
+    return found[0]
 
 
 def _linear(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
@@ -175,16 +228,30 @@ def _norm(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: T
 
 
 def _rope(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
-    arch = side.model.arch
-    cos, sin = rope_angles(arch.rope, 0, len(found), side.model.vector("rope_freqs.weight"))
-    case = {"input": inputs[0][:, arch.qkv_part(stage.name[0])], "cos": cos, "sin": sin}
+    a = attention_of(side, place)
+    assert a.rope is not None
+    factors = None if a.rope.factors is None else side.model.vector(a.rope.factors)
+    cos, sin = rope_angles(a.rope, 0, len(found), factors)
+    case = {"input": inputs[0][:, a.part(stage.name[0])], "cos": cos, "sin": sin}
     norm = side.model.vector(f"blk.{place[0]}.{stage.weights[0]}.weight")
     return case if norm is None else {**case, "norm": norm}, {"operation": "rope"}
 
 
 def _attention(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
     q, k, qkv = inputs
-    return {"q": q, "k": k, "v": qkv[:, side.model.arch.qkv_part("v")]}, {"operation": "attend"}
+    return {"q": q, "k": k, "v": qkv[:, attention_of(side, place).part("v")]}, {"operation": "attend"}
+
+
+def _head_width(side: Side, place: Place) -> int:
+    layer = None if place[0] is None else side.model.arch.layers[place[0]].attention
+    return side.model.arch.head_dim if layer is None else layer.width
+
+
+def attention_of(side: Side, place: Place) -> Attention:
+    """The attention of a place's layer."""
+    found = side.model.arch.layers[place[0] or 0].attention
+    assert found is not None
+    return found
 
 
 def _activation(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
@@ -203,7 +270,7 @@ def _lookup(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found:
     return {"left": found, "right": torch.zeros_like(found)}, {"operation": "sum"}
 
 
-CASES: Mapping[Operation, Callable[[Side, Place, Stage, list[Tensor], Tensor], Case]] = {
+CASES: Mapping[str, Callable[[Side, Place, Stage, list[Tensor], Tensor], Case]] = {
     "lookup": _lookup, "norm": _norm, "linear": _linear, "rope": _rope, "attention": _attention,
     "residual": _residual, "activation": _activation, "product": _product,
 }

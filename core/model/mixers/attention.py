@@ -48,8 +48,13 @@ def attention(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) 
     return (yield from linear(model, name + "attn_output", mix_TQ))
 
 
-def attend_by(a: Attention, q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, sinks_N: Tensor | None = None) -> Tensor:
-    """Return softmax(cap(q k * scale) + bias, and the sink beside them) v [T, N * H], the T queries being the last."""
+def attend_by(
+    a: Attention, q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, sinks_N: Tensor | None = None, causal: bool = True
+) -> Tensor:
+    """Return softmax(cap(q k * scale) + bias, and the sink beside them) v [T, N * H], the T queries being the last.
+
+    causal: False only where a wrong attention is made on purpose.
+    """
     n_token, n_past = len(q_TNH), len(k_SKH) - len(q_TNH)
     group = q_TNH.shape[1] // k_SKH.shape[1]
     k_NSH, v_NSH = (t.transpose(0, 1).repeat_interleave(group, 0) for t in (k_SKH, v_SKH))
@@ -64,7 +69,7 @@ def attend_by(a: Attention, q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, sinks_N
             scores_NTS = a.cap * torch.tanh(scores_NTS / a.cap)
         if a.alibi:
             scores_NTS = scores_NTS - slopes(a.n_head).to(scores_NTS)[:, None, None] * behind_TS
-        seen_TS = behind_TS >= 0
+        seen_TS = behind_TS >= 0 if causal else torch.ones_like(behind_TS, dtype=torch.bool)
         if a.window and a.chunked:
             seen_TS = seen_TS & (s_S // a.window == ((behind_TS + s_S) // a.window))
         elif a.window:
