@@ -6,9 +6,9 @@ Sizes are small and all different, so that an axis taken for another one shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +20,10 @@ from core.model.lockstep import Lane, drive
 from core.model.model import Cache, Model, Tap
 from core.model.stages import PREVIOUS
 from core.trace.run import open_side
-from tests.support.builders import add_key
+from tests.support.small_mixers import CASES, EPS, write_case
 
 SAME = 1e-11  # relative, float64 on both sides, another order of sums
 IDS = (3, 17, 5, 11, 2, 7, 9, 1)
-D, F, N_VOCAB = 12, 8, 24
-EPS = 2.0**-17  # a float32, as the file keeps it
 Weights = Mapping[str, np.ndarray]  # of the layer, without blk.0.
 Values = Mapping[str, torch.Tensor]
 
@@ -146,79 +144,6 @@ def slow_mla(w: Weights, h: np.ndarray) -> np.ndarray:
     return y @ w["attn_output.weight"].T
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model of one layer: its architecture, keys, the shapes of the mixer's tensors, and the loop it is held to."""
-
-    arch: str
-    slow: Callable[[Weights, np.ndarray], np.ndarray]
-    keys: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
-    norm: str | None = None  # of the feed-forward; None: it has none
-
-
-def ssm(conv: int, inner: int, state: int, rank: int, groups: int) -> dict[str, int]:
-    return {"ssm.conv_kernel": conv, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": rank,
-            "ssm.group_count": groups}
-
-
-DELTA = {"attn_qkv.weight": (32, D), "attn_gate.weight": (20, D), "ssm_conv1d.weight": (32, 4), "ssm_dt.bias": (4,),
-         "ssm_a": (4,), "ssm_norm.weight": (5,), "ssm_out.weight": (D, 20)}
-MAMBA_2 = {"ssm_in.weight": (48, D), "ssm_conv1d.weight": (32, 4), "ssm_conv1d.bias": (32,), "ssm_dt.bias": (4,),
-           "ssm_a": (4, 1), "ssm_d": (4, 1), "ssm_out.weight": (D, 12)}
-MAMBA_1 = {"ssm_in.weight": (20, D), "ssm_conv1d.weight": (10, 4), "ssm_conv1d.bias": (10,), "ssm_x.weight": (11, 10),
-           "ssm_dt.weight": (10, 3), "ssm_dt.bias": (10,), "ssm_a": (10, 4), "ssm_d": (10,), "ssm_out.weight": (D, 10)}
-LATENT = {"attn_kv_a_mqa.weight": (10, D), "attn_kv_a_norm.weight": (6,), "attn_output.weight": (D, 21)}
-LATENT_KEYS = {"attention.head_count": 3, "attention.head_count_kv": 1, "attention.kv_lora_rank": 6,
-               "rope.dimension_count": 4, "attention.key_length_mla": 9, "attention.value_length_mla": 7}
-OLD_KEYS = {name.removesuffix("_mla"): value for name, value in LATENT_KEYS.items()}
-CASES = {
-    "delta net": Case("qwen35", lambda w, h: slow_delta_net(w, h, True), ssm(4, 20, 3, 4, 2),
-                      {**DELTA, "ssm_beta.weight": (4, D), "ssm_alpha.weight": (4, D)}, "post_attention_norm"),
-    "delta net, packed": Case("qwen3next", lambda w, h: slow_delta_net(w, h, False), ssm(4, 20, 3, 4, 2),
-                              {**DELTA, "ssm_ba.weight": (8, D)}, "post_attention_norm"),
-    "mamba-2": Case("mamba2", slow_mamba2, ssm(4, 12, 5, 4, 2), {**MAMBA_2, "ssm_norm.weight": (2, 6)}),
-    "mamba-2 without a norm": Case("mamba2", slow_mamba2, ssm(4, 12, 5, 4, 2), MAMBA_2),
-    "mamba": Case("mamba", slow_mamba, ssm(4, 10, 4, 3, 0), MAMBA_1),
-    "mamba with norms": Case("jamba", slow_mamba, ssm(4, 10, 4, 3, 0), {
-        **MAMBA_1, "ssm_dt_norm.weight": (3,), "ssm_b_norm.weight": (4,), "ssm_c_norm.weight": (4,)}, "ffn_norm"),
-    "short convolution": Case("lfm2", slow_short_conv, {"shortconv.l_cache": 3}, {
-        "shortconv.in_proj.weight": (3 * D, D), "shortconv.conv.weight": (D, 3), "shortconv.out_proj.weight": (D, D)},
-        "ffn_norm"),
-    "latent attention": Case("deepseek2", slow_mla, {**LATENT_KEYS, "attention.q_lora_rank": 8}, {
-        **LATENT, "attn_q_a.weight": (8, D), "attn_q_a_norm.weight": (8,), "attn_q_b.weight": (27, 8),
-        "attn_k_b.weight": (3, 6, 5), "attn_v_b.weight": (3, 7, 6)}, "ffn_norm"),
-    "latent attention, joined": Case("deepseek2", slow_mla, OLD_KEYS, {
-        **LATENT, "attn_q.weight": (27, D), "attn_kv_b.weight": (36, 6)}, "ffn_norm"),
-}
-
-
-def write_case(path: Path, case: Case) -> dict[str, np.ndarray]:
-    """Write the model; returns its layer's weights."""
-    import gguf
-
-    rng, writer = np.random.default_rng(1), gguf.GGUFWriter(path, case.arch)
-    keys: dict[str, Any] = {"block_count": 1, "context_length": 64, "embedding_length": D, "feed_forward_length": F,
-                            "attention.head_count": 2, "attention.layer_norm_rms_epsilon": EPS, **case.keys}
-    for name, value in keys.items():
-        add_key(writer, f"{case.arch}.{name}", value)
-    shapes = {**case.shapes, "attn_norm.weight": (D,)}
-    if case.norm is not None:
-        shapes |= {f"{case.norm}.weight": (D,), "ffn_gate.weight": (F, D), "ffn_up.weight": (F, D),
-                   "ffn_down.weight": (D, F)}
-    out_norm = "token_embd_norm" if case.arch == "lfm2" else "output_norm"
-    weights = {name: rng.standard_normal(shape) * (2.0 if name == "token_embd.weight" else 0.7)
-               for name, shape in {**shapes, "token_embd.weight": (N_VOCAB, D), f"{out_norm}.weight": (D,)}.items()}
-    weights = {name: (-np.exp(w) if name == "ssm_a" else w).astype(np.float32) for name, w in weights.items()}
-    for name, array in weights.items():
-        writer.add_tensor(f"blk.0.{name}" if name in shapes else name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return {name: array.astype(np.float64) for name, array in weights.items()}
-
-
 def run(model: Model, ids: tuple[int, ...], cache: Cache | None = None, change: Tap | None = None) -> Values:
     """The stages of layer 0 in float64."""
     kept: dict[str, torch.Tensor] = {}
@@ -238,18 +163,24 @@ def relative(got: torch.Tensor, want: torch.Tensor | np.ndarray) -> float:
     return float((got - want).norm() / want.norm())
 
 
+SLOW: Mapping[str, Callable[[Weights, np.ndarray], np.ndarray]] = {
+    "delta net": partial(slow_delta_net, tiled=True), "delta net, packed": partial(slow_delta_net, tiled=False),
+    "mamba-2": slow_mamba2, "mamba-2 without a norm": slow_mamba2, "mamba": slow_mamba, "mamba with norms": slow_mamba,
+    "short convolution": slow_short_conv, "latent attention": slow_mla, "latent attention, joined": slow_mla,
+}
+
+
 @pytest.fixture(params=CASES)
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Case, Weights, Model]:
-    case = CASES[request.param]
-    weights = write_case(tmp_path / "one.gguf", case)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Weights, Model]:
+    weights = write_case(tmp_path / "one.gguf", CASES[request.param])
     side = open_side(open_model(tmp_path / "one.gguf"), "cpu")
-    return case, weights, replace(side.model, dtype=torch.float64)
+    return request.param, weights, replace(side.model, dtype=torch.float64)
 
 
 def test_a_mixer_is_what_a_loop_over_tokens_and_heads_gives(made) -> None:
-    case, weights, model = made
+    name, weights, model = made
     seen = run(model, IDS)
-    assert relative(seen["attn_out"], case.slow(weights, seen["attn_norm"].numpy())) < SAME
+    assert relative(seen["attn_out"], SLOW[name](weights, seen["attn_norm"].numpy())) < SAME
 
 
 @pytest.mark.parametrize("cuts", [(5,), (1, 2), tuple(range(1, len(IDS)))], ids=["5 + 3", "1 + 1 + 6", "one by one"])
@@ -274,7 +205,7 @@ def test_a_mixer_goes_on_with_what_the_tap_returns_and_reads_no_more_than_its_st
     _, _, model = made
     layer, clean = model.arch.layers[0], run(model, IDS)
     for changed in layer.nodes:
-        seen = run(model, IDS, change=lambda layer, stage, value: value * 1.5 if stage == changed else value)
+        seen = run(model, IDS, change=lambda _, stage, value, place=changed: value * 1.5 if stage == place else value)
         moved = {stage for stage in seen if not torch.equal(seen[stage], clean[stage])}
         wanted = {changed}
         for stage, node in layer.nodes.items():
