@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.model.lockstep import drive
 from core.model.model import Tap
-from core.model.stages import STAGES, Place, place_text
+from core.model.stages import Place, place_text
 from core.proof.ladder_cache import KnownRungs
 from core.proof.verdict import RECOVERED, Ladder, Rung
 from core.system.cancel import IsCancelled
@@ -21,8 +21,6 @@ from core.system.progress import Phase
 from core.trace.events import Emit
 from core.trace.run import Side
 from core.trace.taps import chain, patch
-
-LAYER_STAGES = tuple(s.name for s in STAGES if not s.whole)
 
 
 def climb(
@@ -53,10 +51,11 @@ def climb(
         graft([(None, "embedding"), (None, "final_norm")])
         return Ladder(kl, tuple(rungs), None)
     emit(Phase(f"grafting the stages of layer {entry}"))
-    inside: set[Place] = {(entry, s) for s in LAYER_STAGES}
+    stages = tuple(a.model.arch.layers[entry].nodes)
+    inside: set[Place] = {(entry, s) for s in stages}
     drive([b.lane(tokens, chain(b.bug(), _keep(inside, values)))], cancelled, enough=lambda: (entry, "output") in values
           and inside <= values.keys())
-    graft([(entry, s) for s in LAYER_STAGES if s != "output"])
+    graft([(entry, s) for s in stages if s != "output"])
     return Ladder(kl, tuple(rungs), entry)
 
 

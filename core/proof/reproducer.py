@@ -91,7 +91,7 @@ def expected():
         return CASE["input"] / (1 + np.exp(-CASE["input"]))
     if kind == "product":
         return CASE["left"] * CASE["right"]
-    if kind == "value":  # of a stage without a short formula: what float64 made of the same inputs when this was written
+    if kind == "value":  # of a stage without a short formula: float64's, when this was written
         return CASE["want"]
     return CASE["left"] + CASE["right"]
 

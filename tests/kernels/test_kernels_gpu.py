@@ -12,9 +12,9 @@ import torch
 from core.formats.open_model import open_model
 from core.kernels.gpu.planes import LAYOUTS, to_planes
 from core.model import matmul, ops
-from core.model.layers import Rope
 from core.model.gpu_weights import Resident
 from core.model.graph_decode import is_capturable
+from core.model.layers import Rope
 from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight, embedding_rows

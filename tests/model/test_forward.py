@@ -12,9 +12,9 @@ import torch
 from core.formats.open_model import open_model
 from core.model import matmul
 from core.model.forward import forward
-from core.model.model import Cache, Model
 from core.model.lockstep import Lane, drive
 from core.model.matmul import Ask
+from core.model.model import Cache, Model
 from core.model.stages import Place, place_text
 from core.quant import activations
 from core.quant.weight import Weight

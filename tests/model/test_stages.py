@@ -8,7 +8,7 @@ from core.formats.apr_keys import apr_tensor
 from core.formats.architectures import APR_NAMES, ARCHS, HF_FAMILIES, rope_row_order
 from core.model.arch import Arch, layer_weights
 from core.model.layers import Rope
-from core.model.stages import FACTORS, GRID, PREVIOUS, PRODUCT, STAGES, SUB_FFN, Operation, stage_named
+from core.model.stages import FACTORS, GRID, PREVIOUS, PRODUCT, STAGES, SUB_FFN, USUAL, Operation, stage_named
 from core.proof.reproducer import CASES
 from core.sources.engines.llama_cpp import BY_NODE, BY_WEIGHT
 from core.sources.imports.aprt import STAGE_FILES
@@ -69,9 +69,8 @@ def test_the_product_and_the_inside_of_the_feed_forward_are_what_statistics_and_
 
 
 def test_every_operation_of_a_usual_decoder_can_be_reproduced_by_its_formula():
-    usual = {s.operation for s in STAGES if s.whole or s.weights or not s.detail or s.name in ("attn_mix", "attn_resid")}
-    assert set(CASES) == usual and usual < set(get_args(Operation)) and {s.operation for s in STAGES} < set(
-        get_args(Operation))
+    usual = {s.operation for s in USUAL}
+    assert set(CASES) == usual and {s.operation for s in STAGES} == set(get_args(Operation))
 
 
 def test_an_architectures_row_names_a_known_pre_tokenizer_and_shares_no_name():

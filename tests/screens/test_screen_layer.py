@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apr_tui import keys as table
 from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
-from core.model.stages import STAGES
+from core.model.stages import USUAL
 from core.trace.stats import ScopeStats, Stats
 from tests.support.screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, until
 
@@ -27,7 +27,7 @@ async def test_d_shows_the_detail_stages(monkeypatch):
     async with console(monkeypatch, FakeDoor()) as (app, pilot):
         await pilot.press("enter", "d")
         await pilot.pause()
-        for stage in STAGES:
+        for stage in USUAL:
             assert (stage.name in text_of(app)) == (not stage.whole), stage.name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import session
-from core.model.stages import GRID, STAGES, place_order
+from core.model.stages import GRID, USUAL, place_order
 from core.session import prepare
 from core.system import gpus
 from core.system.cancel import never
@@ -43,8 +43,8 @@ def traced(source):
 
 
 def test_a_trace_has_every_stage_of_every_layer_and_says_how_it_was_taken(traced):
-    whole = {(None, s.name) for s in STAGES if s.whole}
-    assert set(traced.cells) == whole | {(i, s.name) for i in range(3) for s in STAGES if not s.whole}
+    whole = {(None, s.name) for s in USUAL if s.whole}
+    assert set(traced.cells) == whole | {(i, s.name) for i in range(3) for s in USUAL if not s.whole}
     assert traced.observed_equals_unobserved is True and traced.planted is None and len(traced.top) == 5
     facts = traced.facts
     assert (facts.engine, facts.arch, facts.definition) == ("apr-tui", "qwen2", "sample")

@@ -18,7 +18,7 @@ import torch
 from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
-from core.model.stages import GRID, STAGES, Place
+from core.model.stages import GRID, USUAL, Place
 from core.proof.capture import missing_before
 from core.sources.engines import process
 from core.sources.engines.process import Answer, Ask, run_engine, write_answer
@@ -33,7 +33,7 @@ from tests.support.small_models import IDS, write_model
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
 PROMPT = Prompt(tokens=IDS)
-DETAILS = tuple(s.name for s in STAGES if s.detail)
+DETAILS = tuple(s.name for s in USUAL if s.detail)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,7 @@ def test_llama_cpp_is_right_by_itself_and_our_q8_is_its_choice(tmp_path, arch, q
     source = Source(path, scheme="llama.cpp", threads=1)
     checked = session.check(source, PROMPT)
     assert checked.verdict == "PASS" and checked.trace.observed_equals_unobserved, checked.reasons
-    assert {s for _, s in checked.errors} == {s.name for s in STAGES} - {"ffn_silu"}
+    assert {s for _, s in checked.errors} == {s.name for s in USUAL} - {"ffn_silu"}
     assert max(e.declared for e in checked.errors.values()) < 2e-6, "our op on its inputs is its own, bit-near"
     result = session.compare(Source(path), source, PROMPT)
     assert result.verdict == verdict, result.reasons
@@ -441,7 +441,7 @@ def test_transformers_agrees_on_a_gguf_and_on_its_safetensors_folder(tmp_path, a
     source = Source(path, scheme="transformers", threads=2)
     checked = session.check(source, PROMPT)
     assert checked.verdict == "PASS" and checked.trace.observed_equals_unobserved, checked.reasons
-    assert {s for _, s in checked.errors} == {s.name for s in STAGES}
+    assert {s for _, s in checked.errors} == {s.name for s in USUAL}
     result = session.compare(Source(path), source, PROMPT)
     assert result.verdict in ("AGREE", "H1") and max(c.rel_l2 for c in result.cells.values()) < 3e-6
     folder = _as_folder(path, tmp_path / "hf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from core.model.stages import STAGES, Place
+from core.model.stages import USUAL, Place
 from core.proof.verdict import Bisection, Check, Comparison, Ladder, Rung
 from core.system.errors import Cancelled
 from core.system.progress import Phase
@@ -55,7 +55,7 @@ def bisection(entry: int | None = 5) -> Bisection:
         return Bisection(judged, Ladder(0.5, tuple(rungs), None))
     layers = [Rung((i, "output"), *((0.0, 1.0) if i >= entry else (0.5, 0.0))) for i in (9, 4, 7, 5)]
     inside = [Rung((entry, s.name), *((0.0, 1.0) if s.name == "ffn_out" else (0.61, -0.22)))
-              for s in STAGES if not s.whole and s.name != "output"]
+              for s in USUAL if not s.whole and s.name != "output"]
     return Bisection(judged, Ladder(0.5, (*layers, *inside), entry), lambda folder: folder)
 
 

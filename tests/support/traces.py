@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from core.model.stages import STAGES, Place
+from core.model.stages import USUAL, Place
 from core.trace.record import Facts, NextToken, Token, Trace
 from core.trace.stats import ROW, Cell, ScopeStats, Stats, TokenStats
 
@@ -57,7 +57,7 @@ def token_stats(x_TW: npt.NDArray[np.floating], first: int = 0, **more: object) 
 def values(n_token: int = 7, n_layer: int = 10, width: int = 64, seed: int = 0) -> dict[Place, npt.NDArray[np.float32]]:
     """Return quiet values of every stage: about 1 in size, logits of the last token only."""
     rng = np.random.default_rng(seed)
-    places = [(layer, s.name) for s in STAGES for layer in ((None,) if s.whole else range(n_layer))]
+    places = [(layer, s.name) for s in USUAL for layer in ((None,) if s.whole else range(n_layer))]
     sizes = {place: 1 if place[1] == "logits" else n_token for place in places}
     return {place: rng.standard_normal((rows, width)).astype(np.float32) for place, rows in sizes.items()}
 
