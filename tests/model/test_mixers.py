@@ -94,7 +94,7 @@ def slow_mamba2(w: Weights, h: np.ndarray) -> np.ndarray:
     return y @ w["ssm_out.weight"].T
 
 
-def slow_mamba(w: Weights, h: np.ndarray) -> np.ndarray:
+def slow_mamba(w: Weights, h: np.ndarray, normed: bool = False) -> np.ndarray:
     """Ten channels, a state of four, a time step of rank 3."""
     E, S, R = 10, 4, 3
     p = h @ w["ssm_in.weight"].T
@@ -102,7 +102,7 @@ def slow_mamba(w: Weights, h: np.ndarray) -> np.ndarray:
     y, state = np.zeros((len(h), E)), np.zeros((E, S))
     for t in range(len(h)):
         parts = np.split(w["ssm_x.weight"] @ x[t], [R, R + S])
-        dt, b, c = (rms(v, w[f"ssm_{n}_norm.weight"]) if f"ssm_{n}_norm.weight" in w else v
+        dt, b, c = (rms(v, w.get(f"ssm_{n}_norm.weight")) if normed else v
                     for n, v in zip(("dt", "b", "c"), parts, strict=True))
         step = softplus(w["ssm_dt.weight"] @ dt + w["ssm_dt.bias"])
         for e in range(E):
@@ -165,7 +165,8 @@ def relative(got: torch.Tensor, want: torch.Tensor | np.ndarray) -> float:
 
 SLOW: Mapping[str, Callable[[Weights, np.ndarray], np.ndarray]] = {
     "delta net": partial(slow_delta_net, tiled=True), "delta net, packed": partial(slow_delta_net, tiled=False),
-    "mamba-2": slow_mamba2, "mamba-2 without a norm": slow_mamba2, "mamba": slow_mamba, "mamba with norms": slow_mamba,
+    "mamba-2": slow_mamba2, "mamba-2 without a norm": slow_mamba2, "mamba": slow_mamba,
+    "mamba with norms": partial(slow_mamba, normed=True), "mamba with norms alone": partial(slow_mamba, normed=True),
     "short convolution": slow_short_conv, "latent attention": slow_mla, "latent attention, joined": slow_mla,
 }
 

@@ -50,6 +50,7 @@ CASES = {
     "mamba": Case("mamba", _ssm(4, 10, 4, 3, 0), _MAMBA_1),
     "mamba with norms": Case("jamba", _ssm(4, 10, 4, 3, 0), {
         **_MAMBA_1, "ssm_dt_norm.weight": (3,), "ssm_b_norm.weight": (4,), "ssm_c_norm.weight": (4,)}, "ffn_norm"),
+    "mamba with norms alone": Case("mamba", {**_ssm(4, 10, 4, 3, 0), "ssm.dt_b_c_rms": True}, _MAMBA_1),
     "short convolution": Case("lfm2", {"shortconv.l_cache": 3}, {
         "shortconv.in_proj.weight": (3 * D, D), "shortconv.conv.weight": (D, 3), "shortconv.out_proj.weight": (D, D)},
         "ffn_norm"),

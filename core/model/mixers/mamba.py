@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from core.model.layers import Layer
+from core.model.layers import Layer, Ssm
 from core.model.mixers.short_conv import convolve
 from core.model.model import Cache, Model, Steps, Tap, linear
 from core.model.ops import rms_scale, silu
@@ -26,7 +26,7 @@ def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> S
     x_TE, past_PE = _convolved(model, name, x_TE, past_PE)
     dt_TR, b_TS, c_TS = torch.split(
         (yield from linear(model, name + "ssm_x", x_TE)), [s.rank, s.state, s.state], -1)
-    dt_TR, b_TS, c_TS = (_normed(model, f"{name}ssm_{part}_norm.weight", value)
+    dt_TR, b_TS, c_TS = (_normed(model, s, f"{name}ssm_{part}_norm.weight", value)
                          for part, value in (("dt", dt_TR), ("b", b_TS), ("c", c_TS)))
     dt_TE = softplus((yield from linear(model, name + "ssm_dt", dt_TR)))
     a_ES, d_E = model.tensor(name + "ssm_a").view(s.inner, s.state), model.tensor(name + "ssm_d").flatten()
@@ -84,6 +84,8 @@ def _convolved(model: Model, name: str, x_TC: Tensor, past_PC: Tensor | None) ->
     return silu(y_TC), past_PC
 
 
-def _normed(model: Model, name: str, x: Tensor) -> Tensor:
-    """Jamba norms dt, b and c."""
-    return model.norm(name, x) if name in model.file.weights else x
+def _normed(model: Model, s: Ssm, name: str, x: Tensor) -> Tensor:
+    """Jamba norms dt, b and c; Falcon Mamba without weights."""
+    if name in model.file.weights:
+        return model.norm(name, x)
+    return rms_scale(x, model.arch.eps) if s.normed else x
