@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from core.faults import wrong_mixers as mixers
 from core.faults import wrong_ops as wrong
 from core.faults.wrong_ops import Scene
 from core.model.layers import Layer
@@ -23,7 +24,7 @@ EVERY = tuple(s.name for s in STAGES)
 LINEAR = tuple(s.name for s in STAGES if s.operation == "linear" and not s.whole)
 PRODUCTS = stages_of("product")
 NORMS, ROPES, RESIDUALS = stages_of("norm"), stages_of("rope"), stages_of("residual")
-ATTENTION, ACTIVATION = stages_of("attention"), stages_of("activation")
+ATTENTION, ACTIVATION, RECURRENCE = stages_of("attention"), stages_of("activation"), stages_of("recurrence")
 F16_MAX = 65504.0
 GELUS = ("gelu", "gelu_erf")
 
@@ -106,11 +107,13 @@ PLANTS = {
     "silu": Plant(partial(wrong.other_activation, act="silu"), ACTIVATION, "it is SiLU, not the family's activation",
                   where=lambda layer: layer.ffn is not None and layer.ffn.act != "silu"),
     "no-activation": Plant(wrong.gate_not_activated, PRODUCTS, "the gate is multiplied without its activation"),
-    "rope-pairing": Plant(partial(wrong.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
-    "rope-offset": Plant(partial(wrong.other_rope, offset=1), ROPES, "positions are one too high"),
-    "rope-base": Plant(partial(wrong.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
+    "rope-pairing": Plant(partial(mixers.other_rope, pairing=True), ROPES, "RoPE pairs the channels the other way"),
+    "rope-offset": Plant(partial(mixers.other_rope, offset=1), ROPES, "positions are one too high"),
+    "rope-base": Plant(partial(mixers.other_rope, base=10.0), ROPES, "RoPE's base is ten times the model's"),
     "heads": Plant(partial(wrong.other_attention, heads_apart=True), ATTENTION,
-                   "query heads read the wrong key-value heads"),
+                   "query heads read the wrong key-value heads",
+                   where=lambda layer: layer.attention is not None and (
+                       1 < layer.attention.n_kv < layer.attention.n_head)),
     "no-mask": Plant(partial(wrong.other_attention, causal=False), ATTENTION, "the causal mask is missing"),
     "no-window": Plant(partial(wrong.other_attention, windowed=False), ATTENTION, "the window is left out",
                        where=lambda layer: layer.attention is not None and bool(layer.attention.window)),
@@ -119,6 +122,11 @@ PLANTS = {
     "no-scale": Plant(partial(wrong.other_attention, scaled=False), ATTENTION,
                       "the scores are not scaled by 1 / sqrt(head)",
                       where=lambda layer: layer.attention is not None and layer.attention.scale != 1),
+    "no-conv": Plant(mixers.no_convolution, RECURRENCE, "the convolution sees the running token alone"),
+    "no-decay": Plant(mixers.no_decay, RECURRENCE, "the state does not decay", where=mixers.decays),
+    "no-state": Plant(mixers.no_state, RECURRENCE, "the state of the tokens before is lost", where=mixers.decays),
+    "key-heads": Plant(mixers.other_key_heads, RECURRENCE, "value heads read the wrong key heads",
+                       where=mixers.has_key_heads),
     "no-residual": Plant(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
     "twice-residual": Plant(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
     "q8": Plant(wrong.activations_in_8_bits, LINEAR,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.model.layers import Attention, Layer, Node
+from core.model.layers import Attention, Layer, Node, Rope
 from core.model.mixers.attention import attend_by, heat
 from core.model.model import Model
 from core.model.ops import activate, gated, layer_norm, rms_norm, rms_scale, rope_angles, rotate
@@ -184,15 +184,12 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     x_TQ = scene.input()[:, a.part(scene.stage[0])]
     if a.clamp:
         x_TQ = x_TQ.clamp(-a.clamp, a.clamp)
-    x_TNH: Tensor = x_TQ.unflatten(-1, (a.n_head if is_query else a.n_kv, -1))[..., : a.width]  # type: ignore[no-untyped-call]
+    x_TNH: Tensor = x_TQ.unflatten(-1, (a.n_head if is_query else a.n_kv, -1))  # type: ignore[no-untyped-call]
+    x_TNH = x_TNH[..., : a.width]
     if kind and not a.norm_after_rope:
         x_TNH = _head_norm(scene, kind, name, x_TNH)
     if a.rope is not None:
-        names = {"adjacent": "halves", "halves": "adjacent"}
-        rope = replace(a.rope, base=a.rope.base * base)
-        rope = replace(rope, pairing=names[rope.pairing]) if pairing else rope
-        factors = None if rope.factors is None else scene.model.vector(rope.factors)
-        x_TNH = rotate(x_TNH, *rope_angles(rope, offset, len(x_TNH), factors), rope.pairing)
+        x_TNH = turned(scene, a.rope, x_TNH, pairing, offset, base)
     if a.l2:
         x_TNH = rms_scale(x_TNH, scene.model.arch.eps)
     if kind and a.norm_after_rope:
@@ -200,6 +197,14 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     if a.temperature is not None and is_query:
         x_TNH = x_TNH * heat(a.temperature, torch.arange(len(x_TNH))).to(x_TNH)[:, None, None]
     return x_TNH.flatten(1)
+
+
+def turned(scene: Scene, rope: Rope, x_TNH: Tensor, pairing: bool, offset: int, base: float) -> Tensor:
+    """Turn x with the other pairing, positions off by offset, or base times that of the RoPE."""
+    names = {"adjacent": "halves", "halves": "adjacent"}
+    rope = replace(rope, base=rope.base * base, pairing=names[rope.pairing] if pairing else rope.pairing)
+    factors = None if rope.factors is None else scene.model.vector(rope.factors)
+    return rotate(x_TNH, *rope_angles(rope, offset, len(x_TNH), factors), rope.pairing)
 
 
 def other_attention(
@@ -237,6 +242,12 @@ def residual_times(scene: Scene, times: int) -> Tensor:
 
 def _values(scene: Scene, a: Attention, k: Tensor) -> Tensor:
     """The values [T, K, H] that attention reads; those of another layer are not among the stage's inputs."""
+    if a.mla is not None:
+        latent_TR = scene.input(2)
+        if not a.mla.joined:
+            return torch.einsum("tr,nvr->tnv", latent_TR, scene.vector("attn_v_b.weight"))
+        raised = latent_TR @ scene.matrix("attn_kv_b").T
+        return raised.view(*k.shape[:2], -1)[..., -a.mla.v_width :]
     part = scene.input(2)[:, a.part("v" if a.own_v else "k")]
     if a.clamp:
         part = part.clamp(-a.clamp, a.clamp)

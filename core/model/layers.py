@@ -117,7 +117,7 @@ class Ssm:
     """Sizes of a recurrent mixer. conv: positions that its convolution sees. rank: heads, or Mamba-1's time step rank.
 
     tiled: value head j reads key head j % groups, else j // (rank / groups). packed: ssm_ba, by key head, in place of
-    ssm_beta and ssm_alpha.
+    ssm_beta and ssm_alpha. normed: Mamba-1's dt, b and c are, without weights too (Falcon Mamba).
     """
 
     conv: int
@@ -127,6 +127,7 @@ class Ssm:
     groups: int = 1
     tiled: bool = False
     packed: bool = False
+    normed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

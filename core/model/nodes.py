@@ -89,9 +89,9 @@ def _latent(a: Attention, h: str) -> Nodes:
         "mla_kv_a": Node("linear", kv, (h,), ("attn_kv_a_mqa",)),
         "qkv": Node("mixture", q + kv, ("mla_q", "mla_kv_a")),
         "mla_kv_a_norm": Node("latent", m.kv_rank, ("qkv",), ("attn_kv_a_norm",)),
-        "q_rope": Node("mixture", q, ("qkv",)),
-        "k_rope": Node("mixture", q, ("mla_kv_a_norm", "qkv"), up[:1]),
-        "attn_mix": Node("mixture", a.n_head * m.v_width, ("q_rope", "k_rope", "mla_kv_a_norm"), up[-1:]),
+        "q_rope": Node("rope", q, ("qkv",)),
+        "k_rope": Node("rope", q, ("mla_kv_a_norm", "qkv"), up[:1]),
+        "attn_mix": Node("attention", a.n_head * m.v_width, ("q_rope", "k_rope", "mla_kv_a_norm"), up[-1:]),
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from core.formats.architectures import Family
 from core.model.file_facts import Facts
-from core.model.layers import DELTA_NET, MAMBA2, SHORT_CONV, Layer, Ssm
+from core.model.layers import DELTA_NET, MAMBA, MAMBA2, SHORT_CONV, Layer, Ssm
 from core.system.errors import FileError
 
 
@@ -20,40 +21,48 @@ def resolve_recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) 
         facts.linear(f"{p}shortconv.out_proj", d_model, d_model)
         return s
     inner, rank, state = (facts.size(f"ssm.{k}") for k in ("inner_size", "time_step_rank", "state_size"))
-    s = Ssm(facts.size("ssm.conv_kernel"), inner, state, rank, facts.size("ssm.group_count", 1, least=0) or 1,
-            family.tiled)
-    keys, each = 2 * s.groups * state, dict[str, tuple[int, ...]]()
-    if mixer == DELTA_NET:
-        _even(facts, s, rank % s.groups or inner % rank)
-        facts.linear(f"{p}attn_qkv", keys + inner, d_model)
-        facts.linear(f"{p}attn_gate", inner, d_model)
-        packed = facts.linear(f"{p}ssm_ba", 2 * rank, d_model, needed=False)
-        s = replace(s, packed=packed)
-        for name in () if packed else ("ssm_beta", "ssm_alpha"):
-            facts.linear(f"{p}{name}", rank, d_model)
-        channels = keys + inner
-        each = {"ssm_dt.bias": (rank,), "ssm_a": (rank,), "ssm_norm.weight": (inner // rank,)}
-    elif mixer == MAMBA2:
-        _even(facts, s, rank % s.groups or inner % rank)
-        facts.linear(f"{p}ssm_in", 2 * inner + keys + rank, d_model)
-        channels, each = inner + keys, {"ssm_dt.bias": (rank,), "ssm_a": (rank,), "ssm_d": (rank,)}
-        facts.hold(f"{p}ssm_norm.weight", s.groups, inner // s.groups, needed=False, loose=True)
-    else:
-        facts.linear(f"{p}ssm_in", 2 * inner, d_model)
-        facts.linear(f"{p}ssm_x", rank + 2 * state, inner)
-        facts.linear(f"{p}ssm_dt", inner, rank)
-        for name, n in (("ssm_dt_norm", rank), ("ssm_b_norm", state), ("ssm_c_norm", state)):
-            facts.hold(f"{p}{name}.weight", n, needed=False)
-        channels, each = inner, {"ssm_a": (inner, state), "ssm_d": (inner,)}
+    groups = facts.size("ssm.group_count", 1, least=0) or 1
+    s = Ssm(facts.size("ssm.conv_kernel"), inner, state, rank, groups, family.tiled)
+    if mixer != MAMBA and (rank % groups or inner % rank):
+        raise FileError(f"{facts.model.path.name}: {rank} heads of {inner} channels cannot share {groups} groups.")
+    s, channels = _CLAIMS[mixer](facts, p, s, d_model)
     facts.hold(f"{p}ssm_conv1d.weight", channels, s.conv, loose=True)
     facts.hold(f"{p}ssm_conv1d.bias", channels, needed=False)
-    for name, shape in each.items():
-        facts.hold(f"{p}{name}", *shape, loose=True)
     facts.linear(f"{p}ssm_out", d_model, inner)
     return s
 
 
-def _even(facts: Facts, s: Ssm, rest: int) -> None:
-    if rest:
-        raise FileError(f"{facts.model.path.name}: {s.rank} heads of {s.inner} channels "
-                        f"cannot share {s.groups} groups.")
+def _delta_net(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+    channels = 2 * s.groups * s.state + s.inner
+    facts.linear(f"{p}attn_qkv", channels, d_model)
+    facts.linear(f"{p}attn_gate", s.inner, d_model)
+    packed = facts.linear(f"{p}ssm_ba", 2 * s.rank, d_model, needed=False)
+    for name in () if packed else ("ssm_beta", "ssm_alpha"):
+        facts.linear(f"{p}{name}", s.rank, d_model)
+    for name, n in (("ssm_dt.bias", s.rank), ("ssm_a", s.rank), ("ssm_norm.weight", s.inner // s.rank)):
+        facts.hold(p + name, n, loose=True)
+    return replace(s, packed=packed), channels
+
+
+def _mamba2(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+    channels = s.inner + 2 * s.groups * s.state
+    facts.linear(f"{p}ssm_in", s.inner + channels + s.rank, d_model)
+    for name in ("ssm_dt.bias", "ssm_a", "ssm_d"):
+        facts.hold(p + name, s.rank, loose=True)
+    facts.hold(f"{p}ssm_norm.weight", s.groups, s.inner // s.groups, needed=False, loose=True)
+    return s, channels
+
+
+def _mamba(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+    facts.linear(f"{p}ssm_in", 2 * s.inner, d_model)
+    facts.linear(f"{p}ssm_x", s.rank + 2 * s.state, s.inner)
+    facts.linear(f"{p}ssm_dt", s.inner, s.rank)
+    facts.hold(f"{p}ssm_a", s.inner, s.state)
+    facts.hold(f"{p}ssm_d", s.inner)
+    for name, n in (("ssm_dt_norm", s.rank), ("ssm_b_norm", s.state), ("ssm_c_norm", s.state)):
+        facts.hold(f"{p}{name}.weight", n, needed=False)
+    return replace(s, normed=bool(facts.value("ssm.dt_b_c_rms", False))), s.inner
+
+
+_CLAIMS: dict[str, Callable[[Facts, str, Ssm, int], tuple[Ssm, int]]] = {
+    DELTA_NET: _delta_net, MAMBA2: _mamba2, MAMBA: _mamba}

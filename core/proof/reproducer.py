@@ -173,7 +173,7 @@ def is_short(arch: Arch, place: Place) -> bool:
     }
     if node.operation in usual:
         return usual[node.operation]
-    if a is None or a.clamp or a.gate or not a.own_v or a.v_norm or arch.norm != "rms":
+    if a is None or a.mla is not None or a.clamp or a.gate or not a.own_v or a.v_norm or arch.norm != "rms":
         return False
     if node.operation == "attention":
         return a.is_plain

@@ -30,7 +30,7 @@ def delta_net(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) 
         products.append((yield from linear(model, name + part, h_TD)))
     in_T = tap(i, "ssm_in", torch.cat(products, -1))
     n_qkv = 2 * s.groups * s.state + s.inner
-    qkv_TC, z_TE, ba_T = in_T.split((n_qkv, s.inner, 2 * s.rank), -1)  # type: ignore[no-untyped-call]
+    qkv_TC, z_TE, ba_T = torch.split(in_T, [n_qkv, s.inner, 2 * s.rank], -1)
     beta_TV, alpha_TV = _beta_alpha(s, ba_T)
     past_PC, state_VNH = cache.states.get(i, (None, None))
     u_TC, past_PC = convolve(qkv_TC, model.tensor(name + "ssm_conv1d.weight"),
@@ -76,7 +76,7 @@ def _beta_alpha(s: Ssm, ba_T: Tensor) -> tuple[Tensor, Tensor]:
 def _heads(s: Ssm, u_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of length 1, repeated for the value heads that read them, and v."""
     n_token, n_key, each = len(u_TC), s.groups * s.state, s.rank // s.groups
-    q_TC, k_TC, v_TC = u_TC.split((n_key, n_key, s.inner), -1)  # type: ignore[no-untyped-call]
+    q_TC, k_TC, v_TC = torch.split(u_TC, [n_key, n_key, s.inner], -1)
 
     def unit(x_TC: Tensor) -> Tensor:
         x_TKN = x_TC.reshape(n_token, s.groups, s.state)

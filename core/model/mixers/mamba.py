@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from core.model.layers import Layer
+from core.model.layers import Layer, Ssm
 from core.model.mixers.short_conv import convolve
 from core.model.model import Cache, Model, Steps, Tap, linear
 from core.model.ops import rms_scale, silu
@@ -24,9 +24,9 @@ def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> S
     x_TE, z_TE = in_T.chunk(2, -1)
     past_PE, state = cache.states.get(i, (None, None))
     x_TE, past_PE = _convolved(model, name, x_TE, past_PE)
-    steps = yield from linear(model, name + "ssm_x", x_TE)
-    dt_TR, b_TS, c_TS = steps.split((s.rank, s.state, s.state), -1)  # type: ignore[no-untyped-call]
-    dt_TR, b_TS, c_TS = (_normed(model, f"{name}ssm_{part}_norm.weight", value)
+    dt_TR, b_TS, c_TS = torch.split(
+        (yield from linear(model, name + "ssm_x", x_TE)), [s.rank, s.state, s.state], -1)
+    dt_TR, b_TS, c_TS = (_normed(model, s, f"{name}ssm_{part}_norm.weight", value)
                          for part, value in (("dt", dt_TR), ("b", b_TS), ("c", c_TS)))
     dt_TE = softplus((yield from linear(model, name + "ssm_dt", dt_TR)))
     a_ES, d_E = model.tensor(name + "ssm_a").view(s.inner, s.state), model.tensor(name + "ssm_d").flatten()
@@ -37,15 +37,15 @@ def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> S
 
 
 def mamba2(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> Steps:
-    """Return ssm_out(norm by group(y * silu(z))) [T, D]: a head has one decay, step and skip; norm if it has."""
+    """Return ssm_out(norm by group(y * silu(z))) [T, D]: each head has one decay, step dt and skip d."""
     s, i, name = layer.ssm, layer.index, layer.prefix
     assert s is not None
     n_token, keys = len(h_TD), s.groups * s.state
     in_T = tap(i, "ssm_in", (yield from linear(model, name + "ssm_in", h_TD)))
-    z_TE, xbc_T, dt_TN = in_T.split((s.inner, s.inner + 2 * keys, s.rank), -1)  # type: ignore[no-untyped-call]
+    z_TE, xbc_T, dt_TN = torch.split(in_T, [s.inner, s.inner + 2 * keys, s.rank], -1)
     past_P, state_NHS = cache.states.get(i, (None, None))
     xbc_T, past_P = _convolved(model, name, xbc_T, past_P)
-    x_TE, b_T, c_T = xbc_T.split((s.inner, keys, keys), -1)  # type: ignore[no-untyped-call]
+    x_TE, b_T, c_T = torch.split(xbc_T, [s.inner, keys, keys], -1)
     x_TNH = x_TE.reshape(n_token, s.rank, -1)
     b_TNS, c_TNS = (t.reshape(n_token, s.groups, s.state).repeat_interleave(s.rank // s.groups, 1) for t in (b_T, c_T))
     dt_TN = softplus(dt_TN + model.tensor(name + "ssm_dt.bias"))
@@ -84,6 +84,8 @@ def _convolved(model: Model, name: str, x_TC: Tensor, past_PC: Tensor | None) ->
     return silu(y_TC), past_PC
 
 
-def _normed(model: Model, name: str, x: Tensor) -> Tensor:
-    """Jamba norms dt, b and c."""
-    return model.norm(name, x) if name in model.file.weights else x
+def _normed(model: Model, s: Ssm, name: str, x: Tensor) -> Tensor:
+    """Jamba norms dt, b and c; Falcon Mamba without weights."""
+    if name in model.file.weights:
+        return model.norm(name, x)
+    return rms_scale(x, model.arch.eps) if s.normed else x

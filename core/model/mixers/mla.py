@@ -22,16 +22,16 @@ def mla(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> Ste
     q_TQ = tap(i, "mla_q", (yield from _queries(model, layer, m, h_TD, tap)))
     kv_T = tap(i, "mla_kv_a", (yield from linear(model, name + "attn_kv_a_mqa", h_TD)))
     qkv_T = tap(i, "qkv", torch.cat((q_TQ, kv_T), -1))
-    q_TQ, latent_TR, k_TP = qkv_T.split((q_TQ.shape[-1], m.kv_rank, m.rope), -1)  # type: ignore[no-untyped-call]
+    q_TQ, latent_TR, k_TP = torch.split(qkv_T, [q_TQ.shape[-1], m.kv_rank, m.rope], -1)
     latent_TR = tap(i, "mla_kv_a_norm", model.norm(name + "attn_kv_a_norm.weight", latent_TR))
     angles = cache.angles(model, a.rope, n_token)
-    q_TNO, q_TNP = q_TQ.reshape(n_token, a.n_head, -1).split((m.k_width - m.rope, m.rope), -1)
+    q_TNO, q_TNP = torch.split(q_TQ.reshape(n_token, a.n_head, -1), [m.k_width - m.rope, m.rope], -1)
     q_TNH = torch.cat((q_TNO, model.ops.rotate(q_TNP, *angles, a.rope.pairing)), -1)
     if a.temperature is not None:
         q_TNH = q_TNH * heat(a.temperature, cache.positions(n_token, q_TNH)).to(q_TNH)[:, None, None]
     q_TNH = tap(i, "q_rope", q_TNH.flatten(1)).view(q_TNH.shape)
     raised = yield from _raised(model, a, m, name, latent_TR)
-    k_TNO, v_TNV = raised.split((m.k_width - m.rope, m.v_width), -1)  # type: ignore[no-untyped-call]
+    k_TNO, v_TNV = torch.split(raised, [m.k_width - m.rope, m.v_width], -1)
     k_TNP = model.ops.rotate(k_TP[:, None], *angles, a.rope.pairing).expand(-1, a.n_head, -1)
     k_TNH = torch.cat((k_TNO, k_TNP), -1)
     k_TNH = tap(i, "k_rope", k_TNH.flatten(1)).view(k_TNH.shape)

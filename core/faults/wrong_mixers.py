@@ -1,0 +1,111 @@
+"""Compute what a wrong kernel of a recurrent mixer or of latent attention leaves. Never part of the forward.
+
+A recurrence is made once more by the layer's own mixer, from the stage's inputs, by other tensors or sizes.
+Shape letters: T tokens, D model, N heads, H channels of a query or key, the last P of which RoPE turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from core.faults.wrong_ops import Scene, turned
+from core.faults.wrong_ops import other_rope as usual_rope
+from core.model.layers import DELTA_NET, RECURRENT, SHORT_CONV, Layer
+from core.model.matmul import Ask, multiply
+from core.model.mixers import MIXERS
+from core.model.mixers.attention import heat
+from core.model.model import Cache, Model
+
+Change = Callable[[Tensor], Tensor]
+FORGETS = -1e9  # in ssm_a's place: e^(dt a) is 0
+
+
+@dataclass(frozen=True, slots=True)
+class Altered(Model):
+    """A model some of whose small tensors are read wrongly: what becomes of each, by its full name."""
+
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    def vector(self, name: str) -> Tensor | None:
+        """The tensor, as it is read here."""
+        found = Model.vector(self, name)
+        return found if found is None or name not in self.changes else self.changes[name](found)
+
+
+def decays(layer: Layer) -> bool:
+    """Whether the layer has a state that decays."""
+    return any(mixer in RECURRENT and mixer != SHORT_CONV for mixer in layer.mixers)
+
+
+def has_key_heads(layer: Layer) -> bool:
+    """Whether value heads share key heads, in an order that a kernel may get wrong."""
+    return DELTA_NET in layer.mixers and layer.ssm is not None and 1 < layer.ssm.groups < layer.ssm.rank
+
+
+def no_decay(scene: Scene) -> Tensor:
+    """The state does not decay."""
+    return _once_more(scene, {"ssm_a": torch.zeros_like})
+
+
+def no_state(scene: Scene) -> Tensor:
+    """The state of the tokens before is lost at every token."""
+    return _once_more(scene, {"ssm_a": lambda a: torch.full_like(a, FORGETS)})
+
+
+def no_convolution(scene: Scene) -> Tensor:
+    """The convolution sees the running token alone."""
+    def last(w: Tensor) -> Tensor:
+        return torch.cat((torch.zeros_like(w[..., :-1]), w[..., -1:]), -1)
+    return _once_more(scene, {"ssm_conv1d.weight": last, "shortconv.conv.weight": last})
+
+
+def other_key_heads(scene: Scene) -> Tensor:
+    """Value heads read the key heads of the other order: j % K for j // (V / K)."""
+    assert scene.of.ssm is not None
+    return _once_more(scene, {}, replace(scene.of, ssm=replace(scene.of.ssm, tiled=not scene.of.ssm.tiled)))
+
+
+def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
+    """RoPE as wrong_ops has it wrong; latent attention turns the last channels only, and one key for all heads."""
+    a = scene.attention
+    if a.mla is None or a.rope is None:
+        return usual_rope(scene, pairing, offset, base)
+    value_TNH = scene.value.view(len(scene.value), a.n_head, -1)
+    qkv_TQ = scene.inputs["qkv"].to(value_TNH)
+    x_TNP = qkv_TQ[:, None, -a.mla.rope :]
+    if scene.stage == "q_rope":
+        x_TNP = qkv_TQ[:, a.part("q")].view(value_TNH.shape)[..., -a.mla.rope :]
+    x_TNP = turned(scene, a.rope, x_TNP, pairing, offset, base)
+    if a.temperature is not None and scene.stage == "q_rope":
+        x_TNP = x_TNP * heat(a.temperature, torch.arange(len(x_TNP))).to(x_TNP)[:, None, None]
+    return torch.cat((value_TNH[..., : -a.mla.rope], x_TNP.expand(-1, a.n_head, -1)), -1).flatten(1)
+
+
+def _once_more(scene: Scene, changes: Mapping[str, Change], layer: Layer | None = None) -> Tensor:
+    """The stage's value by the layer's own recurrent mixer; products before its inputs are not needed, nor made."""
+    layer, node, old = layer or scene.of, scene.node, scene.model
+    model = Altered(old.file, old.arch, old.device, scene.value.dtype, old.resident,
+                    {layer.prefix + name: change for name, change in changes.items()})
+    waiting, made = set(node.inputs), list[Tensor]()
+
+    def tap(_: int | None, stage: str, value: Tensor) -> Tensor:
+        if stage == scene.stage:
+            made.append(value)
+        if stage not in node.inputs:
+            return value
+        waiting.discard(stage)
+        return scene.inputs[stage].to(value)
+
+    mixer = next(name for name in layer.mixers if name in RECURRENT)
+    h_TD = scene.value.new_zeros(len(scene.value), old.arch.d_model)
+    steps = MIXERS[mixer](model, layer, h_TD, Cache(), tap)
+    ask = next(steps)
+    while not made:
+        y = multiply(ask.weight, [Ask(ask.x, "f32", plain=True)], lambda: None)[0] if not waiting else (
+            ask.x.new_zeros(len(ask.x), ask.weight.shape[0]))
+        ask = steps.send(y)
+    return made[0]
