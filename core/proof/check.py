@@ -19,11 +19,11 @@ from core.model.forward import forward
 from core.model.lockstep import Lane
 from core.model.model import Tap
 from core.model.stages import Place
-from core.model.weight_fault import Overflow
 from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import guess
 from core.proof.measure_pair import drive_verified, same_logits
+from core.proof.weights.fault import Overflow
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
 from core.trace.run import Side

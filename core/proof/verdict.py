@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text, stage_named
-from core.model.weight_fault import Overflow, WeightScan
+from core.proof.weights.fault import Overflow, WeightScan
 from core.system.outcome import Outcome
 from core.trace.measures import Difference, LocalError, SideName, State
 

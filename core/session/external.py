@@ -87,8 +87,8 @@ def _refuse_misfit(traced: Trace, model: OpenedModel) -> None:
 
 def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
-    from core.model.weight_scan import scan_weights
     from core.proof.check import judge_stages
+    from core.proof.weights.scan import scan_weights
     from core.quant.activations import COMPUTES
 
     values = traced.values or {}

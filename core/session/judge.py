@@ -119,8 +119,8 @@ def check(
     ids = [t.id for t in opened.tokens]
     emit(Start(n_layer=opened.arch.n_layer, tokens=opened.tokens))
     side = ready(opened, source, emit)
-    from core.model.weight_scan import scan_weights
     from core.proof.check import check_run
+    from core.proof.weights.scan import scan_weights
     from core.trace import run
     from core.trace.taps import record
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, stage_weights
 from core.model.stages import STAGES, Place
-from core.model.weight_fault import WeightFault, WeightScan
+from core.proof.weights.fault import WeightFault, WeightScan
 from core.quant.dequantize import decode_by_gguf, decode_rows
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
