@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from core.model.stages import Place, place_order, place_text
-from core.model.weight_diff import WeightDiff, key_diffs, weight_diffs
 from core.proof.capture import Capture
 from core.proof.check import check_stages
 from core.proof.measure_pair import Question
 from core.proof.verdict import Check, Comparison, Evidence, Verdict
+from core.proof.weight_diff import WeightDiff, key_diffs, weight_diffs
 from core.system.progress import Phase
 from core.trace.measures import LocalError, SideName, State
 from core.trace.run import Side

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.model.stages import Place, place_text
-from core.model.weight_diff import WeightDiff
 from core.proof.capture import Capture, is_whole, misfits, run_beside
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.explain import Errors, Party, explain, name_weights, side_of
@@ -18,6 +17,7 @@ from core.proof.judge_pair import agreement, filled, multiple_of
 from core.proof.measure_pair import Question, unit_of
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Evidence, Verdict
+from core.proof.weight_diff import WeightDiff
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.measures import SideName, State

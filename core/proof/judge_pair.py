@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core.model.stages import GRID, place_text
-from core.model.weight_diff import WeightDiff
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
 from core.proof.explain import explain, name_weights, runs_otherwise
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Evidence, Verdict
+from core.proof.weight_diff import WeightDiff
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
