@@ -180,8 +180,9 @@ def plant_tap(text: str, model: Model, whole: bool = True) -> Tap:
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if (layer, stage) == place:
-            right, value = value, PLANTS[kind].leaves(Scene(model, layer, stage, value, seen))
-            if whole and _is_same(right, value):
+            scene = Scene(model, layer, stage, value, seen)
+            value = PLANTS[kind].leaves(scene)
+            if whole and _is_same(scene.value if PLANTS[kind].plain else wrong.right(scene), value):
                 raise UsageError(f"--plant {text} changes nothing here: after it, {place_text(place)} is what it was "
                                  "before, so that nothing could be found. Plant another kind, or at another place.")
         if stage in TRUNK:

@@ -101,6 +101,20 @@ def other_products(scene: Scene, product: object) -> Tensor:
     return scene.rows(torch.cat(parts, -1))
 
 
+def right(scene: Scene) -> Tensor:
+    """The stage as the wrong operations compute it, with nothing wrong: what a bug that changes nothing leaves."""
+    match scene.row.operation:
+        case "linear":
+            return other_products(scene, lambda s, name, x: x @ s.matrix(name).T)
+        case "norm":
+            return rms_norm(scene.input(), _norm(scene), scene.model.arch.eps)
+        case "rope":
+            return other_rope(scene)
+        case "attention":
+            return other_attention(scene)
+    return scene.value
+
+
 def no_bias(scene: Scene) -> Tensor:
     """The products without their biases."""
     x = scene.input()

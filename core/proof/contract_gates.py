@@ -63,7 +63,7 @@ def _question(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str
     right = value(comparison.b.cells, (SPIKE_LAYER, "ffn_swigl"), "last", "std")
     told = "the published rule had nothing to compare"
     if _other_model(comparison.a) or _other_model(comparison.b):
-        told = f"the published rule is of {MODEL}"
+        told = f"the published rule had nothing to compare: it is of {MODEL}"
     elif left and right is not None:
         said = "H1" if abs(right / left - 1) <= NEAR else "H2" if right / left < FAR else "neither"
         told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "

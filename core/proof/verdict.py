@@ -144,7 +144,7 @@ class Check:
     """The verdict of a source against float64: PASS where nothing is bad, else FAIL at the first bad place.
 
     decoded: generated positions through the KV cache (B) against one prefill (A); empty where none was asked for.
-    unmeasured: stages that could not be judged, in order; None: those of the trace that have no error.
+    unmeasured: stages that could not be judged, in order; None: nobody looked, so that nothing fails for it.
     scan: of the weights by themselves.
     doubt: why neither PASS nor FAIL can be said.
     """
@@ -169,7 +169,7 @@ class Check:
         """Every bad place in order of computation: stages, weights, an overflow; what is lost only without a cause."""
         found = {p for p, e in self.errors.items() if e.is_bad} | {f.place for f in self.scan.faults}
         found |= {self.overflow.place} if self.overflow else set()
-        return sorted(found or self.lost[:1], key=place_order)
+        return sorted(found or (self.unmeasured or ())[:1], key=place_order)
 
     @property
     def first(self) -> Place | None:
