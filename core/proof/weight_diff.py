@@ -1,24 +1,29 @@
-"""Compare what two files say before any activation: hyper-parameters, then weights, as decoded. No verdicts."""
+"""Compare what two files say before any activation: hyper-parameters, then weights, as decoded. No verdicts.
+
+Whether rounding explains a weight: weights/rounding_slope.py. What a difference is in words: weights/describe_diff.py.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-import torch
 
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch
-from core.quant.dequantize import decode_rows
+from core.model.first_reader import first_reader, first_reader_of_key
+from core.model.stages import Place, place_order
+from core.proof.weights.describe_diff import describe, describe_absent, describe_shape
+from core.proof.weights.description import Description, DiffKind, Pair
+from core.proof.weights.rounding_slope import Noise, Survey, survey
 from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
-ROOM = 2.0  # over the types' error: heavier tails than normal cost up to 1.5 times (student-5, laplace, channels)
-ROW_ROOM = 3.0  # of the worst row of a matrix: up to 1.65 times there
-FAINT = 0.1  # of the root mean square row: a row fainter than that is measured against it, not against itself
-CHUNK_WEIGHTS = 1 << 22
+DESCRIBED = 8  # of many weights that differ, evenly: to describe one takes up to several readings of it
+MOST = 0.5     # of all tensors differ, and none by a known fault: another model
 
 # field of Arch -> the key of the file that says it
 KEYS = {
@@ -26,7 +31,7 @@ KEYS = {
     "head_dim": "attention.key_length", "base": "rope.freq_base", "dim": "rope.dimension_count", "pairing": "rope_type",
     "scaling": "rope.scaling.type", "factor": "rope.scaling.factor", "attention_factor": "rope.scaling.attn_factor",
     "original_context": "rope.scaling.original_context_length", "beta_fast": "rope.scaling.yarn_beta_fast",
-    "beta_slow": "rope.scaling.yarn_beta_slow", "qk_norm": "general.architecture", "name": "general.architecture",
+    "beta_slow": "rope.scaling.yarn_beta_slow", "qk_norm": "qk_norm of the architecture",
 }
 
 
@@ -35,19 +40,37 @@ SCALED = {"factor": {"linear", "yarn"}, "original_context": {"yarn"}, "beta_fast
 
 
 @dataclass(frozen=True, slots=True)
+class KeyDiff:
+    """One hyper-parameter that is not the same on both sides."""
+
+    key: str
+    a: object
+    b: object
+
+    @property
+    def sentence(self) -> str:
+        """The key and both values: rope.freq_base is 100000 in A and 10000 in B."""
+        return f"{self.key} is {_short(self.a)} in A and {_short(self.b)} in B"
+
+
+@dataclass(frozen=True, slots=True)
 class WeightDiff:
     """One tensor that is not the same on both sides.
 
-    relative: |B - A| / |A| of the decoded values. bound: what the rounding of both types leaves.
+    relative: |B - A| / |A| of the decoded values. bound: what the rounding of both types leaves, None where nothing
+    explains it. faults: what rounding does not do (see Survey). told: what the difference is; None where not described.
     """
 
     name: str
     quant_a: str
     quant_b: str
     relative: float
-    bound: float | None  # None: the same type, or a type whose error nobody knows: nothing explains it
+    bound: float | None
     row: int  # the row furthest off
     row_relative: float = 0.0  # |B - A| / |A| of that row
+    faults: tuple[str, ...] = ()
+    told: Description | None = None
+    survey: Survey | None = field(default=None, repr=False)
 
     @property
     def is_unmeasured(self) -> bool:
@@ -56,14 +79,62 @@ class WeightDiff:
 
     @property
     def is_explained(self) -> bool:
-        """Whether the types' rounding is enough to explain it, in the whole tensor and in its worst row."""
-        if self.bound is None:
-            return False
-        return self.relative <= ROOM * self.bound and self.row_relative <= ROW_ROOM * self.bound
+        """Whether the types' rounding is enough to explain it: of the tensor, each row, each block, its columns."""
+        return self.bound is not None and not self.faults
+
+    @property
+    def sentence(self) -> str:
+        """Its name, what the difference is, and both types where they differ."""
+        types = f" ({self.quant_a} in A, {self.quant_b} in B)" if "absent" not in (self.quant_a, self.quant_b) and (
+            self.quant_a != self.quant_b) else ""
+        if self.told is not None:
+            return f"{self.name}: {self.told.sentence}{types}"
+        rounding = f"; their rounding leaves {self.bound:.2g}" if self.bound is not None else ""
+        return f"{self.name}: differs by {self.relative:.2g} relative{types}{rounding}"
 
 
-def key_diffs(a: Arch, b: Arch) -> list[str]:
-    """Name each hyper-parameter that differs and both values; sizes are not among them: other sizes cannot be compared.
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """All that changes numbers and is not the same in two files. n_tensor: of both together."""
+
+    keys: tuple[KeyDiff, ...]
+    weights: tuple[WeightDiff, ...]
+    n_tensor: int
+
+    @property
+    def changed(self) -> tuple[WeightDiff, ...]:
+        """The weights that rounding does not explain."""
+        return tuple(w for w in self.weights if not w.is_explained)
+
+    @property
+    def is_other_model(self) -> bool:
+        """Whether most tensors differ and none of those described by a known fault: a fine-tune, another model."""
+        told = [w.told.kind for w in self.changed if w.told is not None]
+        return len(self.changed) > MOST * self.n_tensor and bool(told) and set(told) <= {DiffKind.SIZE}
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What differs, keys first, then weights that rounding does not explain, then those that it does."""
+        other = ("other weights: another model",) if self.is_other_model else ()
+        ordered = (*self.changed, *(w for w in self.weights if w.is_explained))
+        return (*other, *(k.sentence for k in self.keys), *(w.sentence for w in ordered))
+
+    def first(self, a: ModelFile, b: ModelFile) -> Place | None:
+        """The first place that reads what differs, those that rounding explains left out; None where nothing does."""
+        places = [first_reader_of_key(k.key) for k in self.keys]
+        places += [first_reader(a, w.name) or first_reader(b, w.name) for w in self.changed]
+        return min((p for p in places if p is not None), key=place_order, default=None)
+
+
+def file_diff(a: ModelFile, arch_a: Arch, b: ModelFile, arch_b: Arch, cancelled: IsCancelled) -> FileDiff:
+    """Compare the keys that change numbers and the decoded values of all tensors; equal bytes are not decoded."""
+    heads = tuple(dict.fromkeys((arch_a.head_dim, arch_a.rope.dim)))
+    found = () if a is b else tuple(described(weight_diffs(a, b, cancelled), a, b, heads, cancelled))
+    return FileDiff(tuple(differing_keys(arch_a, arch_b)), found, len({*a.weights, *b.weights}))
+
+
+def differing_keys(a: Arch, b: Arch) -> list[KeyDiff]:
+    """List the hyper-parameters that differ; sizes are not among them: other sizes cannot be compared.
 
     Floats are compared as float32, which is how GGUF keeps what .apr writes as decimals.
     """
@@ -73,49 +144,69 @@ def key_diffs(a: Arch, b: Arch) -> list[str]:
         for f in fields(left):
             x, y = (np.float32(v) if isinstance(v, float) else v for v in (getattr(s, f.name) for s in (left, right)))
             if f.name in KEYS and x != y and scalings & SCALED.get(f.name, scalings):
-                found.append(f"{KEYS[f.name]} is {x!s} in A and {y!s} in B")  # !s: float32 as short as it is
+                found.append(KeyDiff(KEYS[f.name], x, y))
     return found
+
+
+def key_diffs(a: Arch, b: Arch) -> list[str]:
+    """Name each hyper-parameter that differs and both values."""
+    return [k.sentence for k in differing_keys(a, b)]
 
 
 def weight_diffs(a: ModelFile, b: ModelFile, cancelled: IsCancelled) -> list[WeightDiff]:
     """List the tensors that decode to other values, in A's order; a tied head is compared as its own tensor."""
     found = []
     for name in dict.fromkeys([*a.weights, *b.weights]):
+        if cancelled():
+            break
         left, right = _tensor(a, name), _tensor(b, name)
-        if left is None or right is None:
+        if left is None or right is None or left.shape != right.shape:
             quant_a, quant_b = (w.quant if w else "absent" for w in (left, right))
-            found.append(WeightDiff(name, quant_a, quant_b, math.inf, None, 0))
+            told = describe_shape(left, right) if left and right else describe_absent(left is not None)
+            found.append(WeightDiff(name, quant_a, quant_b, math.inf, None, 0, told=told))
         elif left.quant != right.quant or not np.array_equal(left.data, right.data):
             diff = _decoded_diff(name, left, right, cancelled)
             found += [diff] if diff.relative else []
     return found
 
 
+def described(
+    diffs: Sequence[WeightDiff], a: ModelFile, b: ModelFile, heads: tuple[int, ...], cancelled: IsCancelled
+) -> list[WeightDiff]:
+    """Describe the weights that rounding does not explain: DESCRIBED of them, evenly, where there are more."""
+    changed = [i for i, w in enumerate(diffs) if not w.is_explained and w.survey is not None]
+    chosen = set(changed[::-(-len(changed) // DESCRIBED)]) if changed else set()
+    return [_described(w, a, b, heads, cancelled) if i in chosen else w for i, w in enumerate(diffs)]
+
+
+def _described(w: WeightDiff, a: ModelFile, b: ModelFile, heads: tuple[int, ...], cancelled: IsCancelled) -> WeightDiff:
+    left, right = _tensor(a, w.name), _tensor(b, w.name)
+    assert left is not None and right is not None and w.survey is not None
+    told = describe(Pair(left, right, a, b, _noise(left, right), heads), w.survey, cancelled)
+    return replace(w, told=told)
+
+
 def _tensor(file: ModelFile, name: str) -> Weight | None:
     return file.weights.get("token_embd.weight" if name == "output.weight" and name not in file.weights else name)
 
 
+def _noise(a: Weight, b: Weight) -> Noise:
+    """What the rounding of two types may leave; nothing where nobody knows one of them."""
+    quants = [QUANTS[w.quant] for w in (a, b)]
+    errors = [q.error for q in quants if q.error is not None]
+    return Noise(math.hypot(*errors) if len(errors) == 2 else 0.0, sum((q.half_steps * 2.0**-25) ** 2 for q in quants),
+                 even=any(q.whole for q in quants), same_type=a.quant == b.quant)
+
+
 def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> WeightDiff:
-    """Compare two tensors row by row, decoded; a value that is not finite on one side only is infinitely far."""
-    n_row = a.shape[0]
-    step = max(1, CHUNK_WEIGHTS // (a.shape[-1] if len(a.shape) > 1 else 1))
-    lost = 0.0 if a.quant == b.quant else sum((QUANTS[w.quant].half_steps * 2.0**-25) ** 2 for w in (a, b))
-    gap_sum = size_sum = 0.0
-    worst, row = -1.0, 0
-    for start in range(0, n_row, step):
-        if cancelled():
-            break
-        x, y = (decode_rows(w, start, min(start + step, n_row)).double().flatten(1) if len(w.shape) > 1
-                else decode_rows(w, start, min(start + step, n_row)).double()[:, None] for w in (a, b))
-        same_bad = (torch.isnan(x) & torch.isnan(y)) | (x == y)
-        gap_R = torch.where(same_bad, 0.0, x - y).square().nan_to_num(nan=math.inf, posinf=math.inf).sum(1)
-        gap_R = (gap_R - lost * x.shape[1]).clamp(min=0.0)
-        size_R = x.nan_to_num(0, 0, 0).square().sum(1)
-        gap_sum, size_sum = gap_sum + float(gap_R.sum()), size_sum + float(size_R.sum())
-        off_R = gap_R / size_R.clamp(min=max(FAINT**2 * float(size_R.mean()), 1e-300))
-        if float(off_R.max()) > worst:
-            worst, row = float(off_R.max()), start + int(off_R.argmax())
-    relative = math.sqrt(gap_sum / size_sum) if size_sum else math.inf if gap_sum else 0.0
-    errors = [e for e in (QUANTS[w.quant].error for w in (a, b)) if e is not None]
-    bound = math.hypot(*errors) if a.quant != b.quant and len(errors) == 2 else None
-    return WeightDiff(name, a.quant, b.quant, relative, bound, row, math.sqrt(worst) if len(a.shape) > 1 else 0.0)
+    noise = _noise(a, b)
+    found = survey(a, b, noise, cancelled)
+    row, worst = found.worst_row
+    return WeightDiff(name, a.quant, b.quant, found.relative, noise.error or None, row,
+                      worst if len(a.shape) > 1 else 0.0, found.faults, survey=found)
+
+
+def _short(value: object) -> str:
+    """A value as short as it is: 100000, not 1e+05 or 100000.0."""
+    whole = isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) < 1e9
+    return str(int(float(value))) if whole else str(value)  # type: ignore[arg-type]

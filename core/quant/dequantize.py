@@ -136,6 +136,36 @@ def _q4_0(raw: Tensor, out: Tensor) -> None:
     out.mul_(_halves(raw, 0))
 
 
+def _q4_1(raw: Tensor, out: Tensor) -> None:
+    """out = d * q + m, the nibbles as in Q4_0."""
+    q = raw[:, 4:]
+    out[:, :16].copy_(q & 15)
+    out[:, 16:].copy_(q >> 4)
+    out.mul_(_halves(raw, 0)).add_(_halves(raw, 2))
+
+
+def _fifth_bits(raw: Tensor, at: int) -> Tensor:
+    """Bit i of the four bytes at a place, as 16 in value i: [n, 32]."""
+    shift = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    return (raw[:, at:at + 4, None] >> shift).bitwise_and_(1).bitwise_left_shift_(4).view(-1, 32)
+
+
+def _q5_0(raw: Tensor, out: Tensor) -> None:
+    """out = d * (q - 16); d, the fifth bits, then nibbles as in Q4_0."""
+    q = _fifth_bits(raw, 2)
+    q[:, :16] |= raw[:, 6:] & 15
+    q[:, 16:] |= raw[:, 6:] >> 4
+    out.copy_(q.view(torch.int8).sub_(16)).mul_(_halves(raw, 0))
+
+
+def _q5_1(raw: Tensor, out: Tensor) -> None:
+    """out = d * q + m; d, m, the fifth bits, then nibbles as in Q4_0."""
+    q = _fifth_bits(raw, 4)
+    q[:, :16] |= raw[:, 8:] & 15
+    q[:, 16:] |= raw[:, 8:] >> 4
+    out.copy_(q).mul_(_halves(raw, 0)).add_(_halves(raw, 2))
+
+
 def _q8_0(raw: Tensor, out: Tensor) -> None:
     """out = d * q."""
     out.copy_(raw[:, 2:].view(torch.int8)).mul_(_halves(raw, 0))
@@ -216,6 +246,9 @@ DECODERS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "I32": _plain(torch.int32),
     "I64": _plain(torch.int64),
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,

@@ -89,20 +89,17 @@ def _zero_elements(side: str, where: list[int]) -> Description:
 
 def _whole(pair: Pair, found: Survey) -> Description | None:
     """Every element times a factor, or plus a constant."""
-    n, rows = len(found.rows.aa) * len(found.columns.aa), found.rows
-    aa, ag, gg, g = (float(v.sum()) for v in (rows.aa, rows.ag, rows.gg, rows.g))
+    n, error, room = len(found.rows.aa) * len(found.columns.aa), pair.noise.error, pair.tolerance**2
+    aa, ag, gg, g = (float(v.sum()) for v in (found.rows.aa, found.rows.ag, found.rows.gg, found.rows.g))
     if aa == 0 or n < 2:
         return None
-    left = max(0.0, gg - g * g / n)
-    if abs(g) / n > 0.25 * pair.noise.error * math.sqrt(aa / n) and left <= pair.tolerance**2 * (aa + g * g / n) and (
-            left <= 0.05 * gg or pair.noise.error):
-        if g * g / n > 0.5 * gg:
-            return Description(DiffKind.ADDED, f"B = A {'+' if g > 0 else '-'} {abs(g) / n:.4g} in every element")
     factor = 1 + ag / aa
-    rest = max(0.0, gg - ag * ag / aa)
-    limit = MOST_SLANT if pair.noise.error else 1e-6
-    if abs(factor - 1) > limit and abs(found.slope + 1 - factor) < 0.1 * abs(factor) and (
-            rest <= (pair.tolerance * factor) ** 2 * aa and rest < 0.5 * gg):
+    beside, rest = max(0.0, gg - g * g / n), max(0.0, gg - ag * ag / aa)  # of a constant, of a factor
+    added = abs(g) / n > 0.25 * error * math.sqrt(aa / n) and beside <= room * (aa + g * g / n)
+    if added and beside < min(rest, 0.5 * gg):
+        return Description(DiffKind.ADDED, f"B = A {'+' if g > 0 else '-'} {abs(g) / n:.4g} in every element")
+    scaled = abs(factor - 1) > (MOST_SLANT if error else 1e-6) and rest <= room * factor**2 * aa
+    if scaled and rest < 0.5 * gg and abs(found.slope + 1 - factor) < 0.1 * abs(factor):
         return Description(DiffKind.SCALED, f"B = {factor_text(factor)} x A")
     return None
 

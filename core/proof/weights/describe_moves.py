@@ -1,4 +1,4 @@
-"""Describe a tensor whose values lie elsewhere: rows in another order, another layer's, transposed. Not one that changed."""
+"""Describe a tensor whose values lie elsewhere: rows in another order, another layer's, transposed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _elsewhere(pair: Pair, found: Survey, odd: Sequence[int], cancelled: IsCance
         if mirror is not None and equals_in(pair.a, mirror, rows, pair.tolerance):
             return Description(DiffKind.COUSIN, f"exchanged with {there}")
         twin = mirror is not None and equals_in(pair.b, mirror, rows, pair.tolerance)
-        return Description(DiffKind.COUSIN, f"B's is equal to {_layer_text(name, there)} of A", side="B" if twin else None)
+        text = f"B's is equal to {_layer_text(name, there)} of A"
+        return Description(DiffKind.COUSIN, text, side="B" if twin else None)
     here = cousin_of(pair.a, pair.file_b, rows, pair.tolerance)
     if here is None:
         return None

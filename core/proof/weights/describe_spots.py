@@ -1,4 +1,4 @@
-"""Describe a difference of a few spots: a block times a factor, plus a constant, zeros; single weights. No whole rows."""
+"""Describe a difference of a few spots: a block times a factor, plus a constant, zeros; single weights."""
 
 from __future__ import annotations
 

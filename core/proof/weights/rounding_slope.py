@@ -143,16 +143,17 @@ def _whole_faults(found: Survey, noise: Noise) -> set[str]:
 
 def _judge(chunk: Chunk, noise: Noise, n_row: int) -> _Found:
     """Judge a chunk's slopes against its own median slope, and that against 0."""
-    sums, error = chunk.groups, noise.error
-    n, live = chunk.x.numel(), chunk.groups.aa > 0
+    sums, n, live = chunk.groups, chunk.x.numel(), chunk.groups.aa > 0
     slopes = sums.slope
     slope = float(slopes[live].median()) if bool(live.any()) else 0.0
     size = float(sums.aa.sum())
-    rest = math.sqrt(max(0.0, float((sums.gg - 2 * slope * sums.ag + slope**2 * sums.aa).sum())) / size) if size else 0.0
+    faint = math.sqrt(noise.lost * n / max(size, 1e-300))  # what scales too small for float16 add to the error
+    error = math.hypot(noise.error, faint)
+    rest = math.sqrt(max(0.0, float((sums.gg - 2 * slope * sums.ag + slope**2 * sums.aa).sum())) / max(size, 1e-300))
     faults = set()
-    above = min(SLANT * error, MOST_SLANT) + 8 * error / math.sqrt(n) + 1e-6
+    above = min(SLANT * error, MOST_SLANT) + faint + 8 * error / math.sqrt(n) + 1e-6
     below = max(above, SHRUNK * error**2, min(error, TRUNCATED))
-    if not -below <= slope <= above or abs(slope) > max(SCALED, 3 * rest):
+    if not -below <= slope <= above or abs(slope) > max(SCALED, 3 * rest, faint):
         faults.add("tensor")
     spread_G = _spread(chunk, noise)
     rows = _odd_rows(chunk, slopes, spread_G, slope, error) if n_row > 1 else []

@@ -1,7 +1,7 @@
 """Read two tensors of one shape side by side, once, and sum what a comparison needs. No verdict, no words.
 
-Shapes: R rows, C columns, G groups of GROUP columns (the last may be shorter). A vector is one row; leading dimensions of
-experts count as rows. Gap: B - A. Slope: of the gap on A, so B = (1 + slope) A + rest; rounding leaves 0.
+Shapes: R rows, C columns, G groups of GROUP columns (the last may be shorter). A vector is one row; the leading
+dimensions of experts count as rows. Gap: B - A. Slope: of the gap on A, so B = (1 + slope) A + rest; rounding leaves 0.
 """
 
 from __future__ import annotations
