@@ -4,8 +4,8 @@ usage: python -m tests.trained_suite --model FILE.gguf [--compute f32,q8,bf16] [
                                      [--layers N] [--seed N] [--minutes N] [--out FILE]
 
 Prints a line a case and a table; exit 1 where a bar below is not reached. --sample draws N cases for each compute,
-each kind in turn. --minutes begins no case after so many, of each compute.
---layers keeps the model's first layers on both sides: trained weights still, in less time.
+each kind in turn. --minutes begins no case after so many, of each compute. --layers
+keeps the model's first layers on both sides: trained weights still, in less time.
 Right is: a fault is H2 at the first stage that reads its cause, or a refusal that names it where the file may be
 refused, or INCONCLUSIVE naming it where the prompt does not reach it; a harmless file or a clean pair is AGREE, H1
 or H3; a check of a fault is FAIL naming it.

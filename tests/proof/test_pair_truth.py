@@ -105,9 +105,8 @@ def test_embedding_rows_that_no_token_reads_are_named_and_no_pass(good, tmp_path
 def test_a_key_that_two_bundles_say_otherwise_is_no_pass(good, tmp_path):
     bundles = []
     for i, path in enumerate((good, bad(tmp_path, keys={"llama.rope.freq_base": 100000.0}))):
-        traced = session.trace(source(path), session.Prompt(tokens=tuple(IDS[:1])), keep_values=i > 5)
-        bundles.append(source(session.export_trace(
-            traced, tmp_path / f"b{i}", scope="all", threshold=10, force=False, command="test")))
+        traced = session.trace(source(path), session.Prompt(tokens=tuple(IDS[:1])))
+        bundles.append(source(session.export(traced, tmp_path / f"b{i}", command="test")))
     result = compared(*bundles, None)
     assert result.verdict == "INCONCLUSIVE" and "rope.freq_base" in result.reasons[0], told(result)
 
@@ -139,12 +138,12 @@ def test_a_tied_heads_rows_that_no_token_reads_are_named_at_the_logits(tmp_path)
 @pytest.mark.parametrize("saved_is_a", [True, False])
 def test_a_saved_run_of_another_prompts_weights_differs_by_its_local_error(compute, saved_is_a, good, tmp_path):
     ids = session.Prompt(tokens=tuple(IDS))
-    traced = session.trace(source(good, compute=compute), ids, keep_values=True)
+    traced = session.trace(source(good, compute=compute), ids, session.RunOptions(keep_values=True))
     values = dict(traced.values)
     values[1, "ffn_silu"] = values[1, "ffn_silu"] * 1.0001
     sources = []
     for i, trace in enumerate((traced, replace(traced, values=values))):
-        out = session.export_trace(trace, tmp_path / f"b{i}", scope="all", threshold=10, force=False, command="test")
+        out = session.export(trace, tmp_path / f"b{i}", command="test")
         pair = (source(out), source(good, compute=compute))
         sources.append(pair if saved_is_a else pair[::-1])
     clean, faulty = (compared(*pair, None) for pair in sources)
@@ -165,7 +164,7 @@ def test_a_tensor_of_one_side_is_only_there_and_never_infinitely_far(tmp_path):
     a = write_model(tmp_path / "a.gguf")
     b = write_model(tmp_path / "b.gguf", changes={"blk.1.attn_k.bias": lambda x: None})
     result = compared(source(a), source(b))
-    assert "blk.1.attn_k.bias is only in A" in told(result) and "inf" not in told(result)
+    assert "blk.1.attn_k.bias: only in A" in told(result) and "inf" not in told(result)
 
 
 def test_a_file_against_itself_is_called_by_what_differs(good):

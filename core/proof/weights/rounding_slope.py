@@ -153,7 +153,7 @@ def _judge(chunk: Chunk, noise: Noise, n_row: int) -> _Found:
     faults = set()
     above = min(SLANT * error, MOST_SLANT) + faint + 8 * error / math.sqrt(n) + 1e-6
     below = max(above, SHRUNK * error**2, min(error, TRUNCATED))
-    if not -below <= slope <= above or abs(slope) > max(SCALED, 3 * rest):
+    if not -below <= slope <= above or abs(slope) > max(SCALED, 3 * rest, faint):
         faults.add("tensor")
     spread_G = _spread(chunk, noise)
     rows = _odd_rows(chunk, slopes, spread_G, slope, error) if n_row > 1 else []
