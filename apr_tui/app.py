@@ -22,7 +22,7 @@ from apr_tui.host import Owner
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request, typed_path
 from apr_tui.screens.trace import TraceScreen
-from apr_tui.session import DoorSource, real_door
+from apr_tui.session import GetSession, get_session
 from apr_tui.style import THEME
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import Ended, Feed, Progress, RunWorker
@@ -46,11 +46,11 @@ class Console(App[int]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
     def __init__(
-        self, request: Request, door: Any = None, training: Training | None = None,  # noqa: ANN401 (a Door; None: core.session)
+        self, request: Request, door: Any = None, training: Training | None = None,  # noqa: ANN401 (a SessionApi; None: core.session)
     ) -> None:
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.request = request
-        self.door_source: DoorSource = real_door if door is None else lambda: door
+        self.door_source: GetSession = get_session if door is None else lambda: door
         self.worker = RunWorker(self)
         self.training = training  # shown first, where it is given
         self.base: TraceScreen  # under all the others, from on_mount on
@@ -237,7 +237,8 @@ class Console(App[int]):
 
     def trace_file(self, path: Path) -> None:
         """Trace a model file on the main screen."""
-        self.base.start(replace(self.base.request, path=path, bundle=None, plant=None, layers=None))
+        request = self.base.request.with_file(path)
+        self.base.start(replace(request, options=replace(request.options, layers=None)))
 
     # ends
 

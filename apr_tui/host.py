@@ -13,7 +13,7 @@ from textual.screen import Screen
 
 if TYPE_CHECKING:
     from apr_tui.request import Request
-    from apr_tui.session import DoorSource
+    from apr_tui.session import GetSession
     from apr_tui.workers.run import Feed, Frame
     from apr_tui.workers.train import Training
     from core.formats.model_file import ModelFile
@@ -33,7 +33,7 @@ class Owner(Protocol):
 class Host(Protocol):
     """The console, as its screens know it."""
 
-    door_source: DoorSource
+    door_source: GetSession
     owner: Owner | None         # the screen whose job runs
     run_seconds: float | None   # of the job that ended last
     training: Training | None   # this console's run, or the one that it watches

@@ -4,68 +4,61 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from core.trace.request import Prompt, Source
-
-
-DEFAULT_PROMPT = "What is 2+2?"
+from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked to see. path None and bundle None: the built-in demonstration."""
+    """What the user asked to see. path None and bundle None: the built-in demonstration.
+
+    settings: how any file is run; its own path says nothing.
+    """
 
     path: Path | None = None
     bundle: Path | None = None
-    compute: str = "f32"
-    device: str = "auto"
-    threads: int | None = None
-    plant: str | None = None
-    prompt: str = DEFAULT_PROMPT
-    tokens: tuple[int, ...] | None = None
-    chat: bool = False
-    layers: tuple[int, int] | None = None
-    generate: int = 0
-    scope: str = "all"
-    threshold: float = 10.0
+    settings: Source = field(default_factory=lambda: Source(Path()))
+    prompt: Prompt = field(default_factory=Prompt)
+    options: RunOptions = DEFAULTS
 
-    def source(self, path: Path, plant: str | None = None) -> Source:
-        """The record of a side that the door takes."""
-        from core.trace.request import Source
+    def source(self, path: Path) -> Source:
+        """A file under the settings, with the bug that is to be planted."""
+        return replace(self.settings, path=path)
 
-        return Source(path, compute=self.compute, device=self.device, threads=self.threads, plant=plant)
+    def clean_source(self, path: Path) -> Source:
+        """A file under the settings, with no bug: side B."""
+        return replace(self.settings, path=path, plant=None)
 
-    def prompt_record(self) -> Prompt:
-        """The record of the prompt that the door takes."""
-        from core.trace.request import Prompt
+    def with_file(self, path: Path) -> Request:
+        """The same of another file, without the bug that was planted in this one."""
+        return replace(self, path=path, bundle=None, settings=self.clean_source(Path()))
 
-        return Prompt(self.prompt, self.tokens, self.chat)
+    def with_scope(self, scope: str) -> Request:
+        """The same at another scope."""
+        return replace(self, options=replace(self.options, scope=scope))
 
     def command(self, verb: str, *paths: Path, scope: str) -> str:
         """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
-        from apr_tui.options import COMMANDS
+        from apr_tui.cli.commands import command_parser
+        from apr_tui.options import OPTIONS
 
-        known = COMMANDS[verb][2]
+        known, asked, usual = command_parser(verb).taken, _told(self.with_scope(scope)), _told(Request())
         words = ["apr-tui", verb, *map(str, paths), *(["--text"] if verb == "show" else [])]
-        tokens = None if self.tokens is None else ",".join(map(str, self.tokens))
-        rows: tuple[tuple[str, object, object], ...] = (
-            ("--tokens", tokens, None), ("--prompt", self.prompt if tokens is None else DEFAULT_PROMPT, DEFAULT_PROMPT),
-            ("--compute", self.compute, "f32"), ("--device", self.device, "auto"), ("--threads", self.threads, None),
-            ("--plant", self.plant, None), ("--scope", scope, "all"), ("--threshold", self.threshold, 10.0),
-            ("--generate", self.generate, 0),
-        )
-        for option, now, usual in rows:
-            if now != usual and option in known:
-                words += [option, f"{now:g}" if isinstance(now, float) else str(now)]
-        if self.chat and "--chat" in known:
-            words.append("--chat")
-        if self.layers is not None and "--layers" in known:
-            words += ["--layers", f"{self.layers[0]}..{self.layers[1]}"]
+        for name, option in OPTIONS.items():
+            key = option.field or name.removeprefix("--")
+            if name in known and asked.get(key) != usual.get(key):
+                words += [name] if option.metavar is None else [name, option.write(asked[key])]
         return shlex.join(words)
+
+
+def _told(request: Request) -> dict[str, Any]:
+    """What each option is set to, by the field that it sets; where token ids are fed, the text is not."""
+    records = (request.settings, request.prompt, request.options)
+    told = {f.name: getattr(record, f.name) for record in records for f in fields(record)}
+    return told | {"prompt": told["text"] if told["tokens"] is None else Prompt().text}
 
 
 def write_prompt(text: str) -> str:

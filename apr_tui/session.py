@@ -1,4 +1,4 @@
-"""What the console asks of session/run_trace.py, as a protocol, and the request that it keeps. It loads no numpy.
+"""What the console asks of core.session, as a protocol. It loads no numpy.
 
 core.session brings numpy, and a run brings torch: both are imported in the worker's thread, after the first screen.
 """
@@ -17,57 +17,50 @@ if TYPE_CHECKING:
     from core.trace.events import Emit
     from core.trace.finding import Finding
     from core.trace.record import Trace
-    from core.trace.request import Prompt, Source
+    from core.trace.request import Prompt, RunOptions, Source
+
+    Result = Trace | Check | Comparison | Bisection
 
 
 WeightFacts = tuple[str, str, tuple[int, ...]]  # name, quant type, shape
 
 
-class Door(Protocol):
+class SessionApi(Protocol):
     """The calls of core.session that the console makes; a test may give its own."""
 
     def open_model(self, path: Path) -> ModelFile: ...
     def arch_facts(self, model: ModelFile) -> Any: ...  # noqa: ANN401
     def trace(
-        self, source: Source, prompt: Prompt, *, layers: tuple[int, int] | None = None, generate: int = 0,
-        emit: Emit = ..., cancelled: IsCancelled = ...,
+        self, source: Source, prompt: Prompt, options: RunOptions = ..., *, emit: Emit = ...,
+        cancelled: IsCancelled = ...,
     ) -> Trace: ...
     def compare(
-        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
-        emit: Emit = ..., cancelled: IsCancelled = ...,
+        self, a: Source, b: Source, prompt: Prompt | None, options: RunOptions = ..., *, emit: Emit = ...,
+        cancelled: IsCancelled = ...,
     ) -> Comparison: ...
     def check(
-        self, source: Source, prompt: Prompt | None, *, generate: int = 0, emit: Emit = ...,
+        self, source: Source, prompt: Prompt | None, options: RunOptions = ..., *, emit: Emit = ...,
         cancelled: IsCancelled = ...,
     ) -> Check: ...
     def bisect(
-        self, a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
-        emit: Emit = ..., cancelled: IsCancelled = ...,
+        self, a: Source, b: Source, prompt: Prompt | None, options: RunOptions = ..., *, emit: Emit = ...,
+        cancelled: IsCancelled = ...,
     ) -> Bisection: ...
-    def hints(self, trace: Trace, scope: str, threshold: float = 10.0) -> Sequence[Finding]: ...
+    def hints(self, trace: Trace, scope: str, threshold: float = ...) -> Sequence[Finding]: ...
     def is_bundle(self, path: Path) -> bool: ...
     def open_bundle(self, path: Path) -> Trace: ...
-    def export_trace(
-        self, trace: Trace, out: Path, *, scope: str, threshold: float, force: bool, command: str,
-    ) -> Path: ...
-    def export_comparison(
-        self, comparison: Comparison, out: Path, *, threshold: float, force: bool, command: str,
-    ) -> Path: ...
-    def export_check(self, result: Check, out: Path, *, force: bool, command: str) -> Path: ...
-    def export_bisection(
-        self, result: Bisection, out: Path, *, threshold: float, force: bool, command: str,
+    def export(
+        self, result: Result, out: Path, options: RunOptions = ..., *, force: bool = ..., command: str = ...,
     ) -> Path: ...
     def default_out(self, trace: Trace) -> Path: ...
     def sibling(self, path: Path) -> Path | None: ...
-    def weights_behind(
-        self, model: ModelFile, layer: int | None, stage: str,
-    ) -> Sequence[WeightFacts]: ...
+    def weights_behind(self, model: ModelFile, layer: int | None, stage: str) -> Sequence[WeightFacts]: ...
     def ensure_demo(self) -> tuple[Path, Path]: ...
 
 
-DoorSource = Callable[[], Door]
+GetSession = Callable[[], SessionApi]
 
 
-def real_door() -> Door:
+def get_session() -> SessionApi:
     """Load core.session; the first call takes a tenth of a second, so the worker makes it."""
-    return cast(Door, importlib.import_module("core.session"))
+    return cast(SessionApi, importlib.import_module("core.session"))

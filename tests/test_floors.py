@@ -161,7 +161,6 @@ def test_heavy_packages_are_imported_only_where_they_belong():
 @pytest.mark.parametrize(("module", "light"), [
     ("apr_tui.cli.main", {"torch", "polars", "gguf", "numpy", "textual", "tokenizers"}),
     ("apr_tui.app", {"torch", "polars", "gguf", "numpy", "tokenizers"}),
-    ("apr_tui.cli.commands", {"torch", "polars", "gguf", "textual", "tokenizers", "yaml"}),
     ("core.session", {"torch", "polars", "gguf", "numpy", "textual", "tokenizers", "jinja2"}),
     ("core.session.run_trace", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
     ("core.session.judge", {"torch", "polars", "gguf", "textual", "tokenizers", "jinja2"}),
@@ -171,6 +170,14 @@ def test_what_opens_first_loads_nothing_heavy(module, light):
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert not light & set(json.loads(out))
+
+
+def test_no_commands_help_loads_numpy_or_textual():
+    code = ("import sys, json; from apr_tui.cli import commands\n"
+            "for name in commands.COMMANDS: commands.command_parser(name).format_help()\n"
+            "print(json.dumps(sorted(sys.modules)))")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"torch", "polars", "gguf", "numpy", "textual", "tokenizers", "yaml"} & set(json.loads(out))
 
 
 def test_opening_a_file_and_help_load_neither_torch_nor_gguf(tmp_path):

@@ -1,4 +1,7 @@
-"""Say what this machine offers: device, memory, kernels and why, terminal, optional engines. It changes nothing."""
+"""The command doctor: say what this machine offers: device, memory, kernels and why, terminal, optional engines.
+
+It changes nothing: no kernel is compiled, and torch is not imported.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,38 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from typing import Any
 
-from core.formats.architectures import ARCHS
+from apr_tui.options import Arguments as Basic
+from apr_tui.options import Parser
 from core.kernels.cpu import build as library
 from core.quant.types import FUSED, QUANTS
 from core.system.gpus import choose_device, find_gpus
+from core.system.json_text import to_json
 from core.system.safe_text import safe_text
 from core.trace.engines import ENGINES
 
 
+class Arguments(Basic):
+    """What doctor is told."""
+
+    json: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line."""
+    parser.take("--json")
+
+
+def run(arguments: Arguments) -> int:
+    """Print the facts and return the exit code."""
+    facts = doctor_facts()
+    sys.stdout.write(to_json(facts) + "\n" if arguments.json else doctor_text(facts))
+    return 0
+
+
 def doctor_facts() -> dict[str, Any]:
     """Collect the facts, without importing torch."""
+    from core.formats.architectures import ARCHS
+
     gpus, why_not = find_gpus()
     device, reason = choose_device("auto")
     columns, lines = shutil.get_terminal_size((0, 0))

@@ -1,52 +1,82 @@
-"""Turn the options into what to run: prompt, source, and the console itself; no numpy: the first paint waits for it."""
+"""Turn the arguments into what to run: prompt, source, and the console; no numpy: the first paint waits for it."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from apr_tui.options import FeedArguments, RunArguments, record_of
 from core.system.errors import FileError, UsageError, os_reason
-from core.trace.request import Prompt, Source, parse_source
+from core.trace.request import Prompt, RunOptions, Source, parse_source
+
+if TYPE_CHECKING:
+    from apr_tui.request import Request
 
 
-def open_console(options: argparse.Namespace, bundle: Path | None = None) -> int:
-    """Open the console on a model, a bundle or the demonstration; UsageError without a terminal."""
+class ConsoleArguments(RunArguments):
+    """What the console is told."""
+
+    MODEL: str | None
+    version: bool
+
+
+class PromptsArguments(RunArguments):
+    """RunArguments of a command that judges on several prompts."""
+
+    prompts: Path | None
+
+
+def open_console(request: Request) -> int:
+    """Open the console on what is asked for; UsageError without a terminal."""
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "the console needs a terminal on stdin, stdout and stderr. Use `apr-tui trace MODEL` without one.")
     from apr_tui.app import run_console
+
+    return run_console(request)
+
+
+def request_of(arguments: ConsoleArguments) -> Request:
+    """The console's request: a model, or the demonstration."""
     from apr_tui.request import Request
 
-    if bundle is not None:
-        return run_console(Request(bundle=bundle, scope=options.scope or "all", threshold=options.threshold))
-    prompt = prompt_of(options) or Prompt()
-    return run_console(Request(
-        path=Path(options.MODEL) if options.MODEL else None, compute=options.compute, device=options.device,
-        threads=options.threads, plant=options.plant, prompt=prompt.text, tokens=prompt.tokens, chat=prompt.chat,
-        layers=options.layers, generate=options.generate or 0, scope=options.scope, threshold=options.threshold))
+    return Request(
+        path=Path(arguments.MODEL) if arguments.MODEL else None, settings=record_of(Source, arguments, path=Path()),
+        prompt=prompt_of(arguments) or Prompt(), options=record_of(RunOptions, arguments))
 
 
-def prompt_of(options: argparse.Namespace) -> Prompt | None:
+def prompt_of(arguments: FeedArguments) -> Prompt | None:
     """The prompt that the options give, None where they give none; UsageError where they give two."""
-    given = [n for n in ("prompt", "prompt_file", "tokens") if getattr(options, n) is not None]
+    given = [n for n in ("prompt", "prompt_file", "tokens") if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(
             f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} both say what to feed; give one.")
-    if options.tokens is not None and options.chat:
+    if arguments.tokens is not None and arguments.chat:
         raise UsageError("--chat puts text through a template; it does not go with --tokens.")
-    words = options.prompt
-    if options.prompt_file is not None:
-        words = read_text(options.prompt_file, "--prompt-file").removesuffix("\n")
-    if not given and not options.chat:
+    words = arguments.prompt
+    if arguments.prompt_file is not None:
+        words = read_text(arguments.prompt_file, "--prompt-file").removesuffix("\n")
+    if not given and not arguments.chat:
         return None
-    return Prompt(text=Prompt().text if words is None else words, tokens=options.tokens, chat=options.chat)
+    return Prompt(text=Prompt().text if words is None else words, tokens=arguments.tokens, chat=arguments.chat)
 
 
-def source_of(options: argparse.Namespace, name: str, plant: str | None = None) -> Source:
-    """One side of the command line: its own settings, then the common options."""
-    default = Source(Path(), compute=options.compute, device=options.device, threads=options.threads, plant=plant)
-    return parse_source(name, default)
+def prompts_of(arguments: PromptsArguments) -> list[Prompt | None]:
+    """The prompts to judge on: one a line of --prompts, else the one that the other options give."""
+    if arguments.prompts is None:
+        return [prompt_of(arguments)]
+    if prompt_of(arguments) is not None and not arguments.chat:
+        raise UsageError("--prompts gives the prompts; it does not go with --prompt, --prompt-file or --tokens.")
+    lines = [line for line in read_text(arguments.prompts, "--prompts").split("\n") if line.strip()]
+    if not lines:
+        raise UsageError(f"--prompts {arguments.prompts} holds no prompt; one a line is needed.")
+    return [Prompt(text=line, chat=arguments.chat) for line in lines]
+
+
+def source_of(arguments: RunArguments, name: str, plant: str | None = None) -> Source:
+    """One side of the command line: its own settings, then the common options. plant: where it is this side's."""
+    return parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
 
 
 def read_text(path: Path, option: str) -> str:

@@ -1,6 +1,6 @@
 """The command apr-tui: read the words, run one command, leave with its exit code.
 
-Not here: any work; commands.py has it. Nothing heavy is imported before a command needs it.
+Not here: any work; each command has a file of its own. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from apr_tui.options import COMMANDS, command_parser, console_parser
+from apr_tui.cli import commands
+from apr_tui.cli.launch import ConsoleArguments, open_console, request_of
 from apr_tui.shutdown import on_signals
 from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
@@ -76,20 +77,15 @@ def write_log(error: BaseException) -> Path:
 
 
 def _run(words: list[str]) -> int:
-    if words and words[0] in COMMANDS:
-        options = command_parser(words[0]).parse_args(words[1:])
-        from apr_tui.cli import commands
-
-        return commands.run(words[0], options, words)
-    options = console_parser().parse_args(words)
-    if options.version:
+    if words and words[0] in commands.COMMANDS:
+        return commands.run(words[0], words[1:])
+    arguments = commands.console_parser().parse_args(words, ConsoleArguments())
+    if arguments.version:
         from importlib.metadata import version
 
         print(f"apr-tui {version('apr-tui')}")
         return 0
-    from apr_tui.cli.launch import open_console
-
-    return open_console(options)
+    return open_console(request_of(arguments))
 
 
 def _ready_streams() -> None:

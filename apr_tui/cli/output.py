@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.bundle.report import WITNESS
+from core import session
+from core.bundle.report import WITNESS, report_text
 from core.model.stages import GRID, place_text
 from core.proof.contract_gates import gate_rows
 from core.proof.verdict import VERDICTS, Bisection, Check, Comparison
@@ -14,6 +15,27 @@ from core.system.safe_text import safe_text
 from core.trace.finding import Finding
 from core.trace.grid import value
 from core.trace.record import Trace
+from core.trace.request import RunOptions
+
+TRACED_DIFFERS = 1  # the exit code where watching changed a run
+
+
+def is_disturbed(*traces: Trace) -> bool:
+    """Say whether watching changed any of these runs."""
+    return any(t.observed_equals_unobserved is False for t in traces)
+
+
+def scope_shown(trace: Trace, asked: str | None) -> str:
+    """The scope that was asked for, else the first that a saved trace has."""
+    return asked or (trace.facts.scopes or ("all",))[0]
+
+
+def saved_text(trace: Trace, options: RunOptions, *, as_json: bool) -> str:
+    """A trace that was read and not run, with its hints: the document of `trace --json`, or the report."""
+    findings = session.hints(trace, options.scope, options.threshold)
+    if as_json:
+        return trace_json(trace, options.scope, findings) + "\n"
+    return report_text(trace, options.scope, findings, options.threshold)
 
 
 def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Sequence[Gate] = ()) -> str:

@@ -14,39 +14,94 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apr_tui.options import train_options
+from apr_tui.options import Arguments as Basic
+from apr_tui.options import Parser, read_count, read_positive, record_of
+from core.model.stages import read_whole
 from core.system.child import child_command, child_environment, start_apart
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
 from core.system.progress import Phase
-from core.train.config import TrainOptions
 from core.train.events import CheckpointWritten, Note, StepTaken, TrainEvent, Validated
 from core.train.log import GRADS, read_lines
-from core.train.prepare import LOG, is_first, prepare
 from core.train.reader import RunReader, open_run
 from core.train.records import RUNNING, RunView, TrainResult
-from core.train.run import train
+
+if TYPE_CHECKING:
+    from core.train.config import TrainOptions
 
 POLL_S = 1.0
+SEED_DIGITS = 19   # of 2^63 - 1, the largest
 STEP_LINES_S = 0.5  # progress lines stand this far apart at least
 
 
-def run_train(options: argparse.Namespace) -> int:
-    """Do what the options say and return the exit code."""
-    if options.watch is not None:
-        return _watch(options)
-    if options.out is None:
+class Arguments(Basic):
+    """What train is told; what a run is made of is read from it as TrainOptions."""
+
+    out: Path | None
+    watch: Path | None
+    detach: bool
+    json: bool
+    quiet: bool
+
+
+def read_seed(text: str) -> int:
+    """Read a whole number from 0 that 63 bits hold."""
+    seed = read_whole(text, SEED_DIGITS)
+    if seed is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 is needed")
+    return seed
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line; an option that is left out is None: the preset, the mode or the resumed run says."""
+    add = parser.add_argument
+    add("--config", metavar="NAME", help="model and run: tiny (default), 370m or FILE.toml")
+    add("--corpus", type=Path, metavar="DIR", help="text or token shards (default: Python's own library)")
+    add("--tokenizer", type=Path, metavar="DIR", help="vocab.json and merges.txt (default: one is trained)")
+    add("--steps", type=read_count, metavar="N", help="number of optimizer steps")
+    add("--batch", type=read_count, metavar="B", help="sequences per step")
+    add("--seq", type=read_count, metavar="S", help="tokens per sequence")
+    add("--steps-per-epoch", type=read_count, metavar="E", help="steps between validations")
+    add("--mode", choices=("from-scratch", "finetune"), help="sets rate, warm-up, target and cap together")
+    add("--init", type=Path, metavar="FILE", help="the model to finetune")
+    parser.take("--device")
+    add("--seed", type=read_seed, metavar="N", help="seed of the weights and of the order of the data (default 42)")
+    add("--resume", action="store_true", help="continue the run in --out")
+    parser.take("--out")
+    add("--lr", type=read_positive, metavar="X", help="peak learning rate, instead of the mode's")
+    add("--warm-up", type=read_count, metavar="N", help="steps of linear warm-up")
+    add("--checkpoint-every", type=read_count, metavar="N", help="steps between checkpoints (default: an epoch)")
+    add("--grads-every", type=read_count, metavar="N", help="steps between gradient tables")
+    add("--budget-ms", type=read_positive, metavar="X", help="budget of a step for GATE-GPUTRAIN-004")
+    add("--parallel", choices=("auto", "ddp", "fsdp2"), default="auto", help="how processes share the work")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="compile the model's parts")
+    parser.take("--threads")
+    add("--oracle", action="store_true", help="check the first step's gradients against float64")
+    add("--watch", type=Path, metavar="DIR", help="follow a run that another process writes")
+    add("--detach", action="store_true", help="keep training after this terminal closes")
+    parser.take("--json", "--quiet")
+
+
+def run(arguments: Arguments) -> int:
+    """Train, watch or detach, and return the exit code."""
+    if arguments.watch is not None:
+        return _watch(arguments, arguments.watch)
+    if arguments.out is None:
         raise UsageError("train needs --out DIR for its run, or --watch DIR to follow one.")
-    asked = train_options(options)
-    if options.detach:
-        return _detach(options, asked)
+    from core.train.config import TrainOptions
+    from core.train.prepare import is_first
+    from core.train.run import train
+
+    asked = record_of(TrainOptions, arguments)
+    if arguments.detach:
+        return _detach(arguments, asked)
     with _stop_on_signals() as cancelled:
-        result = train(asked, _progress(options), cancelled)
+        result = train(asked, _progress(arguments), cancelled)
     if not is_first():
         return result.exit_code
-    sys.stdout.write(to_json(result_document(result)) + "\n" if options.json else result_text(result))
+    sys.stdout.write(to_json(result_document(result)) + "\n" if arguments.json else result_text(result))
     return result.exit_code
 
 
@@ -70,12 +125,11 @@ def result_document(result: TrainResult) -> dict[str, Any]:
             "gates": result.gates, "checkpoint": result.checkpoint, "exit_code": result.exit_code}
 
 
-def _watch(options: argparse.Namespace) -> int:
+def _watch(arguments: Arguments, folder: Path) -> int:
     """Show a run: the screen at a terminal; as text, once into a pipe, again and again with --quiet; JSON."""
-    folder = Path(options.watch)
-    if not (options.json or options.quiet) and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)):
+    if not (arguments.json or arguments.quiet) and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr)):
         return _watch_on_screen(folder)
-    if options.json:
+    if arguments.json:
         view = open_run(folder)
         document = {name: getattr(view, name) for name in RunView.__dataclass_fields__}
         sys.stdout.write(to_json({**document, "grads": read_lines(folder / GRADS)[-1:]}) + "\n")
@@ -103,17 +157,19 @@ def _watch_on_screen(folder: Path) -> int:
     return run_console(Request(), training=Training(folder))
 
 
-def _detach(options: argparse.Namespace, asked: TrainOptions) -> int:
+def _detach(arguments: Arguments, asked: TrainOptions) -> int:
     """Start the run in a session of its own, which no terminal ends; its words go to log.txt."""
+    from core.train.prepare import LOG, prepare
+
     prepare(asked)  # whatever can be refused is refused here, where somebody reads it
-    words = [word for word in options.words if word != "--detach"]
+    words = [word for word in arguments.words if word != "--detach"]
     try:
         asked.out.mkdir(parents=True, exist_ok=True)
         with (asked.out / LOG).open("a") as log:
             child = start_apart((*child_command("apr_tui"), *words), log, child_environment())
     except OSError as error:
         raise OutputError(f"{asked.out / LOG} could not be written: {error.strerror}. Give another --out.") from error
-    if options.json:
+    if arguments.json:
         sys.stdout.write(to_json({"pid": child.pid, "out": asked.out, "log": asked.out / LOG}) + "\n")
     else:
         print(f"process {child.pid} trains on; its words are in {asked.out / LOG}")
@@ -143,9 +199,9 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(getattr(signal, name), handler)
 
 
-def _progress(options: argparse.Namespace) -> Callable[[TrainEvent], None]:
+def _progress(arguments: Arguments) -> Callable[[TrainEvent], None]:
     """Tell on stderr what happens, a step's line at most twice a second."""
-    if options.quiet:
+    if arguments.quiet:
         return lambda event: None
     spoken = [0.0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apr_tui.keys import help_lines
 from apr_tui.style import STATES, Rows, plain, wrap
+from core.trace.marks import BAD
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",
@@ -32,12 +33,14 @@ def help_build(width: int) -> Rows:
     lines += [[], [(" Marks", "title")]]
     meanings = {
         ".": "nothing odd (drawn as a blank before its number)",
-        "!": "3 to 10 times the layer before, or below a tenth of it; in a comparison: near the noise floor",
-        "X": "above 10 times the layer before, NaN or Inf; in a comparison: differs; in a check: bad",
+        "!": "3 to 10 times the layer before, or more but usual for its column; below a tenth of it; in a comparison: "
+             "near the noise floor",
+        "X": "above 10 times the layer before and 3 times its column, NaN or Inf; in a comparison: differs; in a "
+             "check: bad",
         "-": "the model or the source has no such number",
         "?": "not measured, or not yet",
     }
-    for mark, (word, name) in STATES.items():
+    for mark, (word, name) in (STATES | {BAD: ("spike", STATES[BAD][1])}).items():
         for i, part in enumerate(wrap(meanings[mark], max(width - 20, 20))):
             lines.append([(f"  {mark} {word:<13} " if i == 0 else " " * 18, name), (part, "text")])
     for what, meant in (("comparison", PAIR_MEANINGS), ("check", CHECK_MEANINGS)):

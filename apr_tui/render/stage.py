@@ -154,8 +154,8 @@ def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequenc
         text = f"{number:.8g}" if isinstance(number, float) else short(number)
         lines.append([(f"   {field:<8}", "quiet"), (text, "text")])
     ratio = view.number(place, "ratio")
-    if ratio is not None and place[0] is not None:
-        lines.append([("   ratio   ", "quiet"), (f"{ratio:.4g} x layer {place[0] - 1}", "text")])
+    if ratio is not None:
+        lines.append([("   ratio   ", "quiet"), (f"{ratio:.4g} x layer {view.layer_before(place)}", "text")])
     for name, token, channel in (("peak", "peak_token", "peak_channel"), ("nan at", "nan_token", "nan_channel")):
         if stats is not None and getattr(stats, token) is not None:
             where = f"token {getattr(stats, token)} channel {getattr(stats, channel)}"

@@ -8,7 +8,7 @@ from apr_tui.render.stage import sentence
 from apr_tui.style import STATES, Rows, Span, wrap
 from core.model.stages import Place, place_text
 from core.system.numbers import short
-from core.trace.marks import OK
+from core.trace.marks import BAD, OK
 
 if TYPE_CHECKING:
     from apr_tui.view_models.trace import TraceView
@@ -31,7 +31,7 @@ def note_lines(view: TraceView, width: int) -> Rows:
     if place is not None:
         ratio = view.number(place, "ratio")
         is_ratio = ratio is not None and ratio > view.threshold
-        what = f"{ratio:.1f} x layer {(place[0] or 0) - 1}" if is_ratio else "NaN or Inf"
+        what = f"{ratio:.1f} x layer {view.layer_before(place)}" if is_ratio else "NaN or Inf"
         return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
     return []
 
@@ -40,13 +40,15 @@ def cell_spans(view: TraceView, place: Place) -> list[Span]:
     """Place, its number, ratio, and who carries it."""
     mark = view.mark(place)
     word, name = STATES[mark]
-    spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
     cell = view.cells.get(place)
     stats = cell.at(view.scope) if cell is not None else None
+    if mark == BAD:  # a hint: nothing is proved bad
+        word = "not finite" if stats is not None and (stats.nan or stats.inf) else "spike"
+    spans: list[Span] = [(f" {place_text(place)} ", "title"), (f"{mark} {word} ", name)]
     if stats is None:
         return spans
     ratio = view.number(place, "ratio")
-    times = [f"{short(ratio)} x layer {(place[0] or 0) - 1}"] if ratio is not None else []
+    times = [f"{short(ratio)} x layer {view.layer_before(place)}"] if ratio is not None else []
     facts = [f"std {short(stats.std)}", *times]
     if stats.absmax is not None:
         where = f" at token {stats.peak_token} ch {stats.peak_channel}" if stats.peak_token is not None else ""

@@ -69,7 +69,7 @@ class CheckScreen(VerdictScreen):
     @property
     def planted(self) -> str | None:
         """The bug of the checked run."""
-        return (self.view.check.trace.planted if self.view.check else None) or self.request.plant
+        return (self.view.check.trace.planted if self.view.check else None) or self.request.settings.plant
 
     def title_spans(self, width: int) -> list[Span]:
         """Model, device, compute, metric, elapsed."""
@@ -78,8 +78,9 @@ class CheckScreen(VerdictScreen):
         planted = self.planted
         right = f"{seconds_text(self.console.busy_seconds() if is_running else self.seconds, is_running)} "
         front: list[Span] = [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
-        device = (check.trace.facts.device if check else None) or self.request.device
-        middle: list[Span] = [(f"  {foreign(device)}  {self.request.compute}  ", "text"), (self.view.metric, "title")]
+        device = (check.trace.facts.device if check else None) or self.request.settings.device
+        compute = self.request.settings.compute
+        middle: list[Span] = [(f"  {foreign(device)}  {compute}  ", "text"), (self.view.metric, "title")]
         name = foreign(self.path.name)
         room = width - sum(cell_len(text) for text, _ in [*front, *middle]) - cell_len(right) - len(" check ") - 1
         if room > cell_len(name) + len(AGAINST):

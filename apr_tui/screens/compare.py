@@ -37,7 +37,7 @@ class CompareScreen(VerdictScreen):
     view: PairView
 
     def __init__(self, console: Host, request: Request, a: Path, b: Path) -> None:
-        super().__init__(console, PairView(request.scope))
+        super().__init__(console, PairView(request.options.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
 
@@ -75,7 +75,7 @@ class CompareScreen(VerdictScreen):
     def planted(self) -> str | None:
         """The bugs of both sides."""
         sides = (self.comparison.a, self.comparison.b) if self.comparison else ()
-        return ", ".join(trace.planted for trace in sides if trace.planted) or self.request.plant
+        return ", ".join(trace.planted for trace in sides if trace.planted) or self.request.settings.plant
 
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
@@ -144,7 +144,7 @@ class CompareScreen(VerdictScreen):
     def command(self) -> str:
         """The command that gives this verdict without a screen."""
         verb = "bisect" if self.bisection is not None else "compare"
-        return self.request.command(verb, self.a, self.b, scope=self.request.scope)
+        return self.request.command(verb, self.a, self.b, scope=self.request.options.scope)
 
     # actions
 

@@ -55,7 +55,8 @@ class LayerScreen(Screen[None]):
             if stage.whole:
                 if (self.at_layer == 0) if stage.name == "embedding" else last:
                     found.append((None, stage.name))
-            elif stage.name in GRID or self.has_detail:
+            elif stage.name in GRID or (self.has_detail and (
+                    not stage.special or (self.at_layer, stage.name) in self.view.known)):
                 found.append((self.at_layer, stage.name))
         return found
 

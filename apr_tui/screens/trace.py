@@ -37,7 +37,7 @@ class TraceScreen(GridScreen):
     view: TraceView
 
     def __init__(self, console: Host, request: Request) -> None:
-        super().__init__(console, TraceView(request.scope, request.threshold))
+        super().__init__(console, TraceView(request.options.scope, request.options.threshold))
         self.request = request
         self.traced: Traced | None = None
         self.known: dict[str, Any] = {}
@@ -99,15 +99,15 @@ class TraceScreen(GridScreen):
     @property
     def planted(self) -> str | None:
         """The bug of the traced run."""
-        return (self.traced.trace.planted if self.traced else None) or self.request.plant
+        return (self.traced.trace.planted if self.traced else None) or self.request.settings.plant
 
     def title_spans(self, width: int) -> list[Span]:
         """Model, arch, device, compute, scope, metric, elapsed, memory."""
         trace = self.traced.trace if self.traced else None
         facts = trace.facts if trace else None
         arch = (facts.arch if facts else self.known.get("arch")) or "?"
-        device = (facts.device if facts else None) or self.request.device
-        compute = (facts.compute if facts else None) or ("?" if facts else self.request.compute)
+        device = (facts.device if facts else None) or self.request.settings.device
+        compute = (facts.compute if facts else None) or ("?" if facts else self.request.settings.compute)
         is_running = self.console.owner is self and self.traced is None
         seconds = self.console.busy_seconds() if is_running else self.seconds
         planted = self.planted
@@ -143,8 +143,8 @@ class TraceScreen(GridScreen):
             needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT}"
             return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
         tokens = self.view.tokens
-        is_text = self.request.tokens is None and self.request.bundle is None
-        asked = f'"{foreign(self.request.prompt)}"' if is_text else "tokens"
+        is_text = self.request.prompt.tokens is None and self.request.bundle is None
+        asked = f'"{foreign(self.request.prompt.text)}"' if is_text else "tokens"
         spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
         spans.append((plain(f" · {count}"), "quiet"))
@@ -159,7 +159,7 @@ class TraceScreen(GridScreen):
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
-        self.request = replace(self.request, scope=self.view.scope)
+        self.request = self.request.with_scope(self.view.scope)
         if self.traced is not None:
             self.view.look(findings=())
             self.console.run_job(self, "hints", hints_job(
@@ -203,8 +203,8 @@ class TraceScreen(GridScreen):
 
     def action_prompt(self) -> None:
         """Ask for another prompt and run it."""
-        tokens = self.request.tokens
-        shown = write_prompt(self.request.prompt) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
+        tokens = self.request.prompt.tokens
+        shown = write_prompt(self.request.prompt.text) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
         self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt)
 
     def action_file(self) -> None:
@@ -245,11 +245,11 @@ class TraceScreen(GridScreen):
             self.say("There is nothing to export yet: the trace has to end first.", "watch")
             return
         out = self.console.door_source().default_out(self.traced.trace)
-        self.console.ask_export(self, replace(self.request, scope=self.view.scope), self.traced.trace, out)
+        self.console.ask_export(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
 
     def action_train(self) -> None:
         """Show the training run, or ask for one."""
-        self.console.show_training(self.say, self.request.device)
+        self.console.show_training(self.say, self.request.settings.device)
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place
@@ -265,10 +265,11 @@ class TraceScreen(GridScreen):
             if not known or len(known) < len(ids):
                 self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
                 return
-            self.start(replace(self.request, tokens=known, bundle=None))
+            prompt = replace(self.request.prompt, tokens=known)
         else:
-            self.start(replace(self.request, prompt=read_prompt(text), tokens=None, bundle=None))
+            prompt = replace(self.request.prompt, text=read_prompt(text), tokens=None)
+        self.start(replace(self.request, prompt=prompt, bundle=None))
 
     def _open(self, text: str) -> None:
         if text.strip():
-            self.start(replace(self.request, path=typed_path(text), bundle=None, plant=None))
+            self.start(self.request.with_file(typed_path(text)))

@@ -40,7 +40,9 @@ def ask_training(
 
 def read_line(text: str) -> Training:
     """Turn a line of options into a run that is not yet started; UsageError."""
-    from apr_tui.options import command_parser, train_options
+    from apr_tui.cli.commands import read_arguments
+    from apr_tui.options import record_of
+    from core.train.config import TrainOptions  # it loads numpy
 
     try:
         words = shlex.split(text)
@@ -51,12 +53,12 @@ def read_line(text: str) -> Training:
     if outside:
         command = f"apr-tui train {shlex.join(words)}"
         raise UsageError(f"{', '.join(sorted(outside))} works on the command line only: {command}")
-    options = command_parser("train").parse_args(words)
-    options.command = f"apr-tui train {shlex.join(words)}"
-    if options.watch is not None:
-        return Training(typed_path(options.watch), line=text)
-    if options.out is None:
+    arguments = read_arguments("train", words)
+    arguments.command = f"apr-tui train {shlex.join(words)}"
+    if arguments.watch is not None:
+        return Training(typed_path(arguments.watch), line=text)
+    if arguments.out is None:
         raise UsageError("A run needs --out DIR, a folder of its own; --watch DIR follows one.")
-    asked = train_options(options)
+    asked = record_of(TrainOptions, arguments)
     out = typed_path(asked.out)
     return Training(out, replace(asked, out=out), line=text)

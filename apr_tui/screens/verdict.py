@@ -11,8 +11,6 @@ from core.model.stages import GRID, STAGES, Place, stage_named
 if TYPE_CHECKING:
     from apr_tui.host import Host
 
-WITH_DETAIL = tuple(s.name for s in STAGES if not s.whole)
-
 
 class VerdictScreen(GridScreen):
     """A grid over the trace: it starts at once, shows or hides the detail stages, and goes back."""
@@ -29,7 +27,13 @@ class VerdictScreen(GridScreen):
     @property
     def has_detail(self) -> bool:
         """Whether the detail stages are columns too."""
-        return self.grid.columns == WITH_DETAIL
+        return self.grid.columns != GRID
+
+    @property
+    def with_detail(self) -> tuple[str, ...]:
+        """The columns with the detail stages: those of special layers where the run has them."""
+        there = {stage for _, stage in self.view.known}
+        return tuple(s.name for s in STAGES if not s.whole and (not s.special or s.name in there))
 
     def column_of(self, stage: str) -> int:
         """The column of a stage; a detail stage brings its columns along."""
@@ -56,8 +60,9 @@ class VerdictScreen(GridScreen):
     def action_detail(self) -> None:
         """Show or hide the detail stages; the cursor stays at its stage, or goes to the next one that is shown."""
         row, stage = self.grid.place
-        self.grid.columns = self.overview.columns = GRID if self.has_detail else WITH_DETAIL
-        later = WITH_DETAIL[WITH_DETAIL.index(stage):]
+        wide = self.with_detail
+        self.grid.columns = self.overview.columns = GRID if self.has_detail else wide
+        later = wide[wide.index(stage):]
         self.grid.row, self.grid.column = row, self.grid.columns.index(next(s for s in later if s in self.grid.columns))
         self.show_all()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view_models.number import shorten
@@ -29,6 +29,11 @@ class CheckView:
         self.unjudged: frozenset[Place] = frozenset()
         self.check: Check | None = None
         self._n_layer = 0
+
+    @property
+    def known(self) -> Set[Place]:
+        """The places that have numbers."""
+        return self.errors.keys()
 
     @property
     def n_row(self) -> int:

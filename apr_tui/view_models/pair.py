@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view_models.number import shorten
@@ -31,6 +31,11 @@ class PairView:
         self.sides: dict[str, Mapping[Place, Any]] = {"A": {}, "B": {}}
         self.comparison: Comparison | None = None
         self._n_layer = 0
+
+    @property
+    def known(self) -> Set[Place]:
+        """The places that have numbers."""
+        return self.sides["A"].keys() | self.sides["B"].keys()
 
     @property
     def n_row(self) -> int:

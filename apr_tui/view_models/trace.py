@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.view_models.number import shorten
 from core.model.stages import SCOPES, Place, place_order
-from core.trace.grid import marks, value
+from core.trace.grid import marks_of, place_before, stats_at, value
 from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
 from core.trace.metrics import METRICS
 
@@ -35,6 +35,12 @@ class TraceView:
         self._shown: dict[Place, tuple[str, str]] = {}
         self._numbers: dict[tuple[Place, str], float | None] = {}
         self._marks: dict[Place, str] = {}
+        self._stats: dict[Place, Any] = {}  # at the scope, while the cells come in
+
+    @property
+    def known(self) -> Set[Place]:
+        """The places that have numbers."""
+        return self.cells.keys()
 
     @property
     def n_row(self) -> int:
@@ -47,8 +53,13 @@ class TraceView:
         self.cells = cells
         rows = {layer for layer, _ in fresh if layer is not None}
         if rows:
-            near = {p: c for p, c in cells.items() if p[0] is not None and (p[0] in rows or p[0] + 1 in rows)}
-            self._marks |= {p: m for p, m in marks(near, self.scope, self.threshold).items() if p in fresh}
+            self._stats |= stats_at({place: cells[place] for place in fresh}, self.scope)
+            found = marks_of(self._stats, {p[0] for p in cells if p[0] is not None}, self.threshold)
+            changed = {p for p, mark in found.items() if p in cells and mark != self._marks.get(p)}
+            for place in changed:  # a column that grows turns a spike into a step
+                self._shown.pop(place, None)
+            self._marks |= {place: found[place] for place in changed}
+            rows |= {place[0] for place in changed if place[0] is not None}
         deepest = max(n_layer or 0, max(rows, default=-1) + 1)
         if deepest > self._n_layer:
             self._n_layer = deepest
@@ -75,7 +86,9 @@ class TraceView:
         self.scope = scope or self.scope
         if findings is not None:
             self.findings, self.finding = findings, 0
-        self._marks = marks(self.cells, self.scope, self.threshold)
+        kinds = self.trace.layer_kinds if self.trace is not None else ()
+        self._stats = stats_at(self.cells, self.scope)
+        self._marks = marks_of(self._stats, {p[0] for p in self.cells if p[0] is not None}, self.threshold, kinds)
         for finding in self.findings:
             if self._marks.get(finding.place) in (OK, WATCH, UNKNOWN):
                 same = finding.scope == self.scope
@@ -87,8 +100,14 @@ class TraceView:
             return None
         key = (place, metric or self.metric)
         if key not in self._numbers:  # merging the tokens takes some 50 us, a redraw asks for hundreds
-            self._numbers[key] = value(self.cells, place, self.scope, key[1])
+            kinds = self.trace.layer_kinds if self.trace is not None else ()
+            self._numbers[key] = value(self.cells, place, self.scope, key[1], kinds)
         return self._numbers[key]
+
+    def layer_before(self, place: Place) -> int | None:
+        """The layer that a cell's ratio is taken over."""
+        before = place_before(place, self.trace.layer_kinds if self.trace is not None else ())
+        return before[0] if before is not None else None
 
     def mark(self, place: Place) -> str:
         """The mark of a cell: absent where the run is over and has none, not measured while it runs."""

@@ -9,7 +9,7 @@ from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
 from core.trace.grid import layers, marks, value
-from core.trace.marks import ABSENT, FALL_RATIO, MARK_OF_KIND, OK, UNKNOWN, WATCH, WATCH_RATIO
+from core.trace.marks import ABSENT, MARK_OF_KIND, OK, UNKNOWN, UNUSUAL, WATCH
 from core.trace.record import Trace
 
 LAYER_WIDTH, LINE_WIDTH = 5, 80
@@ -29,7 +29,7 @@ def header_lines() -> tuple[str, str]:
 
 def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), threshold: float = 10.0) -> str:
     """Write the grid of stds in 80 columns: a title, layers down, ten stages across, and what the marks mean."""
-    mark = marks(trace.cells, scope, threshold)
+    mark = marks(trace.cells, scope, threshold, trace.layer_kinds)
     for finding in findings:
         if mark.get(finding.place) in (OK, WATCH, UNKNOWN):
             mark[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if finding.scope == scope else WATCH
@@ -43,8 +43,7 @@ def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), thresh
 
 def legend(threshold: float = 10.0) -> str:
     """Say what the marks mean."""
-    watch = f"{WATCH_RATIO:g} to {threshold:g} x, or below {FALL_RATIO:g} x"
-    return f"X above {threshold:g} x the layer before, NaN, Inf  ! {watch}  - absent"
+    return f"X above {threshold:g} x the layer before and {UNUSUAL:g} x its column, NaN, Inf  ! watch  - absent"
 
 
 def title_lines(trace: Trace, scope: str) -> list[str]:

@@ -56,7 +56,7 @@ def tokens_text(trace: Trace) -> str:
 
 def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
     """Write the grid and the findings as Markdown; X and ! cells are bold."""
-    mark = marks(trace.cells, scope, threshold)
+    mark = marks(trace.cells, scope, threshold, trace.layer_kinds)
     *_, ran, shown = title_lines(trace, scope)
     lines = [f"### {_plain_markdown(ran)}", ""]
     if trace.planted:

@@ -1,7 +1,7 @@
 """Keep a model's weights on its GPU, still quantised, and answer the forward's products and small operations there.
 
 Where the memory does not hold them all, the others are brought again for each product. No arithmetic of its own: the
-kernels are in triton_*.py, and Triton is imported with the first Resident.
+kernels are in kernels/gpu, and Triton is imported with the first Resident.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
 def filled(trace: Trace, side: Side, taken: Taken | None) -> Trace:
     """The trace with what its side's run left."""
     assert taken is not None
-    return replace(trace, cells=taken.cells, top=top_tokens(side.model.file, taken.logits),
+    return replace(trace, cells=taken.cells, top=top_tokens(side.tokenizer, taken.logits),
                    observed_equals_unobserved=taken.same_logits, values=taken.values)
 
 

@@ -36,6 +36,8 @@ VERDICTS = {
 }
 EXIT_CODES = {Verdict.AGREE: 0, Verdict.H1: 0, Verdict.H3: 0, Verdict.H2: 1, Verdict.NOT_COMPARABLE: 4,
               Verdict.INCONCLUSIVE: 5}
+# of several prompts the worst counts
+SEVERITY = (Verdict.AGREE, Verdict.H1, Verdict.H3, Verdict.INCONCLUSIVE, Verdict.NOT_COMPARABLE, Verdict.H2)
 
 RECOVERED = 0.9  # of the KL divergence: what a graft must bring back to hold the cause
 

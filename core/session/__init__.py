@@ -1,7 +1,7 @@
 """The library's front: open, trace, compare, bisect, check, export. The command line and the console both call it.
 
 It prints nothing. Every name is fetched from its module at its first use, so that importing this loads nothing heavy.
-A Source is what to run or open, a Prompt what to feed (core.trace.request).
+A Source is what to run or open, a Prompt what to feed, RunOptions how (core.trace.request).
 """
 
 from __future__ import annotations
@@ -10,15 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.session.export import (
-        check_out,
-        default_out,
-        export_bisection,
-        export_check,
-        export_comparison,
-        export_csv,
-        export_trace,
-    )
+    from core.session.evidence import check_out, default_out, export, export_csv
     from core.session.files import (
         arch_facts,
         convert,
@@ -31,25 +23,23 @@ if TYPE_CHECKING:
     from core.session.judge import bisect, check, compare
     from core.session.prepare import is_bundle, open_bundle, open_model
     from core.session.run_trace import hints, trace
-    from core.trace.request import Prompt, Source
+    from core.trace.request import Prompt, RunOptions, Source
 
 _HOMES = {  # module -> the names that it hands on
-    "core.trace.request": ("Source", "Prompt"),
+    "core.trace.request": ("Source", "Prompt", "RunOptions"),
     "core.session.run_trace": ("trace", "hints"),
     "core.session.judge": ("compare", "bisect", "check"),
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
-    "core.session.export": (
-        "export_trace", "export_csv", "export_comparison", "export_bisection", "export_check", "check_out",
-        "default_out"),
+    "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
     "core.session.files": (
         "import_trace", "convert", "write_demo", "ensure_demo", "sibling", "weights_behind", "arch_facts"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Prompt", "Source", "arch_facts", "bisect", "check", "check_out", "compare", "convert", "default_out",
-    "ensure_demo", "export_bisection", "export_check", "export_comparison", "export_csv", "export_trace", "hints",
-    "import_trace", "is_bundle", "open_bundle", "open_model", "sibling", "trace", "weights_behind", "write_demo",
+    "Prompt", "RunOptions", "Source", "arch_facts", "bisect", "check", "check_out", "compare", "convert",
+    "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "open_bundle",
+    "open_model", "sibling", "trace", "weights_behind", "write_demo",
 ]
 
 

@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.formats.model_file import ModelFile
-from core.model.arch import read_arch
 from core.model.stages import Place, place_order
 from core.proof.verdict import Check, Comparison
 from core.session import prepare as opening
+from core.session.prepare import OpenedModel
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError, UsageError
 from core.system.progress import Phase
-from core.text.tokenizer import open_tokenizer
 from core.trace.events import Emit, Start
 from core.trace.measures import LocalError, SideName
 from core.trace.record import Token, Trace
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, RunOptions, Source
 
 if TYPE_CHECKING:
     from core.proof.capture import Capture
@@ -35,17 +33,16 @@ TextOf = Callable[[int], str | None]
 
 
 def trace_source(
-    source: Source, prompt: Prompt, *, layers: tuple[int, int] | None, keep_values: bool, witness: bool, emit: Emit,
-    cancelled: IsCancelled,
+    source: Source, prompt: Prompt, options: RunOptions, *, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
     """Trace another engine on a file or folder, by the file's own tokenizer."""
     check_path(source)
     file = _file(source)
     tokens, text_of = _encode(source, file, prompt)
-    emit(Start(n_layer=read_arch(file).n_layer if file else None, tokens=tokens))
-    traced = trace_engine(source, tokens, text_of, layers=layers, witness=witness, emit=emit, cancelled=cancelled)
-    traced = _identified(traced, file)
-    return traced if keep_values else replace(traced, values=None)
+    emit(Start(n_layer=file.arch.n_layer if file else None, tokens=tokens))
+    traced = _identified(trace_engine(
+        source, tokens, text_of, layers=options.layers, witness=options.witness, emit=emit, cancelled=cancelled), file)
+    return traced if options.keep_values else replace(traced, values=None)
 
 
 def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Emit, cancelled: IsCancelled) -> Check:
@@ -57,15 +54,15 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
                                      "Trace again with --values, or check the model file.")
         if model is None:
             raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
-        file = opening.open_model(model)
+        file = opening.open_once(model)
     else:
         check_path(source)
-        found = opening.open_model(model) if model is not None else _file(source)
+        found = opening.open_once(model) if model is not None else _file(source)
         if found is None:
             raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
         file = found
         tokens, text_of = _encode(source, file, prompt)
-        emit(Start(n_layer=read_arch(file).n_layer, tokens=tokens))
+        emit(Start(n_layer=file.arch.n_layer, tokens=tokens))
         traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), file)
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
@@ -73,7 +70,7 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
     return check_values(traced, file, source, emit=emit, cancelled=cancelled)
 
 
-def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
+def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
     from core.proof.capture import misfits
     from core.proof.check import check_stages
@@ -81,7 +78,8 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
 
     refuse_other_rows(traced)
     values = traced.values or {}
-    wrong = misfits(values, read_arch(file), len(traced.tokens))
+    file = model.file
+    wrong = misfits(values, model.arch, len(traced.tokens))
     if wrong:
         raise NotComparableError(f"these values are not of {file.path.name}: {wrong[0]}. "
                                  "Give the file that they were made from.")
@@ -92,9 +90,10 @@ def check_values(traced: Trace, file: ModelFile, source: Source, *, emit: Emit, 
                      f"(header {file.header_sha256[:12]}); its shapes fit, and they are checked against its weights")
     declared = traced.facts.compute
     best: Check | None = None
+    own = opening.prepared(model, traced.tokens, source.device, emit)
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
         emit(Phase(f"checking against float64, at compute {compute}"))
-        side, _ = opening.ready(replace(source, scheme="", compute=str(compute), plant=None), file, emit)
+        side = opening.ready(own, replace(source, scheme="", compute=str(compute), plant=None), emit)
         errors = check_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
         result = Check(replace(traced, notes=(*notes, *unknown)), errors)
@@ -130,7 +129,7 @@ def compare_sources(
         return None
     own = Prompt(tokens=tuple(t.id for t in known[0].tokens)) if known else Prompt()
     feed = Feed(file, prompt or own, opening.encode(file, prompt or own))
-    ask.emit(Start(n_layer=read_arch(file).n_layer, tokens=feed.tokens))
+    ask.emit(Start(n_layer=file.arch.n_layer, tokens=feed.tokens))
     side_a, trace_a = _take(sides[0], SideName.A, feed, ask)
     side_b, trace_b = _take(sides[1], SideName.B, feed, ask)
     return judge_captured(side_a, side_b, trace_a, trace_b, ask)
@@ -141,7 +140,7 @@ class LiveSide:
     """A model file that our own forward runs."""
 
     source: Source
-    file: ModelFile
+    file: OpenedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class EngineSide:
     """A file or folder that another engine runs. file: None for a folder, whose weights are not read here."""
 
     source: Source
-    file: ModelFile | None
+    file: OpenedModel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +163,13 @@ class SavedTrace:
 class Feed:
     """What both sides are fed. file: whose weights stand for those of a side without a file of its own."""
 
-    file: ModelFile
+    file: OpenedModel
     prompt: Prompt
     tokens: tuple[Token, ...]
 
-    def tokens_of(self, file: ModelFile) -> tuple[Token, ...]:
+    def tokens_of(self, file: OpenedModel) -> tuple[Token, ...]:
         """The prompt as that file encodes it; where it has no usable tokenizer, the other file's tokens."""
-        return self.tokens if open_tokenizer(file).refusal else opening.encode(file, self.prompt)
+        return self.tokens if file.tokenizer.refusal else opening.encode(file, self.prompt)
 
 
 def open_side(source: Source, saved: Trace | None) -> LiveSide | EngineSide | SavedTrace:
@@ -178,7 +177,7 @@ def open_side(source: Source, saved: Trace | None) -> LiveSide | EngineSide | Sa
     if saved is not None:
         return SavedTrace(source, saved)
     if not source.scheme:
-        return LiveSide(source, opening.open_model(source.path))
+        return LiveSide(source, opening.open_once(source.path))
     return EngineSide(source, _file(source))
 
 
@@ -186,30 +185,32 @@ def _take(side: LiveSide | EngineSide | SavedTrace, name: SideName, feed: Feed, 
     """Make a side ready to be judged; another engine is run here, a model file only later."""
     match side:
         case LiveSide(source, file):
-            live, why = opening.ready(source, file, ask.emit)
-            return live, opening.describe(live, why, feed.tokens_of(file))
+            model = opening.prepared(file, feed.tokens_of(file), source.device, ask.emit)
+            live = opening.ready(model, source, ask.emit)
+            return live, opening.describe(live, model)
         case SavedTrace(source, trace):
             return _capture(source, trace, feed.file, ask, borrowed=False), trace
         case EngineSide(source, own):
             file = own or feed.file
             trace = _identified(trace_engine(
-                source, feed.tokens_of(file), open_tokenizer(file).token_text, side=name, emit=ask.emit,
+                source, feed.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
                 cancelled=ask.cancelled), own)
             return _capture(source, trace, file, ask, borrowed=own is None), trace
 
 
-def _capture(source: Source, trace: Trace, file: ModelFile, ask: Question, *, borrowed: bool) -> Capture:
+def _capture(source: Source, trace: Trace, file: OpenedModel, ask: Question, *, borrowed: bool) -> Capture:
     """The trace's values, with the file's model at the compute that the trace declares."""
     from core.proof.capture import Capture
 
     live = replace(source, scheme="", compute=trace.facts.compute or source.compute, plant=None)
-    side, _ = opening.ready(live, file, ask.emit)
+    side = opening.ready(opening.prepared(file, trace.tokens, live.device, ask.emit), live, ask.emit)
     return Capture(side, trace.values or {}, borrowed)
 
 
-def _has_values_of(trace: Trace, file: ModelFile) -> bool:
+def _has_values_of(trace: Trace, file: OpenedModel) -> bool:
     """Say whether a saved trace has values that this very file's weights can be held against."""
-    return trace.values is not None and trace.origin.get("header_sha256") == file.header_sha256 and bool(trace.tokens)
+    is_of_file = trace.origin.get("header_sha256") == file.file.header_sha256
+    return trace.values is not None and is_of_file and bool(trace.tokens)
 
 
 def refuse_other_rows(traced: Trace) -> None:
@@ -222,21 +223,22 @@ def refuse_other_rows(traced: Trace) -> None:
                                  "those of every token or of the last one are needed.")
 
 
-def _file(source: Source) -> ModelFile | None:
+def _file(source: Source) -> OpenedModel | None:
     """The model file behind a source; None for a folder of another format."""
-    return None if source.scheme and source.path.is_dir() else opening.open_model(source.path)
+    return None if source.scheme and source.path.is_dir() else opening.open_once(source.path)
 
 
-def _encode(source: Source, file: ModelFile | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
+def _encode(source: Source, file: OpenedModel | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
     if file is None:
         return folder_tokens(source.path, prompt)
-    return opening.encode(file, prompt), open_tokenizer(file).token_text
+    return opening.encode(file, prompt), file.tokenizer.token_text
 
 
-def _identified(traced: Trace, file: ModelFile | None) -> Trace:
+def _identified(traced: Trace, model: OpenedModel | None) -> Trace:
     """The trace with the identity of the file that its engine read."""
-    if file is None:
+    if model is None:
         return traced
+    file = model.file
     return replace(traced, origin={
         **traced.origin, "format": file.format, "size_bytes": file.size_bytes, "header_sha256": file.header_sha256})
 

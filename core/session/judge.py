@@ -6,20 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.model.arch import read_arch
 from core.model.stages import Place
 from core.proof.verdict import Bisection, Check, Comparison
-from core.session.prepare import (
-    describe,
-    encode_beside,
-    is_bundle,
-    load_torch,
-    open_model,
-    open_pair,
-    open_saved,
-    ready,
-    room,
-)
+from core.session.prepare import describe, is_bundle, open_pair, open_saved, prepare, ready, room
 from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
@@ -27,19 +16,19 @@ from core.system.progress import Phase
 from core.trace.events import CellMeasured, Emit, StageJudged, Start, no_emit
 from core.trace.measures import SideName
 from core.trace.record import Trace
-from core.trace.request import Prompt, Source
+from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 from core.trace.stats import Cell
 
 
 def compare(
-    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0,
-    keep_values: bool = False, emit: Emit = no_emit, cancelled: IsCancelled = never,
+    a: Source, b: Source, prompt: Prompt | None, options: RunOptions = DEFAULTS, *, emit: Emit = no_emit,
+    cancelled: IsCancelled = never,
 ) -> Comparison:
     """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
     from core.proof.judge_pair import judge, judge_saved
     from core.proof.measure_pair import Question
 
-    ask = Question(scope, threshold, emit, cancelled, keep_values)
+    ask = Question(options.scope, options.threshold, emit, cancelled, options.keep_values)
     saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
     if any(saved) or a.scheme or b.scheme:
         from core.session.external import compare_sources
@@ -53,7 +42,7 @@ def compare(
 
 
 def bisect(
-    a: Source, b: Source, prompt: Prompt | None, *, scope: str = "all", threshold: float = 10.0, emit: Emit = no_emit,
+    a: Source, b: Source, prompt: Prompt | None, options: RunOptions = DEFAULTS, *, emit: Emit = no_emit,
     cancelled: IsCancelled = never,
 ) -> Bisection:
     """Judge B against A, then prove the cause by grafts; UsageError for a bundle: it cannot be run again."""
@@ -67,7 +56,7 @@ def bisect(
     from core.proof.measure_pair import Question
     from core.proof.reproducer import write_reproducer
 
-    result = judge(side_a, side_b, trace_a, trace_b, Question(scope, threshold, emit, cancelled))
+    result = judge(side_a, side_b, trace_a, trace_b, Question(options.scope, options.threshold, emit, cancelled))
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]
@@ -89,29 +78,29 @@ def _beside_bundle(
         prompt = Prompt(tokens=tuple(t.id for t in known.tokens))
 
     def run(source: Source, side: SideName) -> Trace:
-        return trace(source, prompt or Prompt(), keep_values=known.values is not None, cancelled=cancelled,
-                     emit=lambda event: emit(
-                         replace(event, side=side) if isinstance(event, CellMeasured) else event))
+        options = RunOptions(keep_values=known.values is not None)
+        return trace(source, prompt or Prompt(), options, cancelled=cancelled, emit=lambda event: emit(
+            replace(event, side=side) if isinstance(event, CellMeasured) else event))
 
     return saved[0] or run(a, SideName.A), saved[1] or run(b, SideName.B)
 
 
 def check(
-    source: Source, prompt: Prompt | None, *, model: Path | None = None, generate: int = 0, emit: Emit = no_emit,
-    cancelled: IsCancelled = never,
+    source: Source, prompt: Prompt | None, options: RunOptions = DEFAULTS, *, model: Path | None = None,
+    emit: Emit = no_emit, cancelled: IsCancelled = never,
 ) -> Check:
     """Recompute every stage in float64 from the source's own inputs; generated positions also through the KV cache.
 
-    Errors: NotComparableError where a bundle has no values, and those of opening and running a file.
+    model: the weights of a bundle. Errors: NotComparableError where it has no values, and those of running a file.
     """
     if source.scheme or is_bundle(source.path):
         from core.session.external import check_source
 
         return check_source(source, prompt or Prompt(), model, emit=emit, cancelled=cancelled)
-    file = open_model(source.path)
-    tokens = encode_beside(file, prompt or Prompt(), lambda: load_torch(source.device, emit))
-    emit(Start(n_layer=read_arch(file).n_layer, tokens=tokens))
-    side, reason = ready(source, file, emit)
+    opened = prepare(source, prompt or Prompt(), emit)
+    ids = [t.id for t in opened.tokens]
+    emit(Start(n_layer=opened.arch.n_layer, tokens=opened.tokens))
+    side = ready(opened, source, emit)
     from core.proof.check import check_run
     from core.trace import run
     from core.trace.taps import record
@@ -123,15 +112,15 @@ def check(
         cells[place] = stats
         emit(CellMeasured(place, stats))
 
-    done = check_run(side, [t.id for t in tokens], watch=record(seen, len(tokens)), cancelled=cancelled,
+    done = check_run(side, ids, watch=record(seen, len(ids)), cancelled=cancelled,
                      on_error=lambda place, error: emit(StageJudged(place, error)))
-    traced = replace(describe(side, reason, tokens), cells=cells, top=run.top_tokens(file, done.logits),
+    traced = replace(describe(side, opened), cells=cells, top=run.top_tokens(opened.tokenizer, done.logits),
                      observed_equals_unobserved=done.same_logits)
-    if not generate:
+    if not options.generate:
         return Check(traced, done.errors)
     from core.proof.check_cache import decoded_cells
 
     emit(Phase("checking generated positions through the cache"))
-    ids = [t.id for t in tokens]
-    more = run.continue_greedily(side, ids, room(side, tokens, generate), (), lambda i: None, cancelled)
+    more = run.continue_greedily(
+        side, ids, room(side, opened.tokens, options.generate), (), lambda i: None, cancelled)
     return Check(traced, done.errors, decoded_cells(side, ids + more, len(ids), cancelled) if more else {})

@@ -1,4 +1,4 @@
-"""Turn a Source and a Prompt into what can be run or read: an opened file, its tokens, device and capture contract.
+"""Turn a Source and a Prompt into what can be run or read: a file opened once, its tokens, device and capture contract.
 
 Nothing is run here; run_trace.py does. Nothing imports torch or polars before a run needs them.
 """
@@ -9,19 +9,20 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from core.formats import open_model as reader
 from core.formats.model_file import ModelFile
-from core.model.arch import read_arch
+from core.model.arch import Arch, read_arch
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError
-from core.system.gpu_errors import why_unusable
+from core.system.gpu_errors import place_on_device
 from core.system.gpus import choose_device
 from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
-from core.text.tokenizer import open_tokenizer
+from core.text.tokenizer import Tokenizer, open_tokenizer
 from core.trace.events import Emit, Start, TokenGenerated
 from core.trace.record import Facts, Token, Trace
 from core.trace.request import Prompt, Source
@@ -29,10 +30,52 @@ from core.trace.request import Prompt, Source
 if TYPE_CHECKING:
     from core.trace.run import Side
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model file opened once, with what every step of a run asks of it."""
+
+    file: ModelFile
+    arch: Arch
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(OpenedModel):
+    """All that a run needs before a weight is read. device: cpu or cuda:N; reason: why that one."""
+
+    tokens: tuple[Token, ...]
+    device: str
+    reason: str
+
 
 def open_model(path: Path) -> ModelFile:
     """Open a GGUF or .apr file in well under 0.1 s, weights mapped and not read; FileError."""
     return reader.open_model(path)
+
+
+def open_once(path: Path) -> OpenedModel:
+    """Open a file, hold it to its architecture and find its tokenizer, of which nothing is parsed yet; FileError."""
+    file = open_model(path)
+    return OpenedModel(file, read_arch(file), open_tokenizer(file))
+
+
+def prepare(source: Source, prompt: Prompt, emit: Emit, layers: tuple[int, int] | None = None) -> Prepared:
+    """Open, encode and load torch, and refuse what cannot run; UsageError, FileError, DeviceError."""
+    opened = open_once(source.path)
+    n_layer = opened.arch.n_layer
+    if layers is not None and not 0 <= layers[0] < layers[1] <= n_layer:
+        raise UsageError(
+            f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {n_layer} is needed (B excluded).")
+    tokens, (device, reason) = encode_beside(opened, prompt, lambda: load_torch(source.device, emit))
+    return Prepared(opened.file, opened.arch, opened.tokenizer, tokens, device, reason)
+
+
+def prepared(opened: OpenedModel, tokens: tuple[Token, ...], device: str, emit: Emit) -> Prepared:
+    """The same for a file that is open and a prompt that is encoded; the errors of load_torch."""
+    return Prepared(opened.file, opened.arch, opened.tokenizer, tokens, *load_torch(device, emit))
 
 
 def is_bundle(path: Path) -> bool:
@@ -55,9 +98,9 @@ def open_saved(source: Source) -> Trace:
     return open_bundle(source.path)
 
 
-def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
+def encode(model: OpenedModel, prompt: Prompt) -> tuple[Token, ...]:
     """Turn a prompt into tokens with the file's own tokenizer; UsageError, FileError (unusable, with the way out)."""
-    tokenizer = open_tokenizer(model)
+    tokenizer = model.tokenizer
     if prompt.tokens is not None:
         ids = list(prompt.tokens)
     else:
@@ -66,38 +109,36 @@ def encode(model: ModelFile, prompt: Prompt) -> tuple[Token, ...]:
     return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
-def encode_beside(model: ModelFile, prompt: Prompt, work: Callable[[], object]) -> tuple[Token, ...]:
+def encode_beside(model: OpenedModel, prompt: Prompt, work: Callable[[], T]) -> tuple[tuple[Token, ...], T]:
     """Encode as encode does while work(), the import of torch, goes on here; one after the other where that is done."""
     if prompt.tokens is not None or "torch" in sys.modules:
-        tokens = encode(model, prompt)
-        work()
-        return tokens
+        return encode(model, prompt), work()
     try:
-        child = start_encoding(model.path, prompt.text, prompt.chat)
+        child = start_encoding(model.file.path, prompt.text, prompt.chat)
     except OSError:
-        return encode(model, prompt)
+        return encode(model, prompt), work()
     with child:
         try:
-            work()
+            done = work()
             found = take_encoded(child)
         finally:
             child.kill()
     if found is None:
-        return encode(model, prompt)  # which says what is wrong
+        return encode(model, prompt), done  # encode says what is wrong
     _hold_tokens(model, [i for i, _ in found])
-    return tuple(Token(i, text) for i, text in found)
+    return tuple(Token(i, text) for i, text in found), done
 
 
-def _hold_tokens(model: ModelFile, ids: Sequence[int]) -> None:
-    arch = read_arch(model)
+def _hold_tokens(model: OpenedModel, ids: Sequence[int]) -> None:
+    arch, name = model.arch, model.file.path.name
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
     outside = [i for i in ids if not 0 <= i < arch.n_vocab]
     if outside:
-        raise UsageError(f"token {outside[0]} is outside the vocabulary of {model.path.name}: 0 to {arch.n_vocab - 1}.")
+        raise UsageError(f"token {outside[0]} is outside the vocabulary of {name}: 0 to {arch.n_vocab - 1}.")
     if len(ids) > arch.n_ctx:
         raise UsageError(
-            f"the prompt has {len(ids)} tokens; {model.path.name} has a context of {arch.n_ctx}. Shorten it.")
+            f"the prompt has {len(ids)} tokens; {name} has a context of {arch.n_ctx}. Shorten it.")
 
 
 def refuse_scheme(source: Source) -> None:
@@ -113,8 +154,12 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
     Errors: those of choose_device, before the import.
     """
     chosen = choose_device(device)
-    if "core.trace.run" in sys.modules:
-        return chosen
+    if "core.trace.run" not in sys.modules:
+        _import_torch(emit)
+    return place_on_device(device, *chosen)
+
+
+def _import_torch(emit: Emit) -> None:
     emit(Phase("loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -124,32 +169,27 @@ def load_torch(device: str, emit: Emit) -> tuple[str, str]:
     finally:
         gc.freeze()  # nor is it later, in what has been imported
         gc.enable()
-    return chosen
 
 
-def ready(source: Source, file: ModelFile, emit: Emit) -> tuple[Side, str]:
-    """Set an opened file on its device, and say why that one; loads torch."""
-    device, reason = load_torch(source.device, emit)
+def ready(model: Prepared, source: Source, emit: Emit) -> Side:
+    """Set a prepared file on its device, under the source's settings; UsageError, DeviceError."""
     from core.kernels.cpu.build import library, pending_build
-    from core.trace.run import open_side
+    from core.trace.run import place_model
 
-    why_not = why_unusable(device) if source.device == "auto" else None
-    if why_not:
-        device, reason = "cpu", f"{reason}, but {why_not}"
-    if device == "cpu" and pending_build() is not None:
+    if model.device == "cpu" and pending_build() is not None:
         emit(Phase("compiling kernels for this processor, once"))
         library()
-    return open_side(file, device, source.compute, source.threads, source.plant), reason
+    return place_model(model.file, model.arch, model.tokenizer, replace(source, device=model.device))
 
 
-def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
+def describe(side: Side, model: Prepared) -> Trace:
     """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
     import torch
 
     from core.model.matmul import kernel_path
     from core.trace.run import SEED
 
-    file, arch = side.model.file, side.model.arch
+    file, arch = model.file, model.arch
     facts = Facts(
         engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab,
         definition="sample", compute=side.compute, device=str(side.model.device), threads=side.threads,
@@ -158,24 +198,26 @@ def describe(side: Side, reason: str, tokens: Sequence[Token]) -> Trace:
     origin = {
         "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes,
         "header_sha256": file.header_sha256, "arch": arch.facts(), "widths": arch.widths,
-        "weight_types": file.types_text(), "device_reason": reason, "seed": SEED, "torch": torch.__version__,
+        "weight_types": file.types_text(), "device_reason": model.reason, "seed": SEED, "torch": torch.__version__,
     }
     planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
-    return Trace(name=file.path.name, facts=facts, tokens=tuple(tokens), cells={}, planted=planted or None,
-                 notes=(*file.notes, *arch.notes, *open_tokenizer(file).notes), origin=origin)
+    return Trace(name=file.path.name, facts=facts, tokens=model.tokens, cells={}, planted=planted or None,
+                 notes=(*file.notes, *arch.notes, *model.tokenizer.notes), origin=origin)
 
 
 def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
     """Open two model files, or one twice, and say how each is taken."""
     for source in (a, b):
         refuse_scheme(source)
-    file_a = open_model(a.path)
-    file_b = file_a if a.path == b.path else open_model(b.path)
-    tokens_a, tokens_b = _tokens(file_a, file_b, prompt or Prompt())
-    emit(Start(n_layer=read_arch(file_a).n_layer, tokens=tokens_a))
-    side_a, why_a = ready(a, file_a, emit)
-    side_b, why_b = ready(b, file_b, emit)
-    return side_a, side_b, describe(side_a, why_a, tokens_a), describe(side_b, why_b, tokens_b)
+    left = open_once(a.path)
+    right = left if a.path == b.path else open_once(b.path)
+    tokens_a, tokens_b = _tokens(left, right, prompt or Prompt())
+    emit(Start(n_layer=left.arch.n_layer, tokens=tokens_a))
+    model_a = prepared(left, tokens_a, a.device, emit)
+    side_a = ready(model_a, a, emit)
+    model_b = prepared(right, tokens_b, b.device, emit)
+    side_b = ready(model_b, b, emit)
+    return side_a, side_b, describe(side_a, model_a), describe(side_b, model_b)
 
 
 def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
@@ -188,26 +230,26 @@ def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
     return min(wanted, side.model.arch.n_ctx - len(tokens))
 
 
-def continue_text(side: Side, tokens: Sequence[Token], n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
+def continue_text(side: Side, model: Prepared, n_token: int, emit: Emit, cancelled: IsCancelled) -> str:
     """Generate up to n_token tokens greedily and return their text; emits each as a token event."""
     from core.trace.run import continue_greedily
 
-    tokenizer = open_tokenizer(side.model.file)
+    tokenizer = model.tokenizer
     emit(Phase("generating"))
-    end = side.model.file.key("tokenizer.ggml.eos_token_id")
+    end = model.file.key("tokenizer.ggml.eos_token_id")
     ids = continue_greedily(
-        side, [t.id for t in tokens], room(side, tokens, n_token), () if end is None else (end,),
+        side, [t.id for t in model.tokens], room(side, model.tokens, n_token), () if end is None else (end,),
         lambda i: emit(TokenGenerated(tokenizer.token_text(i) or f"[{i}]")), cancelled)
     return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 
 
-def _tokens(a: ModelFile, b: ModelFile, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+def _tokens(a: OpenedModel, b: OpenedModel, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
     """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens."""
     encoded: list[tuple[Token, ...] | None] = []
     refusal: FileError | None = None
-    for file in (a, b):
+    for model in (a, b):
         try:
-            encoded.append(encode(file, prompt))
+            encoded.append(encode(model, prompt))
         except FileError as error:
             encoded.append(None)
             refusal = error

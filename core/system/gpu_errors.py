@@ -26,6 +26,12 @@ def why_unusable(device: str) -> str | None:
     return None
 
 
+def place_on_device(asked: str, device: str, reason: str) -> tuple[str, str]:
+    """Return the device that was chosen and why: the CPU where auto chose one that takes no work."""
+    why_not = why_unusable(device) if asked == "auto" else None
+    return (device, reason) if why_not is None else ("cpu", f"{reason}, but {why_not}")
+
+
 def device_error(error: BaseException, instead: str = "Use --device cpu.") -> DeviceError | None:
     """Say in a user's words what failed and what to do instead; None where it was not the device."""
     if isinstance(error, OSError) and LIBRARY.search(str(error)):

@@ -1,136 +1,139 @@
-"""Find the hints in one trace: NaN, spikes and falls along the layers, massive activations, outliers of a column.
+"""Tell the hints in one trace: NaN, spikes, massive activations, overflow, steps, falls, outliers of a column.
 
 A hint says where to look; it never proves a bug (proof/judge_pair.py and proof/check.py do). Whole-model stages and
-detail stages take part in NaN and massive only: a spike must be a cell of the grid.
+detail stages take part in NaN, massive and overflow only: a spike (spikes.py) must be a cell of the grid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from core.model.stages import GRID, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
 from core.trace.finding import Finding, FindingKind
-from core.trace.grid import Cells, divided, falls, ratios, stats_at
-from core.trace.marks import FALL_RATIO, WATCH_RATIO
+from core.trace.grid import Cells, falls, kind_of, place_before
+from core.trace.marks import FALL_RATIO, UNUSUAL, WATCH_RATIO
+from core.trace.massive import find_massive
 from core.trace.record import Trace
-from core.trace.stats import (
-    MASSIVE_CHANNELS,
-    MASSIVE_MULTIPLE,
-    MASSIVE_SIZE,
-    Cell,
-    Stats,
-    TokenStats,
-    std_T,
-)
-from core.trace.token_share import carrier, carrier_phrase, carrier_token, times_text
+from core.trace.spikes import Hidden, Spike, View, find_hidden, find_spikes, view_of
+from core.trace.stats import Cell, Stats, TokenStats
+from core.trace.token_share import Carrier, carrier, carrier_phrase, carrier_token, times_text
 
-MAX_Z, MAX_HIDDEN, MAX_FALLS, MAX_MASSIVE = 3, 3, 3, 4  # findings of a kind; the rest shows in the grid
+MAX_Z, MAX_FALLS, MAX_STEPS = 3, 3, 3  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median
-
-
-@dataclass(frozen=True, slots=True)
-class _Spike:
-    """A spike and what belongs to it."""
-
-    place: Place
-    before: tuple[Place, ...]  # precursors
-    after: tuple[Place, ...]   # downstream
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """The cells at one scope, merged once."""
-
-    cells: Cells
-    scope: str
-    threshold: float
-    stats: Mapping[Place, Stats]
-    times: Mapping[Place, float]
+JUDGED = tuple(stage for stage in GRID if stage != "output")  # the residual grows: its first layers are always far
+FLOAT16_MAX = 65504.0
 
 
 def find_hints(source: Trace | Cells, *, threshold: float = 10.0, scope: str = "all") -> tuple[Finding, ...]:
-    """Find the hints at a scope: NaN or Inf, ratio, massive, z, in this order; each by layer and stage.
+    """Find the hints at a scope, the one to look at first.
 
-    Ratio: each spike with its precursors and what is downstream; then spikes of single positions that fade at scope
-    all; then falls.
+    NaN or Inf; spikes that do not look like the model, then those that do, each with its precursors and what is
+    downstream of it; massive channels; spikes of single positions that fade at scope all; overflow; steps; falls; z.
     """
-    cells = source.cells if isinstance(source, Trace) else source
-    stats = stats_at(cells, scope)
-    view = _View(cells, scope, threshold, stats, ratios(stats))
-    spikes = _spikes(view)
+    view = view_of(source, threshold, scope)
+    spikes = find_spikes(view)
     hints = [*_find_nan(view), *(hint for spike in spikes for hint in _tell_spike(view, spike))]
+    hints += find_massive(view, spikes)
     if scope == "all":
-        hints += _find_hidden(view, spikes)
-    hints += [*_find_falls(view), *_find_massive(view)]
+        hints += [_tell_hidden(view, hidden) for hidden in find_hidden(view, spikes)]
+    hints += [*_find_overflow(view), *_tell_steps(view), *_find_falls(view)]
     return (*hints, *_find_outliers(view, {hint.place for hint in hints}))
 
 
-def _spikes(view: _View) -> list[_Spike]:
-    """Group the places above the threshold, in order of computation: each first one with what it carries along."""
-    firsts: list[tuple[Place, list[Place]]] = []
-    outputs = {layer: s.std for (layer, stage), s in view.stats.items() if stage == "output" and layer is not None}
-    for place in sorted((p for p, times in view.times.items() if times > view.threshold), key=place_order):
-        if firsts and _is_carried(firsts[-1][0], place, outputs):
-            firsts[-1][1].append(place)
-        else:
-            firsts.append((place, []))
-    return [_Spike(place, _precursors(view, place), tuple(after)) for place, after in firsts]
-
-
-def _is_carried(spike: Place, place: Place, outputs: Mapping[int, float | None]) -> bool:
-    """Say whether place follows from the spike: the same layer, or every residual between them is still raised.
-
-    A residual that the source does not have counts as raised: ONE first place is named, not two.
-    """
-    first, last = spike[0] or 0, place[0] or 0
-    rises = (divided(outputs.get(layer), outputs.get(first - 1)) for layer in range(first, last))
-    return all(rise is None or rise >= WATCH_RATIO for rise in rises)
-
-
-def _precursors(view: _View, spike: Place) -> tuple[Place, ...]:
-    before = ((spike[0], stage) for stage in GRID[: GRID.index(spike[1])])
-    return tuple(p for p in before if WATCH_RATIO <= view.times.get(p, 0.0) <= view.threshold)
-
-
-def _tell_spike(view: _View, spike: _Spike) -> Iterator[Finding]:
-    over = f"std ratio to the layer before > {view.threshold:g}"
+def _tell_spike(view: View, spike: Spike) -> Iterator[Finding]:
+    yield _ratio(view, spike.place, FindingKind.RATIO, _rule(view, spike.place), told=spike)
     between = f"std ratio to the layer before {WATCH_RATIO:g} to {view.threshold:g}, before the spike"
-    yield _ratio(view, spike.place, FindingKind.RATIO, over)
     for place in spike.before:
         yield _ratio(view, place, FindingKind.PRECURSOR, between, f", before the spike at {spike.place[1]}")
-    for place in spike.after:
-        why = f", downstream of {place_text(spike.place)}"
-        yield _ratio(view, place, FindingKind.DOWNSTREAM, f"{over}, after the spike", why)
+    for place, how in spike.later:
+        why = f", {how}{' of' * (how == 'downstream')} {place_text(spike.place)}"
+        yield _ratio(view, place, how, f"{_rule(view, place)}, after the spike", why)
 
 
-def _ratio(view: _View, place: Place, kind: FindingKind, rule: str, why: str = "") -> Finding:
-    """Tell a cell's ratio and which token carries it (for a fall: carried the layer before)."""
+def _rule(view: View, place: Place) -> str:
+    over = "the highest layer before" if place[1] == "output" else "its column's median"
+    return f"std ratio to the layer before > {view.threshold:g}, and {UNUSUAL:g} x {over}"
+
+
+def _ratio(view: View, place: Place, kind: FindingKind, rule: str, why: str = "", told: Spike | None = None) -> Finding:
+    """Tell a cell's ratio and which tokens carry it (for a fall: carried the layer before)."""
     layer, stage = place
-    assert layer is not None
-    before = (layer - 1, stage)
-    found = carrier(view.cells, before if kind is FindingKind.FALL else place, place, view.scope)
+    before = place_before(place, view.kinds)
+    assert layer is not None and before is not None
+    found = told.carrier if told is not None else carrier(
+        view.cells, before if kind is FindingKind.FALL else place, view.scope, view.first, (place, before))
     stats, token = view.stats[place], carrier_token(found)
-    phrase = carrier_phrase(found, view.scope, carried=f"layer {layer - 1}" if kind is FindingKind.FALL else None)
-    if kind is FindingKind.RATIO and found is not None:
-        phrase += found.verdict()
-    sentence = f"{stage} is {times_text(view.times[place])} x layer {layer - 1}{why}; {phrase}"
+    phrase = carrier_phrase(found, view.scope, carried=f"layer {before[0]}" if kind is FindingKind.FALL else None)
+    if told is not None and found is not None:
+        phrase += _verdict(view, told, found)
+    sentence = f"{stage} is {times_text(view.times[place])} x layer {before[0]}{why}; {phrase}"
     is_peak = token is not None and token == stats.peak_token and kind is not FindingKind.FALL
     return Finding(kind, "hint", layer, stage, view.scope, token, stats.peak_channel if is_peak else None,
                    view.times[place], view.stats[before].std, rule, sentence)
 
 
-def _find_falls(view: _View) -> Iterator[Finding]:
-    places = sorted(falls(view.stats, view.times), key=place_order)
+def _verdict(view: View, spike: Spike, found: Carrier) -> str:
+    """Say what kind of spike the shares speak for; "" where they do not speak."""
+    if spike.is_known:
+        return ": looks like the model"
+    if found.without is None:
+        return ""
+    if not found.is_main or found.without >= WATCH_RATIO:
+        return ": not one token's doing"
+    if max(found.tokens) >= view.first:
+        return ": one token's doing, and not the first's"
+    return ": the first token's doing, yet not in few channels of a feed-forward stage"
+
+
+def _tell_hidden(view: View, hidden: Hidden) -> Finding:
+    (layer, stage), scope = hidden.place, f"pos:{hidden.token}"
+    before = place_before(hidden.place, view.kinds)
+    assert layer is not None and before is not None
+    more = f"; so at {hidden.n_token - 1} more position{'s' * (hidden.n_token > 2)}" if hidden.n_token > 1 else ""
+    times = view.times.get(hidden.place)
+    at_all = f", and {times_text(times)} x at scope all" if times is not None else ""
+    known = ", and looks like the model" if hidden.is_known else ""
+    sentence = (f"{stage} is {times_text(hidden.times)} x layer {before[0]} at token {hidden.token}, which carries it"
+                f"{at_all}: hidden at scope all{known}{more}")
+    stats, low = view.cells[hidden.place].at(scope), view.cells[before].at(scope)
+    assert stats is not None and low is not None
+    return Finding(FindingKind.HIDDEN, "hint", layer, stage, scope, hidden.token, stats.peak_channel, hidden.times,
+                   low.std, f"{_rule(view, hidden.place)}, at one position", sentence)
+
+
+def _find_overflow(view: View) -> Iterator[Finding]:
+    """Name the first place that float16 cannot hold; the residual carries it through later cells."""
+    over = [place for place, stats in view.stats.items() if stats.absmax is not None and stats.absmax > FLOAT16_MAX]
+    for place in sorted(over, key=place_order)[:1]:
+        stats = view.stats[place]
+        where = "" if stats.peak_token is None else (
+            f"; token {stats.peak_token} carries it, in channel {stats.peak_channel}")
+        later = f"; {len(over) - 1} cells after it do too" if len(over) > 1 else ""
+        sentence = f"{place_text(place)} reaches {short(stats.absmax)}: Inf in float16{where}{later}"
+        yield Finding(FindingKind.OVERFLOW, "hint", *place, view.scope, stats.peak_token, stats.peak_channel,
+                      stats.absmax, FLOAT16_MAX, f"|x| > {FLOAT16_MAX:g}, the largest of float16", sentence)
+
+
+def _tell_steps(view: View) -> Iterator[Finding]:
+    for place, reason in list(view.steps.items())[:MAX_STEPS]:
+        before = place_before(place, view.kinds)
+        assert before is not None
+        low = f", yet {reason}: layer {before[0]} is the low one"
+        over = f"std ratio to the layer before > {view.threshold:g}, and no spike"
+        yield _ratio(view, place, FindingKind.STEP, over, low)
+
+
+def _find_falls(view: View) -> Iterator[Finding]:
+    places = sorted(falls(view.stats, view.times, view.kinds), key=place_order)
     for place in places[:MAX_FALLS]:
         yield _ratio(view, place, FindingKind.FALL, f"std ratio to the layer before < {FALL_RATIO:g}")
 
 
-def _find_nan(view: _View) -> Iterator[Finding]:
+def _find_nan(view: View) -> Iterator[Finding]:
     """Name the first place with NaN or Inf; the later ones follow from it."""
     broken = sorted((p for p, s in view.stats.items() if s.nan or s.inf), key=place_order)
     for place in broken[:1]:
@@ -157,42 +160,14 @@ def _first_broken(cell: Cell, scope: str, stats: Stats) -> tuple[int | None, int
     return None, None
 
 
-def _find_massive(view: _View) -> Iterator[Finding]:
-    """Name where each massive channel of a token first appears; the residual carries it through later cells."""
-    seen: dict[tuple[int, int, int], list[Place]] = {}  # (width, token, channel) -> places
-    largest: dict[Place, tuple[int, int, int, float]] = {}  # (width, token, channel, value)
-    for place in sorted(view.cells, key=place_order):
-        cell = view.cells[place]
-        if not isinstance(cell, TokenStats) or cell.massive is None:
-            continue
-        positions = scope_positions(view.scope, cell.first + cell.n_token)
-        for token, channel, value in cell.massive.places:
-            if token in positions:
-                seen.setdefault((cell.width, token, channel), []).append(place)
-                if seen[cell.width, token, channel] == [place]:
-                    largest.setdefault(place, (cell.width, token, channel, value))
-    for place, (width, token, channel, value) in list(largest.items())[:MAX_MASSIVE]:
-        yield _massive(view, place, (token, channel, value), seen[width, token, channel][-1])
-
-
-def _massive(view: _View, place: Place, largest: tuple[int, int, float], last: Place) -> Finding:
-    """Tell a massive value as (token, channel, value); last: the last place where the channel is massive."""
-    (token, channel, value), cell = largest, view.cells[place]
-    assert isinstance(cell, TokenStats) and cell.massive is not None
-    median = cell.massive.median
-    times = f"{times_text(abs(value) / median)} x the median |x|" if median > 0 else "where the median |x| is 0"
-    later = f"; the same channel is massive up to {place_text(last)}" if last != place else ""
-    sentence = f"{place[1]} reaches {short(value)}, {times}; token {token} carries it, in channel {channel}{later}"
-    rule = (f"|x| > {MASSIVE_SIZE:g} and > {MASSIVE_MULTIPLE:g} x the median |x|, "
-            f"in at most {MASSIVE_CHANNELS} channels")
-    return Finding(FindingKind.MASSIVE, "hint", *place, view.scope, token, channel, value, median, rule, sentence)
-
-
-def _find_outliers(view: _View, named: set[Place]) -> list[Finding]:
+def _find_outliers(view: View, named: set[Place]) -> list[Finding]:
     """Name the cells farthest from their column's median of log std, but for those that have a finding."""
     found: list[tuple[float, Place, float]] = []
-    for stage in GRID:
-        column = {p: s.std for p, s in view.stats.items() if p[1] == stage and s.std and math.isfinite(s.std)}
+    columns: dict[tuple[str, str], dict[Place, float]] = {}
+    for (layer, stage), s in view.stats.items():
+        if layer is not None and stage in JUDGED and s.std and math.isfinite(s.std):
+            columns.setdefault((stage, kind_of(layer, stage, view.kinds)), {})[layer, stage] = s.std
+    for column in columns.values():
         logs = np.log(np.array(list(column.values())))
         if len(logs) < Z_LAYERS:
             continue
@@ -205,66 +180,9 @@ def _find_outliers(view: _View, named: set[Place]) -> list[Finding]:
     return [_outlier(view, *f) for f in sorted(far, key=lambda f: place_order(f[1]))]
 
 
-def _outlier(view: _View, z: float, place: Place, median: float) -> Finding:
-    found = carrier(view.cells, place, None, view.scope)
+def _outlier(view: View, z: float, place: Place, median: float) -> Finding:
+    found = carrier(view.cells, place, view.scope, view.first)
     sentence = (f"{place[1]} has std {short(view.stats[place].std)} where its column's median is {short(median)}: "
                 f"robust z {z:.1f}; {carrier_phrase(found, view.scope)}")
     rule = f"|0.6745 (x - median) / MAD| of log std over the column > {Z_LIMIT:g}"
     return Finding(FindingKind.Z, "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)
-
-
-def _find_hidden(view: _View, spikes: list[_Spike]) -> list[Finding]:
-    """Name spikes of single positions that fade at scope all: a position's first one, the strongest places."""
-    over: dict[int, dict[Place, float]] = {}  # position -> its places above the threshold
-    for place in sorted(view.times, key=place_order):
-        for token, times in _position_ratios(view.cells, place, view.threshold):
-            over.setdefault(token, {})[place] = times
-    strongest: dict[Place, tuple[float, int, int]] = {}  # (ratio, position, number of positions)
-    for token, places in over.items():
-        first = _first_hidden(view, spikes, token, places)
-        if first is not None:
-            best = strongest.get(first, (0.0, token, 0))
-            strongest[first] = (*max(best[:2], (places[first], token), key=lambda b: b[0]), best[2] + 1)
-    chosen = sorted(strongest, key=lambda p: -strongest[p][0])[:MAX_HIDDEN]
-    return [_hidden(view, p, *strongest[p]) for p in sorted(chosen, key=place_order)]
-
-
-def _position_ratios(cells: Cells, place: Place, threshold: float) -> Iterator[tuple[int, float]]:
-    layer, stage = place
-    cell, before = cells[place], cells[(layer or 0) - 1, stage]
-    if isinstance(cell, TokenStats) and isinstance(before, TokenStats) and cell.n_token == before.n_token:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            times_T = std_T(cell) / std_T(before)
-        for row in np.flatnonzero(np.isfinite(times_T) & (times_T > threshold)):
-            yield cell.first + int(row), float(times_T[row])
-
-
-def _first_hidden(view: _View, spikes: list[_Spike], token: int, places: Mapping[Place, float]) -> Place | None:
-    """Return the position's first place that no spike at scope all accounts for."""
-    shown = {p for spike in spikes for p in (spike.place, *spike.before, *spike.after)}
-    known = [spike.place for spike in spikes if spike.place in places]  # this position takes part in these
-    layers = {p[0] for p in known}
-    outputs: dict[int, float | None] = {}
-    for (layer, stage), cell in view.cells.items() if known else ():
-        if stage == "output" and layer is not None:
-            stats = cell.at(f"pos:{token}")
-            outputs[layer] = stats.std if stats is not None else None
-    for place in places:
-        carried = any(s[0] is not None and s[0] < (place[0] or 0) and _is_carried(s, place, outputs) for s in known)
-        if place not in shown and place[0] not in layers and not carried:
-            return place
-    return None
-
-
-def _hidden(view: _View, place: Place, times: float, token: int, n_token: int) -> Finding:
-    layer, stage = place
-    assert layer is not None
-    more = f"; so at {n_token - 1} more position{'s' * (n_token > 2)}" if n_token > 1 else ""
-    sentence = (f"{stage} is {times_text(times)} x layer {layer - 1} at token {token}, which carries it, and "
-                f"{times_text(view.times[place])} x at scope all: hidden at scope all{more}")
-    scope = f"pos:{token}"
-    stats, before = view.cells[place].at(scope), view.cells[layer - 1, stage].at(scope)
-    assert stats is not None and before is not None
-    rule = f"std ratio to the layer before > {view.threshold:g} at one position"
-    return Finding(FindingKind.RATIO, "hint", layer, stage, scope, token, stats.peak_channel, times, before.std, rule,
-                   sentence)

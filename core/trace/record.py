@@ -74,6 +74,7 @@ class Trace:
     notes: tuple[str, ...] = ()
     values: Mapping[Place, Any] | None = field(default=None, repr=False)
     origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # file identity, arch, seed: for the manifest
+    layer_kinds: tuple[str, ...] = ()  # a word a layer, such as window and full; () where all are alike
 
     @property
     def n_layer(self) -> int:

@@ -33,6 +33,26 @@ class Prompt:
     chat: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to trace, check or compare: what command line, console and session all know. Each call reads its own fields.
+
+    scope: which tokens a number is taken over (all, last, first, rest, pos:N). threshold: the ratio that makes a spike.
+    layers: watch A to B - 1 only. generate: tokens to go on with. keep_values: hold every stage's values in the trace.
+    witness: run the same forward untraced beside it.
+    """
+
+    scope: str = "all"
+    threshold: float = 10.0
+    layers: tuple[int, int] | None = None
+    generate: int = 0
+    keep_values: bool = False
+    witness: bool = True
+
+
+DEFAULTS = RunOptions()
+
+
 def parse_source(text: str, default: Source) -> Source:
     """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
 

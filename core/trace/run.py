@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.faults.value_faults import parse_plant, plant_tap
 from core.formats.model_file import ModelFile
-from core.model.arch import read_arch
+from core.model.arch import Arch, read_arch
 from core.model.forward import forward
 from core.model.gpu_weights import open_resident
 from core.model.graph_decode import decode_captured, likeliest
@@ -25,9 +25,10 @@ from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
-from core.text.tokenizer import open_tokenizer
+from core.text.tokenizer import Tokenizer, open_tokenizer
 from core.trace.events import CellMeasured, Emit
 from core.trace.record import NextToken
+from core.trace.request import Source
 from core.trace.stats import Cell
 from core.trace.taps import chain, no_tap, record
 
@@ -37,22 +38,28 @@ SEED = 0  # of the noise that measures a floor; the forward itself draws nothing
 def open_side(
     file: ModelFile, device: str, compute: str = "f32", threads: int | None = None, plant: str | None = None
 ) -> Side:
-    """Hold a file to its architecture and set it on a device; DeviceError, UsageError."""
-    if compute not in COMPUTES:
-        raise UsageError(f"--compute {compute!r}: this build computes in {', '.join(COMPUTES)}.")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: a number from 1 is needed.")
-    why_not = why_unusable(device)
+    """Set a file of which nothing is read yet on a device; FileError, and the errors of place_model."""
+    settings = Source(file.path, compute=compute, device=device, threads=threads, plant=plant)
+    return place_model(file, read_arch(file), open_tokenizer(file), settings)
+
+
+def place_model(file: ModelFile, arch: Arch, tokenizer: Tokenizer, settings: Source) -> Side:
+    """Set an opened file on the settings' device, which is no longer auto; DeviceError, UsageError."""
+    if settings.compute not in COMPUTES:
+        raise UsageError(f"--compute {settings.compute!r}: this build computes in {', '.join(COMPUTES)}.")
+    if settings.threads is not None and settings.threads < 1:
+        raise UsageError(f"--threads {settings.threads}: a number from 1 is needed.")
+    why_not = why_unusable(settings.device)
     if why_not:
-        raise DeviceError(f"{device} is there, but {why_not}. Use --device cpu.")
-    arch = read_arch(file)
-    if plant:
-        parse_plant(plant, arch.n_layer)
-    place = torch.device(device)
+        raise DeviceError(f"{settings.device} is there, but {why_not}. Use --device cpu.")
+    if settings.plant:
+        parse_plant(settings.plant, arch.n_layer)
+    place = torch.device(settings.device)
     if place.type == "cuda":  # what float32 promises, whatever the environment has set
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    return Side(Model(file, arch, place, resident=open_resident(place)), compute, threads or default_threads(), plant)
+    model = Model(file, arch, place, resident=open_resident(place))
+    return Side(model, tokenizer, settings.compute, settings.threads or default_threads(), settings.plant)
 
 
 @cache
@@ -66,6 +73,7 @@ class Side:
     """A model with the settings it runs under: what A is, and what B is."""
 
     model: Model
+    tokenizer: Tokenizer
     compute: str = "f32"
     threads: int | None = None
     plant: str | None = None
@@ -136,11 +144,10 @@ def _decode(side: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Iterat
         yield feed[0]
 
 
-def top_tokens(file: ModelFile, logits: Tensor, k: int = 5) -> tuple[NextToken, ...]:
+def top_tokens(tokenizer: Tokenizer, logits: Tensor, k: int = 5) -> tuple[NextToken, ...]:
     """Return the k candidates of the largest finite logits [1, V], the lowest id first on a tie."""
     row = torch.nan_to_num(logits[0].float(), nan=float("-inf"), posinf=float("-inf"))
     best = torch.sort(row, descending=True, stable=True)
-    tokenizer = open_tokenizer(file)
     pairs = zip(best.indices[:k].tolist(), best.values[:k].tolist(), strict=True)
     return tuple(NextToken(i, tokenizer.token_text(i), logit) for i, logit in pairs if logit != float("-inf"))
 

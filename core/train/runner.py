@@ -12,7 +12,7 @@ import torch
 
 from core.formats.open_model import open_model
 from core.system.errors import Cancelled, DeviceError, OutputError
-from core.system.gpu_errors import device_error, why_unusable
+from core.system.gpu_errors import device_error, place_on_device
 from core.system.gpus import GpuSampler
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.system.progress import Phase
@@ -86,11 +86,11 @@ def run_training(
 
 def _usable(ready: Ready, emit: TrainEmit) -> Ready:
     """The same, on the CPU where the device was left to us and takes no work."""
-    why_not = why_unusable(ready.device) if ready.options.device == "auto" else None
-    if why_not is None:
+    device, reason = place_on_device(ready.options.device, ready.device, ready.reason)
+    if device == ready.device:
         return ready
-    emit(Note(f"device cpu: {ready.reason}, but {why_not}"))
-    return replace(ready, device="cpu", reason=f"{ready.reason}, but {why_not}")
+    emit(Note(f"device {device}: {reason}"))
+    return replace(ready, device=device, reason=reason)
 
 
 def _build(

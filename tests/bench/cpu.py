@@ -92,15 +92,16 @@ def take_memory(children: Mapping[str, Child], model: Path, threads: int, prompt
 
 FIRST_ROW = """
 import time; began = time.time()
-import json, sys; from pathlib import Path; import apr_tui.commands; from core import session
-from core.trace.request import Prompt, Source
+import json, sys; from pathlib import Path; import apr_tui.cli.main, apr_tui.cli.trace; from core import session
+from core.trace.request import Prompt, RunOptions, Source
 said = {}
 def emit(e):
     name = type(e).__name__
     said.setdefault(e.text.split()[0] if name == "Phase" else name, time.time())
     if name == "CellMeasured" and e.place == (0, "output"):
         print(json.dumps(said), flush=True); sys.exit()
-session.trace(Source(Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2])), Prompt(), emit=emit, witness=False)
+session.trace(Source(Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2])), Prompt(),
+              RunOptions(witness=False), emit=emit)
 """
 OPENING = """
 import sys, time; from pathlib import Path; from core import session

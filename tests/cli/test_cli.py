@@ -13,18 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from apr_tui.cli import commands
+from apr_tui.cli import launch
 from apr_tui.cli import main as cli
-from apr_tui.options import COMMANDS, command_parser
+from apr_tui.cli.commands import COMMANDS, command_parser, find_command
 from core import session
 from core.model.stages import GRID
 from core.system.errors import UsageError
-from core.trace.request import Source, parse_source
+from core.trace.request import RunOptions, Source, parse_source
+from core.train.config import TrainOptions
 from tests.support.builders import tiny_vocab
 from tests.support.small_models import write_model
 
@@ -84,11 +86,27 @@ def test_help_names_every_command_and_every_commands_help_its_options(run, capsy
         run("--help")
     out = capsys.readouterr().out
     assert end.value.code == 0 and all(f"  {name}" in out for name in COMMANDS)
-    for name, (_, positionals, options) in COMMANDS.items():
+    for name in COMMANDS:
         with pytest.raises(SystemExit) as end:
             run(name, "--help")
         out = capsys.readouterr().out
-        assert end.value.code == 0 and all(word in out for word in (*positionals, *options)), name
+        assert end.value.code == 0 and COMMANDS[name] in " ".join(out.split()), name
+        assert all(word in out for word in command_parser(name).taken), name
+
+
+def told_of(kind: type) -> set[str]:
+    """The names that a class and those before it annotate."""
+    return {name for part in kind.__mro__ for name in vars(part).get("__annotations__", {})}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_says_it_is_told_is_what_its_parser_gives(name):
+    parser = command_parser(name)
+    given = {action.dest for action in parser._actions} - {"help"}
+    told = told_of(find_command(name).Arguments) - {"command", "words"}
+    assert told <= given, f"{name} never gets {told - given}"
+    records = {f.name for kind in (Source, RunOptions, TrainOptions) for f in fields(kind)}
+    assert given - told <= records, f"nobody reads {given - told - records}"
 
 
 def test_the_version_is_printed(run):
@@ -354,7 +372,7 @@ def test_prompts_are_one_a_line_whatever_else_a_line_holds(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\x0cpage\r\n\n two\u2028lines\n", newline="")
     asked = SimpleNamespace(prompts=path, prompt=None, prompt_file=None, tokens=None, chat=False)
-    assert [p.text for p in commands.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
+    assert [p.text for p in launch.prompts_of(asked)] == ["one\x0cpage", " two\u2028lines"]
 
 
 def test_the_verdict_stands_in_words_too(run, model):
@@ -522,14 +540,14 @@ def test_a_signal_in_the_middle_exits_130_and_leaves_nothing(number, tmp_path):
 
 
 def test_a_signal_after_the_bundle_is_written_does_not_call_it_interrupted(run, model, tmp_path, monkeypatch):
-    from apr_tui.cli import commands
+    from core.bundle import report
 
     def late(*more):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         return "the report\n"
 
-    monkeypatch.setattr(commands, "report_text", late)
+    monkeypatch.setattr(report, "report_text", late)
     written = run("trace", model, *TOKENS, "--out", tmp_path / "b")
     assert (written.code, written.out) == (0, "the report\n") and (tmp_path / "b" / "manifest.json").is_file()
     assert run("trace", model, *TOKENS).code == 130

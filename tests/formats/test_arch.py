@@ -14,7 +14,7 @@ from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.model.convert import convert
 from core.system.errors import FileError
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, RunOptions, Source
 from core.train.data.vocabulary import file_vocabulary
 from tests.support.small_models import write_model
 
@@ -53,7 +53,7 @@ def test_a_file_that_claims_a_billion_layers_is_refused_at_once(model):
 
 def test_a_planted_mark_that_is_no_text_is_shown_as_it_is(tmp_path):
     path = write_model(tmp_path / "m.gguf", keys={"apr_tui.planted": 7})
-    assert session.trace(Source(path), Prompt(tokens=(1, 2)), witness=False).planted == "7"
+    assert session.trace(Source(path), Prompt(tokens=(1, 2)), RunOptions(witness=False)).planted == "7"
 
 
 @pytest.mark.parametrize("keys", [

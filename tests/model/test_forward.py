@@ -20,6 +20,7 @@ from core.quant import activations
 from core.quant.weight import Weight
 from core.system.cancel import never
 from core.system.errors import Cancelled
+from core.text.tokenizer import open_tokenizer
 from core.trace.events import no_emit
 from core.trace.run import Side, continue_greedily, open_side, run_traced, same_bits, top_tokens
 from core.trace.taps import no_tap
@@ -94,7 +95,7 @@ def test_every_value_is_that_of_transformers_where_it_is_installed(name, folder)
 def test_a_really_trained_model_goes_on_as_it_was_trained():
     file = open_model(SHARED / "data" / "stories260k.gguf")
     _, logits = traced(open_side(file, "cpu"), [1, 403, 407, 261, 378], witness=True)
-    best = top_tokens(file, logits)[0]
+    best = top_tokens(open_tokenizer(file), logits)[0]
     assert best.id == 473 and best.logit == pytest.approx(9.0512, abs=2e-4)  # by transformers 5.23 in float32
 
 
@@ -248,4 +249,4 @@ def test_only_the_layers_asked_for_are_watched_and_the_logits_are_those_of_the_w
 def test_equal_logits_are_listed_by_the_lowest_id_and_nan_is_left_out(small):
     logits = torch.zeros(1, small.model.arch.n_vocab)
     logits[0, 9], logits[0, 4], logits[0, 7], logits[0, 1] = 2.0, 2.0, float("nan"), float("inf")
-    assert [t.id for t in top_tokens(small.model.file, logits)] == [4, 9, 0, 2, 3]
+    assert [t.id for t in top_tokens(small.tokenizer, logits)] == [4, 9, 0, 2, 3]

@@ -100,7 +100,7 @@ def test_force_replaces_a_bisection_whose_reproducer_was_run_and_keeps_what_else
     result, out = bisect(model, "gelu@3.ffn_silu"), tmp_path / "found"
 
     def export(force: bool = True) -> Path:
-        return session.export_bisection(result, out, threshold=10.0, force=force, command="")
+        return session.export(result, out, force=force)
 
     export(force=False)
     for name in ("__pycache__", ".pytest_cache"):
@@ -141,6 +141,6 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(tmp_path: Path, model: P
 
 def test_a_bundle_cannot_be_bisected(tmp_path: Path, model: Path):
     traced = session.trace(Source(model), PROMPT)
-    session.export_trace(traced, tmp_path / "b", scope="all", threshold=10.0, force=False, command="")
+    session.export(traced, tmp_path / "b")
     with pytest.raises(UsageError, match="bundle"):
         session.bisect(Source(tmp_path / "b"), Source(model), PROMPT)

@@ -23,8 +23,9 @@ def source(path: Path, **settings) -> session.Source:
     return session.Source(path, device="cpu", **settings)
 
 
-def compared(a: session.Source, b: session.Source, ids=IDS, **more) -> Comparison:
-    return session.compare(a, b, None if ids is None else session.Prompt(tokens=tuple(ids)), **more)
+def compared(a: session.Source, b: session.Source, ids=IDS, **options) -> Comparison:
+    prompt = None if ids is None else session.Prompt(tokens=tuple(ids))
+    return session.compare(a, b, prompt, session.RunOptions(**options))
 
 
 def held(result: Comparison, verdict: str, first=None, side: str | None = None, says: str = "") -> None:
@@ -358,9 +359,8 @@ def bundles(files, tmp_path_factory):
     def bundle(name: str, path="small", keep_values=True, ids=IDS, layers=None, **settings) -> session.Source:
         if name not in made:
             traced = session.trace(source(files / f"{path}.gguf", **settings), session.Prompt(tokens=tuple(ids)),
-                                   keep_values=keep_values, layers=layers)
-            made[name] = session.export_trace(
-                traced, folder / name, scope="all", threshold=10, force=False, command="test")
+                                   session.RunOptions(keep_values=keep_values, layers=layers))
+            made[name] = session.export(traced, folder / name, command="test")
         return source(made[name])
 
     return bundle

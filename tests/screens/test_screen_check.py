@@ -10,14 +10,24 @@ import numpy as np
 import pytest
 from textual.widgets import Input
 
-from apr_tui.options import COMMANDS, command_parser
-from apr_tui.request import Request
+from apr_tui.cli.commands import command_parser
+from apr_tui.options import OPTIONS
 from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection, Verdict
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
 from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import ESCAPE, assert_screen, console, is_clean, lines_of, styles_of, text_of, until
+from tests.support.screen_door import (
+    ESCAPE,
+    assert_screen,
+    console,
+    is_clean,
+    lines_of,
+    request_of,
+    styles_of,
+    text_of,
+    until,
+)
 from tests.support.traces import token_stats
 
 
@@ -350,13 +360,20 @@ async def test_what_files_and_engines_say_reaches_no_page_raw(monkeypatch):
 
 
 def test_a_copied_command_has_only_options_that_its_verb_takes():
-    request = Request(
+    request = request_of(
         Path("m.gguf"), plant="nan@3.qkv", generate=4, layers=(0, 2), scope="rest", threshold=5.0, chat=True)
-    for verb, (_, positionals, _) in COMMANDS.items():
-        if verb in ("trace", "check", "compare", "bisect"):
-            words = shlex.split(request.command(verb, *[Path("m.gguf")] * len(positionals), scope="rest"))
-            options = command_parser(verb).parse_args(words[2:])
-            assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+    for verb, n_path in {"trace": 1, "check": 1, "compare": 2, "bisect": 2}.items():
+        words = shlex.split(request.command(verb, *[Path("m.gguf")] * n_path, scope="rest"))
+        options = command_parser(verb).parse_args(words[2:])
+        assert options.plant == "nan@3.qkv" and options.scope == "rest", verb
+        if verb == "trace":
+            assert (options.generate, options.layers, options.threshold, options.chat) == (4, (0, 2), 5.0, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("--tokens", (3, 17)), ("--layers", (0, 3)), ("--threshold", 2.5), ("--generate", 4), ("--scope", "pos:2")])
+def test_an_option_reads_back_what_it_wrote(name, value):
+    assert OPTIONS[name].read(OPTIONS[name].write(value)) == value
 
 
 def test_a_real_check_tells_every_error_while_it_runs(tmp_path):

@@ -208,8 +208,8 @@ async def test_an_export_is_taken_at_the_scope_that_is_shown(monkeypatch, tmp_pa
 
 async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path):
     door = FakeDoor()
-    export = door.export_trace
-    monkeypatch.setattr(door, "export_trace", lambda *a, **k: (time.sleep(0.5), export(*a, **k))[1])
+    export = door.export
+    monkeypatch.setattr(door, "export", lambda *a, **k: (time.sleep(0.5), export(*a, **k))[1])
     async with console(monkeypatch, door) as (app, pilot):
         before = lines_of(app)[:19]
         await pilot.press("e")

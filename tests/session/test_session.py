@@ -10,16 +10,21 @@ from pathlib import Path
 import pytest
 
 from core import session
+from core.model.arch import read_arch
 from core.model.stages import GRID, USUAL, place_order
+from core.proof.verdict import Bisection
 from core.session import prepare
+from core.session import prepare as opening
 from core.system import gpus
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
 from core.system.gpus import Gpu
 from core.system.progress import Phase
+from core.text.tokenizer import open_tokenizer
 from core.trace.events import CellMeasured, Event, Start, TokenGenerated, no_emit
 from core.trace.measures import SideName
 from core.trace.record import Token
+from core.trace.request import RunOptions
 from tests.support.small_models import IDS, write_model
 from tests.support.traces import trace_of
 
@@ -63,9 +68,49 @@ def test_events_come_in_the_order_of_computation(source):
     assert kinds.index(Phase) < kinds.index(CellMeasured)
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files whose architecture was read and whose tokenizer was opened, in this process."""
+    from core.trace import run
+
+    found = []
+
+    def watched(name, real):
+        return lambda file: (found.append((name, file.path.name)), real(file))[1]
+
+    for real in (read_arch, open_tokenizer):
+        for module in (opening, run):
+            monkeypatch.setattr(module, real.__name__, watched(real.__name__, real))
+    return found
+
+
+def test_a_run_reads_a_files_architecture_once_and_opens_its_tokenizer_once(source, path, tmp_path, opened):
+    once = [("read_arch", "m.gguf"), ("open_tokenizer", "m.gguf")]
+    for ask in (lambda: session.trace(source, session.Prompt("hello"), RunOptions(generate=2)),
+                lambda: session.check(source, PROMPT), lambda: session.compare(source, source, PROMPT)):
+        opened.clear()
+        ask()
+        assert opened == once
+    other = session.Source(tmp_path / "other.gguf", device="cpu")
+    other.path.write_bytes(path.read_bytes())
+    opened.clear()
+    session.compare(source, other, PROMPT)
+    assert sorted(opened) == sorted([*once, ("read_arch", "other.gguf"), ("open_tokenizer", "other.gguf")])
+
+
+def test_what_was_found_is_written_by_its_type(source, traced, tmp_path):
+    check, pair = session.check(source, PROMPT), session.compare(source, source, PROMPT, RunOptions(scope="last"))
+    files = {name: {p.name for p in session.export(found, tmp_path / name, command="typed").iterdir()}
+             for name, found in (("trace", traced), ("check", check), ("pair", pair), ("cause", Bisection(pair)))}
+    assert "stats.csv" in files["trace"] and "local.csv" in files["check"]
+    assert files["pair"] == files["cause"] >= {"a", "b", "cells.csv", "verdict.json"}
+    assert '"ladder"' in (tmp_path / "cause" / "verdict.json").read_text() and (
+        '"ladder"' not in (tmp_path / "pair" / "verdict.json").read_text())
+
+
 def test_generated_tokens_are_told_one_by_one_and_joined(source):
     events: list[Event] = []
-    result = session.trace(source, PROMPT, generate=3, emit=events.append)
+    result = session.trace(source, PROMPT, RunOptions(generate=3), emit=events.append)
     said = [e.text for e in events if isinstance(e, TokenGenerated)]
     assert 1 <= len(said) <= 3 and result.generated is not None
     assert session.trace(source, PROMPT).generated is None
@@ -73,7 +118,7 @@ def test_generated_tokens_are_told_one_by_one_and_joined(source):
 
 def test_generation_stops_where_the_context_ends(source):
     events: list[Event] = []
-    session.trace(source, session.Prompt(tokens=(5,) * 31), generate=9, emit=events.append)
+    session.trace(source, session.Prompt(tokens=(5,) * 31), RunOptions(generate=9), emit=events.append)
     assert sum(isinstance(e, TokenGenerated) for e in events) <= 1
 
 
@@ -84,14 +129,14 @@ def test_a_plant_is_told_of_and_moves_the_logits(source, traced):
 
 
 def test_only_the_layers_asked_for_are_watched(source):
-    cells = session.trace(source, PROMPT, layers=(1, 2), witness=False).cells
+    cells = session.trace(source, PROMPT, RunOptions(layers=(1, 2), witness=False)).cells
     assert {layer for layer, _ in cells} == {None, 1}
 
 
 @pytest.mark.parametrize("layers", [(0, 4), (3, 4), (2, 2), (-1, 2)])
 def test_layers_that_are_not_there_are_refused(layers, source):
     with pytest.raises(UsageError, match=r"0 <= A < B <= 3"):
-        session.trace(source, PROMPT, layers=layers)
+        session.trace(source, PROMPT, RunOptions(layers=layers))
 
 
 @pytest.mark.parametrize(("prompt", "says"), [
@@ -101,11 +146,11 @@ def test_layers_that_are_not_there_are_refused(layers, source):
     (session.Prompt(text="a" * 33), "context of 32")])
 def test_a_prompt_that_cannot_be_fed_is_refused(prompt, says, path):
     with pytest.raises(UsageError, match=says):
-        prepare.encode(session.open_model(path), prompt)
+        prepare.encode(prepare.open_once(path), prompt)
 
 
 def test_a_file_without_a_tokenizer_takes_token_ids_and_refuses_text(tmp_path):
-    model = session.open_model(write_model(tmp_path / "bare.gguf"))
+    model = prepare.open_once(write_model(tmp_path / "bare.gguf"))
     assert [t.id for t in prepare.encode(model, PROMPT)] == list(IDS)
     with pytest.raises(FileError, match="--tokens"):
         prepare.encode(model, session.Prompt())
@@ -132,7 +177,7 @@ def test_settings_that_cannot_be_are_refused(more, error, says, source):
 
 def test_auto_takes_the_cpu_and_says_why_where_there_is_no_gpu(monkeypatch, source):
     monkeypatch.setattr(gpus, "find_gpus", lambda: ((), "no CUDA driver"))
-    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert (result.facts.device, result.origin["device_reason"]) == ("cpu", "no CUDA driver")
 
 
@@ -141,7 +186,7 @@ def test_auto_takes_the_cpu_where_a_gpu_is_there_and_torch_cannot_use_it(monkeyp
 
     monkeypatch.setattr(gpus, "find_gpus", lambda: ((Gpu(0, "Some GPU", 1),), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+    result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert result.facts.device == "cpu" and "Some GPU" in result.origin["device_reason"]
     with pytest.raises(DeviceError, match="CUDA"):
         session.trace(replace(source, device="cuda:0"), PROMPT)
@@ -160,7 +205,7 @@ def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypat
         with pytest.raises(DeviceError, match=r"busy or unavailable.*Use --device cpu") as caught:
             session.trace(replace(source, device="cuda:0"), PROMPT)
         assert caught.value.code == 6
-        result = session.trace(replace(source, device="auto"), PROMPT, witness=False)
+        result = session.trace(replace(source, device="auto"), PROMPT, RunOptions(witness=False))
     assert result.facts.device == "cpu" and "busy or unavailable" in result.origin["device_reason"]
 
 
@@ -207,18 +252,18 @@ def test_a_check_tells_of_its_cells_and_names_a_planted_place(source):
 
 
 def test_a_check_of_a_bundle_without_values_has_nothing_to_stand_on(traced, path, tmp_path):
-    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    out = session.export(traced, tmp_path / "b", command="test")
     with pytest.raises(NotComparableError, match="--values"):
         session.check(session.Source(out), None, model=path)
 
 
 def test_a_bundle_opens_as_the_trace_that_was_exported(traced, tmp_path):
-    out = session.export_trace(traced, tmp_path / "b", scope="all", threshold=10, force=False, command="test")
+    out = session.export(traced, tmp_path / "b", command="test")
     again = session.trace(session.Source(out), session.Prompt())
     assert session.is_bundle(out) and again.tokens == traced.tokens and set(again.cells) == set(traced.cells)
     assert all(again.cells[p].at("all") == traced.cells[p].at("all") for p in traced.cells)
     with pytest.raises(UsageError, match="--force"):
-        session.export_trace(traced, out, scope="all", threshold=10, force=False, command="test")
+        session.export(traced, out, command="test")
 
 
 def test_the_sibling_of_a_file_is_the_one_of_the_other_format(tmp_path):
@@ -258,11 +303,12 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
-    code = (f"file = session.open_model(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
-            "beside = prepare.encode_beside(file, text, lambda: prepare.load_torch('cpu', no_emit))\n"
-            "import sys; assert 'torch' in sys.modules; print(beside == prepare.encode(file, text), len(beside) > 3)")
+    code = (f"file = prepare.open_once(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
+            "beside, (device, _) = prepare.encode_beside(file, text, lambda: prepare.load_torch('cpu', no_emit))\n"
+            "import sys; assert 'torch' in sys.modules\n"
+            "print(beside == prepare.encode(file, text), len(beside) > 3, device)")
     done = in_a_fresh_process(code)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True True cpu\n", done.stderr
 
 
 def test_what_is_wrong_with_a_prompt_is_said_though_it_is_encoded_elsewhere(path):

@@ -18,6 +18,7 @@ import torch
 from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
+from core.model.arch import read_arch
 from core.model.stages import GRID, USUAL, Place
 from core.proof.capture import missing_before
 from core.sources.engines import process
@@ -28,7 +29,7 @@ from core.system.errors import Cancelled, FileError, NotComparableError, UsageEr
 from core.trace import run
 from core.trace.engines import ENGINES
 from core.trace.events import no_emit
-from core.trace.request import Prompt, Source, parse_source
+from core.trace.request import Prompt, RunOptions, Source, parse_source
 from tests.support.small_models import IDS, write_model
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
@@ -131,10 +132,10 @@ def test_where_detail_stages_are_absent_the_span_is_judged_in_one_piece(fake, mo
 
 
 def test_the_missing_stages_before_a_place_are_those_that_it_is_recomputed_through(model):
-    values = without(stage_values(model), *DETAILS, "ffn_silu")
-    assert missing_before(values, (1, "attn_out")) == ("q_rope", "k_rope", "attn_mix")
-    assert missing_before(values, (1, "qkv")) == ()
-    assert missing_before(without(values, "output"), (1, "attn_norm")) == ("0.attn_resid", "0.output")
+    values, arch = without(stage_values(model), *DETAILS, "ffn_silu"), read_arch(open_model(model))
+    assert missing_before(values, (1, "attn_out"), arch) == ("q_rope", "k_rope", "attn_mix")
+    assert missing_before(values, (1, "qkv"), arch) == ()
+    assert missing_before(without(values, "output"), (1, "attn_norm"), arch) == ("0.attn_resid", "0.output")
 
 
 def test_an_engine_with_the_residual_stream_only_is_judged_layer_by_layer(fake, model):
@@ -266,7 +267,7 @@ def test_what_an_engine_cannot_do_is_refused_before_it_runs(fake, model, tmp_pat
     with pytest.raises(UsageError, match="--plant"):
         session.trace(replace(source, plant="nan@0.qkv"), PROMPT)
     with pytest.raises(UsageError, match="--generate"):
-        session.trace(source, PROMPT, generate=2)
+        session.trace(source, PROMPT, RunOptions(generate=2))
     with pytest.raises(UsageError, match="runs on the CPU"):
         session.trace(replace(source, device="cuda:0"), PROMPT)
     with pytest.raises(FileError, match="no such file"):
@@ -295,8 +296,8 @@ def test_an_engine_that_its_watching_disturbs_says_so(fake):
 
 
 def saved(model: Path, out: Path, *, values: bool = True, plant: str | None = None, compute: str = "f32") -> Source:
-    traced = session.trace(Source(model, plant=plant, compute=compute), PROMPT, keep_values=values)
-    session.export_trace(traced, out, scope="all", threshold=10.0, force=False, command="")
+    traced = session.trace(Source(model, plant=plant, compute=compute), PROMPT, RunOptions(keep_values=values))
+    session.export(traced, out)
     return Source(out)
 
 
@@ -386,7 +387,7 @@ def test_rope_angles_in_float32_are_no_difference_at_a_long_prompt(tmp_path):
 @needs_llama
 def test_llama_cpp_shows_only_the_layers_asked_for_and_the_residual_stream(tmp_path):
     path = write_model(tmp_path / "m.gguf", "F32", **ARCHS["qwen2"])
-    traced = session.trace(Source(path, scheme="llama.cpp"), PROMPT, layers=(1, 2), witness=False)
+    traced = session.trace(Source(path, scheme="llama.cpp"), PROMPT, RunOptions(layers=(1, 2), witness=False))
     assert {layer for layer, stage in traced.cells if stage == "ffn_up"} == {1}
     assert {layer for layer, stage in traced.cells if stage == "output"} == {0, 1, 2}
     assert traced.observed_equals_unobserved is None

@@ -73,9 +73,9 @@ class CheckDoor(FakeDoor):
         self.comparison = self.comparison or self.bisected.comparison
         self.checked = self.checked or check_of(self.traced)
 
-    def check(self, source, prompt, *, generate, emit, cancelled):
+    def check(self, source, prompt, options, *, emit, cancelled):
         """Emit each cell and its error."""
-        self.calls.append(("check", source, prompt, generate))
+        self.calls.append(("check", source, prompt, options.generate))
         emit(Start(self.traced.facts.n_layer, self.traced.tokens))
         emit(Phase("checking against float64"))
         for place, error in self.checked.errors.items():
@@ -84,23 +84,13 @@ class CheckDoor(FakeDoor):
             emit(StageJudged(place, error))
         return self.checked
 
-    def bisect(self, a, b, prompt, *, scope, threshold, emit, cancelled):
+    def bisect(self, a, b, prompt, options, *, emit, cancelled):
         """Emit the phases."""
         self.calls.append(("bisect", a, b))
         for phase in ("comparing", "halving layers 0 to 9", "halving layers 5 to 7", "grafting the stages of layer 5"):
             emit(Phase(phase))
             self._wait(phase == self.hold, cancelled)
         return self.bisected
-
-    def export_check(self, result, out, *, force, command):
-        """Remember what was asked."""
-        self.calls.append(("export_check", out, force, command))
-        return out
-
-    def export_bisection(self, result, out, *, threshold, force, command):
-        """Remember what was asked."""
-        self.calls.append(("export_bisection", out, force, command))
-        return out
 
     def _wait(self, here, cancelled):
         while here and not self.go.wait(0.005):

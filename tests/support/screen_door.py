@@ -10,12 +10,14 @@ import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from apr_tui import style
 from apr_tui.app import Console
+from apr_tui.options import record_of
 from apr_tui.request import Request
 from apr_tui.screens import check as check_screen
 from apr_tui.screens import compare as compare_screen
@@ -28,6 +30,7 @@ from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
+from core.trace.request import Prompt, RunOptions, Source
 from core.trace.stats import Factors
 from tests.support.traces import FACTS, cells_of, values
 
@@ -89,7 +92,7 @@ class FakeDoor:
         """Depth and name."""
         return FakeArch(n_layer=self.traced.facts.n_layer or 0)
 
-    def trace(self, source, prompt, *, emit, cancelled, **more):
+    def trace(self, source, prompt, options, *, emit, cancelled):
         """Emit each cell of the ready trace."""
         self.calls.append(("trace", source, prompt))
         emit(Start(self.traced.facts.n_layer, self.traced.tokens))
@@ -97,7 +100,7 @@ class FakeDoor:
         self._emit(emit, cancelled, self.traced, "")
         return self.traced
 
-    def compare(self, a, b, prompt, *, scope, threshold, emit, cancelled):
+    def compare(self, a, b, prompt, options, *, emit, cancelled):
         """Emit both sides and give the ready comparison."""
         self.calls.append(("compare", a, b))
         assert self.comparison is not None
@@ -126,15 +129,11 @@ class FakeDoor:
         """The ready trace."""
         return replace(self.traced, name="from-bundle")
 
-    def export_trace(self, trace, out, *, scope, threshold, force, command):
+    def export(self, result, out, options, *, force, command):
         """Remember what was asked."""
-        self.exported_scope = scope
-        self.calls.append(("export", out, force, command))
-        return out
-
-    def export_comparison(self, comparison, out, *, threshold, force, command):
-        """Remember what was asked."""
-        self.calls.append(("export_comparison", out, force, command))
+        self.exported_scope = options.scope
+        kind = "" if isinstance(result, Trace) else f"_{type(result).__name__.lower()}"
+        self.calls.append((f"export{kind}", out, force, command))
         return out
 
     def default_out(self, trace):
@@ -172,6 +171,13 @@ def pair(verdict: str = "H2", state: str = "differs", **more: object) -> Compari
     return Comparison(Verdict(verdict), reasons, a, b, "all", **(known | more))
 
 
+def request_of(path: Path | None = None, bundle: Path | None = None, **options: object) -> Request:
+    """A request with these options, each by the field that it sets; prompt is the text."""
+    told = SimpleNamespace(**options, **({"text": options["prompt"]} if "prompt" in options else {}))
+    settings = record_of(Source, told, path=Path())
+    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told))
+
+
 def file_error() -> FileError:
     """What a damaged file gives."""
     return FileError("tiny.gguf is 5000 bytes; its tensors need 91231. It was cut short: copy it again.")
@@ -193,7 +199,7 @@ async def console(
     for module in (trace_screen, compare_screen, check_screen):
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
-    app = Console(Request(**({"path": Path("tiny.gguf")} | request)), door)
+    app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), door)
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.worker.serial > 0)
         if ends:

@@ -74,11 +74,19 @@ def trace_of(cells: Mapping[Place, Cell], n_token: int = 7, **more: object) -> T
     return Trace("tiny.gguf", FACTS, cells=cells, **(known | more))  # type: ignore[arg-type]
 
 
-def spiking(token: int = 0, times: float = 60.0, layer: int = 3, **more: int) -> dict[Place, npt.NDArray[np.float32]]:
-    """Quiet values but for one token of ffn_swigl, ffn_out and every output from a layer on."""
+def spiking(
+    token: int = 0, times: float = 60.0, layer: int = 3, channel: int | None = 17, **more: int,
+) -> dict[Place, npt.NDArray[np.float32]]:
+    """Quiet values but for one token of ffn_swigl, ffn_out and every output from a layer on: its std is times as large.
+
+    channel: which one holds it, as in a model's massive activation; None: all of them, as after a scale.
+    """
     x = values(**more)
     for place in x:
         if place[0] is not None and (place in ((layer, "ffn_swigl"), (layer, "ffn_out"))
                                      or (place[1] == "output" and place[0] >= layer)):
-            x[place][token] *= times
+            if channel is None:
+                x[place][token] *= times
+            else:
+                x[place][token, channel] = times * x[place].shape[1] ** 0.5
     return x

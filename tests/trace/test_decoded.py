@@ -10,7 +10,7 @@ from core import session
 from core.model.model import Cache
 from core.proof.check_cache import decoded_cells
 from core.system.errors import UsageError
-from core.trace.request import Prompt, Source
+from core.trace.request import Prompt, RunOptions, Source
 from core.trace.run import open_side
 from tests.support.small_models import IDS, write_model
 
@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("compute", ["f32", "q8", "bf16"])
 def test_the_cache_gives_what_one_prefill_gives(model: Path, compute: str):
-    check = session.check(Source(model, compute=compute), Prompt(tokens=IDS), generate=4)
+    check = session.check(Source(model, compute=compute), Prompt(tokens=IDS), RunOptions(generate=4))
     assert check.verdict == "PASS" and check.decoded, check.reasons
 
 
@@ -45,7 +45,7 @@ def test_a_cache_that_forgets_its_first_key_is_found(model: Path, monkeypatch: p
 
 def test_a_bug_made_from_a_whole_prompt_does_not_go_with_generation(model: Path):
     with pytest.raises(UsageError, match="--generate"):
-        session.trace(Source(model, plant="no-mask@1.attn_mix"), Prompt(tokens=IDS), generate=2)
+        session.trace(Source(model, plant="no-mask@1.attn_mix"), Prompt(tokens=IDS), RunOptions(generate=2))
 
 
 def test_an_outlier_channel_that_crushes_its_block_is_a_choice_and_is_named(tmp_path: Path):

@@ -86,9 +86,9 @@ struct Q4_K {
 
     // A sub-block has 16 different values (Q5_K: 32): they are rounded once, and looked up.
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
-        const HeadK head(raw);
+        const HeadHalves head(raw);
         for (int s = 0; s < 8; s++) {
-            const __m512bh table = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), values_of(head, s, FROM_0));
+            const __m512bh table = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), head.values(s, FROM_0));
             const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16 + 32 * (s / 2)));
             const __m256i q = _mm256_and_si256(s % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
             put_halves(out, s, row, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(q), (__m512i)table));
@@ -142,11 +142,11 @@ struct Q5_K {
     }
 
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
-        const HeadK head(raw);
+        const HeadHalves head(raw);
         const __m256i fifth = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16));
         for (int s = 0; s < 8; s++) {
-            const __m512 above = values_of(head, s, _mm512_add_ps(FROM_0, _mm512_set1_ps(16)));
-            const __m512bh table = _mm512_cvtne2ps_pbh(above, values_of(head, s, FROM_0));
+            const __m512 above = head.values(s, _mm512_add_ps(FROM_0, _mm512_set1_ps(16)));
+            const __m512bh table = _mm512_cvtne2ps_pbh(above, head.values(s, FROM_0));
             const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 48 + 32 * (s / 2)));
             const __m256i four = _mm256_and_si256(s % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
             const __mmask32 bit = _mm256_test_epi8_mask(fifth, _mm256_set1_epi8(static_cast<char>(1 << s)));

@@ -1,5 +1,5 @@
-// Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies, and the pieces that their
-// decoders (blocks.h) are made of.
+// Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies; what their decoders
+// (blocks.h) are made of.
 //
 // A weight is d * W - dmin * m, W = sc * q a whole number: W = 256 * high + low, low unsigned, high signed.
 // A tile holds 64 values of 16 rows, one row in 64 bytes; a super-block has four.
@@ -34,6 +34,15 @@ static constexpr Products PRODUCTS = all_products();
 static inline __m512i two_tables(const uint8_t* a, const uint8_t* b) {
     const __m512i lower = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(a)));
     return _mm512_mask_broadcast_i32x4(lower, 0xff00, _mm_load_si128(reinterpret_cast<const __m128i*>(b)));
+}
+
+// Scales (bytes 0..7 of sc) and mins (8..15) of a block of Q4_K or Q5_K, as scales_k has them, for whole registers.
+static inline void scales_of(const uint8_t* raw, uint8_t* sc) {
+    uint32_t a, b, c, six[4];
+    memcpy(&a, raw + 4, 4), memcpy(&b, raw + 8, 4), memcpy(&c, raw + 12, 4);
+    six[0] = a & 0x3f3f3f3f, six[1] = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
+    six[2] = b & 0x3f3f3f3f, six[3] = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
+    memcpy(sc, six, 16);
 }
 
 // Returns whether d and dmin are finite.

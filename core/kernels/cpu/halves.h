@@ -39,10 +39,23 @@ static inline void put_halves(HalfWeights& out, int step, int row, __m512i halve
     _mm512_store_si512(out.values[step][row], halves);
 }
 
-// What the numbers q stand for in sub-block s of Q4_K or Q5_K, as float32.
-static inline __m512 values_of(const HeadK& head, int s, __m512 q) {
-    return _mm512_fmsub_ps(_mm512_set1_ps(head.scale[s]), q, _mm512_set1_ps(head.least[s]));
-}
+// HeadK in registers (by itself, here, a compiler takes four times as long).
+struct HeadHalves {
+    float scale[8], least[8];
+    explicit HeadHalves(const uint8_t* raw) {
+        alignas(16) uint8_t sc[16];
+        scales_of(raw, sc);
+        const auto wide = [&](int at, float by) {
+            const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sc + at)));
+            return _mm256_mul_ps(_mm256_set1_ps(by), _mm256_cvtepi32_ps(bytes));
+        };
+        _mm256_storeu_ps(scale, wide(0, half_at(raw))), _mm256_storeu_ps(least, wide(8, half_at(raw + 2)));
+    }
+    // What the numbers q stand for in sub-block s, as float32.
+    __m512 values(int s, __m512 q) const {
+        return _mm512_fmsub_ps(_mm512_set1_ps(scale[s]), q, _mm512_set1_ps(least[s]));
+    }
+};
 
 // n values of any other type, by way of float32; zeros behind them.
 static void halves_of(const Layout& layout, const uint8_t* raw, long n, HalfWeights& out, int row) {

@@ -79,13 +79,13 @@ static inline void put(float* out, Bytes bytes, float scale, float least = 0) {
 #endif
 }
 
-// Scales (bytes 0..7 of sc) and mins (8..15) of the eight sub-blocks of Q4_K and Q5_K: 6 bits each, in 12 bytes.
-static inline void scales_of(const uint8_t* raw, uint8_t* sc) {
-    uint32_t a, b, c, six[4];
-    memcpy(&a, raw + 4, 4), memcpy(&b, raw + 8, 4), memcpy(&c, raw + 12, 4);
-    six[0] = a & 0x3f3f3f3f, six[1] = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
-    six[2] = b & 0x3f3f3f3f, six[3] = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
-    memcpy(sc, six, 16);
+// Scales (sc) and mins of the eight sub-blocks of Q4_K and Q5_K: 6 bits each, in 12 bytes.
+static inline void scales_k(const uint8_t* p, uint8_t* sc, uint8_t* least) {
+    for (int i = 0; i < 4; i++) {
+        sc[i] = p[i] & 63, least[i] = p[i + 4] & 63;
+        sc[i + 4] = (p[i + 8] & 15) | (p[i] >> 6 << 4);
+        least[i + 4] = (p[i + 8] >> 4) | (p[i + 4] >> 6 << 4);
+    }
 }
 
 // The float32 part of a block of Q4_K or Q5_K: d * scale and dmin * min of eight sub-blocks.
@@ -93,8 +93,8 @@ struct HeadK {
     float scale[8], least[8];
     explicit HeadK(const uint8_t* raw) {
         const float d = half_at(raw), dmin = half_at(raw + 2);
-        uint8_t sc[16];
-        scales_of(raw, sc);
-        for (int s = 0; s < 8; s++) scale[s] = d * sc[s], least[s] = dmin * sc[8 + s];
+        uint8_t sc[8], m[8];
+        scales_k(raw + 4, sc, m);
+        for (int s = 0; s < 8; s++) scale[s] = d * sc[s], least[s] = dmin * m[s];
     }
 };

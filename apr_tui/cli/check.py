@@ -1,0 +1,44 @@
+"""The command check: recompute every stage of a source in float64 from its own inputs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from apr_tui.cli.launch import PromptsArguments, prompts_of, source_of
+from apr_tui.cli.progress import check_out, progress, wrote
+from apr_tui.options import FEED, OUT, RUN, OutArguments, Parser, record_of
+from core import session
+from core.trace.request import RunOptions
+
+
+class Arguments(PromptsArguments, OutArguments):
+    """What check is told."""
+
+    SOURCE: str
+    model: Path | None
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line."""
+    parser.add_argument("SOURCE")
+    parser.take(*FEED, "--prompts", *RUN, "--generate", *OUT)
+    parser.add_argument("--model", type=Path, metavar="FILE",
+                        help="the file whose weights a bundle's values are checked against")
+
+
+def run(arguments: Arguments) -> int:
+    """Check on each prompt, keep the worst, write, print, and return the exit code."""
+    from apr_tui.cli import output
+    from core.bundle.verdicts import check_document
+    from core.system.json_text import to_json
+
+    check_out(arguments)
+    source, options = source_of(arguments, arguments.SOURCE, arguments.plant), record_of(RunOptions, arguments)
+    result = max((session.check(source, prompt, options, model=arguments.model, emit=progress(arguments))
+                  for prompt in prompts_of(arguments)), key=lambda check: check.first is not None)
+    if arguments.out is not None:
+        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command)
+        wrote(arguments, arguments.out)
+    sys.stdout.write(to_json(check_document(result)) + "\n" if arguments.json else output.check_text(result))
+    return 0 if result.first is None and not output.is_disturbed(result.trace) else 1

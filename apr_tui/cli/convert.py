@@ -1,0 +1,36 @@
+"""The command convert: turn a .gguf into an .apr, or back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apr_tui.cli.progress import say, wrote
+from apr_tui.options import Arguments as Basic
+from apr_tui.options import Parser
+from core import session
+
+
+class Arguments(Basic):
+    """What convert is told."""
+
+    IN: str
+    OUT: str
+    to: str | None
+    force: bool
+    quiet: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line."""
+    parser.add_argument("IN")
+    parser.add_argument("OUT")
+    parser.add_argument("--to", choices=("f16", "f32"), help="dequantise the types that the other format lacks")
+    parser.take("--force", "--quiet")
+
+
+def run(arguments: Arguments) -> int:
+    """Convert, say what was lost, and return the exit code."""
+    for note in session.convert(Path(arguments.IN), Path(arguments.OUT), to=arguments.to, force=arguments.force):
+        say(arguments, f"note: {note}")
+    wrote(arguments, arguments.OUT)
+    return 0

@@ -1,0 +1,61 @@
+"""Say on stderr how far a command is and what it wrote, and refuse an output that cannot be. stdout is output.py's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from apr_tui.options import OutArguments
+from apr_tui.shutdown import on_signals
+from core import session
+from core.system.progress import Phase
+
+if TYPE_CHECKING:
+    from core.trace.events import Emit, Event
+
+
+class Quiet(Protocol):
+    """Arguments that say whether stderr is wanted."""
+
+    quiet: bool
+
+
+def progress(arguments: Quiet) -> Emit:
+    """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
+    if arguments.quiet:
+        return lambda event: None
+    from core.trace.events import CellMeasured, Start
+
+    live, n_layer = sys.stderr.isatty(), [0]
+
+    def emit(event: Event) -> None:
+        match event:
+            case Start():
+                n_layer[0] = event.n_layer or 0
+            case Phase(text):
+                print(f"{text} ...", file=sys.stderr, flush=True)
+            case CellMeasured(place=(layer, "output")) if live:
+                done = (layer or 0) + 1
+                end = "\n" if done == n_layer[0] else "\r"
+                print(f"layer {done} of {n_layer[0]}", end=end, file=sys.stderr, flush=True)
+
+    return emit
+
+
+def wrote(arguments: Quiet, path: Path | str) -> None:
+    """Say what stands on the disk; from here on the work is done, and no signal calls it interrupted."""
+    on_signals(lambda number, frame: None)
+    say(arguments, f"wrote {path}")
+
+
+def say(arguments: Quiet, message: str) -> None:
+    """A message on stderr, unless --quiet."""
+    if not arguments.quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def check_out(arguments: OutArguments) -> None:
+    """Refuse an output that cannot be written before the work, not after it."""
+    if arguments.out is not None:
+        session.check_out(arguments.out, force=arguments.force)

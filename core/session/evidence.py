@@ -1,0 +1,66 @@
+"""Write what was found: bundles, comparisons, checks, CSV."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from core.proof.verdict import Bisection, Check, Comparison
+from core.session.run_trace import hints
+from core.trace.finding import Finding
+from core.trace.record import Trace
+from core.trace.request import DEFAULTS, RunOptions
+
+
+def export(
+    result: Trace | Check | Comparison | Bisection, out: Path, options: RunOptions = DEFAULTS, *, force: bool = False,
+    command: str = "", durations: Mapping[str, float] | None = None,
+) -> Path:
+    """Write what was found as a folder, whole or not at all; UsageError where it exists without force, OutputError.
+
+    options: the scope of a trace's tables and the threshold of its hints. command: what was asked, for the manifest.
+    """
+    from core.bundle import verdicts
+    from core.bundle.writer import write_bundle
+
+    scope, threshold = options.scope, options.threshold
+    match result:
+        case Trace():
+            return write_bundle(
+                out, result, scope=scope, findings=hints(result, scope, threshold), threshold=threshold, force=force,
+                values=result.values is not None,
+                manifest_extra={"command": command, "durations": dict(durations or {})})
+        case Check():
+            return verdicts.write_check(out, result, force=force, command=command)
+        case Bisection(comparison=pair):
+            return verdicts.write_comparison(out, pair, _pair_hints(pair, threshold), threshold=threshold, force=force,
+                                             command=command, bisection=result)
+        case Comparison():
+            return verdicts.write_comparison(
+                out, result, _pair_hints(result, threshold), threshold=threshold, force=force, command=command)
+
+
+def export_csv(trace: Trace, path: Path, scope: str) -> None:
+    """Write the wide std grid; OutputError."""
+    from core.bundle.writer import write_wide_csv
+
+    write_wide_csv(path, trace, scope)
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse an output folder before work: UsageError where it exists without force, OutputError where it cannot be."""
+    from core.system import atomic_folder as new_folder
+
+    new_folder.check_out(out, force=force)
+
+
+def default_out(trace: Trace) -> Path:
+    """./evidence/<model>-<first 8 hex digits of the input's hash>."""
+    ids = ",".join(str(t.id) for t in trace.tokens)
+    digest = hashlib.sha256(f"{trace.origin.get('header_sha256')} {ids}".encode()).hexdigest()
+    return Path("evidence") / f"{Path(trace.name).stem}-{digest[:8]}"
+
+
+def _pair_hints(pair: Comparison, threshold: float) -> list[Sequence[Finding]]:
+    return [hints(trace, pair.scope, threshold) for trace in (pair.a, pair.b)]
