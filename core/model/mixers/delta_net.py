@@ -52,16 +52,17 @@ def recur(
 
     S <- S * decay;  S <- S + k (beta (v - S^T k))^T;  o = S^T q / sqrt(N)
     """
-    n_token, n_head, width = q_TVN.shape
+    _, n_head, width = q_TVN.shape
     q_TVN = q_TVN / math.sqrt(width)
-    S = q_TVN.new_zeros(n_head, width, v_TVH.shape[2]) if state_VNH is None else state_VNH
+    # one buffer, changed in place: fresh ones of this size cost more than the sums
+    S = q_TVN.new_zeros(n_head, width, v_TVH.shape[2]) if state_VNH is None else state_VNH.clone()
     out = []
-    for t in range(n_token):
-        S = S * decay_TV[t, :, None, None]
-        error_V1H = (v_TVH[t, :, None] - k_TVN[t, :, None] @ S) * beta_TV[t, :, None, None]
-        S = S + k_TVN[t, :, :, None] * error_V1H
-        out.append(q_TVN[t, :, None] @ S)
-    return torch.cat(out, 1).transpose(0, 1), S
+    for q_VN, k_VN, v_VH, beta_V, decay_V in zip(q_TVN, k_TVN, v_TVH, beta_TV, decay_TV, strict=True):
+        S.mul_(decay_V[:, None, None])
+        error_V1H = (v_VH[:, None] - k_VN[:, None] @ S) * beta_V[:, None, None]
+        S.baddbmm_(k_VN[..., None], error_V1H)
+        out.append(q_VN[:, None] @ S)
+    return torch.stack(out)[:, :, 0], S
 
 
 def _beta_alpha(s: Ssm, ba_T: Tensor) -> tuple[Tensor, Tensor]:
