@@ -14,11 +14,7 @@ def resolve_recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) 
     """Say the sizes of a recurrent mixer, and claim its tensors."""
     p, mixer = layer.prefix, layer.mixers[0]
     if mixer == SHORT_CONV:
-        s = Ssm(facts.size("shortconv.l_cache"), d_model)
-        facts.linear(f"{p}shortconv.in_proj", 3 * d_model, d_model)
-        facts.hold(f"{p}shortconv.conv.weight", d_model, s.conv, loose=True)
-        facts.linear(f"{p}shortconv.out_proj", d_model, d_model)
-        return s
+        return _short_conv(facts, p, d_model)
     inner, rank, state = (facts.size(f"ssm.{k}") for k in ("inner_size", "time_step_rank", "state_size"))
     s = Ssm(facts.size("ssm.conv_kernel"), inner, state, rank, facts.size("ssm.group_count", 1, least=0) or 1,
             family.tiled)
@@ -50,6 +46,14 @@ def resolve_recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) 
     for name, shape in each.items():
         facts.hold(f"{p}{name}", *shape, loose=True)
     facts.linear(f"{p}ssm_out", d_model, inner)
+    return s
+
+
+def _short_conv(facts: Facts, prefix: str, d_model: int) -> Ssm:
+    s = Ssm(facts.size("shortconv.l_cache"), d_model)
+    facts.linear(f"{prefix}shortconv.in_proj", 3 * d_model, d_model)
+    facts.hold(f"{prefix}shortconv.conv.weight", d_model, s.conv, loose=True)
+    facts.linear(f"{prefix}shortconv.out_proj", d_model, d_model)
     return s
 
 

@@ -25,7 +25,7 @@ def mla(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> Ste
     q_TQ, latent_TR, k_TP = qkv_T.split((q_TQ.shape[-1], m.kv_rank, m.rope), -1)  # type: ignore[no-untyped-call]
     latent_TR = tap(i, "mla_kv_a_norm", model.norm(name + "attn_kv_a_norm.weight", latent_TR))
     angles = cache.angles(model, a.rope, n_token)
-    q_TNO, q_TNP = q_TQ.reshape(n_token, a.n_head, -1).split((m.k_width - m.rope, m.rope), -1)  # type: ignore[no-untyped-call]
+    q_TNO, q_TNP = q_TQ.reshape(n_token, a.n_head, -1).split((m.k_width - m.rope, m.rope), -1)
     q_TNH = torch.cat((q_TNO, model.ops.rotate(q_TNP, *angles, a.rope.pairing)), -1)
     if a.temperature is not None:
         q_TNH = q_TNH * heat(a.temperature, cache.positions(n_token, q_TNH)).to(q_TNH)[:, None, None]
