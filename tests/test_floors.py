@@ -276,10 +276,12 @@ def test_the_package_ships_every_folder_that_it_imports_and_bounds_what_it_needs
     assert {"core": ["py.typed"], "apr_tui": ["*.tcss", "py.typed"]}.items() <= data.items()
 
 
-def test_readme_s_tree_is_that_of_the_repository():
-    from tests.tree import README, readme_block, tree_text
+def test_readme_s_tree_and_architectures_are_those_of_the_repository():
+    from tests.tree import ARCHS_BEGIN, README, archs_text, readme_block, tree_text
 
-    assert readme_block(README.read_text(encoding="utf-8")) == tree_text(), "run python -m tests.tree"
+    text = README.read_text(encoding="utf-8")
+    assert readme_block(text) == tree_text(), "run python -m tests.tree"
+    assert readme_block(text, ARCHS_BEGIN, "## ") == archs_text(), "run python -m tests.tree"
 
 
 def test_papers_name_only_files_and_modules_that_exist():

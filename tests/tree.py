@@ -1,6 +1,6 @@
-"""Write README's "Where things are": the packages, the highest first, each with its sentence and its modules.
+"""Write README's "Where things are" (the packages, each with its sentence and its modules) and "Architectures".
 
-usage: python -m tests.tree    (rewrites the block in README.md)
+usage: python -m tests.tree    (rewrites both blocks in README.md)
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import ast
 import textwrap
 from pathlib import Path
 
+from core.formats.architectures import ARCHS, REFUSED
 from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 WIDTH = 118
+ARCHS_BEGIN = "## Architectures\n\n"
 BEGIN, END = "## Where things are\n\n```\n", "```\n"
 
 
@@ -25,10 +27,21 @@ def tree_text() -> str:
     return "".join(_lines(package) for package in known)
 
 
-def readme_block(readme: str) -> str:
+def archs_text() -> str:
+    """The names that run, and those that are refused by name with their reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in REFUSED.items():
+        reasons.setdefault(why, []).append(name)
+    return "\n".join([
+        *textwrap.wrap(f"`general.architecture` of a file that runs: {', '.join(ARCHS)}.", WIDTH), "",
+        "Refused by name, beside any other name, and any file with a tensor or a key that nothing would read:", "",
+        *(f"- {', '.join(names)}: {why}." for why, names in reasons.items()), "", ""])
+
+
+def readme_block(readme: str, begin: str = BEGIN, end: str = END) -> str:
     """The block as it stands in README."""
-    begin = readme.index(BEGIN) + len(BEGIN)
-    return readme[begin:readme.index(END, begin)]
+    start = readme.index(begin) + len(begin)
+    return readme[start:readme.index(end, start)]
 
 
 def _rank(package: Path, order: list[str]) -> int:
@@ -50,4 +63,6 @@ def _lines(package: Path) -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    README.write_text(text.replace(BEGIN + readme_block(text) + END, BEGIN + tree_text() + END), encoding="utf-8")
+    text = text.replace(BEGIN + readme_block(text) + END, BEGIN + tree_text() + END)
+    old = ARCHS_BEGIN + readme_block(text, ARCHS_BEGIN, "## ")
+    README.write_text(text.replace(old, ARCHS_BEGIN + archs_text()), encoding="utf-8")

@@ -103,11 +103,11 @@ def other_products(scene: Scene, product: object) -> Tensor:
 
 def right(scene: Scene) -> Tensor:
     """The stage as the wrong operations compute it, with nothing wrong: what a bug that changes nothing leaves."""
-    match scene.row.operation:
+    match scene.node.operation:
         case "linear":
             return other_products(scene, lambda s, name, x: x @ s.matrix(name).T)
         case "norm":
-            return rms_norm(scene.input(), _norm(scene), scene.model.arch.eps)
+            return _normed(scene, scene.input(), scene.model.arch.eps)
         case "rope":
             return other_rope(scene)
         case "attention":

@@ -14,8 +14,8 @@ from core.proof.capture import Capture
 from core.proof.check import check_stages
 from core.proof.file_diff import FileDiff, list_weights
 from core.proof.measure_pair import Question, compute_alike
-from core.proof.verdict import Check, Comparison, Doubt, Evidence, OTHER_WEIGHTS, Verdict
-from core.proof.weight_diff import WeightDiff, key_diffs, weight_diffs
+from core.proof.verdict import OTHER_WEIGHTS, Check, Comparison, Doubt, Evidence, Verdict
+from core.proof.weight_diff import WeightDiff
 from core.system.progress import Phase
 from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, Difference, LocalError, SideName, State
 from core.trace.run import Side

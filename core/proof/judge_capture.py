@@ -18,7 +18,6 @@ from core.proof.judge_pair import agreement, filled, multiple_of
 from core.proof.measure_pair import Pair, Question, compute_alike, unit_of
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.measures import SideName, State

@@ -17,7 +17,7 @@ from core.proof.file_diff import FileDiff, diff_files, listed
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff, differing_keys
+from core.proof.weight_diff import differing_keys
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
