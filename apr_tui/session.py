@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
-    from core.proof.verdict import Bisection, Check, Comparison
+    from core.proof.check_result import Check
+    from core.proof.verdict import Bisection, Comparison
     from core.system.cancel import IsCancelled
     from core.trace.events import Emit
     from core.trace.finding import Finding

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from core import session
 from core.bundle.report import WITNESS, report_text, wrapped
 from core.model.stages import GRID, place_text
+from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows
-from core.proof.verdict import Bisection, Check, Comparison
+from core.proof.verdict import Bisection, Comparison
 from core.system.json_text import to_json
 from core.system.outcome import Gate
 from core.system.safe_text import safe_text

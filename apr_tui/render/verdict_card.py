@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from apr_tui.render.pair import verdict_spans
 from apr_tui.style import Rows, Span, foreign, plain, wrap
 from core.model.stages import Place, place_text
-from core.proof.verdict import Check, Comparison, Doubt, Verdict
+from core.proof.check_result import Check
+from core.proof.verdict import Comparison, Doubt, Verdict
 from core.system.numbers import short
 from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, MIN_REL_L2_FLOOR, SAME, LocalError
 

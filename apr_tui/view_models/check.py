@@ -10,7 +10,7 @@ from core.model.stages import Place, place_order
 from core.trace.marks import ABSENT, BAD, OK, UNKNOWN
 
 if TYPE_CHECKING:
-    from core.proof.verdict import Check
+    from core.proof.check_result import Check
     from core.trace.measures import LocalError
 
 CHECK_METRICS = ("nmse", "sqnr_db", "floor", "multiple")

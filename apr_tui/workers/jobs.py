@@ -14,7 +14,8 @@ from apr_tui.workers.run import Feed
 if TYPE_CHECKING:
     from apr_tui.session import Result
     from core.formats.model_file import ModelFile
-    from core.proof.verdict import Bisection, Check, Comparison
+    from core.proof.check_result import Check
+    from core.proof.verdict import Bisection, Comparison
     from core.trace.finding import Finding
     from core.trace.record import Trace
 

@@ -11,8 +11,9 @@ from core.bundle.csv_table import csv_text
 from core.bundle.manifest import SCHEMA, versions
 from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
+from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows, judge_gates
-from core.proof.verdict import Bisection, Check, Comparison
+from core.proof.verdict import Bisection, Comparison
 from core.system.atomic_folder import MANIFEST, REPRODUCER, new_folder
 from core.system.json_text import to_json
 from core.trace.finding import Finding

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.faults import wrong_mixers as mixers
 from core.faults import wrong_ops as wrong
-from core.faults.wrong_ops import Scene
+from core.faults.stage_inputs import Scene
 from core.model.layers import Layer
 from core.model.model import Model, Tap
 from core.model.stages import PREVIOUS, STAGES, TRUNK, Place, place_text, stage_named, stages_of

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from core.faults.wrong_ops import Scene, turned
+from core.faults.stage_inputs import Scene
 from core.faults.wrong_ops import other_rope as usual_rope
+from core.faults.wrong_ops import turned
 from core.model.layers import DELTA_NET, RECURRENT, SHORT_CONV, Layer
 from core.model.matmul import Ask, multiply
 from core.model.mixers import MIXERS

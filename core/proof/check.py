@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.faults.wrong_ops import Scene
+from core.faults.stage_inputs import Scene
 from core.model.arch import Arch
 from core.model.forward import forward
 from core.model.lockstep import Lane

@@ -12,10 +12,11 @@ from typing import TypeAlias
 from core.model.stages import Place, place_order, place_text
 from core.proof.capture import Capture
 from core.proof.check import check_stages
-from core.proof.file_diff import FileDiff, list_weights
+from core.proof.check_result import Check
 from core.proof.measure_pair import Question, compute_alike
-from core.proof.verdict import OTHER_WEIGHTS, Check, Comparison, Doubt, Evidence, Verdict
-from core.proof.weight_diff import WeightDiff
+from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt, Evidence, Verdict
+from core.proof.weights.file_diff import FileDiff, list_weights
+from core.proof.weights.weight_diff import WeightDiff
 from core.system.progress import Phase
 from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, Difference, LocalError, SideName, State
 from core.trace.run import Side

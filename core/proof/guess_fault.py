@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
+from core.faults.stage_inputs import Scene
 from core.faults.value_faults import PLANTS
-from core.faults.wrong_ops import Scene
 from core.proof.distance import relative_l2
 
 CLOSE = 10.0  # times the distance that the compute itself costs

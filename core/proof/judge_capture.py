@@ -13,11 +13,11 @@ from core.model.stages import Place, place_text
 from core.proof.capture import Capture, is_whole, misfits, run_beside, run_on_captured
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.explain import Errors, Party, explain, name_weights, side_of
-from core.proof.file_diff import FileDiff, diff_files
 from core.proof.judge_pair import agreement, filled, multiple_of
 from core.proof.measure_pair import Pair, Question, compute_alike, unit_of
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
+from core.proof.weights.file_diff import FileDiff, diff_files
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.measures import SideName, State

@@ -13,11 +13,11 @@ from core.model.stages import GRID, place_text
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
 from core.proof.explain import explain, name_weights, unexplained_by
-from core.proof.file_diff import FileDiff, diff_files, listed
 from core.proof.measure_pair import Question, Taken, run_pair
 from core.proof.outlier_channel import crush
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
-from core.proof.weight_diff import differing_keys
+from core.proof.weights.file_diff import FileDiff, diff_files, listed
+from core.proof.weights.weight_diff import differing_keys
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints

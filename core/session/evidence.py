@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.proof.verdict import Bisection, Check, Comparison
+from core.proof.check_result import Check
+from core.proof.verdict import Bisection, Comparison
 from core.session.run_trace import hints
 from core.trace.finding import Finding
 from core.trace.record import Trace

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order
-from core.proof.verdict import Check, Comparison
+from core.proof.check_result import Check
+from core.proof.verdict import Comparison
 from core.session import prepare as opening
 from core.session.prepare import OpenedModel
 from core.session.same_file import by_identity, check_by_identity

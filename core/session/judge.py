@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place
-from core.proof.verdict import Bisection, Check, Comparison
+from core.proof.check_result import Check
+from core.proof.verdict import Bisection, Comparison
 from core.session.prepare import (
     Prepared,
     describe,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from core.proof.verdict import Check, Comparison, Verdict
+from core.proof.check_result import Check
+from core.proof.verdict import Comparison, Verdict
 from core.session.prepare import OpenedModel
 from core.system.cancel import IsCancelled
 from core.system.errors import NotComparableError

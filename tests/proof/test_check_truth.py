@@ -15,9 +15,10 @@ from core.faults.value_faults import PLANTS
 from core.formats import identity
 from core.formats.identity import Identity, digest_of, stamp_of
 from core.formats.open_model import open_model
+from core.proof.check_result import JUDGED
 from core.proof.contract_gates import judge_gates
 from core.proof.ladder_cache import open_ladder
-from core.proof.verdict import JUDGED, Verdict
+from core.proof.verdict import Verdict
 from core.quant import dequantize
 from core.system.errors import NotComparableError, UsageError
 from core.trace.request import Prompt, RunOptions, Source

@@ -14,8 +14,8 @@ from core.kernels.cpu.build import Absent
 from core.model import matmul
 from core.model.stages import USUAL, Place, place_order, place_text
 from core.proof.check import check_run, check_stages
+from core.proof.check_result import Check
 from core.proof.distance import difference, nmse, relative_l2
-from core.proof.verdict import Check
 from core.quant.activations import COMPUTES
 from core.system.cancel import never
 from core.system.errors import UsageError

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from core.model.stages import USUAL, Place
-from core.proof.verdict import Bisection, Check, Comparison, Ladder, Rung
+from core.proof.check_result import Check
+from core.proof.verdict import Bisection, Comparison, Ladder, Rung
 from core.system.errors import Cancelled
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, StageJudged, Start

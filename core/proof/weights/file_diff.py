@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 
 from core.model.readers import first_reader_of_key, readers
 from core.model.stages import Place, place_order
-from core.proof.weight_diff import KeyDiff, WeightDiff, described, differing_keys, weight_diffs
 from core.proof.weights.description import DiffKind
+from core.proof.weights.weight_diff import KeyDiff, WeightDiff, described, differing_keys, weight_diffs
 from core.system.cancel import IsCancelled
 from core.trace.measures import Difference, State
 from core.trace.run import Side
