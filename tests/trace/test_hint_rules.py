@@ -157,6 +157,14 @@ def test_only_the_first_tokens_few_channels_look_like_the_model(change, says):
     assert (hint.layer, hint.stage) == (3, "ffn_swigl") and hint.sentence.endswith(says)
 
 
+def test_a_spike_that_stays_without_the_first_token_does_not_look_like_the_model():
+    x = spiking()
+    x[3, "ffn_swigl"][1:] *= 4  # the others rise with it
+    hint = find_hints(cells_of(x))[0]
+    assert hint.place == (3, "ffn_swigl") and hint.token == 0
+    assert hint.sentence.endswith(" x without it: not one token's doing")
+
+
 def test_at_an_attention_stage_nothing_looks_like_the_model():
     x = values()
     x[3, "attn_out"][0, 5] = 400
@@ -220,6 +228,17 @@ def test_a_massive_channel_that_no_layer_takes_back_is_said_to_stay():
     assert hint.sentence.endswith("; no later layer takes it back")
 
 
+def test_a_massive_channel_ends_where_more_than_half_of_it_has_been_taken_back():
+    cells = massive_model()
+    for layer in (5, 6):
+        value = -900.0 if layer == 5 else -1300.0
+        x = values()[layer, "ffn_out"]
+        x[0, 17] = value
+        cells[layer, "ffn_out"] = token_stats(x, massive=Massive(0.7, ((0, 17, value),)), top=((17, 0, value),))
+    hint = next(h for h in find_hints(cells) if h.kind == "massive")
+    assert hint.sentence.endswith("; it ends at 6.ffn_out, which takes 1300.0 of it back")
+
+
 def test_what_the_spike_writes_is_told_where_too_many_channels_are_far_out_to_be_massive():
     x = spiking(times=600)
     cells = cells_of(x)
@@ -229,6 +248,18 @@ def test_what_the_spike_writes_is_told_where_too_many_channels_are_far_out_to_be
             cells[layer, stage] = token_stats(y, top=((17, 0, float(y[0, 17])),))
     hint = next(h for h in find_hints(cells) if h.kind == "massive")
     assert (hint.layer, hint.stage, hint.token, hint.channel, hint.baseline) == (3, "ffn_out", 0, 17, None)
+
+
+# hidden
+
+def test_a_position_that_is_low_the_layer_before_is_not_hidden_among_its_equals():
+    x = values(n_token=200)
+    x[2, "ffn_up"][50] /= 100
+    x[3, "ffn_up"][50] *= 3.5  # far above its own layer before and its own column, and three tokens in four are as loud
+    x[3, "ffn_up"][51:] *= 3.5
+    assert told(find_hints(cells_of(x, 200)), "hidden") == []
+    x[3, "ffn_up"][51:] /= 3.5
+    assert told(find_hints(cells_of(x, 200)), "hidden") == [("hidden", 3, "ffn_up")]
 
 
 # overflow, order
