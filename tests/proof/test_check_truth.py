@@ -86,6 +86,7 @@ def test_zeros_fail_naming_the_tensor(changes, says, tmp_path):
     {UP: lambda x: np.concatenate((x[:5], x[5:6] * 0, x[6:]))},                          # a neuron that was pruned
     {"token_embd.weight": lambda x: np.concatenate((x[:1] * 0, x[1:]))},                 # one token
     {"token_embd.weight": lambda x: np.concatenate((x[:110], x[110:] * 0))},             # the padding of a vocabulary
+    {"output.weight": lambda x: np.concatenate((x[:50], x[50:] * 0))},                   # a head that never says them
     {f"blk.{i}.attn_q.bias": lambda x: x * 0 for i in range(3)},                         # a model without that bias
     {f"blk.1.ffn_{n}.weight": lambda x: np.concatenate((x[:96], x[96:] * 0)) for n in ("gate", "up")},  # a padded FFN
 ])

@@ -147,6 +147,8 @@ def _zeros(read: _Read, zero_R: Mask, ordinary: Mask | None) -> list[WeightFault
     if zero_R.all():
         return [read.fault(f"is zeros, all {len(zero_R)} {'elements' if read.is_vector else 'rows'}")]
     least = LEAST_ELEMENTS if read.is_vector else LEAST_RUN
+    if read.place[1] == "logits":
+        return []  # a head of its own may leave out what is never said, as the demonstration's does
     if read.place[1] in BY_TOKEN and not read.is_vector:
         least, zero_R = LEAST_TOKENS, _of_tokens(zero_R, ordinary)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], zero_R, [False])).astype(np.int8)))
