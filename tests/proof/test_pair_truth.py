@@ -11,6 +11,7 @@ import pytest
 from core import session
 from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt
 from tests.support.small_models import IDS, write_model
+from tests.trained.surgery import raise_least, read_copy
 
 WIDE = {"d_model": 256, "d_ff": 256, "n_layer": 2, "arch": "llama"}
 COARSE = ["q8", "bf16"]
@@ -158,6 +159,14 @@ def test_another_training_is_said_to_be_one(good, tmp_path):
     other = write_model(tmp_path / "o.gguf", "Q8_0", **WIDE, seed=5)
     result = compared(source(good), source(other))
     assert (result.verdict, result.meaning) == ("H2", OTHER_WEIGHTS), told(result)
+
+
+def test_a_constant_below_a_types_rounding_is_no_rounding(tmp_path):
+    name, good = "blk.1.attn_q.weight", write_model(tmp_path / "a.gguf", "Q4_1", **WIDE)
+    model = read_copy(good)
+    raise_least(model, name, 0.03 * float(model.values(name).std()))
+    result = compared(source(good), source(model.write(tmp_path / "b.gguf")))
+    assert (result.verdict, result.first) == ("H2", (1, "qkv")), told(result)
 
 
 def test_a_tensor_of_one_side_is_only_there_and_never_infinitely_far(tmp_path):

@@ -30,6 +30,7 @@ CLIPPED_GROUP, CLIPPED_COLUMN = 0.42, 0.2  # slope of a group, of columns, where
 COHERENT = 1.3       # times what is left of a group's gap: a factor leaves less than a level that was badly chosen
 SCALED = 4e-3        # slope beside a gap three times smaller: a factor, not rounding
 BIAS = 0.5           # times the error: the mean of the gap over the root mean square weight; worst seen 0.11
+EVEN = 0.9           # of the gap: its mean's share where a constant was added; 0.75 where values of one sign are cut
 SHARED = 0.2         # of the strongest of 8 groups: what their shared scale leaves to a faint one
 EXACT = 4.0          # times the rest of the gap: a factor of a group, in a tensor that is else as it was
 LEVELS = 3.0         # times the error of the group's largest weight: beyond a level of its grid
@@ -136,7 +137,9 @@ def _whole_faults(found: Survey, noise: Noise) -> set[str]:
     if bool((found.rows.gg - noise.lost * len(found.columns.aa) > (ROW_ROOM * noise.error) ** 2 * per_row).any()):
         faults.add("size")
     spread = math.hypot(noise.error * math.sqrt(aa / n), math.sqrt(noise.lost))
-    if abs(float(found.rows.g.sum())) > (BIAS * n + ROW_SPREAD * math.sqrt(n)) * spread:
+    total, gg = float(found.rows.g.sum()), float(found.rows.gg.sum())
+    is_even = n >= GROUP and total**2 > EVEN * n * gg
+    if is_even or abs(total) > (BIAS * n + ROW_SPREAD * math.sqrt(n)) * spread:
         faults.add("offset")
     return faults
 
