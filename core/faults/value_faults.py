@@ -182,7 +182,7 @@ def plant_tap(text: str, model: Model, whole: bool = True) -> Tap:
         if (layer, stage) == place:
             scene = Scene(model, layer, stage, value, seen)
             value = PLANTS[kind].leaves(scene)
-            if whole and _is_same(scene.value if PLANTS[kind].plain else wrong.right(scene), value):
+            if whole and _is_same(scene.value if PLANTS[kind].plain else mixers.right(scene), value):
                 raise UsageError(f"--plant {text} changes nothing here: after it, {place_text(place)} is what it was "
                                  "before, so that nothing could be found. Plant another kind, or at another place.")
         if stage in TRUNK:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from core.faults.stage_inputs import Scene
+from core.faults.wrong_ops import normed, other_attention, other_products, turned
 from core.faults.wrong_ops import other_rope as usual_rope
-from core.faults.wrong_ops import turned
 from core.model.layers import DELTA_NET, RECURRENT, SHORT_CONV, Layer
 from core.model.matmul import Ask, multiply
 from core.model.mixers import MIXERS
@@ -84,6 +84,22 @@ def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float
     if a.temperature is not None and scene.stage == "q_rope":
         x_TNP = x_TNP * heat(a.temperature, torch.arange(len(x_TNP))).to(x_TNP)[:, None, None]
     return torch.cat((value_TNH[..., : -a.mla.rope], x_TNP.expand(-1, a.n_head, -1)), -1).flatten(1)
+
+
+def right(scene: Scene) -> Tensor:
+    """The stage as the wrong operations compute it, with nothing wrong: what a bug that changes nothing leaves."""
+    match scene.node.operation:
+        case "linear":
+            return other_products(scene, lambda s, name, x: x @ s.matrix(name).T)
+        case "norm":
+            return normed(scene, scene.input(), scene.model.arch.eps)
+        case "rope":
+            return other_rope(scene)
+        case "attention":
+            return other_attention(scene)
+        case "recurrence":
+            return _once_more(scene, {})
+    return scene.value
 
 
 def _once_more(scene: Scene, changes: Mapping[str, Change], layer: Layer | None = None) -> Tensor:

@@ -34,20 +34,6 @@ def other_products(scene: Scene, product: object) -> Tensor:
     return scene.rows(torch.cat(parts, -1))
 
 
-def right(scene: Scene) -> Tensor:
-    """The stage as the wrong operations compute it, with nothing wrong: what a bug that changes nothing leaves."""
-    match scene.node.operation:
-        case "linear":
-            return other_products(scene, lambda s, name, x: x @ s.matrix(name).T)
-        case "norm":
-            return _normed(scene, scene.input(), scene.model.arch.eps)
-        case "rope":
-            return other_rope(scene)
-        case "attention":
-            return other_attention(scene)
-    return scene.value
-
-
 def no_bias(scene: Scene) -> Tensor:
     """The products without their biases."""
     x = scene.input()
@@ -101,12 +87,12 @@ def scale_and_min_exchanged(scene: Scene) -> Tensor:
 
 def wrong_eps(scene: Scene) -> Tensor:
     """The norm with eps 1e-3."""
-    return _normed(scene, scene.input(), WRONG_EPS)
+    return normed(scene, scene.input(), WRONG_EPS)
 
 
 def norm_plus_one(scene: Scene) -> Tensor:
     """The norm by weight + 1."""
-    return _normed(scene, scene.input(), scene.model.arch.eps, plus=1.0)
+    return normed(scene, scene.input(), scene.model.arch.eps, plus=1.0)
 
 
 def other_activation(scene: Scene, act: str) -> Tensor:
@@ -209,7 +195,7 @@ def _head_norm(scene: Scene, kind: str, name: str, x_TNH: Tensor) -> Tensor:
             ).reshape(x_TNH.shape)
 
 
-def _normed(scene: Scene, x: Tensor, eps: float, plus: float = 0.0) -> Tensor:
+def normed(scene: Scene, x: Tensor, eps: float, plus: float = 0.0) -> Tensor:
     """The family's norm by the stage's weight and bias."""
     name = next(iter(scene.node.weights))
     full = full_name(scene, name)

@@ -90,7 +90,7 @@ class Arch:
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of it: sizes, and what differs from the usual decoder."""
-        said = {k: v for k, v in asdict(self).items() if k not in _INNER}
+        said = {k: v for k, v in asdict(self).items() if k not in INNER}
         said["rope"] = {k: v for k, v in said["rope"].items() if k not in ("factors", "mscale")}
         usual = {"norm": "rms", "embed_scale": 1.0, "logit_scale": 1.0, "logit_cap": 0.0}
         said |= {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
@@ -103,7 +103,7 @@ class Arch:
         return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}[part]
 
 
-_INNER = ("layers", "norm", "embed_scale", "logit_scale", "logit_cap", "out_norm", "per_layer", "notes")
+INNER = ("layers", "norm", "embed_scale", "logit_scale", "logit_cap", "out_norm", "per_layer", "notes")
 
 
 def read_arch(model: ModelFile) -> Arch:

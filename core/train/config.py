@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.formats.architectures import ARCHS
-from core.model.arch import Arch
+from core.model.arch import INNER, Arch
 from core.model.layers import Rope
 from core.system.errors import FileError, UsageError, os_reason
 
@@ -216,7 +216,7 @@ def hold_plan(plan: Plan) -> None:
 
 def plan_of(values: Mapping[str, Any]) -> Plan:
     """Read a plan back from run.json; KeyError or TypeError where it is none."""
-    arch = dict(values["arch"])
+    arch = {name: value for name, value in values["arch"].items() if name not in INNER}
     arch["rope"] = Rope(**arch["rope"])
     return Plan(**{**values, "arch": Arch(**arch), "reasons": tuple(values["reasons"])})
 

@@ -33,7 +33,8 @@ def model(tmp_path):
 @pytest.mark.parametrize("keys, says", [
     ({"general.architecture": array("qwen2")}, "holds architecture"), ({"general.architecture": 7}, "architecture '7'"),
     ({"apr.rope_type": array("x")}, "rope_type"), ({"apr.rope_type": 1}, "rope_type 1"),
-    ({"qwen2.rope.freq_base": math.nan}, "base nan"), ({"qwen2.rope.scaling.factor": math.inf}, "factor inf"),
+    ({"qwen2.rope.freq_base": math.nan}, "freq_base is nan"),
+    ({"qwen2.rope.scaling.factor": math.inf}, "factor is inf"),
     (YARN | {"qwen2.rope.scaling.original_context_length": 0}, "a whole number from 1"),
     (YARN | {"qwen2.rope.scaling.original_context_length": math.inf}, "a whole number from 1"),
     (YARN | {"qwen2.rope.scaling.yarn_beta_fast": 0.0}, "cannot turn heads"),
