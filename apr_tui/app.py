@@ -17,22 +17,22 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from apr_tui import shutdown as leaving
-from apr_tui.host import Owner
+from apr_tui.host import JobOwner
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request, typed_path
 from apr_tui.screens.check import CheckScreen
-from apr_tui.screens.check_layer import CheckedLayer
+from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
-from apr_tui.screens.compare_layer import PairLayer
+from apr_tui.screens.compare_layer import CompareLayerScreen
 from apr_tui.screens.dialogs import AskScreen, ConfirmScreen
 from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
-from apr_tui.screens.trace_layer import DrillScreen
+from apr_tui.screens.trace_layer import TraceLayerScreen
 from apr_tui.session import GetSession, get_session
 from apr_tui.style import THEME
 from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.jobs import export_job
-from apr_tui.workers.run import Ended, Feed, Progress, RunWorker
+from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
 
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ class Console(CompatApp):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
     def __init__(
-        self, request: Request, door: Any = None, training: Training | None = None,  # noqa: ANN401 (a SessionApi; None: core.session)
+        self, request: Request, session: Any = None, training: Training | None = None,  # noqa: ANN401 (a SessionApi; None: core.session)
     ) -> None:
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.request = request
-        self.door_source: GetSession = get_session if door is None else lambda: door
+        self.get_session: GetSession = get_session if session is None else lambda: session
         self.worker = RunWorker(self)
         self.training = training  # shown first, where it is given
         self.base: TraceScreen  # under all the others, from on_mount on
-        self.owner: Owner | None = None  # the screen whose job runs
+        self.owner: JobOwner | None = None  # the screen whose job runs
         self.run_seconds: float | None = None
         self._job_started: float | None = None
         self._leave_soon: Callable[[], object] | None = None  # from a signal handler
@@ -89,10 +89,10 @@ class Console(CompatApp):
 
     # jobs
 
-    def run_job(self, owner: Owner, kind: str, job: Callable[[Feed], Any]) -> None:
-        """Run a job for a screen; what ran before is cancelled, and another screen is told so."""
+    def run_job(self, owner: JobOwner, kind: str, job: Callable[[JobProgress], Any]) -> None:
+        """Run a job for a screen; what ran before is cancelled, and its screen notified."""
         if self.owner is not None and self.owner is not owner and self.worker.kind != "export":
-            self.owner.ended(self.worker.kind, None, Cancelled("another run began"))
+            self.owner.job_finished(self.worker.kind, None, Cancelled("another run began"))
         self.owner, self._job_started = owner, time.monotonic()
         self.worker.start(kind, job)
 
@@ -120,14 +120,14 @@ class Console(CompatApp):
         if message.frame.serial != self.worker.serial or self.owner is None or not self.screen_stack:
             return
         if self.is_behind():
-            feed = self.worker.feed
-            if feed is not None:
-                feed.again()
+            progress = self.worker.progress
+            if progress is not None:
+                progress.again()
             return
         self.owner.show_frame(message.frame)
         self._show_top()
 
-    def on_ended(self, message: Ended) -> None:
+    def on_job_finished(self, message: JobFinished) -> None:
         """Give the end of a job to its screen; an internal error closes the console."""
         if message.serial != self.worker.serial or self.owner is None or not self.screen_stack:  # it is closing
             return
@@ -136,15 +136,15 @@ class Console(CompatApp):
         if message.error is not None and not isinstance(message.error, AprError):
             self.fail(message.error)
             return
-        owner.ended(message.kind, message.result, message.error)
+        owner.job_finished(message.kind, message.result, message.error)
         self._show_top()
 
     def _tick(self) -> None:
         """Show what no frame has shown yet, and the time; nothing while the line is behind."""
         if self.owner is None or self.is_behind():
             return
-        feed = self.worker.feed
-        frame = feed.frame() if feed is not None else None
+        progress = self.worker.progress
+        frame = progress.frame() if progress is not None else None
         if frame is not None and frame.serial == self.worker.serial:
             self.owner.show_frame(frame)
             self._show_top()
@@ -171,11 +171,11 @@ class Console(CompatApp):
 
         self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
 
-    def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
+    def ask_export(self, screen: JobOwner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
         """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
         def write(folder: Path, force: bool) -> None:
             command = screen.command()
-            self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.door_source))
+            self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.get_session))
 
         def answered(folder: Path) -> Callable[[bool | None], None]:
             return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")
@@ -201,7 +201,7 @@ class Console(CompatApp):
 
     def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
         """Open the layer under the cursor of a trace, a comparison or a check."""
-        layers = {TraceScreen: DrillScreen, CompareScreen: PairLayer, CheckScreen: CheckedLayer}
+        layers = {TraceScreen: TraceLayerScreen, CompareScreen: CompareLayerScreen, CheckScreen: CheckLayerScreen}
         self.push_screen(layers[type(under)](under, has_detail))
 
     def show_ladder(self, under: Screen[None], found: Bisection) -> None:
@@ -243,7 +243,7 @@ class Console(CompatApp):
         self.leave(leaving.SIGNAL_EXIT)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Leave; not through the loop's own handlers, which a write to a dead line would keep waiting."""
+        """Leave; not through the loop's own handlers, which a write to a closed terminal would block."""
         is_training = self.training is not None and self.training.is_under_way
         patience = leaving.TRAIN_PATIENCE_S if is_training else leaving.PATIENCE_S
         leaving.end_soon(leaving.SIGNAL_EXIT, self.terminal_restorer(), patience)
@@ -251,12 +251,12 @@ class Console(CompatApp):
             self._leave_soon()
 
 
-def run_console(request: Request, door: Any = None, training: Training | None = None) -> int:  # noqa: ANN401
+def run_console(request: Request, session: Any = None, training: Training | None = None) -> int:  # noqa: ANN401
     """Run the console until it is left and return the exit code. The caller has made sure of a terminal.
 
     Errors: an internal error is raised again once the screen is closed; the caller writes its log.
     """
-    app = Console(request, door, training)
+    app = Console(request, session, training)
     code: int | None = None
     error: BaseException | None = None
     try:

@@ -14,18 +14,18 @@ from textual.screen import Screen
 if TYPE_CHECKING:
     from apr_tui.request import Request
     from apr_tui.session import GetSession
-    from apr_tui.workers.run import Feed, Frame
+    from apr_tui.workers.run import Frame, JobProgress
     from apr_tui.workers.train import Training
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection
 
 
-class Owner(Protocol):
+class JobOwner(Protocol):
     """A screen that runs a job."""
 
     def show_frame(self, frame: Frame) -> None: ...
     def show_lines(self) -> None: ...
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None: ...  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None: ...  # noqa: ANN401
     def say(self, text: str, name: str = "text") -> None: ...
     def command(self) -> str: ...
 
@@ -33,14 +33,14 @@ class Owner(Protocol):
 class Host(Protocol):
     """The console, as its screens know it."""
 
-    door_source: GetSession
-    owner: Owner | None         # the screen whose job runs
+    get_session: GetSession
+    owner: JobOwner | None         # the screen whose job runs
     run_seconds: float | None   # of the job that ended last
     training: Training | None   # this console's run, or the one that it watches
 
     @property
     def has_run(self) -> bool: ...
-    def run_job(self, owner: Owner, kind: str, job: Callable[[Feed], Any]) -> None: ...
+    def run_job(self, owner: JobOwner, kind: str, job: Callable[[JobProgress], Any]) -> None: ...
     def cancel_job(self) -> bool: ...
     def busy_seconds(self) -> float | None: ...
     def memory(self) -> str: ...
@@ -48,7 +48,7 @@ class Host(Protocol):
     def ask(
         self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False,
     ) -> None: ...
-    def ask_export(self, screen: Owner, request: Request, shown: Any, out: Path) -> None: ...  # noqa: ANN401
+    def ask_export(self, screen: JobOwner, request: Request, shown: Any, out: Path) -> None: ...  # noqa: ANN401
     def trace_file(self, path: Path) -> None: ...
     def show_pair(self, request: Request, a: Path, b: Path) -> None: ...
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None: ...

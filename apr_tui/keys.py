@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from textual.binding import Binding, BindingType
 
-GRID, DRILL, PAIR, CHECK, CHECKED = "grid", "layer", "comparison", "check", "checked layer"
-LADDER, PAGE, TRAIN = "ladder", "page", "training"
+GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS = "grid", "layer", "comparison", "check", "checked layer"
+LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS = "ladder", "page", "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class Key:
     shown: str = ""  # how the keys are written for a person; keys itself where empty
 
 
-ALL = (GRID, DRILL, PAIR, CHECK, CHECKED, LADDER, PAGE, TRAIN)
-MAPS = (GRID, PAIR, CHECK)
-LAYERS = (DRILL, CHECKED)
-SIDEWAYS = (*MAPS, *LAYERS, TRAIN)
+ALL = (GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS, LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS)
+MAPS = (GRID_KEYS, PAIR_KEYS, CHECK_KEYS)
+LAYERS = (LAYER_KEYS, CHECK_LAYER_KEYS)
+SIDEWAYS = (*MAPS, *LAYERS, TRAIN_KEYS)
 KEYS = (
     Key("up,k", "move(-1, 0)", "", "one row up", ALL, "up k"),
     Key("down,j", "move(1, 0)", "", "one row down", ALL, "down j"),
@@ -37,32 +37,35 @@ KEYS = (
     Key("end", "end(1)", "", "to the last layer", ALL),
     Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (*MAPS, *LAYERS)),
     Key("escape", "back", "back", "go back; first cancel what runs", ALL[1:], "esc"),
-    Key("escape", "back", "", "cancel the run", (GRID,), "esc"),
-    Key("g", "pair", "compare", "compare with the same model in the other format", (GRID,)),
-    Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID,)),
-    Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR,)),
-    Key("v", "card", "why", "the card of the verdict: measured, floor, reasons, what would change it", (PAIR, CHECK)),
-    Key("s", "scope", "scope", "next scope: all, last, first, rest, the token of the peak", (GRID, DRILL)),
+    Key("escape", "back", "", "cancel the run", (GRID_KEYS,), "esc"),
+    Key("g", "pair", "compare", "compare with the same model in the other format", (GRID_KEYS,)),
+    Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID_KEYS,)),
+    Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR_KEYS,)),
+    Key("v", "card", "why", "the card of the verdict: measured, floor, reasons, what would change it",
+        (PAIR_KEYS, CHECK_KEYS)),
+    Key("s", "scope", "scope", "next scope: all, last, first, rest, the token of the peak", (GRID_KEYS, LAYER_KEYS)),
     Key("n", "finding(1)", "next", "next finding; in a comparison: cell that differs; in a check: bad stage", MAPS),
     Key("p", "finding(-1)", "", "the one before", MAPS),
-    Key("i", "prompt", "prompt", "another prompt, and run", (GRID,)),
+    Key("i", "prompt", "prompt", "another prompt, and run", (GRID_KEYS,)),
     Key("m", "metric", "metric", "next metric", MAPS),
-    Key("s", "scope", "scope", "next scope, of the metrics A, B and ratio", (PAIR,)),
-    Key("e", "export", "export", "write the evidence to a folder", (*MAPS, LADDER)),
-    Key("f", "file", "file", "open another file or bundle", (GRID,)),
+    Key("s", "scope", "scope", "next scope, of the metrics A, B and ratio", (PAIR_KEYS,)),
+    Key("e", "export", "export", "write the evidence to a folder", (*MAPS, LADDER_KEYS)),
+    Key("f", "file", "file", "open another file or bundle", (GRID_KEYS,)),
     Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
     Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
     Key("r", "run", "run", "run again", MAPS),
-    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER, TRAIN)),
-    Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)", (*LAYERS, PAIR, CHECK)),
-    Key("t", "train", "", "train a model, or follow a run; there: back to the grid, the run goes on", (GRID, TRAIN)),
-    Key("enter,T", "trace", "trace", "trace the newest checkpoint; the run goes on", (TRAIN,)),
-    Key("p", "pause", "pause", "pause the run after the step in flight, or go on", (TRAIN,)),
-    Key("w", "save", "write", "write a checkpoint after the step in flight", (TRAIN,)),
-    Key("o", "layers", "layers", "layers x gradient norm, update / weight, zeros; or the charts", (TRAIN,)),
-    Key("g", "gates", "gates", "each gate with its rule, what was measured, its verdict", (TRAIN,)),
-    Key("r", "again", "", "another run, or go on with a stopped one", (TRAIN,)),
-    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN), "? F1"),
+    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER_KEYS, TRAIN_KEYS)),
+    Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)",
+        (*LAYERS, PAIR_KEYS, CHECK_KEYS)),
+    Key("t", "train", "", "train a model, or follow a run; there: back to the grid, the run goes on",
+        (GRID_KEYS, TRAIN_KEYS)),
+    Key("enter,T", "trace", "trace", "trace the newest checkpoint; the run goes on", (TRAIN_KEYS,)),
+    Key("p", "pause", "pause", "pause the run after the step in flight, or go on", (TRAIN_KEYS,)),
+    Key("w", "save", "write", "write a checkpoint after the step in flight", (TRAIN_KEYS,)),
+    Key("o", "layers", "layers", "layers x gradient norm, update / weight, zeros; or the charts", (TRAIN_KEYS,)),
+    Key("g", "gates", "gates", "each gate with its rule, what was measured, its verdict", (TRAIN_KEYS,)),
+    Key("r", "again", "", "another run, or go on with a stopped one", (TRAIN_KEYS,)),
+    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN_KEYS), "? F1"),
     Key("q", "quit", "quit", "quit", ALL),
 )
 
@@ -77,7 +80,7 @@ def bindings(screen: str) -> list[BindingType]:
     return [Binding(key.keys, key.action, key.help, show=False) for key in keys_of(screen)]
 
 
-def shown(key: Key) -> str:
+def key_text(key: Key) -> str:
     """Write a row's keys as people read them."""
     return key.shown or key.keys.replace(",", " ")
 
@@ -94,21 +97,21 @@ def hint_spans(screen: str, width: int) -> list[tuple[str, str]]:
             room -= _hint_width(key)
     spans: list[tuple[str, str]] = []
     for key in [*kept, *must]:
-        spans += [(f" {shown(key).split()[0]}", "key"), (f" {key.word} ", "quiet")]
+        spans += [(f" {key_text(key).split()[0]}", "key"), (f" {key.word} ", "quiet")]
     return spans
 
 
 def help_lines() -> list[tuple[str, str]]:
     """The key table as lines for the help page: (keys, meaning)."""
-    return [(shown(key), key.help) for key in KEYS]
+    return [(key_text(key), key.help) for key in KEYS]
 
 
 def markdown() -> str:
     """The key table for README."""
-    where = {ALL: "everywhere", ALL[1:]: f"everywhere but the {GRID}"}
-    rows = [f"| {shown(key)} | {key.help} | {where.get(key.screens, ', '.join(key.screens))} |" for key in KEYS]
+    where = {ALL: "everywhere", ALL[1:]: f"everywhere but the {GRID_KEYS}"}
+    rows = [f"| {key_text(key)} | {key.help} | {where.get(key.screens, ', '.join(key.screens))} |" for key in KEYS]
     return "\n".join(["| key | what it does | where |", "|---|---|---|", *rows])
 
 
 def _hint_width(key: Key) -> int:
-    return len(shown(key).split()[0]) + len(key.word) + 3
+    return len(key_text(key).split()[0]) + len(key.word) + 3

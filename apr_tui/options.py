@@ -113,7 +113,7 @@ CONSOLE = (*FEED, *RUN, "--layers", "--generate")
 
 
 class Arguments:
-    """What every command is told. command: the whole line, for the manifest; words: as they were typed."""
+    """Arguments of every command. command: the whole line, for the manifest; words: as they were typed."""
 
     command: str
     words: list[str]
@@ -147,7 +147,7 @@ class OutArguments(Arguments):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises UsageError, so that every refusal leaves by one door. taken: the options of the table."""
+    """argparse that raises UsageError, so that every refusal is a UsageError. taken: the options of the table."""
 
     def __init__(self, **told: Any) -> None:  # noqa: ANN401 (as argparse)
         super().__init__(allow_abbrev=False, **told)
@@ -158,7 +158,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
 
     def take(self, *names: str, **changes: Any) -> None:  # noqa: ANN401 (as argparse)
-        """Add options of the table, with what this command changes of what argparse is told."""
+        """Add options of the table, with this command's changes to what argparse is given."""
         for name in names:
             self.add_argument(name, **_told(OPTIONS[name]) | changes)
         self.taken.update(names)

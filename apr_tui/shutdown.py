@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNAL_EXIT = 130
-PATIENCE_S = 4.0  # a writer blocked on a dead line cannot be waited for
+PATIENCE_S = 4.0  # a writer blocked on a closed terminal never returns
 TRAIN_PATIENCE_S = 60.0  # a training step in flight and its checkpoint can
 
 

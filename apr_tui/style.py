@@ -85,14 +85,14 @@ def style(name: str) -> Style:
     return found + Style(reverse=True, bold=True) if more else found
 
 
-def plain(text: str) -> str:
+def to_terminal_charset(text: str) -> str:
     """Our own words, in ASCII where the terminal has no more."""
     if not only_ascii() or text.isascii():
         return text
     return "".join(_ASCII.get(c, c if c.isascii() else "?") for c in text)
 
 
-def foreign(text: str) -> str:
+def escape_untrusted(text: str) -> str:
     """Text that comes from a file: no control codes, and escapes for what the terminal cannot show."""
     safe = safe_text(text)
     return safe.encode("ascii", "backslashreplace").decode() if only_ascii() else safe
@@ -107,7 +107,7 @@ def fit(text: str, width: int) -> str:
     """Cut or pad to exactly width cells, wide characters measured; a cut shows."""
     if cell_len(text) <= width:
         return set_cell_size(text, width)
-    return set_cell_size(text, max(width - 1, 0)) + plain("…") if width > 0 else ""
+    return set_cell_size(text, max(width - 1, 0)) + to_terminal_charset("…") if width > 0 else ""
 
 
 def strip(spans: Iterable[Span], width: int) -> Strip:
@@ -151,7 +151,7 @@ def crop(spans: Iterable[Span], width: int) -> list[Span]:
 def bar(share: float, width: int) -> str:
     """A horizontal bar of width cells, filled to share (0 to 1)."""
     full = round(max(0.0, min(1.0, share)) * width)
-    return plain("█") * full + " " * (width - full)
+    return to_terminal_charset("█") * full + " " * (width - full)
 
 
 def changed(before: Sequence[Span], after: Sequence[Span], y: int, width: int) -> Region | None:

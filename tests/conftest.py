@@ -8,7 +8,8 @@ import pytest
 HERE = Path(__file__).parent
 # What a test of `pytest -m quick` lies in: together some 15 seconds of one core, measured alone (--durations=0).
 QUICK = (
-    "system/", "quant/", "formats/", "text/test_tokenizer.py", "trace/", "proof/test_gates.py", "sources/test_import",
+    "system/", "quant/", "formats/", "text/test_tokenizer.py", "trace/", "proof/test_contract_gates.py",
+    "sources/test_import",
     "train/test_train_config.py", "train/test_train_gates.py", "cli/test_safe_text.py", "test_floors.py",
 )
 

@@ -24,8 +24,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
 from core import session
-from core.faults.value_faults import PLANTS
-from core.model.lockstep import drive
+from core.faults.value_faults import VALUE_FAULTS
+from core.model.lockstep import run_lockstep
 from core.model.model import Tap
 from core.model.stages import USUAL, Place, place_text
 from core.proof.distance import nmse
@@ -69,7 +69,7 @@ def write_models(folder: Path) -> dict[str, Path]:
 
 def value_cases(models: Sequence[str]) -> Iterator[Case]:
     """Every kind at three layers and every stage where it can stand; K-quant bugs on the K-quant model only."""
-    for name, (kind, row) in itertools.product(models, PLANTS.items()):
+    for name, (kind, row) in itertools.product(models, VALUE_FAULTS.items()):
         others = ("silu", "no-window", "no-sinks")  # kinds that these models have no place for
         if row.choice or kind in others or (kind in ("nibbles", "scale-min")) != (name == "qwen2-k"):
             continue
@@ -84,7 +84,7 @@ def below_floor(path: Path, case: Case, ids: Sequence[int]) -> bool:
     before: dict[Place, object] = {}
     after: dict[Place, object] = {}
     tap: Tap = chain(chain(record_values(before), side.bug()), record_values(after))
-    drive([side.lane(ids, tap)])
+    run_lockstep([side.forward_run(ids, tap)])
     changed = nmse(before[case.place], after[case.place])
     return changed is not None and changed[0] <= BAD_FACTOR * 1e-13
 

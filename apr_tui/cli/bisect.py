@@ -12,7 +12,7 @@ from core.trace.request import RunOptions
 
 
 class Arguments(RunArguments, OutArguments):
-    """What bisect is told."""
+    """Arguments of bisect."""
 
     A: str
     B: str

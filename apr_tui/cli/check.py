@@ -15,7 +15,7 @@ SEVERITY = (0, 5, 1)  # exit codes: PASS, INCONCLUSIVE, FAIL; of several prompts
 
 
 class Arguments(PromptsArguments, OutArguments):
-    """What check is told."""
+    """Arguments of check."""
 
     SOURCE: str
     model: Path | None

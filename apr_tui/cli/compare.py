@@ -12,7 +12,7 @@ from core.trace.request import RunOptions
 
 
 class Arguments(PromptsArguments, OutArguments):
-    """What compare is told."""
+    """Arguments of compare."""
 
     A: str
     B: str

@@ -11,7 +11,7 @@ from core import session
 
 
 class Arguments(Basic):
-    """What convert is told."""
+    """Arguments of convert."""
 
     IN: str
     OUT: str

@@ -10,7 +10,7 @@ from core import session
 
 
 class Arguments(Basic):
-    """What demo is told."""
+    """Arguments of demo."""
 
     out: Path
     fault: str | None

@@ -24,7 +24,7 @@ from core.trace.engines import ENGINES
 
 
 class Arguments(Basic):
-    """What doctor is told."""
+    """Arguments of doctor."""
 
     json: bool
 

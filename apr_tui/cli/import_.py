@@ -12,7 +12,7 @@ from core.trace.request import RunOptions
 
 
 class Arguments(OutArguments):
-    """What import is told. scope None: the file's own."""
+    """Arguments of import. scope None: the file's own."""
 
     SRC: str
     out: Path

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ConsoleArguments(RunArguments):
-    """What the console is told."""
+    """Arguments of the console."""
 
     MODEL: str | None
     version: bool

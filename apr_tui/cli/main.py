@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AprError as error:
         _tell(f"apr-tui: {error}")
         return error.code
-    except BrokenPipeError:  # the reader of our output left: nobody is there to be told
+    except BrokenPipeError:  # stdout was closed by its reader: nothing can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
     except OSError as error:
         refused = device_error(error) or system_error(error)
         _tell(f"apr-tui: {refused}")
         return refused.code
-    except Exception as error:  # noqa: BLE001 (the last door: it leaves a log and no traceback)
+    except Exception as error:  # noqa: BLE001 (any other error: a log is written, no traceback shown)
         if _INTERRUPTS:  # it broke an import, which raised an error of its own
             _tell("apr-tui: interrupted")
             return INTERRUPTED

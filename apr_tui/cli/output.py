@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from core import session
 from core.bundle.report import WITNESS, report_text, wrapped
-from core.model.stages import GRID, place_text
+from core.model.stages import GRID_STAGES, place_text
 from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows
 from core.proof.verdict import Bisection, Comparison
@@ -44,7 +44,7 @@ def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Seq
     layers = range(trace.n_layer)
     return to_json({
         "schema": "apr-tui/1", "model": trace.name, "tokens": [{"id": t.id, "text": t.text} for t in trace.tokens],
-        "scope": scope, "grid": {s: [value(trace.cells, (i, s), scope, "std") for i in layers] for s in GRID},
+        "scope": scope, "grid": {s: [value(trace.cells, (i, s), scope, "std") for i in layers] for s in GRID_STAGES},
         "findings": list(findings), "top": list(trace.top), "generated": trace.generated,
         "observed_equals_unobserved": trace.observed_equals_unobserved, "planted": trace.planted,
         "notes": list(trace.notes),

@@ -13,7 +13,7 @@ from core.trace.request import RunOptions
 
 
 class Arguments(Basic):
-    """What show is told. scope None: the bundle's own."""
+    """Arguments of show. scope None: the bundle's own."""
 
     BUNDLE: str
     text: bool

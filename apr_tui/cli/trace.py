@@ -14,7 +14,7 @@ from core.trace.request import Prompt, RunOptions
 
 
 class Arguments(RunArguments, OutArguments):
-    """What trace is told."""
+    """Arguments of trace."""
 
     MODEL: str
     csv: Path | None
@@ -36,12 +36,12 @@ def run(arguments: Arguments) -> int:
     """Trace, write what was asked for, print, and return the exit code."""
     from apr_tui.cli import output
     from core.bundle.report import report_text
-    from core.bundle.writer import hold_csv
+    from core.bundle.writer import validate_csv
     from core.proof.contract_gates import contract_gates, judge_gates
 
     check_out(arguments)
     if arguments.csv is not None:
-        hold_csv(arguments.csv, arguments.force)
+        validate_csv(arguments.csv, arguments.force)
     started, options = time.monotonic(), record_of(RunOptions, arguments, identify=arguments.out is not None)
     traced = session.trace(source_of(arguments, arguments.MODEL, arguments.plant), prompt_of(arguments) or Prompt(),
                            options, emit=progress(arguments))

@@ -37,7 +37,7 @@ STEP_LINES_S = 0.5  # progress lines stand this far apart at least
 
 
 class Arguments(Basic):
-    """What train is told; what a run is made of is read from it as TrainOptions."""
+    """Arguments of train; TrainOptions is read from them."""
 
     out: Path | None
     watch: Path | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from apr_tui.render.stage import fit_text, weight_lines
 from apr_tui.render.verdict_card import error_rows
-from apr_tui.style import STATES, Rows, Span, fit, foreign, plain, wrap
+from apr_tui.style import STATES, Rows, Span, escape_untrusted, fit, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 from core.trace.marks import OK
@@ -97,5 +97,5 @@ def _live(place: Place, error: LocalError) -> str:
 
 
 def _said(mark: str, text: str, name: str, width: int) -> Rows:
-    parts = wrap(plain(foreign(text)), max(width - len(mark) - 3, 10))
+    parts = wrap(to_terminal_charset(escape_untrusted(text)), max(width - len(mark) - 3, 10))
     return [[(f" {mark if i == 0 else ' ' * len(mark)} {part}", name)] for i, part in enumerate(parts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apr_tui.keys import help_lines
-from apr_tui.style import STATES, Rows, plain, wrap
+from apr_tui.style import STATES, Rows, to_terminal_charset, wrap
 from core.trace.marks import BAD
 
 PAIR_MEANINGS = {
@@ -58,5 +58,5 @@ def help_build(width: int) -> Rows:
         "where they part onwards.",
         "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
     ):
-        lines += [[(f"  {part}", "text")] for part in wrap(plain(text), max(width - 4, 20))]
+        lines += [[(f"  {part}", "text")] for part in wrap(to_terminal_charset(text), max(width - 4, 20))]
     return lines

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from apr_tui.render.stage import fit_text
-from apr_tui.style import STATES, Rows, Span, foreign
+from apr_tui.style import STATES, Rows, Span, escape_untrusted
 from core.model.stages import Place, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.numbers import short
-from core.trace.grid import divided
+from core.trace.grid import divide
 from core.trace.marks import OK
-from core.trace.measures import SAME, Difference, State
+from core.trace.measures import NOISE_MULTIPLE, Difference, State
 from core.trace.metrics import NUMBERS, SIZES
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ def verdict_spans(found: Comparison, width: int) -> list[Span]:
 def is_downstream(difference: Difference) -> bool:
     """Say whether a cell differs only by what came in: its own operation stays within the bound of "same"."""
     local, floor = difference.local, difference.floor
-    return difference.state is State.DIFFERS and local is not None and floor is not None and local <= SAME * floor
+    return (
+        difference.state is State.DIFFERS
+        and local is not None
+        and floor is not None
+        and local <= NOISE_MULTIPLE * floor
+    )
 
 
 def cause(found: Comparison | None, place: Place) -> str:
@@ -113,7 +118,7 @@ def side_lines(view: PairView, place: Place, width: int) -> Rows:
     lines = [_heading(f"scope {view.scope}")]
     for field in FIELDS:
         left, right = (getattr(stats, field) if stats is not None else None for stats in (a, b))
-        both = short(divided(right, left)) if field in SIZES else ""
+        both = short(divide(right, left)) if field in SIZES else ""
         lines.append([(f"   {field:<10}", "quiet"), (f"{short(left):>9}{short(right):>9}{both:>9}", "text")])
     return [*lines, [], *_token_lines(view, place, width)]
 
@@ -129,8 +134,8 @@ def _token_lines(view: PairView, place: Place, width: int) -> Rows:
     for i, (left, right) in enumerate(zip(std_T(a), std_T(b), strict=True)):
         position = a.first + i
         token = tokens[position] if position < len(tokens) else None
-        text = f'  "{foreign(token.text)}"' if token is not None and token.text is not None else ""
-        numbers = f"{short(float(left)):>9}{short(float(right)):>9}{short(divided(float(right), float(left))):>9}"
+        text = f'  "{escape_untrusted(token.text)}"' if token is not None and token.text is not None else ""
+        numbers = f"{short(float(left)):>9}{short(float(right)):>9}{short(divide(float(right), float(left))):>9}"
         text = fit_text(text, width - 13 - cell_len(numbers))
         lines.append([(f"   {position:<10}", "quiet"), (numbers, "text"), (text, "text")])
     return lines

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.style import STATES, Rows, Span, bar, fit, foreign, plain, spans_width, wrap
+from apr_tui.style import STATES, Rows, Span, bar, escape_untrusted, fit, spans_width, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
 from core.trace.marks import OK, WATCH
@@ -76,7 +76,8 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
         token = view.tokens[position] if position < len(view.tokens) else None
         is_bad = bool(finite_T[i] < cell.width)
         share = std / largest if largest and math.isfinite(std) else 0.0
-        text = fit_text(f'"{foreign(token.text)}"' if token and token.text is not None else "", width - 22 - size)
+        text = fit_text(f'"{escape_untrusted(token.text)}"' if token and token.text is not None else "",
+                        width - 22 - size)
         lines.append([
             (f"{position:>5} {token.id if token else '':>6} ", "quiet"),
             (f"{short(std) if math.isfinite(std) else '-':>7} ", "bad" if is_bad else "text"),
@@ -123,7 +124,8 @@ def weight_lines(weights: Sequence[WeightFacts], width: int) -> Rows:
     for name, quant, shape in weights:
         size = "x".join(map(str, shape))
         room = width - len(quant) - len(size) - 4
-        lines.append([(fit_text(foreign(name), room), "text"), (f"  {foreign(quant)}", "a"), (f"  {size}", "quiet")])
+        lines.append([(fit_text(escape_untrusted(name), room), "text"), (f"  {escape_untrusted(quant)}", "a"),
+                      (f"  {size}", "quiet")])
     return lines
 
 
@@ -140,7 +142,7 @@ def finding_lines(view: TraceView, layer: int | None, stage: str | None, width: 
 
 def sentence(finding: Finding) -> str:
     """A finding's sentence, with its layer in front of the stage that it starts with."""
-    place, text = place_text(finding.place), foreign(finding.sentence)
+    place, text = place_text(finding.place), escape_untrusted(finding.sentence)
     return place + text.removeprefix(finding.stage) if text.startswith(finding.stage) else f"{place}: {text}"
 
 
@@ -189,7 +191,8 @@ def fit_text(text: str, width: int) -> str:
 
 def rule(text: str, width: int) -> list[Span]:
     """A line across with a title in it."""
-    return [(plain("─ "), "rule"), (text, "title"), (" " + plain("─") * max(width - cell_len(text) - 3, 0), "rule")]
+    return [(to_terminal_charset("─ "), "rule"), (text, "title"),
+            (" " + to_terminal_charset("─") * max(width - cell_len(text) - 3, 0), "rule")]
 
 
 def _rank(x: float) -> float:

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 
-from apr_tui.style import foreign
+from apr_tui.style import escape_untrusted
 from core.system.errors import AprError
 
 
@@ -33,11 +33,11 @@ def seconds_text(seconds: float | None, is_running: bool = False) -> str:
 
 def export_note(result: object, error: Exception | None) -> tuple[str, str]:
     """How an export ended, as a message: where it stands, or why not."""
-    return (f"written: {foreign(str(result))}", "a") if error is None else error_note(error)
+    return (f"written: {escape_untrusted(str(result))}", "a") if error is None else error_note(error)
 
 
 def witness_span(word: bool | None) -> tuple[str, str]:
-    """What the witness said, for the end of a line; nothing where there was none."""
+    """What the control run showed, for the end of a line; nothing where there was none."""
     return {None: ("", "quiet"), True: ("traced = untraced ", "quiet"),
             False: ("X traced differs from untraced ", "bad")}[word]
 
@@ -45,4 +45,4 @@ def witness_span(word: bool | None) -> tuple[str, str]:
 def error_note(error: Exception) -> tuple[str, str]:
     """An error as a message under the grid."""
     assert isinstance(error, AprError)
-    return f"X {foreign(str(error))}", "bad"
+    return f"X {escape_untrusted(str(error))}", "bad"

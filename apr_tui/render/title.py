@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from apr_tui.style import Span, fit, foreign, spans_width
+from apr_tui.style import Span, escape_untrusted, fit, spans_width
 
 
 def planted_spans(planted: str | None) -> list[Span]:
     """The badge of a bug that was planted on purpose; nothing where there is none."""
-    return [(f" PLANTED {foreign(planted)} ", "planted")] if planted else []
+    return [(f" PLANTED {escape_untrusted(planted)} ", "planted")] if planted else []
 
 
 def fit_names(names: Sequence[str], room: int, least: int) -> list[str]:
     """Cut foreign names so that they share room cells equally; least cells of each are always shown."""
-    safe = [foreign(name) for name in names]
+    safe = [escape_untrusted(name) for name in names]
     return [fit(name, max(min(cell_len(name), room // len(safe)), least)) for name in safe]
 
 

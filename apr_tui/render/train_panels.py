@@ -12,7 +12,7 @@ from typing import Any
 
 from apr_tui.render.title import push_right
 from apr_tui.render.train_state import GONE, PAUSED, STALLED, STARTING, age_text
-from apr_tui.style import STATES, Rows, Span, crop, fit, foreign, plain, spans_width, wrap
+from apr_tui.style import STATES, Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset, wrap
 from apr_tui.widgets.chart import axis_steps, chart
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.trace.marks import BAD, OK, UNKNOWN, WATCH
@@ -59,7 +59,8 @@ def title_spans(view: RunView | None, state: str, owner: str, memory: str, width
     front: list[Span] = [(" train ", "quiet")]
     if view is not None:
         plan, done = view.run["plan"], steps_done(view)
-        front += [(f"{foreign(str(plan['config']))}", "title"), (f"  {foreign(str(view.run['device']))}  ", "text"),
+        front += [(f"{escape_untrusted(str(plan['config']))}", "title"),
+                  (f"  {escape_untrusted(str(view.run['device']))}  ", "text"),
                   (f"{done} of {plan['steps']} steps", "title")]
         left = time_left(view) if state == RUNNING else None
         front += [(f"  ETA {left}", "text")] if left else []
@@ -156,9 +157,9 @@ def why_no_gpu(view: RunView) -> str:
     """Why there is no sample."""
     said = (view.run.get("residency") or {}).get("why_not")
     if said:
-        return foreign(str(said))
+        return escape_untrusted(str(said))
     on_cpu = str(view.run.get("device", "")).startswith("cpu")
-    return f"device cpu: {foreign(str(view.run.get('device_reason', '')))}" if on_cpu else "no sample yet"
+    return f"device cpu: {escape_untrusted(str(view.run.get('device_reason', '')))}" if on_cpu else "no sample yet"
 
 
 def sample_age(view: RunView, newest: Step | None) -> str:
@@ -198,8 +199,8 @@ def gate_spans(gate: Gate, width: int) -> list[Span]:
     """One gate: glyph, word, id, what was measured."""
     mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
     name = STATES[mark][1]
-    word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))
-    known: list[Span] = [(f"{foreign(gate.id)} ", "text"), (foreign(gate.measured), "quiet")]
+    word = VERDICT_WORDS.get(gate.verdict, escape_untrusted(gate.verdict))
+    known: list[Span] = [(f"{escape_untrusted(gate.id)} ", "text"), (escape_untrusted(gate.measured), "quiet")]
     return crop([(f" {mark} {word} ", name), *known], width)
 
 
@@ -210,14 +211,14 @@ def gates_page(view: RunView | None, notes: Sequence[str], width: int) -> Rows:
         lines.append([(f" {UNKNOWN} These can be judged now; the others when the run ends.", "quiet")])
     for gate in (view.gates or live_gates(view)) if view is not None else ():
         mark = GATE_MARKS.get(gate.verdict, UNKNOWN)
-        word = VERDICT_WORDS.get(gate.verdict, foreign(gate.verdict))
-        lines.append([(f" {mark} {word:<13}", STATES[mark][1]), (foreign(gate.id), "title"),
-                      (f"  {foreign(gate.evidence)}", "quiet")])
+        word = VERDICT_WORDS.get(gate.verdict, escape_untrusted(gate.verdict))
+        lines.append([(f" {mark} {word:<13}", STATES[mark][1]), (escape_untrusted(gate.id), "title"),
+                      (f"  {escape_untrusted(gate.evidence)}", "quiet")])
         for text, name in ((gate.rule, "text"), (gate.measured, "quiet")):
-            lines += [[(f"{'':16} {part}", name)] for part in wrap(foreign(text), max(width - 18, 20))]
+            lines += [[(f"{'':16} {part}", name)] for part in wrap(escape_untrusted(text), max(width - 18, 20))]
     lines += [[], [(" The run", "title")]]
     for word, text in _facts(view, notes):
-        for i, part in enumerate(wrap(foreign(text), max(width - 16, 20))):
+        for i, part in enumerate(wrap(escape_untrusted(text), max(width - 16, 20))):
             lines.append([(f"  {word if i == 0 else '':<12} ", "quiet"), (part, "text")])
     return lines
 
@@ -240,7 +241,7 @@ def _facts(view: RunView | None, notes: Sequence[str]) -> list[tuple[str, str]]:
 
 def waiting_lines(phase: str, notes: Sequence[str], width: int) -> Rows:
     """What stands in for the charts before the run has a folder."""
-    lines: Rows = [[], [(f" {fit(foreign(phase), width - 2)}", "text")], []]
+    lines: Rows = [[], [(f" {fit(escape_untrusted(phase), width - 2)}", "text")], []]
     for note in notes:
-        lines += [[(f"   {part}", "quiet")] for part in wrap(plain(foreign(note)), width - 4)]
+        lines += [[(f"   {part}", "quiet")] for part in wrap(to_terminal_charset(escape_untrusted(note)), width - 4)]
     return lines

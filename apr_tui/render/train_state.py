@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apr_tui.render.status import error_note
-from apr_tui.style import foreign
+from apr_tui.style import escape_untrusted
 from core.system.errors import AprError, Cancelled
 from core.system.outcome import FAIL
 from core.train.records import ABORTED, FAILED, INTERRUPTED, RUNNING, RunView
@@ -40,7 +40,7 @@ def phase_of(training: Training) -> str:
     """What our own run does now; nothing where it is not under way."""
     if not training.is_under_way:
         return ""
-    if training.wishes.stop.is_set():
+    if training.controls.stop.is_set():
         return "stopping after the step in flight, with a checkpoint ..."
     if training.is_paused:
         return "paused; p goes on" if training.phase == "paused" else "pausing after the step in flight ..."
@@ -51,7 +51,7 @@ def sentence_of(training: Training, dead: Sequence[int] = ()) -> tuple[str, str]
     """What went wrong, or how it ended, else the newest checkpoint: text and style. dead: layers without a gradient."""
     view, error = training.view, training.error or training.read_error
     if isinstance(error, Cancelled):
-        return foreign(str(error)), "watch"
+        return escape_untrusted(str(error)), "watch"
     if isinstance(error, AprError):
         return error_note(error)
     if dead:
@@ -59,9 +59,9 @@ def sentence_of(training: Training, dead: Sequence[int] = ()) -> tuple[str, str]
     if view is None:
         return "", "text"
     if view.status != RUNNING and not training.is_under_way and view.sentence:
-        return foreign(view.sentence), "bad" if view.status in (ABORTED, FAILED) else "text"
+        return escape_untrusted(view.sentence), "bad" if view.status in (ABORTED, FAILED) else "text"
     if view.checkpoint is not None:
-        return f"newest checkpoint {foreign(str(view.checkpoint))}: enter traces it", "quiet"
+        return f"newest checkpoint {escape_untrusted(str(view.checkpoint))}: enter traces it", "quiet"
     return "no checkpoint yet" + (": w writes one" if training.is_under_way else ""), "quiet"
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from apr_tui.render.pair import verdict_spans
-from apr_tui.style import Rows, Span, foreign, plain, wrap
+from apr_tui.style import Rows, Span, escape_untrusted, to_terminal_charset, wrap
 from core.model.stages import Place, place_text
 from core.proof.check_result import Check
 from core.proof.verdict import Comparison, Doubt, Verdict
 from core.system.numbers import short
-from core.trace.measures import BAD_FACTOR, CLEAR, MIN_NMSE_FLOOR, MIN_REL_L2_FLOOR, SAME, LocalError
+from core.trace.measures import BAD_FACTOR, MIN_NMSE_FLOOR, MIN_REL_L2_FLOOR, NOISE_MULTIPLE, PROOF_MULTIPLE, LocalError
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
@@ -52,7 +52,8 @@ def pair_card(found: Comparison, width: int) -> Rows:
     rows = (
         ("measured", found.measured, "|b - a| / |a| of the worst token"),
         ("floor", found.floor, FLOORS[found.floor == MIN_REL_L2_FLOOR]),
-        ("multiple", found.multiple, f"x the floor; the same up to {SAME:g}, differs above {CLEAR:g}"),
+        ("multiple", found.multiple,
+         f"x the floor; the same up to {NOISE_MULTIPLE:g}, differs above {PROOF_MULTIPLE:g}"),
     )
     if found.measured is not None:
         lines += [[], *(_row(name, short(number), text) for name, number, text in rows)]
@@ -66,9 +67,9 @@ def pair_card(found: Comparison, width: int) -> Rows:
 def check_spans(check: Check) -> list[Span]:
     """The verdict of a check in one line: glyph, word, place."""
     if check.doubt is not None:
-        return [(f" ? {check.verdict}", "watch"), (f"  {foreign(check.trace.name)}", "text")]
+        return [(f" ? {check.verdict}", "watch"), (f"  {escape_untrusted(check.trace.name)}", "text")]
     if check.first is None:
-        return [(" . PASS", "a"), (f"  {foreign(check.trace.name)} computes what its weights say", "text")]
+        return [(" . PASS", "a"), (f"  {escape_untrusted(check.trace.name)} computes what its weights say", "text")]
     token, channel = check.spot
     spans: list[Span] = [(" X FAIL", "bad"), (f"  first {place_text(check.first)}", "title")]
     where = [f"{name} {at}" for name, at in (("token", token), ("ch", channel)) if at is not None]
@@ -115,7 +116,7 @@ def check_changes(check: Check) -> tuple[str, ...]:
 
 def pair_changes(found: Comparison) -> tuple[str, ...]:
     """What would turn the verdict of a comparison."""
-    differs = f"a cell above {CLEAR:g} x its floor: H2, or H3 where a declared choice explains it"
+    differs = f"a cell above {PROOF_MULTIPLE:g} x its floor: H2, or H3 where a declared choice explains it"
     if found.verdict in (Verdict.AGREE, Verdict.H1):
         return (differs, LONGER)
     if found.verdict is Verdict.NOT_COMPARABLE:
@@ -124,8 +125,8 @@ def pair_changes(found: Comparison) -> tuple[str, ...]:
         return ("the same choice on both sides (quant type, --compute, device): what still differs then is a bug",)
     within: tuple[str, ...] = ()
     if found.floor:
-        within = (f"a distance of at most {short(CLEAR * found.floor)} there is INCONCLUSIVE, of at most "
-                  f"{short(SAME * found.floor)} the same",)
+        within = (f"a distance of at most {short(PROOF_MULTIPLE * found.floor)} there is INCONCLUSIVE, of at most "
+                  f"{short(NOISE_MULTIPLE * found.floor)} the same",)
     if found.verdict is Verdict.INCONCLUSIVE:
         return CHANGES.get(found.why or "") or within or CHANGES[Doubt.STATISTICS]
     right: tuple[str, ...] = ()
@@ -142,15 +143,15 @@ def _row(name: str, number: str, text: str) -> list[Span]:
 def _list(title: str, texts: Iterable[str], width: int) -> Rows:
     lines: Rows = [[], [(f" {title}", "title")]]
     for text in texts:
-        parts = wrap(plain(foreign(text)), max(width - 6, 10))
+        parts = wrap(to_terminal_charset(escape_untrusted(text)), max(width - 6, 10))
         lines += [[(("  - " if i == 0 else "    ") + part, "text")] for i, part in enumerate(parts)]
     return lines
 
 
 def _side(side: str, trace: Trace, name: str) -> Rows:
     facts = trace.facts
-    known = ", ".join(foreign(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
+    known = ", ".join(escape_untrusted(str(f)) for f in (facts.engine, facts.arch, facts.compute, facts.device) if f)
     heading: list[Span] = [(f" {side}", name)] if side else []
-    return [[], [*heading, (f" {foreign(trace.name)}", "title")],
+    return [[], [*heading, (f" {escape_untrusted(trace.name)}", "title")],
             [(f"    {known}, {len(trace.tokens)} tokens", "text")],
             [(f"    {WITNESS[trace.observed_equals_unobserved]}", "text")]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.keys import CHECK, bindings
+from apr_tui.keys import CHECK_KEYS, bindings
 from apr_tui.render.check import cell_spans, note_lines
 from apr_tui.render.help import CHECK_MEANINGS
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
@@ -16,7 +16,7 @@ from apr_tui.render.verdict_card import check_card, nearest
 from apr_tui.request import Request
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
-from apr_tui.style import Rows, Span, crop, foreign, spans_width
+from apr_tui.style import Rows, Span, crop, escape_untrusted, spans_width
 from apr_tui.view_models.check import CheckView
 from apr_tui.workers.jobs import check_job
 from apr_tui.workers.run import Frame
@@ -33,8 +33,8 @@ HAS_NO_SCOPE = "a local error is that of its stage's worst token, so it has no s
 class CheckScreen(VerdictScreen):
     """One check, from the first stage to the verdict."""
 
-    BINDINGS = bindings(CHECK)
-    kind = CHECK
+    BINDINGS = bindings(CHECK_KEYS)
+    kind = CHECK_KEYS
     job = "check"
     view: CheckView
 
@@ -45,11 +45,11 @@ class CheckScreen(VerdictScreen):
 
     # what the frame asks
 
-    def grow(self, frame: Frame) -> set[int]:
+    def update_view(self, frame: Frame) -> set[int]:
         """Take the errors so far."""
-        return self.view.grow(frame.errors, frame.cells.get("", {}), frame.n_layer)
+        return self.view.update(frame.errors, frame.cells.get("", {}), frame.n_layer)
 
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of an export."""
         if kind == "export":
             self.note = export_note(result, error)
@@ -58,7 +58,7 @@ class CheckScreen(VerdictScreen):
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
             self.seconds, self.note = self.console.run_seconds, None
-            self.view.finish(result)
+            self.view.set_result(result)
             if any(stage_named(stage).detail for _, stage in self.view.bad()) and not self.has_detail:
                 self.action_detail()  # else what is bad would not be in view
             place = result.first or nearest(result)
@@ -79,9 +79,9 @@ class CheckScreen(VerdictScreen):
         front: list[Span] = [*planted_spans(self.planted), (" check ", "quiet")]
         device = (check.trace.facts.device if check else None) or self.request.settings.device
         compute = self.request.settings.compute
-        middle: list[Span] = [(f"  {foreign(device)}  {compute}  ", "text"), (self.view.metric, "title")]
+        middle: list[Span] = [(f"  {escape_untrusted(device)}  {compute}  ", "text"), (self.view.metric, "title")]
         room = width - spans_width([*front, *middle]) - cell_len(right) - 1
-        if room > cell_len(foreign(self.path.name)) + len(AGAINST):
+        if room > cell_len(escape_untrusted(self.path.name)) + len(AGAINST):
             middle.insert(1, (AGAINST, "quiet"))
         name, = fit_names([self.path.name], room, 6)
         return push_right([*front, (name, "title"), *middle], right, width)
@@ -116,7 +116,7 @@ class CheckScreen(VerdictScreen):
         self.note, self.progress, self.seconds, self.end, self.at = None, None, None, "", 0
         self.view.clear()
         self.grid.is_following = True
-        self.console.run_job(self, self.job, check_job(self.request, self.path, self.console.door_source))
+        self.console.run_job(self, self.job, check_job(self.request, self.path, self.console.get_session))
         self.show_all()
 
     def action_open(self) -> None:
@@ -125,7 +125,7 @@ class CheckScreen(VerdictScreen):
             self.console.show_layer(self, self.has_detail)
 
     def action_finding(self, step: int) -> None:
-        """Walk the bad stages."""
+        """Step through the bad stages."""
         bad = self.view.bad()
         if not bad:
             self.say("no stage is bad" if self.view.check else "no stage is bad so far", "quiet")
@@ -149,5 +149,5 @@ class CheckScreen(VerdictScreen):
         if check is None:
             self.say("There is nothing to export yet: the check has to end first.", "watch")
             return
-        out = self.console.door_source().default_out(check.trace)
+        out = self.console.get_session().default_out(check.trace)
         self.console.ask_export(self, self.request, check, out.with_name(f"{out.name}-check"))

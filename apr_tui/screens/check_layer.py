@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_tui.keys import CHECKED, bindings
+from apr_tui.keys import CHECK_LAYER_KEYS, bindings
 from apr_tui.render.check import layer_header, layer_row, stage_lines
 from apr_tui.render.stage import rule
 from apr_tui.screens.layer import LayerScreen
-from apr_tui.style import Rows, Span, foreign
+from apr_tui.style import Rows, Span, escape_untrusted
 from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
 
 
-class CheckedLayer(LayerScreen):
+class CheckLayerScreen(LayerScreen):
     """The local errors of one layer, and under them all that is known of the chosen stage."""
 
-    BINDINGS = bindings(CHECKED)
-    kind = CHECKED
+    BINDINGS = bindings(CHECK_LAYER_KEYS)
+    kind = CHECK_LAYER_KEYS
     under: CheckScreen
     view: CheckView
 
@@ -40,7 +40,7 @@ class CheckedLayer(LayerScreen):
 
     def open_title(self) -> str:
         """Title of the page of one stage."""
-        return f"{foreign(self.under.path.name)}  {place_text(self.place)}"
+        return f"{escape_untrusted(self.under.path.name)}  {place_text(self.place)}"
 
     def open_lines(self, place: Place, width: int) -> Rows:
         """The page of one stage."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from apr_tui.keys import PAIR, bindings
+from apr_tui.keys import PAIR_KEYS, bindings
 from apr_tui.render.help import PAIR_MEANINGS
 from apr_tui.render.pair import cause, verdict_spans
 from apr_tui.render.status import error_note, export_note, seconds_text
@@ -16,7 +16,7 @@ from apr_tui.render.verdict_card import pair_card
 from apr_tui.request import Request
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
-from apr_tui.style import STATES, Rows, Span, foreign, plain, spans_width, wrap
+from apr_tui.style import STATES, Rows, Span, escape_untrusted, spans_width, to_terminal_charset, wrap
 from apr_tui.view_models.pair import PairView
 from apr_tui.workers.jobs import bisect_job, pair_job
 from apr_tui.workers.run import Frame
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class CompareScreen(VerdictScreen):
     """One comparison, from both traces to the verdict, and its bisection."""
 
-    BINDINGS = bindings(PAIR)
-    kind = PAIR
+    BINDINGS = bindings(PAIR_KEYS)
+    kind = PAIR_KEYS
     job = "pair"
     view: PairView
 
@@ -48,11 +48,11 @@ class CompareScreen(VerdictScreen):
 
     # what the frame asks
 
-    def grow(self, frame: Frame) -> set[int]:
+    def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far; before the verdict A's are shown."""
-        return self.view.grow(frame.cells, frame.n_layer)
+        return self.view.update(frame.cells, frame.n_layer)
 
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of a bisection or an export."""
         if kind == "export":
             self.note = export_note(result, error)
@@ -65,7 +65,7 @@ class CompareScreen(VerdictScreen):
             self.seconds, self.note = self.console.run_seconds, None
             self.bisection = result if kind == "bisect" else None
             found: Comparison = result.comparison if kind == "bisect" else result
-            self.view.finish(found)
+            self.view.set_result(found)
             self.view.metric = "rel_l2" if found.cells else "A"
             if self.grid.is_following and found.first is not None:
                 self.go_to(found.first)
@@ -102,12 +102,13 @@ class CompareScreen(VerdictScreen):
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
         lines: Rows = [verdict_spans(found, width)]
         if self.bisection is not None and self.bisection.ladder is not None:
-            lines += [[(f"   {part}", "text")] for part in wrap(plain(foreign(self.bisection.sentence)), width - 4)]
+            lines += [[(f"   {part}", "text")]
+                      for part in wrap(to_terminal_charset(escape_untrusted(self.bisection.sentence)), width - 4)]
             return [*lines, [("   b", "key"), (" shows the ladder of grafts", "quiet")]]
-        reasons = [part for reason in found.reasons for part in wrap(foreign(reason), width - 4)]
+        reasons = [part for reason in found.reasons for part in wrap(escape_untrusted(reason), width - 4)]
         lines += [[(f"   {part}", "text")] for part in reasons[:3]]
         if len(reasons) > 3:
-            lines[-1] = [*lines[-1][:1], (plain(" …"), "quiet")]
+            lines[-1] = [*lines[-1][:1], (to_terminal_charset(" …"), "quiet")]
         return lines
 
     def cell_spans(self, width: int) -> list[Span]:
@@ -155,7 +156,7 @@ class CompareScreen(VerdictScreen):
         self.note, self.progress, self.seconds, self.end = None, None, None, ""
         self.view.clear()
         self.view.metric, self.bisection = "A", None
-        self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.door_source))
+        self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.get_session))
 
     def action_open(self) -> None:
         """The layer's stages: local and inherited error, floor, cause."""
@@ -168,11 +169,11 @@ class CompareScreen(VerdictScreen):
             self._show_ladder(self.bisection)
         elif self.comparison is None:
             self.say("There is no verdict yet: the comparison has to end first.", "watch")
-        elif any(self.console.door_source().is_bundle(path) for path in (self.a, self.b)):
+        elif any(self.console.get_session().is_bundle(path) for path in (self.a, self.b)):
             self.say("A bundle cannot be run with a graft. Bisect the model files: apr-tui bisect A B.", "watch")
         else:
             self.note, self.progress = None, None
-            self.console.run_job(self, "bisect", bisect_job(self.request, self.a, self.b, self.console.door_source))
+            self.console.run_job(self, "bisect", bisect_job(self.request, self.a, self.b, self.console.get_session))
             self.show_lines()
 
     def _show_ladder(self, found: Bisection) -> None:
@@ -182,7 +183,7 @@ class CompareScreen(VerdictScreen):
             self.console.show_ladder(self, found)
 
     def action_finding(self, step: int) -> None:
-        """Walk the cells that differ."""
+        """Step through the cells that differ."""
         places = self.view.odd(self.grid.columns)
         if places:
             self.go_to(self.step(places, step))
@@ -202,7 +203,7 @@ class CompareScreen(VerdictScreen):
         if self.comparison is None:
             self.say("There is nothing to export yet: the comparison has to end first.", "watch")
             return
-        out = self.console.door_source().default_out(self.comparison.a)
+        out = self.console.get_session().default_out(self.comparison.a)
         word = "pair" if self.bisection is None else "bisect"
         shown = self.bisection or self.comparison
         self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

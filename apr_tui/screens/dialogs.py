@@ -16,7 +16,7 @@ from textual.suggester import Suggester
 from textual.widgets import Input
 
 from apr_tui.request import typed_path
-from apr_tui.style import Span, foreign, wrap
+from apr_tui.style import Span, escape_untrusted, wrap
 from apr_tui.widgets.lines import Lines
 
 
@@ -66,7 +66,7 @@ class AskScreen(ModalScreen[str | None]):
 
     def on_mount(self) -> None:
         """Show the label and the hint."""
-        self.query_one("#label", Lines).show([[(f" {foreign(self.label)}", "title")]])
+        self.query_one("#label", Lines).show([[(f" {escape_untrusted(self.label)}", "title")]])
         keys = "tab completes, " if self.is_path else ""
         self.query_one("#hint", Lines).show([[(f" {self.hint}", "quiet"), (f"  {keys}enter, esc", "rule")]])
 
@@ -97,7 +97,7 @@ class ConfirmScreen(ModalScreen[bool]):
 
     def on_mount(self) -> None:
         """Show the question."""
-        question = wrap(foreign(self.question), self.app.size.width - 2)
+        question = wrap(escape_untrusted(self.question), self.app.size.width - 2)
         answers: list[Span] = [(" y", "key"), (f" {self.yes}   ", "quiet"), ("any other key", "key"), (" no", "quiet")]
         self.query_one("#label", Lines).show([*([(f" {line}", "watch")] for line in question), answers])
 

@@ -13,12 +13,12 @@ from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
 from apr_tui.screens.page import BaseScreen
-from apr_tui.style import Rows, Span, bar, foreign, plain, wrap
+from apr_tui.style import Rows, Span, bar, escape_untrusted, to_terminal_charset, wrap
 from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
 from apr_tui.widgets.overview import Overview
 from apr_tui.workers.run import Frame
-from core.model.stages import GRID, parse_scope, read_whole, stage_named
+from core.model.stages import GRID_STAGES, parse_scope, read_whole, stage_named
 from core.system.errors import UsageError
 
 MIN_WIDTH, MIN_HEIGHT = 40, 11
@@ -54,8 +54,8 @@ class GridScreen(BaseScreen):
         self._strip_drawn = 0.0
         self.head, self.notes = Lines("title", 1), Lines("notes", NOTE_LINES)
         self.foot, self.small = Lines("foot", 3), Lines("small", 1)
-        self.grid = GridView(view, GRID, id="grid")
-        self.overview = Overview(view, GRID, id="overview")
+        self.grid = GridView(view, GRID_STAGES, id="grid")
+        self.overview = Overview(view, GRID_STAGES, id="overview")
 
     def compose(self) -> ComposeResult:
         """Title, grid beside overview, notes, foot; or nothing but that it is too small."""
@@ -115,7 +115,7 @@ class GridScreen(BaseScreen):
         if frame.kind != self.job:  # an export or a search for hints measures nothing
             self.show_lines()
             return
-        rows = self.grow(frame)
+        rows = self.update_view(frame)
         self.grid.show_rows(rows)
         if frame.latest is not None and frame.latest[0] is not None:
             self.grid.follow(frame.latest[0], frame.latest[1])
@@ -131,12 +131,12 @@ class GridScreen(BaseScreen):
         spans: list[Span] = [(f" {SPIN[int(seconds * 4) % 4]} ", "a")]
         layer = frame.latest[0] if frame is not None and frame.latest is not None else None
         if frame is None or layer is None or not frame.n_layer:
-            spans.append((foreign(frame.phase if frame else "starting"), "text"))
+            spans.append((escape_untrusted(frame.phase if frame else "starting"), "text"))
         else:
             done = sum(stage == "output" for cells in frame.cells.values() for _, stage in cells)
             share = done / (frame.n_layer * max(len(frame.cells), 1))
             spans += [(f"layer {layer} of {frame.n_layer} ", "text"), (bar(share, 20), "a"), (f" {share:4.0%}", "text")]
-        return [*spans, (plain(f" · {seconds:.0f} s · "), "quiet"), ("esc", "key"), (" cancels", "quiet")]
+        return [*spans, (to_terminal_charset(f" · {seconds:.0f} s · "), "quiet"), ("esc", "key"), (" cancels", "quiet")]
 
     def _show_strip(self, is_running: bool) -> None:
         """Draw the overview again, while it runs not at every cell."""
@@ -151,11 +151,11 @@ class GridScreen(BaseScreen):
         """The bug that was planted on purpose; not yet safe to show."""
         raise NotImplementedError
 
-    def grow(self, frame: Frame) -> set[int]:
+    def update_view(self, frame: Frame) -> set[int]:
         """Take the frame's numbers; returns the rows that changed."""
         raise NotImplementedError
 
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the end of a job that this screen started."""
         raise NotImplementedError
 
@@ -186,7 +186,7 @@ class GridScreen(BaseScreen):
         self.note = (text, name)
         self.show_lines()
 
-    def hush(self) -> None:
+    def clear_note(self) -> None:
         """Take the message away."""
         if self.note is not None:
             self.note = None
@@ -206,7 +206,7 @@ class GridScreen(BaseScreen):
 
     def action_metric(self) -> None:
         """Next metric."""
-        self.view.look(metric=self.view.next_metric())
+        self.view.select(metric=self.view.next_metric())
         self.show_all()
 
     def action_scope(self) -> None:
@@ -215,7 +215,7 @@ class GridScreen(BaseScreen):
 
     def set_scope(self, scope: str) -> None:
         """Show the numbers at a scope."""
-        self.view.look(scope=scope)
+        self.view.select(scope=scope)
         self.scope_changed()
         self.show_all()
 

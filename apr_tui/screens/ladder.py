@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.keys import LADDER, bindings
+from apr_tui.keys import LADDER_KEYS, bindings
 from apr_tui.render.stage import beside
 from apr_tui.render.status import export_note
 from apr_tui.screens.page import PageScreen
-from apr_tui.style import Rows, bar, foreign, plain, wrap
+from apr_tui.style import Rows, bar, escape_untrusted, to_terminal_charset, wrap
 from apr_tui.workers.run import Frame
 from core.model.stages import place_order, place_text
-from core.proof.verdict import RECOVERED, Bisection, Ladder, Rung
+from core.proof.verdict import RECOVERED, Bisection, LayerBisection, PatchResult
 from core.system.numbers import short
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ LEAST = -9.99  # a graft may also take the logits further away; beyond this only
 class LadderScreen(PageScreen):
     """The ladder over the comparison; e writes the whole bisection, the reproducer too."""
 
-    BINDINGS = bindings(LADDER)
-    kind = LADDER
+    BINDINGS = bindings(LADDER_KEYS)
+    kind = LADDER_KEYS
 
     def __init__(self, under: CompareScreen, found: Bisection) -> None:
-        title = f"A {foreign(under.a.name)}  B {foreign(under.b.name)}  grafts of B into A"
+        title = f"A {escape_untrusted(under.a.name)}  B {escape_untrusted(under.b.name)}  grafts of B into A"
         super().__init__(title, lambda width: ladder_lines(found, width), under.planted)
         self.under, self.found = under, found
         self.note: tuple[str, str] | None = None
@@ -50,7 +50,7 @@ class LadderScreen(PageScreen):
         """An export measures nothing."""
         self.show_lines()
 
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the end of an export."""
         self.note = export_note(result, error)
         self.show_lines()
@@ -68,7 +68,7 @@ class LadderScreen(PageScreen):
 
     def action_export(self) -> None:
         """Write the comparison, the ladder and the reproducer."""
-        out = self.console.door_source().default_out(self.found.comparison.a)
+        out = self.console.get_session().default_out(self.found.comparison.a)
         self.console.ask_export(self, self.under.request, self.found, out.with_name(f"{out.name}-bisect"))
 
     def action_back(self) -> None:
@@ -79,11 +79,12 @@ class LadderScreen(PageScreen):
 
 def ladder_lines(found: Bisection, width: int) -> Rows:
     """The sentence, then the rungs: layers, then the stages of the layer where the cause lies."""
-    lines: Rows = [*([(f" {part}", "text")] for part in wrap(plain(foreign(found.sentence)), width - 2))]
+    lines: Rows = [*([(f" {part}", "text")]
+                     for part in wrap(to_terminal_charset(escape_untrusted(found.sentence)), width - 2))]
     ladder = found.ladder
     if ladder is None:
         return [*lines, [], [(" no graft was tried: no cell differs", "quiet")]]
-    lines += [[], *([(f" {part}", "quiet")] for part in wrap(_says(ladder), width - 2))]
+    lines += [[], *([(f" {part}", "quiet")] for part in wrap(_sentence(ladder), width - 2))]
     groups = (
         ("halving", [r for r in ladder.rungs if r.place[1] == "output"]),
         ("whole model", [r for r in ladder.rungs if r.place[0] is None]),
@@ -95,7 +96,7 @@ def ladder_lines(found: Bisection, width: int) -> Rows:
     return lines + [line for one in lists for line in [[], *one]]
 
 
-def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Rows:
+def _rungs(title: str, rungs: Sequence[PatchResult], ladder: LayerBisection) -> Rows:
     best = ladder.best()
     lines: Rows = [[(f" {title:<13}", "title"), (f"{'back':>6} {'':<{BAR}} KL left", "quiet")]]
     for rung in sorted(rungs, key=lambda r: place_order(r.place)):
@@ -111,7 +112,7 @@ def _rungs(title: str, rungs: Sequence[Rung], ladder: Ladder) -> Rows:
     return lines
 
 
-def _says(ladder: Ladder) -> str:
+def _sentence(ladder: LayerBisection) -> str:
     says = f"Without a graft, B's next token is {short(ladder.kl)} nats (KL) from A's."
     if ladder.kl == 0:
         return "A and B give the same next token's distribution: what differs does not reach it on this prompt."

@@ -13,7 +13,7 @@ from apr_tui.render.stage import rule
 from apr_tui.screens.page import BaseScreen, PageScreen
 from apr_tui.style import Rows, Span
 from apr_tui.widgets.lines import Lines
-from core.model.stages import GRID, STAGES, Place
+from core.model.stages import GRID_STAGES, STAGES, Place
 from core.system.errors import AprError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LayerScreen(BaseScreen):
             if stage.whole:
                 if (self.at_layer == 0) if stage.name == "embedding" else last:
                     found.append((None, stage.name))
-            elif stage.name in GRID or (self.has_detail and (
+            elif stage.name in GRID_STAGES or (self.has_detail and (
                     not stage.special or (self.at_layer, stage.name) in self.view.known)):
                 found.append((self.at_layer, stage.name))
         return found
@@ -107,7 +107,7 @@ class LayerScreen(BaseScreen):
         """The weights behind a stage; none where a bundle is shown."""
         model = self.model()
         try:
-            return self.console.door_source().weights_behind(model, *place) if model is not None else ()
+            return self.console.get_session().weights_behind(model, *place) if model is not None else ()
         except AprError:
             return ()
 

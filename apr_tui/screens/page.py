@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 from textual.app import ComposeResult
 from textual.screen import Screen
 
-from apr_tui.keys import PAGE, bindings, hint_spans
+from apr_tui.keys import PAGE_KEYS, bindings, hint_spans
 from apr_tui.render.help import help_build
 from apr_tui.render.title import planted_spans
-from apr_tui.style import Span, foreign
+from apr_tui.style import Span, escape_untrusted
 from apr_tui.widgets.lines import Lines
 from apr_tui.widgets.page import Build, Page
 
@@ -43,7 +43,7 @@ class BaseScreen(Screen[None]):
     def action_copy(self) -> None:
         """Copy the command."""
         self.app.copy_to_clipboard(self.command())
-        self.say(f"copied: {foreign(self.command())}")
+        self.say(f"copied: {escape_untrusted(self.command())}")
 
     def action_back(self) -> None:
         """Leave the screen."""
@@ -57,8 +57,8 @@ class BaseScreen(Screen[None]):
 class PageScreen(BaseScreen):
     """A title over a page."""
 
-    BINDINGS = bindings(PAGE)
-    kind = PAGE
+    BINDINGS = bindings(PAGE_KEYS)
+    kind = PAGE_KEYS
 
     def __init__(self, title: str, build: Build, planted: str | None = None) -> None:
         super().__init__()

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from apr_tui.keys import GRID, bindings
+from apr_tui.keys import GRID_KEYS, bindings
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.trace import cell_spans, note_lines
 from apr_tui.request import Request, read_prompt, typed_path, write_prompt
 from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
-from apr_tui.style import Rows, Span, crop, fit, foreign, plain, spans_width
+from apr_tui.style import Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset
 from apr_tui.view_models.trace import TraceView
 from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
@@ -28,8 +28,8 @@ SHORT_NAME = 6  # columns of a model's name that are always shown
 class TraceScreen(GridScreen):
     """One trace: from the first event to the finding's sentence."""
 
-    BINDINGS = bindings(GRID)
-    kind = GRID
+    BINDINGS = bindings(GRID_KEYS)
+    kind = GRID_KEYS
     job = "trace"
     view: TraceView
 
@@ -51,7 +51,7 @@ class TraceScreen(GridScreen):
         self.view.clear()
         self.grid.is_following = True
         self.grid.row = self.grid.column = 0
-        self.console.run_job(self, "trace", trace_job(request, self.console.door_source))
+        self.console.run_job(self, "trace", trace_job(request, self.console.get_session))
         self.show_all()
 
     @property
@@ -62,17 +62,17 @@ class TraceScreen(GridScreen):
 
     # what the frame asks
 
-    def grow(self, frame: Frame) -> set[int]:
+    def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far."""
         self.known |= frame.known
         self.view.tokens, self.view.generated = frame.tokens, frame.generated
-        return self.view.grow(frame.cells.get("", {}), frame.n_layer)
+        return self.view.update(frame.cells.get("", {}), frame.n_layer)
 
-    def ended(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the end of a trace, of an export, or of a search for hints."""
         if kind == "hints":
             if error is None:
-                self.view.look(findings=result)
+                self.view.select(findings=result)
         elif kind == "export":
             self.note = export_note(result, error)
         elif error is not None:
@@ -84,9 +84,9 @@ class TraceScreen(GridScreen):
             self.traced = result
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
-            self.view.finish(result.trace, result.findings)
+            self.view.set_result(result.trace, result.findings)
             if result.bundle is not None:  # it may lack the scope that was asked for
-                self.view.look(scope=result.scope)
+                self.view.select(scope=result.scope)
             elif result.scope != self.view.scope:  # it was changed while the trace ran
                 self.scope_changed()
             if self.grid.is_following and self.view.findings:
@@ -109,11 +109,12 @@ class TraceScreen(GridScreen):
         seconds = self.console.busy_seconds() if is_running else self.seconds
         right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
-            (f"  {foreign(arch)}  {foreign(device)}  {foreign(compute)}  ", "text"), ("scope ", "quiet"),
+            (f"  {escape_untrusted(arch)}  {escape_untrusted(device)}  {escape_untrusted(compute)}  ", "text"),
+            ("scope ", "quiet"),
             (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
         front, room = planted_spans(self.planted), width - spans_width(middle) - cell_len(right) - 1
-        if front and spans_width(front) + min(cell_len(foreign(self.model_name)), SHORT_NAME) > room:
+        if front and spans_width(front) + min(cell_len(escape_untrusted(self.model_name)), SHORT_NAME) > room:
             front = [(" PLANTED ", "planted")]  # export, and a wider screen, say what
         name, = fit_names([self.model_name], room - spans_width(front), SHORT_NAME)
         return push_right([*front, (f" {name}", "title"), *middle], right, width)
@@ -136,26 +137,26 @@ class TraceScreen(GridScreen):
             return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
         tokens = self.view.tokens
         is_text = self.request.prompt.tokens is None and self.request.bundle is None
-        asked = f'"{foreign(self.request.prompt.text)}"' if is_text else "tokens"
+        asked = f'"{escape_untrusted(self.request.prompt.text)}"' if is_text else "tokens"
         spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
-        spans.append((plain(f" · {count}"), "quiet"))
+        spans.append((to_terminal_charset(f" · {count}"), "quiet"))
         right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
         if self.view.generated:
-            spans += [(plain(" → "), "quiet"), (foreign(self.view.generated), "a")]
+            spans += [(to_terminal_charset(" → "), "quiet"), (escape_untrusted(self.view.generated), "a")]
         elif self.traced is not None and self.traced.trace.top:
-            spans.append((plain(" → next "), "quiet"))
+            spans.append((to_terminal_charset(" → next "), "quiet"))
             top = self.traced.trace.top
-            spans += [(foreign(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
+            spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
         return [*crop(spans, width - len(right[0])), right]
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
         self.request = self.request.with_scope(self.view.scope)
         if self.traced is not None:
-            self.view.look(findings=())
+            self.view.select(findings=())
             self.console.run_job(self, "hints", hints_job(
-                self.traced.trace, self.view.scope, self.view.threshold, self.console.door_source))
+                self.traced.trace, self.view.scope, self.view.threshold, self.console.get_session))
 
     def command(self) -> str:
         """The command that gives these numbers without a screen."""
@@ -173,7 +174,7 @@ class TraceScreen(GridScreen):
         if self.console.cancel_job():
             self.say("cancelling ...", "watch")
         else:
-            self.hush()
+            self.clear_note()
 
     def action_open(self) -> None:
         """Open the layer."""
@@ -181,7 +182,7 @@ class TraceScreen(GridScreen):
             self.console.show_layer(self)
 
     def action_finding(self, step: int) -> None:
-        """Walk the findings."""
+        """Step through the findings."""
         self.note = None
         if self.view.findings:
             self.view.finding = (self.view.finding + step) % len(self.view.findings)
@@ -210,7 +211,7 @@ class TraceScreen(GridScreen):
         if path is None:
             self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
             return
-        other = self.console.door_source().sibling(path) if self.traced and self.traced.path else None
+        other = self.console.get_session().sibling(path) if self.traced and self.traced.path else None
         if other is not None:
             self.console.show_pair(self.request, path, other)
             return
@@ -225,7 +226,7 @@ class TraceScreen(GridScreen):
         bundle = self.traced.bundle if self.traced else self.request.bundle
         if bundle is not None:
             command = shlex.join(["apr-tui", "check", str(bundle), "--model"])
-            self.say(f"A bundle is checked against its model's weights: {foreign(command)} FILE", "watch")
+            self.say(f"A bundle is checked against its model's weights: {escape_untrusted(command)} FILE", "watch")
         elif self.request.path is None:
             self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
         else:
@@ -236,7 +237,7 @@ class TraceScreen(GridScreen):
         if self.traced is None:
             self.say("There is nothing to export yet: the trace has to end first.", "watch")
             return
-        out = self.console.door_source().default_out(self.traced.trace)
+        out = self.console.get_session().default_out(self.traced.trace)
         self.console.ask_export(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
 
     def action_train(self) -> None:
@@ -255,7 +256,7 @@ class TraceScreen(GridScreen):
             ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
             known = tuple(i for i in ids if i is not None)
             if not known or len(known) < len(ids):
-                self.say(f"{foreign(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
+                self.say(f"{escape_untrusted(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
                 return
             prompt = replace(self.request.prompt, tokens=known)
         else:

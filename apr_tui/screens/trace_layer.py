@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_tui.keys import DRILL, bindings
+from apr_tui.keys import LAYER_KEYS, bindings
 from apr_tui.render.stage import (
     beside,
     channel_lines,
@@ -18,7 +18,7 @@ from apr_tui.render.stage import (
     why_lines,
 )
 from apr_tui.screens.layer import LayerScreen
-from apr_tui.style import Rows, Span, foreign
+from apr_tui.style import Rows, Span, escape_untrusted
 from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 LEFT = 39  # columns of the tokens, of 80; half of a wider screen
 
 
-class DrillScreen(LayerScreen):
+class TraceLayerScreen(LayerScreen):
     """One layer of the trace under it."""
 
-    BINDINGS = bindings(DRILL)
-    kind = DRILL
+    BINDINGS = bindings(LAYER_KEYS)
+    kind = LAYER_KEYS
     under: TraceScreen
 
     def table_header(self, width: int) -> list[Span]:
@@ -69,7 +69,7 @@ class DrillScreen(LayerScreen):
 
     def open_title(self) -> str:
         """Title of the page of one stage."""
-        return f"{foreign(self.under.model_name)}  {place_text(self.place)}"
+        return f"{escape_untrusted(self.under.model_name)}  {place_text(self.place)}"
 
     def open_lines(self, place: Place, width: int) -> Rows:
         """Everything about a stage."""

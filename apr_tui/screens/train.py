@@ -1,4 +1,5 @@
-"""The training screen: a run's charts, GPU, gates and gradients, and a person's wishes for it. No torch, no numbers.
+"""The training screen: a run's charts, GPU, gates and gradients, and the keys that pause, save or stop it. No torch,
+no numbers.
 
 It shows a run of this console or, read-only, one that another process writes. Leaving the screen stops neither.
 """
@@ -12,14 +13,14 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
-from apr_tui.keys import TRAIN, bindings, hint_spans
+from apr_tui.keys import TRAIN_KEYS, bindings, hint_spans
 from apr_tui.render.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
 from apr_tui.render.train_state import age_text, phase_of, sentence_of, stall_text, state_of
 from apr_tui.screens.dialogs import ConfirmScreen
 from apr_tui.screens.grid import LONG_NOTE, show_small
 from apr_tui.screens.page import BaseScreen, PageScreen
 from apr_tui.screens.train_prompt import ask_training
-from apr_tui.style import Rows, Span, foreign, wrap
+from apr_tui.style import Rows, Span, escape_untrusted, wrap
 from apr_tui.view_models.gradients import COLUMNS, MEANINGS, GradView
 from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
@@ -36,8 +37,8 @@ SAVED_SOON = "a checkpoint is written after the step in flight"
 class TrainScreen(BaseScreen):
     """One run, from its first words to its gates."""
 
-    BINDINGS = bindings(TRAIN)
-    kind = TRAIN
+    BINDINGS = bindings(TRAIN_KEYS)
+    kind = TRAIN_KEYS
     DEFAULT_CSS: ClassVar[str] = """
     TrainScreen #charts { width: 1fr; }
     TrainScreen #grads { width: 28; }
@@ -62,13 +63,13 @@ class TrainScreen(BaseScreen):
         yield from (self.notes, self.foot, self.small)
 
     def on_mount(self) -> None:
-        """Show what is there, and hear of what comes."""
-        self.training.posts = self
+        """Show what is there, and subscribe to news."""
+        self.training.target = self
         self._show_body()
 
     def on_unmount(self) -> None:
-        """Hear no more; the run goes on."""
-        self.training.posts = None
+        """Unsubscribe; the run goes on."""
+        self.training.target = None
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay out for the size."""
@@ -147,7 +148,7 @@ class TrainScreen(BaseScreen):
             spans = [(f" {column}", "title"), (f"{at}: {MEANINGS[column]}", "quiet")]
         else:
             phase = phase_of(self.training)
-            spans = [(f" {foreign(phase)} ", "text")] if phase else []
+            spans = [(f" {escape_untrusted(phase)} ", "text")] if phase else []
             if view is not None and view.status == RUNNING and view.last_step_age_s is not None:
                 stall = stall_text(view) if not self.training.is_own else ""
                 spans += [(f" last step {age_text(view.last_step_age_s)} ago", "quiet"), (stall, "watch")]
@@ -183,7 +184,7 @@ class TrainScreen(BaseScreen):
     def action_pause(self) -> None:
         """Wait after the step in flight, or go on."""
         if self._is_mine():
-            pause = self.training.wishes.pause
+            pause = self.training.controls.pause
             (pause.clear if pause.is_set() else pause.set)()
             self.note = None
             self.show_all()
@@ -191,7 +192,7 @@ class TrainScreen(BaseScreen):
     def action_save(self) -> None:
         """Write a checkpoint after the step in flight."""
         if self._is_mine():
-            self.training.wishes.save.set()
+            self.training.controls.save.set()
             self.say(f"{SAVED_SOON}{' that follows the pause' if self.training.is_paused else ''}")
 
     def action_trace(self) -> None:
@@ -205,7 +206,7 @@ class TrainScreen(BaseScreen):
 
     def action_back(self) -> None:
         """Ask whether to stop our own run; else take the message away; else go back."""
-        if self.training.is_under_way and not self.training.wishes.stop.is_set():
+        if self.training.is_under_way and not self.training.controls.stop.is_set():
             question = "Stop this run after the step in flight? A checkpoint is written; it can go on later."
             self.app.push_screen(ConfirmScreen(question, "stop"), self._stop)
         elif self.note is not None:
@@ -238,16 +239,16 @@ class TrainScreen(BaseScreen):
             self.show_all()
 
     def _is_mine(self) -> bool:
-        """Whether there is a run here that a wish reaches; says why where there is none."""
+        """Whether this console controls the run; says why where it does not."""
         if not self.training.is_under_way:
             self.say("The run has ended; r asks for another." if self.training.is_own else WATCHED, "watch")
         return self.training.is_under_way
 
     def _replace(self, training: Training) -> None:
         """Show another run."""
-        self.training.posts = None
+        self.training.target = None
         self.training.leave(0.0)
         self.training = self.console.training = training
-        training.posts, self.note = self, None
+        training.target, self.note = self, None
         training.start()
         self.show_all()

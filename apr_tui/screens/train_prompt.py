@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from apr_tui.cli.commands import read_arguments
 from apr_tui.options import record_of
 from apr_tui.request import typed_path
-from apr_tui.style import foreign
+from apr_tui.style import escape_untrusted
 from apr_tui.workers.train import Training
 from core.system.errors import UsageError
 from core.train.config import TrainOptions
@@ -36,7 +36,7 @@ def ask_training(
         try:
             begin(read_line(text))
         except UsageError as error:
-            say(foreign(str(error)), "watch")
+            say(escape_untrusted(str(error)), "watch")
 
     console.ask("train", line, "options of apr-tui train; --watch DIR follows a run", answered)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apr_tui.screens.grid import GridScreen
-from core.model.stages import GRID, STAGES, Place, stage_named
+from core.model.stages import GRID_STAGES, STAGES, Place, stage_named
 
 
 class VerdictScreen(GridScreen):
@@ -24,7 +24,7 @@ class VerdictScreen(GridScreen):
     @property
     def has_detail(self) -> bool:
         """Whether the detail stages are columns too."""
-        return self.grid.columns != GRID
+        return self.grid.columns != GRID_STAGES
 
     @property
     def with_detail(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class VerdictScreen(GridScreen):
         """Show or hide the detail stages; the cursor stays at its stage, or goes to the next one that is shown."""
         row, stage = self.grid.place
         wide = self.with_detail
-        self.grid.columns = self.overview.columns = GRID if self.has_detail else wide
+        self.grid.columns = self.overview.columns = GRID_STAGES if self.has_detail else wide
         later = wide[wide.index(stage):]
         self.grid.row, self.grid.column = row, self.grid.columns.index(next(s for s in later if s in self.grid.columns))
         self.show_all()
@@ -68,6 +68,6 @@ class VerdictScreen(GridScreen):
         if self.console.owner is self and self.console.cancel_job():
             self.say("cancelling ...", "watch")
         elif self.note is not None:
-            self.hush()
+            self.clear_note()
         else:
             self.dismiss()

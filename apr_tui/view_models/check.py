@@ -40,7 +40,7 @@ class CheckView:
         """Layers of the model, as far as known."""
         return self._n_layer
 
-    def grow(self, errors: Mapping[Place, LocalError], cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
+    def update(self, errors: Mapping[Place, LocalError], cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
         """Take a newer snapshot; returns the rows that changed."""
         before = self.errors.keys() | self.unjudged
         self._take(errors, cells)
@@ -50,13 +50,13 @@ class CheckView:
             return set(range(self._n_layer))
         return rows
 
-    def finish(self, check: Check) -> None:
+    def set_result(self, check: Check) -> None:
         """Take the judged check."""
         self.check = check
         self._take(check.errors, check.trace.cells)
         self._n_layer = max(check.trace.facts.n_layer or 0, check.trace.n_layer)
 
-    def look(self, metric: str) -> None:
+    def select(self, metric: str) -> None:
         """Show another metric."""
         self.metric = metric
 
@@ -82,7 +82,7 @@ class CheckView:
         return shorten(self.number((row, column)), self.mark((row, column)))
 
     def bad(self) -> list[Place]:
-        """The bad places in order of computation, the whole model's among them: what n and p walk."""
+        """The bad places in order of computation, the whole model's among them: what n and p step through."""
         found = {place for place, error in self.errors.items() if error.is_bad}
         return sorted(found | self._by_itself(), key=place_order)
 

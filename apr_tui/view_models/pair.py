@@ -42,7 +42,7 @@ class PairView:
         """Layers of the deeper side."""
         return self._n_layer
 
-    def grow(self, cells: Mapping[str, Mapping[Place, Any]], n_layer: int | None) -> set[int]:
+    def update(self, cells: Mapping[str, Mapping[Place, Any]], n_layer: int | None) -> set[int]:
         """Take a newer snapshot of both sides; returns the rows that changed."""
         rows: set[int] = set()
         for side in self.sides:
@@ -54,13 +54,13 @@ class PairView:
             return set(range(n_layer))
         return rows
 
-    def finish(self, comparison: Comparison) -> None:
+    def set_result(self, comparison: Comparison) -> None:
         """Take the judged comparison."""
         self.comparison = comparison
         self.sides = {"A": comparison.a.cells, "B": comparison.b.cells}
         self._n_layer = max(comparison.a.n_layer, comparison.b.n_layer, self._n_layer)
 
-    def look(self, scope: str | None = None, metric: str | None = None) -> None:
+    def select(self, scope: str | None = None, metric: str | None = None) -> None:
         """Show another metric, or A, B and ratio at another scope."""
         self.scope, self.metric = scope or self.scope, metric or self.metric
 
@@ -88,7 +88,7 @@ class PairView:
         return shorten(self.number((row, column)), self.mark((row, column)))
 
     def odd(self, columns: Sequence[str]) -> list[Place]:
-        """Cells of these stages that differ or are unclear, in order of computation: what n and p walk."""
+        """Cells of these stages that differ or are unclear, in order of computation: what n and p step through."""
         cells = self.comparison.cells if self.comparison else {}
         odd = (p for p, d in cells.items() if d.state in (State.DIFFERS, State.UNCLEAR) and p[1] in columns)
         return sorted(odd, key=place_order)

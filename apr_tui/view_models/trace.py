@@ -47,7 +47,7 @@ class TraceView:
         """Layers of the model, as far as known."""
         return self._n_layer
 
-    def grow(self, cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
+    def update(self, cells: Mapping[Place, Any], n_layer: int | None) -> set[int]:
         """Take a newer snapshot; returns the rows that changed (every row where the depth became known)."""
         fresh = cells.keys() - self.cells.keys()
         self.cells = cells
@@ -66,14 +66,14 @@ class TraceView:
             return set(range(deepest))
         return rows
 
-    def finish(self, trace: Trace, findings: Sequence[Finding]) -> None:
+    def set_result(self, trace: Trace, findings: Sequence[Finding]) -> None:
         """Take the whole trace and its findings."""
         self.trace = trace
         self.cells, self.tokens = trace.cells, trace.tokens
         self._n_layer = max(trace.facts.n_layer or 0, trace.n_layer)
-        self.look(findings=findings)
+        self.select(findings=findings)
 
-    def look(
+    def select(
         self, scope: str | None = None, metric: str | None = None, findings: Sequence[Finding] | None = None,
     ) -> None:
         """Show another scope or metric of the same run, with the findings at that scope."""

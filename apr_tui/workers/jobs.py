@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from apr_tui.request import Request
 from apr_tui.session import GetSession
-from apr_tui.workers.run import Feed
+from apr_tui.workers.run import JobProgress
 
 if TYPE_CHECKING:
     from apr_tui.session import Result
@@ -32,33 +32,33 @@ class Traced:
     bundle: Path | None = None
 
 
-def trace_job(request: Request, get_session: GetSession) -> Callable[[Feed], Traced]:
+def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgress], Traced]:
     """Open what the request names (or build the demonstration) and trace it; a bundle is only read."""
 
-    def job(feed: Feed) -> Traced:
-        feed.say("starting")
+    def job(progress: JobProgress) -> Traced:
+        progress.say("starting")
         session = get_session()
         bundle, path, options = request.bundle, request.path, request.options
         if bundle is None and path is not None and session.is_bundle(path):
             bundle, path = path, None
         if bundle is not None:
-            feed.say("reading the bundle", name=bundle.name)
+            progress.say("reading the bundle", name=bundle.name)
             found = session.open_bundle(bundle)
             known = found.facts.scopes or (options.scope,)
             scope = options.scope if options.scope in known else known[0]
             return Traced(found, session.hints(found, scope, options.threshold), scope, bundle=bundle)
         if path is None:
-            feed.say("building the demonstration (once)", name="demo")
+            progress.say("building the demonstration (once)", name="demo")
             path = session.ensure_demo()[0]
-        feed.say("opening the file", name=path.name)
+        progress.say("opening the file", name=path.name)
         model = session.open_model(path)
         facts = session.arch_facts(model)
-        feed.emit_depth(facts.n_layer)
-        feed.say("loading torch", name=path.name, arch=facts.name, model=model)
+        progress.emit_depth(facts.n_layer)
+        progress.say("loading torch", name=path.name, arch=facts.name, model=model)
         # the screen shows any scope, also one that this prompt has no token of
-        trace = session.trace(request.source(path), request.prompt, replace(options, scope="all"), emit=feed.emit,
-                              cancelled=feed.cancelled)
-        feed.say("looking for spikes")
+        trace = session.trace(request.source(path), request.prompt, replace(options, scope="all"), emit=progress.emit,
+                              cancelled=progress.cancelled)
+        progress.say("looking for spikes")
         return Traced(trace, session.hints(trace, options.scope, options.threshold), options.scope, path, model)
 
     return job
@@ -66,51 +66,51 @@ def trace_job(request: Request, get_session: GetSession) -> Callable[[Feed], Tra
 
 def hints_job(
     trace: Trace, scope: str, threshold: float, get_session: GetSession,
-) -> Callable[[Feed], Sequence[Finding]]:
+) -> Callable[[JobProgress], Sequence[Finding]]:
     """Find the hints at another scope."""
-    return lambda feed: get_session().hints(trace, scope, threshold)
+    return lambda progress: get_session().hints(trace, scope, threshold)
 
 
-def pair_job(request: Request, a: Path, b: Path, get_session: GetSession) -> Callable[[Feed], Comparison]:
+def pair_job(request: Request, a: Path, b: Path, get_session: GetSession) -> Callable[[JobProgress], Comparison]:
     """Judge b against a; the planted bug, if any, is A's."""
 
-    def job(feed: Feed) -> Comparison:
-        feed.say(f"comparing {a.name} with {b.name}")
+    def job(progress: JobProgress) -> Comparison:
+        progress.say(f"comparing {a.name} with {b.name}")
         return get_session().compare(request.source(a), request.clean_source(b), request.prompt, request.options,
-                                     emit=feed.emit, cancelled=feed.cancelled)
+                                     emit=progress.emit, cancelled=progress.cancelled)
 
     return job
 
 
-def bisect_job(request: Request, a: Path, b: Path, get_session: GetSession) -> Callable[[Feed], Bisection]:
+def bisect_job(request: Request, a: Path, b: Path, get_session: GetSession) -> Callable[[JobProgress], Bisection]:
     """Judge b against a and prove the cause by grafts; the planted bug, if any, is A's."""
 
-    def job(feed: Feed) -> Bisection:
-        feed.say(f"bisecting {a.name} and {b.name}")
+    def job(progress: JobProgress) -> Bisection:
+        progress.say(f"bisecting {a.name} and {b.name}")
         return get_session().bisect(request.source(a), request.clean_source(b), request.prompt, request.options,
-                                    emit=feed.emit, cancelled=feed.cancelled)
+                                    emit=progress.emit, cancelled=progress.cancelled)
 
     return job
 
 
-def check_job(request: Request, path: Path, get_session: GetSession) -> Callable[[Feed], Check]:
+def check_job(request: Request, path: Path, get_session: GetSession) -> Callable[[JobProgress], Check]:
     """Check every stage of a model file against float64."""
 
-    def job(feed: Feed) -> Check:
-        feed.say(f"checking {path.name} against float64")
-        return get_session().check(request.source(path), request.prompt, request.options, emit=feed.emit,
-                                   cancelled=feed.cancelled)
+    def job(progress: JobProgress) -> Check:
+        progress.say(f"checking {path.name} against float64")
+        return get_session().check(request.source(path), request.prompt, request.options, emit=progress.emit,
+                                   cancelled=progress.cancelled)
 
     return job
 
 
 def export_job(
     shown: Result, out: Path, force: bool, request: Request, command: str, get_session: GetSession,
-) -> Callable[[Feed], Path]:
+) -> Callable[[JobProgress], Path]:
     """Write a trace, a check, a comparison or a bisection to a folder."""
 
-    def job(feed: Feed) -> Path:
-        feed.say(f"writing {out}")
+    def job(progress: JobProgress) -> Path:
+        progress.say(f"writing {out}")
         return get_session().export(shown, out, request.options, force=force, command=command)
 
     return job

@@ -1,7 +1,8 @@
-"""Run the door's work in a thread: events come in, frozen frames and one ending go out as messages. It draws nothing.
+"""Run the session's work in a thread: events come in, frozen frames and one ending go out as messages. It draws
+nothing.
 
-Thread -> Feed (collects) -> Frame (a snapshot) -> one message -> repaint. A frame that waits is replaced by a newer
-one, so a slow line drops frames instead of lagging.
+Thread -> JobProgress (collects) -> Frame (a snapshot) -> one message -> repaint. A frame that waits is replaced by a
+newer one, so a slow line drops frames instead of lagging.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Progress(Message):
         return isinstance(message, Progress)
 
 
-class Ended(Message):
+class JobFinished(Message):
     """A run's end. error: an AprError (Cancelled too) or an internal error; None where result holds what was asked."""
 
     def __init__(self, serial: int, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
@@ -68,19 +69,19 @@ class Ended(Message):
         self.serial, self.kind, self.result, self.error = serial, kind, result, error
 
 
-class Posts(Protocol):
+class MessageTarget(Protocol):
     """Something that takes messages from any thread: the App."""
 
     def post_message(self, message: Message) -> bool:
         """Queue a message."""
 
 
-class Feed:
-    """Collects a run's events in its thread, and makes frames of them. The door gets emit and cancelled."""
+class JobProgress:
+    """Collects a run's events in its thread, and makes frames of them. The session gets emit and cancelled."""
 
-    def __init__(self, serial: int, kind: str, posts: Posts) -> None:
+    def __init__(self, serial: int, kind: str, target: MessageTarget) -> None:
         self.serial, self.kind = serial, kind
-        self._posts = posts
+        self._target = target
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._fields: dict[str, Any] = {}
@@ -100,7 +101,7 @@ class Feed:
         self._stop.set()
 
     def emit(self, event: Event) -> None:
-        """Take one event of the door."""
+        """Take one event of the session."""
         with self._lock:
             match event:
                 case Phase(text):
@@ -157,17 +158,17 @@ class Feed:
         self._posted = now
         frame = self.frame()
         if frame is not None:
-            self._posts.post_message(Progress(frame))
+            self._target.post_message(Progress(frame))
 
 
 class RunWorker:
     """Runs one job at a time in a daemon thread; a new job cancels the one before, whose messages are too old."""
 
-    def __init__(self, posts: Posts) -> None:
-        self._posts = posts
+    def __init__(self, target: MessageTarget) -> None:
+        self._target = target
         self._serial = 0
         self._kind = ""
-        self._feed: Feed | None = None
+        self._progress: JobProgress | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -181,27 +182,27 @@ class RunWorker:
         return self._kind
 
     @property
-    def feed(self) -> Feed | None:
-        """The running job's feed."""
-        return self._feed if self._thread is not None and self._thread.is_alive() else None
+    def progress(self) -> JobProgress | None:
+        """The running job's progress."""
+        return self._progress if self._thread is not None and self._thread.is_alive() else None
 
-    def start(self, kind: str, job: Callable[[Feed], Any]) -> None:
+    def start(self, kind: str, job: Callable[[JobProgress], Any]) -> None:
         """Cancel what runs and start a job."""
         self.cancel()
         sys.setswitchinterval(SWITCH_S)
         self._serial += 1
-        before, feed = self._thread, Feed(self._serial, kind, self._posts)
-        self._feed, self._kind = feed, kind
-        arguments = (kind, job, feed, before)
+        before, progress = self._thread, JobProgress(self._serial, kind, self._target)
+        self._progress, self._kind = progress, kind
+        arguments = (kind, job, progress, before)
         self._thread = threading.Thread(target=self._run, args=arguments, name=f"apr-{kind}", daemon=True)
         self._thread.start()
 
     def cancel(self) -> bool:
         """Ask the running job to end; False where nothing runs."""
-        feed = self.feed
-        if feed is None:
+        progress = self.progress
+        if progress is None:
             return False
-        feed.cancel()
+        progress.cancel()
         return True
 
     def leave(self) -> bool:
@@ -211,24 +212,26 @@ class RunWorker:
             self._thread.join(JOIN_S.get(self._kind, USUAL_JOIN_S))
         return self._thread is None or not self._thread.is_alive()
 
-    def _run(self, kind: str, job: Callable[[Feed], Any], feed: Feed, before: threading.Thread | None) -> None:
+    def _run(
+        self, kind: str, job: Callable[[JobProgress], Any], progress: JobProgress, before: threading.Thread | None
+    ) -> None:
         if before is not None:
             if before.is_alive():
-                feed.say("waiting for the run before to end")
+                progress.say("waiting for the run before to end")
             before.join()  # one forward at a time: two would share the cores and the memory map
         result: Any = None
         error: Exception | None = None
         try:
-            if feed.cancelled():
+            if progress.cancelled():
                 raise Cancelled("cancelled before it started")
-            result = job(feed)
+            result = job(progress)
         except AprError as found:
             error = found
         except OSError as found:
             error = device_error(found) or system_error(found)
         except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)
             error = device_error(found) or found
-        frame = feed.frame()
+        frame = progress.frame()
         if frame is not None:
-            self._posts.post_message(Progress(frame))
-        self._posts.post_message(Ended(feed.serial, kind, result, error))
+            self._target.post_message(Progress(frame))
+        self._target.post_message(JobFinished(progress.serial, kind, result, error))

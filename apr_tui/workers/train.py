@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from apr_tui.shutdown import TRAIN_PATIENCE_S
-from apr_tui.workers.run import SWITCH_S, Posts
+from apr_tui.workers.run import SWITCH_S, MessageTarget
 from core.system.errors import AprError, FileError, system_error
 from core.system.progress import Phase
 from core.system.safe_text import safe_text
 from core.train.events import Note, StepTaken, TrainEvent
 from core.train.log import RUN
 from core.train.reader import RunReader
-from core.train.records import RUNNING, RunView, TrainResult, Wishes
+from core.train.records import RUNNING, RunControls, RunView, TrainResult
 
 if TYPE_CHECKING:
     from core.train.config import TrainOptions
@@ -49,13 +49,13 @@ class Training:
         line: str = "",
     ) -> None:
         self.folder, self.options, self.line = folder, options, line
-        self.wishes = Wishes()
+        self.controls = RunControls()
         self.phase, self.notes = "starting", list[str]()
         self.view: RunView | None = None
         self.read_error: AprError | None = None
         self.error: Exception | None = None
         self.result: TrainResult | None = None
-        self.posts: Posts | None = None  # the screen, while one shows this run
+        self.target: MessageTarget | None = None  # the screen, while one shows this run
         self._train = train
         self._is_left = threading.Event()
         self._lock, self._reader = threading.Lock(), RunReader(folder)
@@ -74,7 +74,7 @@ class Training:
     @property
     def is_paused(self) -> bool:
         """Whether it waits for a person."""
-        return self.is_under_way and self.wishes.pause.is_set()
+        return self.is_under_way and self.controls.pause.is_set()
 
     def start(self) -> None:
         """Begin to train, if it is ours, and to read the folder."""
@@ -88,7 +88,7 @@ class Training:
     def stop(self) -> None:
         """Ask our own run to end after the step in flight, with a checkpoint; a watched one goes on."""
         if self.is_own:
-            self.wishes.stop.set()
+            self.controls.stop.set()
 
     def leave(self, seconds: float = TRAIN_PATIENCE_S) -> bool:
         """Stop reading, stop our own run, wait for it, and say whether it has ended."""
@@ -150,7 +150,7 @@ class Training:
             from core.train.run import train  # it loads torch: in this thread, not at the first paint
 
             assert self.options is not None
-            self.result = (self._train or train)(self.options, self.tell, self.wishes.stop.is_set, self.wishes)
+            self.result = (self._train or train)(self.options, self.tell, self.controls.stop.is_set, self.controls)
         except Exception as error:  # noqa: BLE001 (the screen shows an AprError; the console closes at any other)
             self.error = error
         self.phase = ""
@@ -167,13 +167,13 @@ class Training:
                 if over and not self.is_under_way:
                     return
                 self._is_left.wait(POLL_S)
-        except Exception as error:  # noqa: BLE001 (a thread has no other door: the console closes and writes the log)
+        except Exception as error:  # noqa: BLE001 (an exception of a thread is kept: the console closes and writes the log)
             self.error = error
             self._post()
 
     def _post(self) -> None:
-        if self.posts is not None:
-            self.posts.post_message(TrainNews())
+        if self.target is not None:
+            self.target.post_message(TrainNews())
 
 
 def _say(text: str) -> None:

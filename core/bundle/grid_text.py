@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
@@ -22,7 +22,7 @@ def cell_text(x: float | int | None, mark: str = " ") -> str:
 
 def header_lines() -> tuple[str, str]:
     """Write the ten stage names over their columns, broken at the underscore."""
-    parts = [(head, tail) if tail else ("", head) for head, _, tail in (stage.partition("_") for stage in GRID)]
+    parts = [(head, tail) if tail else ("", head) for head, _, tail in (stage.partition("_") for stage in GRID_STAGES)]
     top, bottom = ("".join(part[i].rjust(CELL_WIDTH) for part in parts) for i in (0, 1))
     return " " * LAYER_WIDTH + top, "layer".rjust(LAYER_WIDTH) + bottom
 
@@ -35,7 +35,7 @@ def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), thresh
             mark[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if finding.scope == scope else WATCH
     lines = [_cut(title) for title in title_lines(trace, scope)] + list(header_lines())
     for layer in layers(trace.cells):
-        cells = (cell_text(value(trace.cells, (layer, s), scope, "std"), mark[layer, s]) for s in GRID)
+        cells = (cell_text(value(trace.cells, (layer, s), scope, "std"), mark[layer, s]) for s in GRID_STAGES)
         lines.append(str(layer).rjust(LAYER_WIDTH) + "".join(cells))
     lines.append(legend(threshold))
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -12,13 +12,13 @@ from typing import Any
 from core.bundle.tables import channel_extras
 from core.model.stages import Place, parse_place, parse_stored_scope, place_text
 from core.system.errors import FileError, UsageError
-from core.system.json_text import number, plain, to_json
-from core.trace.record import Facts, NextToken, Token, Trace, is_token_id
+from core.system.json_text import number, to_json, to_plain
+from core.trace.record import CaptureContract, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"
 PACKAGES = ("apr-tui", "numpy", "polars", "torch")
-FACTS = tuple(f.name for f in fields(Facts))
+FACTS = tuple(f.name for f in fields(CaptureContract))
 ORIGIN = {"header_sha256": str, "digest": str, "printed_decimals": int}  # what is read back of the origin, and its type
 MOST_LAYERS = 1 << 20  # a number above is damage: no screen could list so many
 
@@ -74,7 +74,7 @@ class Manifest:
             raise FileError(f"{self.name}: key {key!r} is {type(value).__name__}, {names} was needed. Trace again.")
         return value
 
-    def facts(self) -> Facts:
+    def facts(self) -> CaptureContract:
         """Read the capture contract."""
         numbers = ("n_layer", "d_model", "n_vocab", "threads")
         known = {f: self.get(f, int if f in numbers else str) for f in FACTS if f != "scopes"}
@@ -85,7 +85,7 @@ class Manifest:
             scopes = tuple(parse_stored_scope(str(s)) for s in self.get("scopes", list) or ())
         except UsageError as error:
             raise FileError(f"{self.name}: key 'scopes': {error} Trace again.") from error
-        return Facts(**known, scopes=scopes)
+        return CaptureContract(**known, scopes=scopes)
 
     def origin(self) -> Mapping[str, Any]:
         """Read where the numbers come from."""
@@ -133,7 +133,7 @@ class Manifest:
     def _entry(self, entry: object, key: str, **kinds: Any) -> list[Any]:  # noqa: ANN401
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), kind) for k, kind in kinds.items()):
             needed = ", ".join(kinds)
-            raise FileError(f"{self.name}: key {key!r} holds {plain(entry)!r}; {needed} were needed. Trace again.")
+            raise FileError(f"{self.name}: key {key!r} holds {to_plain(entry)!r}; {needed} were needed. Trace again.")
         return [entry.get(k) for k in kinds]
 
 

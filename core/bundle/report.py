@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from core.bundle.grid_text import LINE_WIDTH, grid_text, title_lines
-from core.model.stages import GRID, place_text
+from core.model.stages import GRID_STAGES, place_text
 from core.system.numbers import short
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
@@ -62,9 +62,9 @@ def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], thres
     if trace.planted:
         lines += [f"**PLANTED {_plain_markdown(trace.planted)}**: this run carries a bug put there on purpose.", ""]
     lines += [shown, ""]
-    lines += ["| layer | " + " | ".join(GRID) + " |", "|---:" * (len(GRID) + 1) + "|"]
+    lines += ["| layer | " + " | ".join(GRID_STAGES) + " |", "|---:" * (len(GRID_STAGES) + 1) + "|"]
     for layer in layers(trace.cells):
-        texts = [(short(value(trace.cells, (layer, s), scope, "std")), mark[layer, s]) for s in GRID]
+        texts = [(short(value(trace.cells, (layer, s), scope, "std")), mark[layer, s]) for s in GRID_STAGES]
         lines.append(f"| {layer} | " + " | ".join(f"**{t} {m}**" if m in BOLD else t for t, m in texts) + " |")
     lines += ["", "Findings (hints say where to look; they prove nothing):" if findings else "Findings: none.", ""]
     lines += [f"{i}. **{f.kind} {place_text(f.place)}** ({f.strength}, scope {f.scope}): {_plain_markdown(f.sentence)}"

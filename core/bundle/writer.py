@@ -10,7 +10,7 @@ from core.bundle.csv_table import csv_text
 from core.bundle.manifest import manifest_text
 from core.bundle.report import report_markdown, report_text
 from core.bundle.tables import STATS_COLUMNS, VALUES, stats_rows, tokens_columns
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.system.atomic_file import new_file
 from core.system.atomic_folder import MANIFEST, new_folder
 from core.system.errors import OutputError, UsageError, os_reason
@@ -21,7 +21,7 @@ from core.trace.metrics import STATS
 from core.trace.record import Trace
 from core.trace.values_file import write_values
 
-WIDE = f"layer,{GRID[0]}".encode()                 # how every wide grid begins
+WIDE = f"layer,{GRID_STAGES[0]}".encode()                 # how every wide grid begins
 
 
 def write_bundle(
@@ -46,7 +46,7 @@ def write_bundle(
     return out
 
 
-def hold_csv(path: Path, force: bool) -> None:
+def validate_csv(path: Path, force: bool) -> None:
     """Refuse to replace a file that holds no wide grid, before the work; UsageError, OutputError."""
     try:
         if force or not path.is_file():
@@ -83,7 +83,7 @@ def stats_csv(trace: Trace) -> str:
 def wide_csv(trace: Trace, scope: str) -> str:
     """Write the std grid at a scope: layers down, ten stages across."""
     down = layers(trace.cells)
-    columns = {stage: [value(trace.cells, (layer, stage), scope, "std") for layer in down] for stage in GRID}
+    columns = {stage: [value(trace.cells, (layer, stage), scope, "std") for layer in down] for stage in GRID_STAGES}
     return csv_text({"layer": down, **columns})
 
 

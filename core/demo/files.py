@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from core.demo.weights import demo_model
-from core.faults.byte_faults import plant_fault
+from core.faults.byte_faults import plant_byte_fault
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.open_model import open_model
@@ -31,7 +31,7 @@ def write_demo(folder: Path, fault: str | None = None, force: bool = False) -> t
     """
     model = demo_model()
     paired = replace(model, keys={**model.keys, "apr.rope_type": 2})
-    other = paired if fault is None else plant_fault(paired, fault)
+    other = paired if fault is None else plant_byte_fault(paired, fault)
     gguf, apr = folder / NAMES[0], folder / NAMES[1]
     for path in (gguf, apr):
         refuse_existing(path, force)

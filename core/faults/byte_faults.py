@@ -25,35 +25,35 @@ Change = Callable[[ModelFile, str, str], list[Weight]]  # model, "blk.L.", the t
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ByteFault:
     """One kind of bug: the stages where it can stand (none: the whole file), what it is, and how it is made."""
 
     stages: tuple[str, ...]
-    says: str
+    description: str
     change: Change
 
 
-def plant_fault(model: ModelFile, fault: str) -> ModelFile:
+def plant_byte_fault(model: ModelFile, fault: str) -> ModelFile:
     """Return the model with KIND@LAYER.STAGE planted, and marked; UsageError shows the table."""
     kind, at, where = fault.partition("@")
     layer, _, stage = where.partition(".")
-    if kind not in FAULTS or (stage not in FAULTS[kind].stages if FAULTS[kind].stages else at):
-        raise UsageError(f"--fault {fault}: there is no such fault. Write one of:\n{fault_table()}")
+    if kind not in BYTE_FAULTS or (stage not in BYTE_FAULTS[kind].stages if BYTE_FAULTS[kind].stages else at):
+        raise UsageError(f"--fault {fault}: there is no such fault. Write one of:\n{byte_fault_table()}")
     marked = {**model.keys, PLANTED_KEY: fault}
     if not at:
         return replace(model, keys={**marked, "apr.rope_type": 0})
     n_layer = model.key(f"{model.key('general.architecture')}.block_count")
     if not (layer.isascii() and layer.isdecimal()) or int(layer) >= n_layer:
         raise UsageError(f"--fault {fault}: {layer!r} is not a layer; the demonstration has layers 0 to {n_layer - 1}.")
-    changed = FAULTS[kind].change(model, f"blk.{int(layer)}.", TENSORS[stage])
+    changed = BYTE_FAULTS[kind].change(model, f"blk.{int(layer)}.", TENSORS[stage])
     return replace(model, keys=marked, weights={**model.weights, **{weight.name: weight for weight in changed}})
 
 
-def fault_table() -> str:
+def byte_fault_table() -> str:
     """List the faults, a line each."""
     return "\n".join(
-        f"  {kind}{'@LAYER.' if fault.stages else ''}{'|'.join(fault.stages)}: {fault.says}"
-        for kind, fault in FAULTS.items()
+        f"  {kind}{'@LAYER.' if fault.stages else ''}{'|'.join(fault.stages)}: {fault.description}"
+        for kind, fault in BYTE_FAULTS.items()
     )
 
 
@@ -95,11 +95,11 @@ def _nothing(model: ModelFile, prefix: str, name: str) -> list[Weight]:
     return []
 
 
-FAULTS = {
-    "no-bias": Fault(("qkv",), "the biases of q, k and v are 0", _no_bias),
-    "transpose": Fault(("attn_out",), "the output projection's columns are its rows", _transpose),
-    "scale64": Fault(tuple(TENSORS), "the scale of block 0 of row 0 (of q for qkv) times 64", _times(64)),
-    "swap-heads": Fault(("qkv",), "query heads 0 and 1 exchanged, weight and bias", _swap_heads),
-    "nan": Fault(tuple(TENSORS), "the scale of block 0 of row 0 (of q for qkv) is NaN", _times(float("nan"))),
-    "rope-pairing": Fault((), "the metadata names the other RoPE pairing", _nothing),
+BYTE_FAULTS = {
+    "no-bias": ByteFault(("qkv",), "the biases of q, k and v are 0", _no_bias),
+    "transpose": ByteFault(("attn_out",), "the output projection's columns are its rows", _transpose),
+    "scale64": ByteFault(tuple(TENSORS), "the scale of block 0 of row 0 (of q for qkv) times 64", _times(64)),
+    "swap-heads": ByteFault(("qkv",), "query heads 0 and 1 exchanged, weight and bias", _swap_heads),
+    "nan": ByteFault(tuple(TENSORS), "the scale of block 0 of row 0 (of q for qkv) is NaN", _times(float("nan"))),
+    "rope-pairing": ByteFault((), "the metadata names the other RoPE pairing", _nothing),
 }

@@ -14,7 +14,7 @@ from core.quant.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class StageInputs:
     """A stage's right value, and what it was made from. inputs: stage name -> value; "previous": the layer's input."""
 
     model: Model
@@ -79,6 +79,6 @@ class Scene:
         return decode_rows(weight, 0, weight.shape[0], self.value.device).to(self.value.dtype)
 
 
-def full_name(scene: Scene, name: str) -> str | None:
-    prefix = "" if scene.layer is None else scene.of.prefix
-    return next((n for n in (f"{prefix}{name}.weight", prefix + name) if n in scene.model.file.weights), None)
+def full_name(inputs: StageInputs, name: str) -> str | None:
+    prefix = "" if inputs.layer is None else inputs.of.prefix
+    return next((n for n in (f"{prefix}{name}.weight", prefix + name) if n in inputs.model.file.weights), None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from core.faults.stage_inputs import Scene
+from core.faults.stage_inputs import StageInputs
 from core.faults.wrong_ops import normed, other_attention, other_products, turned
 from core.faults.wrong_ops import other_rope as usual_rope
 from core.model.layers import DELTA_NET, RECURRENT, SHORT_CONV, Layer
@@ -47,78 +47,78 @@ def has_key_heads(layer: Layer) -> bool:
     return DELTA_NET in layer.mixers and layer.ssm is not None and 1 < layer.ssm.groups < layer.ssm.rank
 
 
-def no_decay(scene: Scene) -> Tensor:
+def no_decay(inputs: StageInputs) -> Tensor:
     """The state does not decay."""
-    return _once_more(scene, {"ssm_a": torch.zeros_like})
+    return _once_more(inputs, {"ssm_a": torch.zeros_like})
 
 
-def no_state(scene: Scene) -> Tensor:
+def no_state(inputs: StageInputs) -> Tensor:
     """The state of the tokens before is lost at every token."""
-    return _once_more(scene, {"ssm_a": lambda a: torch.full_like(a, FORGETS)})
+    return _once_more(inputs, {"ssm_a": lambda a: torch.full_like(a, FORGETS)})
 
 
-def no_convolution(scene: Scene) -> Tensor:
+def no_convolution(inputs: StageInputs) -> Tensor:
     """The convolution sees the running token alone."""
     def last(w: Tensor) -> Tensor:
         return torch.cat((torch.zeros_like(w[..., :-1]), w[..., -1:]), -1)
-    return _once_more(scene, {"ssm_conv1d.weight": last, "shortconv.conv.weight": last})
+    return _once_more(inputs, {"ssm_conv1d.weight": last, "shortconv.conv.weight": last})
 
 
-def other_key_heads(scene: Scene) -> Tensor:
+def other_key_heads(inputs: StageInputs) -> Tensor:
     """Value heads read the key heads of the other order: j % K for j // (V / K)."""
-    assert scene.of.ssm is not None
-    return _once_more(scene, {}, replace(scene.of, ssm=replace(scene.of.ssm, tiled=not scene.of.ssm.tiled)))
+    assert inputs.of.ssm is not None
+    return _once_more(inputs, {}, replace(inputs.of, ssm=replace(inputs.of.ssm, tiled=not inputs.of.ssm.tiled)))
 
 
-def other_rope(scene: Scene, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
+def other_rope(inputs: StageInputs, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
     """RoPE as wrong_ops has it wrong; latent attention turns the last channels only, and one key for all heads."""
-    a = scene.attention
+    a = inputs.attention
     if a.mla is None or a.rope is None:
-        return usual_rope(scene, pairing, offset, base)
-    value_TNH = scene.value.view(len(scene.value), a.n_head, -1)
-    qkv_TQ = scene.inputs["qkv"].to(value_TNH)
+        return usual_rope(inputs, pairing, offset, base)
+    value_TNH = inputs.value.view(len(inputs.value), a.n_head, -1)
+    qkv_TQ = inputs.inputs["qkv"].to(value_TNH)
     x_TNP = qkv_TQ[:, None, -a.mla.rope :]
-    if scene.stage == "q_rope":
+    if inputs.stage == "q_rope":
         x_TNP = qkv_TQ[:, a.part("q")].view(value_TNH.shape)[..., -a.mla.rope :]
-    x_TNP = turned(scene, a.rope, x_TNP, pairing, offset, base)
-    if a.temperature is not None and scene.stage == "q_rope":
+    x_TNP = turned(inputs, a.rope, x_TNP, pairing, offset, base)
+    if a.temperature is not None and inputs.stage == "q_rope":
         x_TNP = x_TNP * heat(a.temperature, torch.arange(len(x_TNP))).to(x_TNP)[:, None, None]
     return torch.cat((value_TNH[..., : -a.mla.rope], x_TNP.expand(-1, a.n_head, -1)), -1).flatten(1)
 
 
-def right(scene: Scene) -> Tensor:
+def right(inputs: StageInputs) -> Tensor:
     """The stage as the wrong operations compute it, with nothing wrong: what a bug that changes nothing leaves."""
-    match scene.node.operation:
+    match inputs.node.operation:
         case "linear":
-            return other_products(scene, lambda s, name, x: x @ s.matrix(name).T)
+            return other_products(inputs, lambda s, name, x: x @ s.matrix(name).T)
         case "norm":
-            return normed(scene, scene.input(), scene.model.arch.eps)
+            return normed(inputs, inputs.input(), inputs.model.arch.eps)
         case "rope":
-            return other_rope(scene)
+            return other_rope(inputs)
         case "attention":
-            return other_attention(scene)
+            return other_attention(inputs)
         case "recurrence":
-            return _once_more(scene, {})
-    return scene.value
+            return _once_more(inputs, {})
+    return inputs.value
 
 
-def _once_more(scene: Scene, changes: Mapping[str, Change], layer: Layer | None = None) -> Tensor:
+def _once_more(inputs: StageInputs, changes: Mapping[str, Change], layer: Layer | None = None) -> Tensor:
     """The stage's value by the layer's own recurrent mixer; products before its inputs are not needed, nor made."""
-    layer, node, old = layer or scene.of, scene.node, scene.model
-    model = Altered(old.file, old.arch, old.device, scene.value.dtype, old.resident,
+    layer, node, old = layer or inputs.of, inputs.node, inputs.model
+    model = Altered(old.file, old.arch, old.device, inputs.value.dtype, old.resident,
                     {layer.prefix + name: change for name, change in changes.items()})
     waiting, made = set(node.inputs), list[Tensor]()
 
     def tap(_: int | None, stage: str, value: Tensor) -> Tensor:
-        if stage == scene.stage:
+        if stage == inputs.stage:
             made.append(value)
         if stage not in node.inputs:
             return value
         waiting.discard(stage)
-        return scene.inputs[stage].to(value)
+        return inputs.inputs[stage].to(value)
 
     mixer = next(name for name in layer.mixers if name in RECURRENT)
-    h_TD = scene.value.new_zeros(len(scene.value), old.arch.d_model)
+    h_TD = inputs.value.new_zeros(len(inputs.value), old.arch.d_model)
     steps = MIXERS[mixer](model, layer, h_TD, Cache(), tap)
     ask = next(steps)
     while not made:

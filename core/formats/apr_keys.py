@@ -1,6 +1,6 @@
 """Tables between .apr's names and GGUF's: metadata keys and tensors; and the header's flags. No bytes are read here.
 
-Inside the program names and keys are GGUF's; the .apr reader and writer turn them at the door.
+Inside the program names and keys are GGUF's; the .apr reader and writer translate them.
 """
 
 from __future__ import annotations

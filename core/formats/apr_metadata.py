@@ -18,7 +18,7 @@ from core.formats.architectures import APR_NAMES
 from core.formats.model_file import LazyArray, Value
 from core.quant.weight import Weight
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 Json = dict[str, Any]
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -48,7 +48,7 @@ def _parse(file: str, raw: bytes) -> Json:
         if len(found) != len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {shown(twice)} stands there twice")
+            raise ValueError(f"the key {quote_name(twice)} stands there twice")
         return found
 
     def constant(name: str) -> Any:  # noqa: ANN401 (it never returns)
@@ -57,7 +57,7 @@ def _parse(file: str, raw: bytes) -> Json:
     try:
         text = raw.decode()
         meta = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-        if _SURROGATE.search(text):  # half a pair is text that nobody can write
+        if _SURROGATE.search(text):  # a lone surrogate cannot be encoded
             json.dumps(meta, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FileError(f"{file}: its metadata is not good JSON: {error}. Write the file again.") from None
@@ -93,7 +93,7 @@ def _arch(keys: dict[str, Value], meta: Json, notes: list[str]) -> str:
     plain = str(meta[source]).lower().removesuffix("forcausallm")
     arch = APR_NAMES.get(plain, plain)
     if source != "architecture" or arch != meta[source]:
-        notes.append(f"architecture {arch}, from {source} {shown(meta[source])}")
+        notes.append(f"architecture {arch}, from {source} {quote_name(meta[source])}")
     keys["general.architecture"] = arch
     return arch
 
@@ -124,7 +124,7 @@ def _finish(keys: dict[str, Value], meta: Json, weights: Mapping[str, Weight], n
         elif "output.weight" in weights and meta.get("tied_embeddings") is True:
             notes.append("tied_embeddings is true, but the file has an lm_head.weight, which is used")
     known = {name for key in KEYS for name in (key.apr, *key.aliases, *key.others)} | SILENT
-    unknown = [shown(name) for name in meta if name not in known]
+    unknown = [quote_name(name) for name in meta if name not in known]
     if unknown:
         notes.append(f"metadata not read: {', '.join(unknown[:8])}{' ...' if len(unknown) > 8 else ''}")
 
@@ -191,8 +191,12 @@ def _typed(file: str, name: str, type_name: str, value: Any) -> Value:  # noqa: 
             return found
         items = _checked(_exactly(list, "a list")(value), check)
     except KeyError:
-        raise FileError(f"{file}: {shown(name)} has the type {shown(type_name)}, which GGUF does not have.") from None
+        raise FileError(
+            f"{file}: {quote_name(name)} has the type {quote_name(type_name)}, which GGUF does not have."
+        ) from None
     except (ValueError, OverflowError) as error:
         found_text = ascii(value) if len(str(value)) < 80 else f"a {type(value).__name__}"
-        raise FileError(f"{file}: {shown(name)} is {found_text}; {error} was needed. Write the file again.") from None
+        raise FileError(
+            f"{file}: {quote_name(name)} is {found_text}; {error} was needed. Write the file again."
+        ) from None
     return LazyArray(kind, len(items), lambda: items)

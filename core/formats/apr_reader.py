@@ -20,7 +20,7 @@ from core.quant.types import BY_APR_CODE, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import map_file, shown
+from core.system.mapped_file import map_file, quote_name
 
 MAGIC = b"APR\0"
 OLDER = {b"APRN": "version 1 (APRN)", b"APR1": "APR1", b"APR2": "APR2"}
@@ -66,7 +66,9 @@ def read_apr(path: Path) -> ModelFile:
     for entry in entries:
         name, begin = gguf_tensor(entry.name), header.data_offset + entry.offset
         if name in weights:
-            raise FileError(f"{path.name} has {shown(name)} twice, once as {shown(entry.name)}. Write the file again.")
+            raise FileError(
+                f"{path.name} has {quote_name(name)} twice, once as {quote_name(entry.name)}. Write the file again."
+            )
         weights[name] = Weight(name, entry.quant.name, entry.shape, data[begin : begin + entry.size_bytes])
     keys, types, notes = read_metadata(path.name, bytes(data[header.metadata]), weights)
     digest = hashlib.sha256(data[: header.data_offset].data).hexdigest()
@@ -121,8 +123,8 @@ def read_index(file: str, index: Bytes, n_tensor: int) -> list[Entry]:
         except struct.error:
             raise _damaged_index(file, f"entry {i} of {n_tensor} runs past its end") from None
         if name <= before:
-            reason = "stands there twice" if name == before else f"comes after {shown(entries[-1].name)}"
-            raise _damaged_index(file, f"{shown(entry.name)} {reason}; names must be sorted and differ")
+            reason = "stands there twice" if name == before else f"comes after {quote_name(entries[-1].name)}"
+            raise _damaged_index(file, f"{quote_name(entry.name)} {reason}; names must be sorted and differ")
         before = name
         entries.append(entry)
     return entries
@@ -152,17 +154,20 @@ def _read_entry(file: str, index: memoryview, at: int) -> tuple[Entry, bytes, in
         raise _damaged_index(file, f"the name {raw!r} is not UTF-8 text") from None
     code, n_dim = struct.unpack_from("<BB", index, at)
     if n_dim > MAX_DIMS:
-        raise _damaged_index(file, f"{shown(name)} has {n_dim} dimensions; at most {MAX_DIMS} were expected")
+        raise _damaged_index(file, f"{quote_name(name)} has {n_dim} dimensions; at most {MAX_DIMS} were expected")
     *shape, offset, size = struct.unpack_from(f"<{n_dim + 2}Q", index, at + 2)
     quant = BY_APR_CODE.get(code)
     if quant is None:
         known = ", ".join(f"{code} {quant.name}" for code, quant in BY_APR_CODE.items())
-        raise FileError(f"{file}: {shown(name)} has dtype code {code}; this build reads {known}. Convert it again.")
+        raise FileError(
+            f"{file}: {quote_name(name)} has dtype code {code}; this build reads {known}. Convert it again."
+        )
     if 0 in shape:
-        raise _damaged_index(file, f"{shown(name)} has a dimension of 0: {shape}")
+        raise _damaged_index(file, f"{quote_name(name)} has a dimension of 0: {shape}")
     needed = tensor_bytes(quant, tuple(shape))
     if size != needed:
-        raise _damaged_index(file, f"{shown(name)} ({quant.name} {shape}) has {size} bytes; that type needs {needed}")
+        raise _damaged_index(file,
+                             f"{quote_name(name)} ({quant.name} {shape}) has {size} bytes; that type needs {needed}")
     return Entry(name, quant, tuple(shape), offset, size), raw, at + 2 + 8 * (n_dim + 2)
 
 
@@ -171,14 +176,14 @@ def _check_places(file: str, header: Header, entries: list[Entry], file_bytes: i
     end, before = 0, ""
     for entry in sorted(entries, key=lambda e: e.offset):
         if entry.offset % ALIGNMENT:
-            what = f"{shown(entry.name)} is at offset {entry.offset}"
+            what = f"{quote_name(entry.name)} is at offset {entry.offset}"
             raise _damaged_index(file, f"{what}, not a multiple of {ALIGNMENT}")
         if entry.offset < end:
-            raise _damaged_index(file, f"{shown(entry.name)} overlaps {shown(before)}")
+            raise _damaged_index(file, f"{quote_name(entry.name)} overlaps {quote_name(before)}")
         end, before = entry.offset + entry.size_bytes, entry.name
     needed = header.data_offset + end + -end % ALIGNMENT + FOOTER
     if file_bytes < needed:
-        raise _cut_short(file, f"tensor {shown(before)} and the footer end", needed, file_bytes)
+        raise _cut_short(file, f"tensor {quote_name(before)} and the footer end", needed, file_bytes)
     if file_bytes > needed and not header.flags & FLAGS["SIGNED"]:
         raise FileError(
             f"{file} has {file_bytes} bytes; its header and index describe {needed}. "

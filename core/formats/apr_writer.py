@@ -19,55 +19,57 @@ from typing import Any, BinaryIO
 from core.formats.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
 from core.formats.apr_reader import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
 from core.formats.model_file import USUAL, LazyArray, ModelFile, Value
-from core.formats.tensor_stream import Packed, as_is
+from core.formats.tensor_stream import TensorStream, passthrough
 from core.quant.types import QUANTS
 from core.system.atomic_file import new_file
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 
-def write_apr(path: Path, model: ModelFile, packed: Sequence[Packed] | None = None, force: bool = False) -> None:
-    """Write a model; packed stands for its weights where those must change on the way.
+def write_apr(path: Path, model: ModelFile, streams: Sequence[TensorStream] | None = None, force: bool = False) -> None:
+    """Write a model; streams stand for its weights where those must change on the way.
 
     Errors: UsageError, OutputError (new_file); FileError where .apr cannot hold a tensor or the metadata.
     """
-    packed = [as_is(weight) for weight in model.weights.values()] if packed is None else packed
-    renamed = [replace(tensor, name=apr_tensor(tensor.name)) for tensor in packed]
+    streams = [passthrough(weight) for weight in model.weights.values()] if streams is None else streams
+    renamed = [replace(tensor, name=apr_tensor(tensor.name)) for tensor in streams]
     flags = FLAGS["HAS_VOCAB"] if "tokenizer.ggml.tokens" in model.keys else 0
     metadata = apr_metadata(model, renamed)
     with new_file(path, force) as part, part.open("wb") as out:
         write_container(out, metadata, renamed, flags)
 
 
-def write_container(out: BinaryIO, metadata: Mapping[str, Any], packed: Sequence[Packed], flags: int = 0) -> None:
+def write_container(
+    out: BinaryIO, metadata: Mapping[str, Any], streams: Sequence[TensorStream], flags: int = 0
+) -> None:
     """Write header, metadata, index, data and footer; tensor names are .apr's by now."""
-    packed = sorted(packed, key=lambda tensor: tensor.name.encode())
+    streams = sorted(streams, key=lambda tensor: tensor.name.encode())
     text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     if len(text) > MAX_METADATA:
         raise FileError(f"the metadata takes {len(text)} bytes; .apr allows {MAX_METADATA}. Leave out the vocabulary.")
-    index = b"".join(_index_entries(packed))
+    index = b"".join(_index_entries(streams))
     index_at = APR_HEADER.size + len(text) + -len(text) % ALIGNMENT
     data_at = index_at + len(index) + -len(index) % ALIGNMENT
     flags |= FLAGS["LAYOUT_ROW_MAJOR"]
-    if any(not QUANTS[tensor.quant].is_plain for tensor in packed):
+    if any(not QUANTS[tensor.quant].is_plain for tensor in streams):
         flags |= FLAGS["QUANTIZED"]
-    facts = (MAGIC, 2, 0, flags, len(packed), APR_HEADER.size, len(text), index_at, data_at)
+    facts = (MAGIC, 2, 0, flags, len(streams), APR_HEADER.size, len(text), index_at, data_at)
     head = APR_HEADER.pack(*facts, 0)
     head = APR_HEADER.pack(*facts, zlib.crc32(head[44:], zlib.crc32(head[:40])))
     crc = 0
-    for piece in _padded([[head], [text], [index], *(tensor.pieces() for tensor in packed)]):
+    for piece in _padded([[head], [text], [index], *(tensor.pieces() for tensor in streams)]):
         crc = zlib.crc32(piece, crc)
         out.write(piece)
     out.write(struct.pack("<I", crc))
 
 
-def apr_metadata(model: ModelFile, packed: Sequence[Packed]) -> dict[str, Any]:
+def apr_metadata(model: ModelFile, streams: Sequence[TensorStream]) -> dict[str, Any]:
     """Return the metadata, one spelling a key; GGUF keys without an .apr key go into the object `gguf`."""
     arch = str(model.key("general.architecture", "unknown"))
     out: dict[str, Any] = {
         "model_type": arch, **dict.fromkeys(ALWAYS), "original_format": model.format,
-        "total_size": sum(tensor.size_bytes for tensor in packed),
-        "param_count": sum(prod(tensor.shape) for tensor in packed),
+        "total_size": sum(tensor.size_bytes for tensor in streams),
+        "param_count": sum(prod(tensor.shape) for tensor in streams),
     }
     kept: dict[str, Any] = {}
     keys = _with_needed(model, arch)
@@ -83,8 +85,8 @@ def apr_metadata(model: ModelFile, packed: Sequence[Packed]) -> dict[str, Any]:
             kept[name] = {"type": kind}
     if "tokenizer.vocabulary" in out:
         out["tokenizer.vocab_size"] = len(out["tokenizer.vocabulary"])
-    if any(tensor.name == "model.embed_tokens.weight" for tensor in packed):
-        out["tied_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in packed)
+    if any(tensor.name == "model.embed_tokens.weight" for tensor in streams):
+        out["tied_embeddings"] = all(tensor.name != "lm_head.weight" for tensor in streams)
     if kept:
         out["gguf"] = kept
     order = dict.fromkeys((*FIRST, *(key.apr for key in KEYS), *out))
@@ -118,14 +120,16 @@ def _json(value: Value) -> Any:  # noqa: ANN401 (JSON)
     return value
 
 
-def _index_entries(packed: Iterable[Packed]) -> Iterator[bytes]:
+def _index_entries(streams: Iterable[TensorStream]) -> Iterator[bytes]:
     offset = 0
-    for tensor in packed:
+    for tensor in streams:
         name, code = tensor.name.encode(), QUANTS[tensor.quant].apr_code
         if code is None:
-            raise FileError(f"{shown(tensor.name)} is {tensor.quant}; .apr has no such type. Give --to f16 or f32.")
+            raise FileError(
+                f"{quote_name(tensor.name)} is {tensor.quant}; .apr has no such type. Give --to f16 or f32."
+            )
         if len(name) > MAX_NAME or len(tensor.shape) > MAX_DIMS:
-            raise FileError(f"{shown(tensor.name)}: .apr holds {MAX_NAME} bytes of name, {MAX_DIMS} dimensions.")
+            raise FileError(f"{quote_name(tensor.name)}: .apr holds {MAX_NAME} bytes of name, {MAX_DIMS} dimensions.")
         yield struct.pack(
             f"<H{len(name)}sBB{len(tensor.shape) + 2}Q", len(name), name, code, len(tensor.shape), *tensor.shape,
             offset, tensor.size_bytes,

@@ -1,4 +1,4 @@
-"""Walk the bytes of a GGUF header: numbers, strings, values, arrays. What they mean: gguf_file.
+"""Read the bytes of a GGUF header: numbers, strings, values, arrays. What they mean: gguf_reader.
 
 Strings of an array are skipped and not made, so a vocabulary of 152,000 tokens costs some 20 ms. Nothing is trusted:
 every read is checked against the end of the file.
@@ -15,7 +15,7 @@ import numpy as np
 from core.formats.model_file import LazyArray, Value
 from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 BOOL, STRING, ARRAY = 7, 8, 9
 VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("" where it has no fixed size)
@@ -26,7 +26,7 @@ VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("
 _U64 = struct.Struct("<Q")
 
 
-class Walk:
+class HeaderReader:
     """A place in a header that moves forward."""
 
     def __init__(self, path: Path, data: Bytes) -> None:
@@ -71,7 +71,7 @@ class Walk:
 
     def value(self, key: str) -> tuple[Value, str]:
         """Read one value, with the name of its type."""
-        what = f"key {shown(key)}"
+        what = f"key {quote_name(key)}"
         kind = self.kind(what)
         name, code = VALUE_TYPES[kind]
         if kind == ARRAY:

@@ -11,13 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.formats.gguf_header import Walk
+from core.formats.gguf_header import HeaderReader
 from core.formats.model_file import ModelFile, Value
 from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Bytes
 from core.system.errors import FileError
-from core.system.mapped_file import map_file, shown
+from core.system.mapped_file import map_file, quote_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -66,7 +66,9 @@ def read_gguf(path: Path) -> ModelFile:
         digest.update(each.header.data)
         for name, weight in each.weights.items():
             if weights.setdefault(name, weight) is not weight:
-                raise FileError(f"{each.path.name} has tensor {shown(name)}, as an earlier part has. {_NOT_ONE_MODEL}")
+                raise FileError(
+                    f"{each.path.name} has tensor {quote_name(name)}, as an earlier part has. {_NOT_ONE_MODEL}"
+                )
     told = first.keys.get("split.tensors.count", len(weights))
     if len(parts) > 1 and told != len(weights):
         raise FileError(f"{first.path.name} counts {told} tensors; its parts hold {len(weights)}. {_NOT_ONE_MODEL}")
@@ -80,20 +82,20 @@ def read_gguf(path: Path) -> ModelFile:
 
 def _read_part(path: Path) -> Part:
     data = map_file(path)
-    walk = Walk(path, data)
+    walk = HeaderReader(path, data)
     n_tensor, n_key = _read_counts(walk)
     keys: dict[str, Value] = {}
     types: dict[str, str] = {}
     for _ in range(n_key):
         name = walk.name("a metadata key")
         if name in keys:
-            raise walk.damaged(f"the key {shown(name)} appears twice, so its value is ambiguous.")
+            raise walk.damaged(f"the key {quote_name(name)} appears twice, so its value is ambiguous.")
         keys[name], types[name] = walk.value(name)
     entries: dict[str, Entry] = {}
     for _ in range(n_tensor):
         entry = _read_entry(walk)
         if entry.name in entries:
-            raise walk.damaged(f"tensor {shown(entry.name)} appears in the index twice.")
+            raise walk.damaged(f"tensor {quote_name(entry.name)} appears in the index twice.")
         entries[entry.name] = entry
     alignment = keys.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
@@ -103,7 +105,7 @@ def _read_part(path: Path) -> Part:
     return Part(path, keys, types, {e.name: _weight(e, data, start) for e in entries.values()}, data[:start], len(data))
 
 
-def _read_counts(walk: Walk) -> tuple[int, int]:
+def _read_counts(walk: HeaderReader) -> tuple[int, int]:
     magic = bytes(walk.buffer[:4])
     if magic != MAGIC:
         raise FileError(f"{walk.file} begins with {magic!r}, not with GGUF. Convert the model to GGUF.")
@@ -118,9 +120,9 @@ def _read_counts(walk: Walk) -> tuple[int, int]:
     return n_tensor, n_key
 
 
-def _read_entry(walk: Walk) -> Entry:
+def _read_entry(walk: HeaderReader) -> Entry:
     name = walk.name("a tensor name")
-    what = f"tensor {shown(name)}"
+    what = f"tensor {quote_name(name)}"
     n_dim = walk.scalar("<I", what)
     if not 1 <= n_dim <= MAX_DIMS:
         raise walk.damaged(f"{what} has {n_dim} dimensions; 1 to {MAX_DIMS} were expected.")
@@ -137,16 +139,16 @@ def _read_entry(walk: Walk) -> Entry:
     return Entry(name, quant, tuple(reversed(dims)), offset)
 
 
-def _check_places(walk: Walk, entries: list[Entry], start: int, alignment: int) -> None:
+def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignment: int) -> None:
     """Hold every tensor to the file's end, the alignment and its neighbours."""
     end, before = 0, ""
     for entry in sorted(entries, key=lambda e: e.offset):
-        what = f"tensor {shown(entry.name)}"
+        what = f"tensor {quote_name(entry.name)}"
         if entry.offset % alignment:
             raise walk.damaged(f"{what} is at offset {entry.offset}, not a multiple of the alignment {alignment}.")
         walk.needs(start + entry.offset + entry.size_bytes - walk.at, f"{what} ({entry.quant.name})")
         if entry.offset < end:
-            raise walk.damaged(f"{what} overlaps {shown(before)}.")
+            raise walk.damaged(f"{what} overlaps {quote_name(before)}.")
         end, before = entry.offset + entry.size_bytes, entry.name
 
 

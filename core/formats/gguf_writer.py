@@ -11,32 +11,34 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.formats.model_file import USUAL, LazyArray, ModelFile
-from core.formats.tensor_stream import Packed, as_is
+from core.formats.tensor_stream import TensorStream, passthrough
 from core.quant.types import QUANTS
 from core.system.atomic_file import new_file
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 MOST_ALIGNMENT = 1 << 16  # so many zeros may stand before each tensor
 
 
-def write_gguf(path: Path, model: ModelFile, packed: Sequence[Packed] | None = None, force: bool = False) -> None:
-    """Write a model; packed stands for its weights where those must change on the way.
+def write_gguf(
+    path: Path, model: ModelFile, streams: Sequence[TensorStream] | None = None, force: bool = False
+) -> None:
+    """Write a model; streams stand for its weights where those must change on the way.
 
     Errors: UsageError, OutputError (new_file); FileError where GGUF cannot hold a tensor or a value.
     """
-    packed = [as_is(weight) for weight in model.weights.values()] if packed is None else packed
+    streams = [passthrough(weight) for weight in model.weights.values()] if streams is None else streams
     with new_file(path, force) as part:
-        alignment = _write_header(part, model, packed)
+        alignment = _write_header(part, model, streams)
         with part.open("ab") as out:
-            for tensor in packed:
+            for tensor in streams:
                 _pad(out, alignment)
                 for piece in tensor.pieces():
                     out.write(piece.data)
             _pad(out, alignment)
 
 
-def _write_header(part: Path, model: ModelFile, packed: Sequence[Packed]) -> int:
+def _write_header(part: Path, model: ModelFile, streams: Sequence[TensorStream]) -> int:
     """Write everything before the data; returns the alignment."""
     import gguf
 
@@ -50,7 +52,7 @@ def _write_header(part: Path, model: ModelFile, packed: Sequence[Packed]) -> int
                 writer.add_custom_alignment(_alignment(model, value))
             elif name != "general.architecture" and not name.startswith("apr."):
                 _add_key(writer, model, name)
-        for tensor in packed:
+        for tensor in streams:
             writer.add_tensor_info(*_tensor_info(tensor))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -78,7 +80,7 @@ def _add_key(writer: Any, model: ModelFile, name: str) -> None:  # noqa: ANN401 
     writer.add_key_value(name, value, kinds[model.types.get(name, USUAL[type(value)])])
 
 
-def _tensor_info(tensor: Packed) -> tuple[Any, ...]:
+def _tensor_info(tensor: TensorStream) -> tuple[Any, ...]:
     """Name, shape, numpy type, bytes and GGUF type, as gguf-py asks for them."""
     import gguf
     import numpy as np
@@ -86,7 +88,8 @@ def _tensor_info(tensor: Packed) -> tuple[Any, ...]:
     quant, shape = QUANTS[tensor.quant], tensor.shape or (1,)
     if quant.ggml_id is None or shape[-1] % quant.block:
         raise FileError(
-            f"{shown(tensor.name)} is {tensor.quant} in rows of {shape[-1]} values; GGUF has no such rows. Decode it.",
+            f"{quote_name(tensor.name)} is {tensor.quant} in rows of {shape[-1]} values; GGUF has no such rows. "
+            "Decode it.",
         )
     assert tensor.size_bytes == prod(shape) // quant.block * quant.block_bytes
     kind = gguf.GGMLQuantizationType(quant.ggml_id)

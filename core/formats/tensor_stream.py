@@ -13,7 +13,7 @@ _PIECE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class TensorStream:
     """One tensor to write. pieces yields its bytes in order, so that a tensor larger than memory can be written."""
 
     name: str  # GGUF's
@@ -27,10 +27,10 @@ class Packed:
         return tensor_bytes(QUANTS[self.quant], self.shape)
 
 
-def as_is(weight: Weight) -> Packed:
+def passthrough(weight: Weight) -> TensorStream:
     """Pack a weight's bytes as they are."""
     def pieces() -> Iterator[Bytes]:
         for at in range(0, len(weight.data), _PIECE):
             yield weight.data[at : at + _PIECE]
 
-    return Packed(weight.name, weight.quant, weight.shape, pieces)
+    return TensorStream(weight.name, weight.quant, weight.shape, pieces)

@@ -9,11 +9,11 @@ from typing import Any
 from core.formats.architectures import ARCHS, REFUSED, Family
 from core.formats.model_file import ModelFile
 from core.model.families import resolve_layer
-from core.model.file_facts import Facts
+from core.model.file_facts import FileFacts
 from core.model.layers import Layer, Node, Rope
 from core.model.stages import stage_named
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 KINDS = {  # general.type of files that are no whole model
     "adapter": "a LoRA adapter or control vector: merge it into its model first",
@@ -113,12 +113,14 @@ def read_arch(model: ModelFile) -> Arch:
     if kind in KINDS or name == "clip":
         raise FileError(f"{model.path.name} is {KINDS.get(kind, KINDS['mmproj'])}.")
     if name in REFUSED:
-        raise FileError(f"{model.path.name} holds architecture {shown(name)}: {REFUSED[name]}. It is not run.")
+        raise FileError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. It is not run.")
     if family is None:
-        raise FileError(f"{model.path.name} holds architecture {shown(name)}; this build knows {', '.join(ARCHS)}.")
+        raise FileError(
+            f"{model.path.name} holds architecture {quote_name(name)}; this build knows {', '.join(ARCHS)}."
+        )
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
-    facts = Facts(model, name)
+    facts = FileFacts(model, name)
     if facts.value("attention.causal", True) is False:
         raise FileError(f"{model.path.name}: attention.causal is false, so that there is no next token. It is not run.")
     d_model, eps = facts.size("embedding_length"), _eps(facts, family)
@@ -143,7 +145,7 @@ def family_of(model: ModelFile) -> Family | None:
 
 def head_width(model: ModelFile) -> int:
     """Channels of a head; FileError."""
-    facts = Facts(model, str(model.key("general.architecture")))
+    facts = FileFacts(model, str(model.key("general.architecture")))
     usual = facts.size("embedding_length") // facts.size("attention.head_count")
     return facts.size("attention.key_length", usual)
 
@@ -179,7 +181,7 @@ def stage_weights(model: ModelFile, layer: int | None, stage: str) -> list[str]:
 # --- the whole model -------------------------------------------------------------------------------------------------
 
 
-def _eps(facts: Facts, family: Family) -> float:
+def _eps(facts: FileFacts, family: Family) -> float:
     keys = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
     first, second = keys if family.norm == "rms" else keys[::-1]
     key = second if facts.value(first) is None and facts.value(second) is not None else first
@@ -189,7 +191,7 @@ def _eps(facts: Facts, family: Family) -> float:
     return eps
 
 
-def _claim_whole(facts: Facts, family: Family, n_vocab: int, d_model: int) -> dict[str, Any]:
+def _claim_whole(facts: FileFacts, family: Family, n_vocab: int, d_model: int) -> dict[str, Any]:
     """Claim the tensors that belong to no layer; returns the fields that they and the keys decide."""
     facts.hold("token_embd.weight", n_vocab, d_model)
     out_norm = family.out_norm if facts.has(family.out_norm) else "output_norm"

@@ -17,7 +17,7 @@ from core.formats.architectures import rope_row_order
 from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
-from core.formats.tensor_stream import Packed, as_is
+from core.formats.tensor_stream import TensorStream, passthrough
 from core.model.arch import family_of, head_width
 from core.model.ropes import PAIRINGS, pairing_said
 from core.quant.types import QUANTS, Quant, tensor_bytes
@@ -25,7 +25,7 @@ from core.quant.weight import Weight
 from core.system.arrays import Bytes
 from core.system.atomic_file import refuse_existing
 from core.system.errors import FileError, UsageError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 WRITERS: dict[str, Callable[..., None]] = {".apr": write_apr, ".gguf": write_gguf}
 DECODED = {"f16": "F16", "f32": "F32"}
@@ -50,8 +50,8 @@ def convert(src: Path, dst: Path, to: str | None = None, force: bool = False) ->
     if model.verify is not None:
         model.verify()
     model, notes = _keys_for(suffix, model)
-    packed, decoded = _pack(suffix, model, to)
-    WRITERS[suffix](dst, model, packed, force)
+    streams, decoded = _pack(suffix, model, to)
+    WRITERS[suffix](dst, model, streams, force)
     return (*model.notes, *notes, *decoded)
 
 
@@ -82,7 +82,7 @@ def _turned(model: ModelFile, weight: Weight, pairing: str) -> Weight:
         return weight
     arch, width, n_row = model.key("general.architecture"), head_width(model), weight.shape[0]
     if width < 2 or width % 2 or n_row % width or model.key(f"{arch}.rope.dimension_count", width) != width:
-        raise FileError(f"{shown(weight.name)} has {n_row} rows, heads have {width}: GGUF's order is impossible.")
+        raise FileError(f"{quote_name(weight.name)} has {n_row} rows, heads have {width}: GGUF's order is impossible.")
     order = rope_row_order(n_row, width, pairing)
     if QUANTS[weight.quant].whole:
         decoded = np.concatenate(list(_decoded(weight, "F32")))
@@ -93,20 +93,21 @@ def _turned(model: ModelFile, weight: Weight, pairing: str) -> Weight:
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _pack(suffix: str, model: ModelFile, to: str | None) -> tuple[list[Packed], list[str]]:
+def _pack(suffix: str, model: ModelFile, to: str | None) -> tuple[list[TensorStream], list[str]]:
     """Keep every tensor that the new format can hold and decode the others; refuse where nobody said into what."""
     others = [weight for weight in model.weights.values() if not _holds(suffix, QUANTS[weight.quant], weight.shape)]
     if suffix == ".apr" and others and to is None:
         raise FileError(_refusal(model, others))
     target = DECODED[to or "f32"]
     decoded = {weight.name for weight in others}
-    packed = [
-        _decoding(weight, target) if weight.name in decoded else as_is(weight) for weight in model.weights.values()
+    streams = [
+        _decoding(weight, target) if weight.name in decoded else passthrough(weight)
+        for weight in model.weights.values()
     ]
     if not others:
-        return packed, []
+        return streams, []
     types = ", ".join(sorted({weight.quant for weight in others}))
-    return packed, [f"{len(others)} of {len(packed)} tensors ({types}) were decoded to {target}: not in {suffix}"]
+    return streams, [f"{len(others)} of {len(streams)} tensors ({types}) were decoded to {target}: not in {suffix}"]
 
 
 def _holds(suffix: str, quant: Quant, shape: tuple[int, ...]) -> bool:
@@ -121,7 +122,7 @@ def _refusal(model: ModelFile, others: list[Weight]) -> str:
     types = ", ".join(sorted({weight.quant for weight in others}))
     return (
         f"{model.path.name} has {len(others)} tensors of types without a code in .apr ({types}), first "
-        f"{shown(others[0].name)}. Decoded, it would take {_size(f16)} (--to f16) or {_size(f32)} (--to f32), not "
+        f"{quote_name(others[0].name)}. Decoded, it would take {_size(f16)} (--to f16) or {_size(f32)} (--to f32), not "
         f"{_size(model.size_bytes)}. Say which with --to."
     )
 
@@ -130,8 +131,8 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
 
 
-def _decoding(weight: Weight, target: str) -> Packed:
-    return Packed(weight.name, target, weight.shape, lambda: _decoded(weight, target))
+def _decoding(weight: Weight, target: str) -> TensorStream:
+    return TensorStream(weight.name, target, weight.shape, lambda: _decoded(weight, target))
 
 
 def _decoded(weight: Weight, target: str) -> Iterator[Bytes]:
@@ -147,7 +148,7 @@ def _decoded(weight: Weight, target: str) -> Iterator[Bytes]:
                 halves = values.astype(np.float16)
             if np.any(np.isinf(halves) & np.isfinite(values)):
                 peak = float(np.nanmax(np.abs(values)))
-                raise FileError(f"{shown(weight.name)} holds {peak:.6g}, more than float16 can. Use --to f32.")
+                raise FileError(f"{quote_name(weight.name)} holds {peak:.6g}, more than float16 can. Use --to f32.")
             yield halves.view(np.uint8)
         else:
             yield values.view(np.uint8)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from core.formats.architectures import DEPTHS, Family
 from core.model.feed_forward import resolve_feed_forward
-from core.model.file_facts import Facts
+from core.model.file_facts import FileFacts
 from core.model.layers import (
     ATTENTION,
     DELTA_NET,
@@ -31,7 +31,7 @@ from core.model.ropes import resolve_rope
 from core.system.errors import FileError
 
 
-def resolve_layer(facts: Facts, family: Family, index: int, n_layer: int, before: list[Layer]) -> Layer:
+def resolve_layer(facts: FileFacts, family: Family, index: int, n_layer: int, before: list[Layer]) -> Layer:
     """Say what layer index is; before: the layers below it. FileError names what is missing or differs."""
     prefix, d_model = f"blk.{index}.", facts.size("embedding_length")
     mixers = _mixers(facts, family, prefix)
@@ -51,7 +51,7 @@ def resolve_layer(facts: Facts, family: Family, index: int, n_layer: int, before
     return replace(layer, nodes=nodes_of(layer, d_model))
 
 
-def _mixers(facts: Facts, family: Family, prefix: str) -> tuple[str, ...]:
+def _mixers(facts: FileFacts, family: Family, prefix: str) -> tuple[str, ...]:
     """Which mixers a layer has: their tensors say it."""
     usual = MLA if family.mla else ATTENTION
     if facts.has(f"{prefix}shortconv.in_proj"):
@@ -69,7 +69,7 @@ def _mixers(facts: Facts, family: Family, prefix: str) -> tuple[str, ...]:
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def is_windowed(facts: Facts, family: Family, index: int, n_layer: int) -> bool:
+def is_windowed(facts: FileFacts, family: Family, index: int, n_layer: int) -> bool:
     """Whether attention of a layer sees a window only."""
     if not family.window or not facts.value("attention.sliding_window", family.window_size):
         return False
@@ -79,7 +79,7 @@ def is_windowed(facts: Facts, family: Family, index: int, n_layer: int) -> bool:
     return family.window_layers in (None, n_layer) and index % pattern < pattern - 1
 
 
-def resolve_attention(facts: Facts, family: Family, layer: Layer, n_layer: int, before: list[Layer]) -> Attention:
+def resolve_attention(facts: FileFacts, family: Family, layer: Layer, n_layer: int, before: list[Layer]) -> Attention:
     """Say what a layer's attention is, and claim its tensors."""
     i, prefix, d_model = layer.index, layer.prefix, facts.size("embedding_length")
     n_head = facts.size("attention.head_count", layer=i)
@@ -110,7 +110,7 @@ def resolve_attention(facts: Facts, family: Family, layer: Layer, n_layer: int, 
     return _claim_attention(facts, layer, a, d_model)
 
 
-def _claim_attention(facts: Facts, layer: Layer, a: Attention, d_model: int) -> Attention:
+def _claim_attention(facts: FileFacts, layer: Layer, a: Attention, d_model: int) -> Attention:
     prefix, (q, k, v) = layer.prefix, a.widths
     if a.joined:
         facts.linear(f"{prefix}attn_qkv", q + k + v, d_model)
@@ -125,7 +125,7 @@ def _claim_attention(facts: Facts, layer: Layer, a: Attention, d_model: int) -> 
     return replace(a, q_norm=q_norm, k_norm=k_norm, gate="own" if own else a.gate)
 
 
-def _qk_norm(facts: Facts, name: str, n_head: int, width: int) -> str:
+def _qk_norm(facts: FileFacts, name: str, n_head: int, width: int) -> str:
     """Claim a norm of q or k: over a head, or over the whole width; "" where there is none."""
     if not facts.has(name):
         return ""
@@ -138,7 +138,7 @@ def _qk_norm(facts: Facts, name: str, n_head: int, width: int) -> str:
 
 
 def _shared(
-    facts: Facts, family: Family, layer: Layer, a: Attention, n_layer: int, before: list[Layer]
+    facts: FileFacts, family: Family, layer: Layer, a: Attention, n_layer: int, before: list[Layer]
 ) -> Attention:
     """Gemma 4: the last layers read an earlier one's keys and values; values without a tensor are the keys."""
     n_shared = facts.size("attention.shared_kv_layers", 0, least=0) if family.v_norm else 0
@@ -151,7 +151,7 @@ def _shared(
     return replace(a, own_v=facts.has(f"{layer.prefix}attn_v") if family.v_norm else True)
 
 
-def _is_turned(facts: Facts, family: Family, index: int, n_layer: int, windowed: bool) -> bool:
+def _is_turned(facts: FileFacts, family: Family, index: int, n_layer: int, windowed: bool) -> bool:
     """Whether RoPE turns the queries and keys of a layer."""
     if family.pairing == "none":
         return False
@@ -162,7 +162,7 @@ def _is_turned(facts: Facts, family: Family, index: int, n_layer: int, windowed:
     return family.rope_on == "all" or (index + 1) % 4 != 0
 
 
-def _scale(facts: Facts, family: Family, n_layer: int, d_model: int, n_head: int) -> float | None:
+def _scale(facts: FileFacts, family: Family, n_layer: int, d_model: int, n_head: int) -> float | None:
     if family.attn_scale == "one":
         return 1.0
     if family.attn_scale == "depth" and (facts.name, n_layer) in DEPTHS:
@@ -171,7 +171,7 @@ def _scale(facts: Facts, family: Family, n_layer: int, d_model: int, n_head: int
     return said or None
 
 
-def _temperature(facts: Facts, family: Family, turned: bool) -> Temperature | None:
+def _temperature(facts: FileFacts, family: Family, turned: bool) -> Temperature | None:
     if family.temperature is not None:
         return None if turned else Temperature(*family.temperature)
     if facts.name not in ("mistral3", "mistral4", "deepseek2"):
@@ -181,7 +181,7 @@ def _temperature(facts: Facts, family: Family, turned: bool) -> Temperature | No
     return Temperature(scale, length, 0.0) if scale else None
 
 
-def resolve_mla(facts: Facts, family: Family, layer: Layer, n_layer: int, before: list[Layer]) -> Attention:
+def resolve_mla(facts: FileFacts, family: Family, layer: Layer, n_layer: int, before: list[Layer]) -> Attention:
     """Say what a layer's latent attention is, and claim its tensors."""
     prefix, d_model = layer.prefix, facts.size("embedding_length")
     n, rank = facts.size("attention.head_count"), facts.size("attention.kv_lora_rank")
@@ -215,7 +215,7 @@ def resolve_mla(facts: Facts, family: Family, layer: Layer, n_layer: int, before
 # --- norms and what stands around ------------------------------------------------------------------------------------
 
 
-def _norms(facts: Facts, family: Family, layer: Layer, d_model: int) -> Layer:
+def _norms(facts: FileFacts, family: Family, layer: Layer, d_model: int) -> Layer:
     """Say which norms a layer has, where they stand, and claim them."""
     p = layer.prefix
 
@@ -246,7 +246,7 @@ def _norms(facts: Facts, family: Family, layer: Layer, d_model: int) -> Layer:
         ffn_post=norm("post_ffw_norm") if sandwich else None)
 
 
-def _extras(facts: Facts, family: Family, layer: Layer, d_model: int) -> Layer:
+def _extras(facts: FileFacts, family: Family, layer: Layer, d_model: int) -> Layer:
     """Scales of the residual stream and Gemma 4's per-layer inputs."""
     p, n = layer.prefix, 0
     if facts.has(f"{p}inp_gate"):

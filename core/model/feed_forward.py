@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core.formats.architectures import Family
-from core.model.file_facts import Facts
+from core.model.file_facts import FileFacts
 from core.model.layers import Experts, FeedForward
 from core.system.errors import FileError
 
 ROUTERS = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen"}  # expert_gating_func
 
 
-def resolve_feed_forward(facts: Facts, family: Family, prefix: str, index: int, d_model: int) -> FeedForward:
+def resolve_feed_forward(facts: FileFacts, family: Family, prefix: str, index: int, d_model: int) -> FeedForward:
     """Return a layer's feed-forward, its tensors claimed; it has experts exactly where it has ffn_gate_inp."""
     numbers = tuple(float(facts.model.key(f"xielu.{k}")[index]) for k in ("alpha_p", "alpha_n", "beta", "eps")
                     ) if family.act == "xielu" else ()
@@ -34,7 +34,7 @@ def resolve_feed_forward(facts: Facts, family: Family, prefix: str, index: int, 
     return replace(f, width=width, gate=gate)
 
 
-def resolve_experts(facts: Facts, family: Family, prefix: str, d_model: int) -> Experts:
+def resolve_experts(facts: FileFacts, family: Family, prefix: str, d_model: int) -> Experts:
     """Return a layer's experts, their tensors claimed."""
     n, used = facts.size("expert_count"), facts.size("expert_used_count")
     code = facts.number("expert_gating_func", 0)
@@ -65,7 +65,7 @@ def resolve_experts(facts: Facts, family: Family, prefix: str, d_model: int) -> 
     return _shared(facts, family, prefix, d_model, e)
 
 
-def _shared(facts: Facts, family: Family, prefix: str, d_model: int, e: Experts) -> Experts:
+def _shared(facts: FileFacts, family: Family, prefix: str, d_model: int, e: Experts) -> Experts:
     if not facts.has(f"{prefix}ffn_up_shexp"):
         return e
     width = facts.shape(f"{prefix}ffn_up_shexp")[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.formats.model_file import ModelFile
 from core.system.errors import FileError
-from core.system.mapped_file import shown
+from core.system.mapped_file import quote_name
 
 # keys that change numbers, and the values that change none; what an architecture does not read must have one of these
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -27,7 +27,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(slots=True)
-class Facts:
+class FileFacts:
     """A file's keys and tensors, and which of them have been read or claimed."""
 
     model: ModelFile
@@ -116,10 +116,10 @@ class Facts:
                 if int(part[1]) < self.value("block_count", 0):
                     said.append(part[1])
                     continue
-                raise FileError(f"{self.model.path.name} has tensor {shown(name)}, but only {n_layer} layers. "
+                raise FileError(f"{self.model.path.name} has tensor {quote_name(name)}, but only {n_layer} layers. "
                                 "Its metadata and its tensors do not belong together; convert it again.")
             raise FileError(
-                f"{self.model.path.name}: this build does not know tensor {shown(name)} of architecture "
+                f"{self.model.path.name}: this build does not know tensor {quote_name(name)} of architecture "
                 f"{self.name}: nothing would read it, so what is traced would not be this model. Use another build.")
         told = [f"layer {each} (multi-token prediction) is not part of the forward: skipped"
                 for each in sorted(set(said), key=int)]

@@ -1,7 +1,7 @@
 """The one forward of a decoder-only transformer, with the tap always in it. It holds no weights and drives nothing.
 
 It is a generator: it yields each product it needs (Product) and is sent the result, so that several runs of it (traced,
-untraced, perturbed, float64) walk side by side and every weight is decoded once for all of them (lockstep.py). What a
+untraced, perturbed, float64) run in lockstep and every weight is decoded once for all of them (lockstep.py). What a
 layer is made of stands in its Layer; mixers/ and experts.py hold the parts.
 Shape letters: T tokens, D model, F feed-forward, V vocabulary, L layers, P width of a layer's own input.
 """

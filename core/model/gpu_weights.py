@@ -29,7 +29,7 @@ SPARE_BYTES = 1 << 30  # of the device's memory, left to activations
 COPIES = 3  # of a weight, while it is split
 LEAST_CAPABILITY = (8, 0)  # bfloat16 matrix units
 QUERIES = 512  # of a long prompt that attention takes at a time: its scores are kept whole
-SHARED = 8  # splits kept: q, k and v share one, gate and up another, in each of the lanes that walk side by side
+SHARED = 8  # splits kept: q, k and v share one, gate and up another, in each of the runs in lockstep
 
 
 @functools.cache
@@ -135,6 +135,6 @@ def _why_not_compiled(device: torch.device) -> str | None:
         with torch.cuda.device(device):
             one = torch.ones(1, 16, device=device)
             triton_layer.rms_norm(one, one[0], 1e-6)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the reason is told and another path serves)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the reason is reported and another path serves)
         return f"Triton cannot compile here: {type(error).__name__} {first_line(error)}"
     return None

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from core.kernels.gpu.planes import LAYOUTS
 from core.model.layers import Rope
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Cache, Model
 from core.model.ops import rope_angles
 from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled
 
-Start = Callable[[Tensor, Cache], Lane]  # tokens [T] on the device -> a run of the forward
+Start = Callable[[Tensor, Cache], ForwardRun]  # tokens [T] on the device -> a run of the forward
 
 
 class RoomyCache(Cache):
@@ -53,7 +53,7 @@ class RoomyCache(Cache):
         return self.keys[layer], self.values[layer]
 
 
-def decode_captured(
+def decode_by_graph(
     model: Model, start: Start, tokens: Sequence[int], n_token: int, cancelled: IsCancelled
 ) -> Iterator[int]:
     """Yield the likeliest next token n_token times; no step is captured where a weight must be brought for it."""
@@ -61,7 +61,7 @@ def decode_captured(
     ids = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def step(feed: Tensor) -> None:
-        logits = drive([start(feed, cache)], cancelled)[0]
+        logits = run_lockstep([start(feed, cache)], cancelled)[0]
         ids.copy_(likeliest(logits))
         cache.next.add_(len(feed))
 

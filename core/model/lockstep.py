@@ -1,6 +1,6 @@
-"""Drive several forwards side by side, so that each weight is decoded once for all of them.
+"""Run several forwards in lockstep, so that each weight is decoded once for all of them.
 
-A lane is one run of the forward. Lanes advance in the order given, one product at a time, so a later lane may use what
+Runs advance in the order given, one product at a time, so that a later one may use what
 an earlier one has just tapped (the float64 replay does). It neither measures nor judges.
 """
 
@@ -20,7 +20,7 @@ from core.system.gpu_errors import device_error
 
 
 @dataclass(slots=True)
-class Lane:
+class ForwardRun:
     """One run of the forward with its compute, thread count and device; result is set when it ends.
 
     plain: multiply decoded weights, whatever kernels there are: what a kernel is held against must not be itself.
@@ -49,15 +49,17 @@ class Lane:
             self.ask, self.result = None, end.value
 
     def settle(self) -> None:
-        """Set torch to this lane's thread count, and to its GPU."""
+        """Set torch to this run's thread count, and to its GPU."""
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
 
-def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCancelled = never) -> list[Tensor]:
-    """Run every lane to its end and return their logits; raises Cancelled when cancelled() turns true, DeviceError.
+def run_lockstep(
+    runs: Sequence[ForwardRun], cancelled: IsCancelled = never, enough: IsCancelled = never
+) -> list[Tensor]:
+    """Run all to their end and return their logits; raises Cancelled when cancelled() turns true, DeviceError.
 
     enough: turns true to stop early, without logits. torch keeps the thread count that it had before.
     """
@@ -66,41 +68,41 @@ def drive(lanes: Sequence[Lane], cancelled: IsCancelled = never, enough: IsCance
             raise Cancelled("the run was cancelled")
 
     usual = torch.get_num_threads()
-    for lane in lanes:
-        lane.threads = lane.threads or usual  # else it would go on with the count of the lane before it
+    for run in runs:
+        run.threads = run.threads or usual  # else it would go on with the count of the run before it
     try:
         with torch.inference_mode():
-            for lane in lanes:
-                lane.advance(None)
-            while any(lane.ask for lane in lanes) and not enough():
+            for run in runs:
+                run.advance(None)
+            while any(run.ask for run in runs) and not enough():
                 check()
-                _round(lanes, check)
+                _round(runs, check)
     except RuntimeError as error:
         failed = device_error(error)
         if failed is None:
             raise
         raise failed from error
     finally:
-        for lane in lanes:
-            lane.steps.close()
+        for run in runs:
+            run.steps.close()
         torch.set_num_threads(usual)
-    return [lane.result for lane in lanes if lane.result is not None]
+    return [run.result for run in runs if run.result is not None]
 
 
-def _round(lanes: Sequence[Lane], check: Callable[[], None]) -> None:
-    """Answer every waiting lane once: lanes that ask for the same weight on the same device share its decoding."""
+def _round(runs: Sequence[ForwardRun], check: Callable[[], None]) -> None:
+    """Answer every waiting run once: runs that ask for the same weight on the same device share its decoding."""
     answers: dict[int, Tensor] = {}
-    waiting = {i: lane.ask for i, lane in enumerate(lanes) if lane.ask is not None}
+    waiting = {i: run.ask for i, run in enumerate(runs) if run.ask is not None}
     for i, ask in waiting.items():
         if i in answers:
             continue
-        same = [j for j, other in waiting.items() if _shares(ask, other) and lanes[j].threads == lanes[i].threads]
-        lanes[i].settle()
-        asks = [Ask(waiting[j].x, lanes[j].compute, lanes[j].plain, waiting[j].experts) for j in same]
+        same = [j for j, other in waiting.items() if _shares(ask, other) and runs[j].threads == runs[i].threads]
+        runs[i].settle()
+        asks = [Ask(waiting[j].x, runs[j].compute, runs[j].plain, waiting[j].experts) for j in same]
         products = multiply(ask.weight, asks, check, ask.resident)
         answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
     for i, value in answers.items():
-        lanes[i].advance(value)
+        runs[i].advance(value)
 
 
 def _shares(a: Product, b: Product) -> bool:

@@ -68,8 +68,8 @@ def kernel_path(compute: str, device: torch.device) -> str:
     if isinstance(kernels, Absent):
         return f"{steps} ({kernels.reason})"
     level = kernels.level
-    says = {"f32": level.says, "q8": level.says_q8, "bf16": level.says_bf16}[compute]
-    return f"fused {level.name} ({says}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
+    description = {"f32": level.description, "q8": level.description_q8, "bf16": level.description_bf16}[compute]
+    return f"fused {level.name} ({description}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
 
 
 def multiply(

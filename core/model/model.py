@@ -28,7 +28,7 @@ Tap = Callable[[int | None, str, Tensor], Tensor]  # layer, stage, value -> the 
 class Product:
     """A request: x [T, cols] times the weight's transpose; resident: where the weight may be on the device already.
 
-    experts: of a weight [E, rows, cols], which of them each row of x [N, cols] meets; lanes that walk side by side ask
+    experts: of a weight [E, rows, cols], which of them each row of x [N, cols] meets; runs in lockstep ask
     for one weight at once, whatever experts they chose.
     """
 

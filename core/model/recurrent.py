@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from core.formats.architectures import Family
-from core.model.file_facts import Facts
+from core.model.file_facts import FileFacts
 from core.model.layers import DELTA_NET, MAMBA, MAMBA2, SHORT_CONV, Layer, Ssm
 from core.system.errors import FileError
 
 
-def resolve_recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) -> Ssm:
+def resolve_recurrent(facts: FileFacts, family: Family, layer: Layer, d_model: int) -> Ssm:
     """Say the sizes of a recurrent mixer, and claim its tensors."""
     p, mixer = layer.prefix, layer.mixers[0]
     if mixer == SHORT_CONV:
@@ -32,7 +32,7 @@ def resolve_recurrent(facts: Facts, family: Family, layer: Layer, d_model: int) 
     return s
 
 
-def _delta_net(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+def _delta_net(facts: FileFacts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     channels = 2 * s.groups * s.state + s.inner
     facts.linear(f"{p}attn_qkv", channels, d_model)
     facts.linear(f"{p}attn_gate", s.inner, d_model)
@@ -44,7 +44,7 @@ def _delta_net(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     return replace(s, packed=packed), channels
 
 
-def _mamba2(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+def _mamba2(facts: FileFacts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     channels = s.inner + 2 * s.groups * s.state
     facts.linear(f"{p}ssm_in", s.inner + channels + s.rank, d_model)
     for name in ("ssm_dt.bias", "ssm_a", "ssm_d"):
@@ -53,7 +53,7 @@ def _mamba2(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     return s, channels
 
 
-def _mamba(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
+def _mamba(facts: FileFacts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     facts.linear(f"{p}ssm_in", 2 * s.inner, d_model)
     facts.linear(f"{p}ssm_x", s.rank + 2 * s.state, s.inner)
     facts.linear(f"{p}ssm_dt", s.inner, s.rank)
@@ -64,5 +64,5 @@ def _mamba(facts: Facts, p: str, s: Ssm, d_model: int) -> tuple[Ssm, int]:
     return replace(s, normed=bool(facts.value("ssm.dt_b_c_rms", False))), s.inner
 
 
-_CLAIMS: dict[str, Callable[[Facts, str, Ssm, int], tuple[Ssm, int]]] = {
+_CLAIMS: dict[str, Callable[[FileFacts, str, Ssm, int], tuple[Ssm, int]]] = {
     DELTA_NET: _delta_net, MAMBA2: _mamba2, MAMBA: _mamba}

@@ -6,7 +6,7 @@ import math
 
 from core.formats.architectures import Family
 from core.formats.model_file import ModelFile
-from core.model.file_facts import Facts
+from core.model.file_facts import FileFacts
 from core.model.layers import Rope
 from core.system.errors import FileError
 
@@ -20,7 +20,7 @@ def pairing_said(model: ModelFile) -> str | None:
     return PAIRINGS.get(kind) if isinstance(kind, int) else None
 
 
-def resolve_rope(facts: Facts, family: Family, width: int, windowed: bool) -> Rope:
+def resolve_rope(facts: FileFacts, family: Family, width: int, windowed: bool) -> Rope:
     """Return the RoPE of a head of that width; FileError."""
     model = facts.model
     dim, base = facts.size("rope.dimension_count", width), facts.real("rope.freq_base", 10000.0)
@@ -55,7 +55,7 @@ def _pairing(model: ModelFile) -> str | None:
     return said
 
 
-def _scaling(facts: Facts) -> tuple[str, float]:
+def _scaling(facts: FileFacts) -> tuple[str, float]:
     """The kind of scaling and its factor; older files say rope.scale_linear."""
     scaling, legacy = str(facts.value("rope.scaling.type", "none")), facts.real("rope.scale_linear", 1.0)
     if scaling == "none" and legacy not in (0.0, 1.0) and facts.value("rope.scaling.type") is None:
@@ -68,7 +68,7 @@ def _scaling(facts: Facts) -> tuple[str, float]:
     return scaling, facts.real("rope.scaling.factor", 1.0)
 
 
-def _factors(facts: Facts, windowed: bool, beyond: bool, dim: int) -> str | None:
+def _factors(facts: FileFacts, windowed: bool, beyond: bool, dim: int) -> str | None:
     """Claim the tensors that divide the frequencies; returns the one that serves."""
     wide = [facts.hold(f"rope_factors_{each}.weight", dim // 2, needed=False) for each in ("long", "short")]
     if any(wide):

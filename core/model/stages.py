@@ -100,7 +100,7 @@ STAGES = (
     Stage("logits", "V", "linear", ("final_norm",), ("output",), tied="token_embd", whole=True, aprt=("lm_head",)),
 )
 ALIASES = {"ffn_swiglu": "ffn_swigl"}
-GRID = tuple(s.name for s in STAGES if not s.whole and not s.detail)
+GRID_STAGES = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 USUAL = tuple(s for s in STAGES if not s.special)
 SUB_FFN = tuple(s.name for s in STAGES if s.width == "F" and not s.detail)  # the contracts' word: inside the FFN
 TRUNK = ("embedding", "output")  # the residual stream between layers: the next layer's PREVIOUS

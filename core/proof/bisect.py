@@ -1,6 +1,6 @@
-"""Graft B's values into A and see how much of the logits comes back: the ladder that shows where a difference enters.
+"""Patch B's activations into A, layer by layer, and measure how much of the logits comes back.
 
-A rung is a run of A with B's value put in at one place. judge_pair.py names the first place and the side; this proves
+A patch is a run of A with B's value put in at one place. judge_pair.py names the first place and the side; this proves
 the cause.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from core.model.lockstep import drive
+from core.model.lockstep import run_lockstep
 from core.model.model import Tap
 from core.model.stages import Place, place_text
-from core.proof.ladder_cache import KnownRungs
-from core.proof.verdict import RECOVERED, Ladder, Rung
+from core.proof.ladder_cache import KnownPatches
+from core.proof.verdict import RECOVERED, LayerBisection, PatchResult
 from core.system.cancel import IsCancelled
 from core.system.progress import Phase
 from core.trace.events import Emit
@@ -23,40 +23,43 @@ from core.trace.run import Side
 from core.trace.taps import chain, patch
 
 
-def climb(
-    a: Side, b: Side, tokens: Sequence[int], known: KnownRungs, emit: Emit, cancelled: IsCancelled
-) -> Ladder:
-    """Find by halving the first layer whose output, taken from B, repairs A's logits; then graft each of its stages.
+def bisect_layers(
+    a: Side, b: Side, tokens: Sequence[int], known: KnownPatches, emit: Emit, cancelled: IsCancelled
+) -> LayerBisection:
+    """Find by halving the first layer whose output, taken from B, repairs A's logits; then patch each of its stages.
 
-    known: the rungs that an earlier, interrupted climb has measured; each new one is added.
+    known: what an earlier, interrupted bisection has measured; each new result is added.
     """
     n_layer = a.model.arch.n_layer
     values: dict[Place, Tensor] = {}
     wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
-    runs = drive([a.lane(tokens, a.bug()), b.lane(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)
+    runs = run_lockstep([a.forward_run(tokens, a.bug()), b.forward_run(tokens, chain(b.bug(), _keep(wanted, values)))],
+                        cancelled)
     truth, kl = runs[1], divergence(runs[1], runs[0])
-    rungs: list[Rung] = []
+    results: list[PatchResult] = []
 
-    def graft(places: Sequence[Place]) -> list[Rung]:
+    def patch_at(places: Sequence[Place]) -> list[PatchResult]:
         new = [p for p in places if place_text(p) not in known.kl]
-        lanes = [a.lane(tokens, chain(a.bug(), patch({p: _constant(values[p])}))) for p in new]
-        for place, logits in zip(new, drive(lanes, cancelled) if lanes else [], strict=True):
+        patched = [a.forward_run(tokens, chain(a.bug(), patch({p: _constant(values[p])}))) for p in new]
+        for place, logits in zip(new, run_lockstep(patched, cancelled) if patched else [], strict=True):
             known.add(place_text(place), divergence(truth, logits))
-        found = [Rung(p, rung, 1 - rung / kl if kl else 0.0) for p in places for rung in [known.kl[place_text(p)]]]
-        rungs.extend(found)
+        found = [PatchResult(p, distance, 1 - distance / kl if kl else 0.0) for p in places
+                 for distance in [known.kl[place_text(p)]]]
+        results.extend(found)
         return found
 
-    entry = _entry_layer(n_layer, lambda layer: graft([(layer, "output")])[0].recovered >= RECOVERED, emit)
+    entry = _entry_layer(n_layer, lambda layer: patch_at([(layer, "output")])[0].recovered >= RECOVERED, emit)
     if entry is None or entry < 0:
-        graft([(None, "embedding"), (None, "final_norm")])
-        return Ladder(kl, tuple(rungs), None)
+        patch_at([(None, "embedding"), (None, "final_norm")])
+        return LayerBisection(kl, tuple(results), None)
     emit(Phase(f"grafting the stages of layer {entry}"))
     stages = tuple(a.model.arch.layers[entry].nodes)
     inside: set[Place] = {(entry, s) for s in stages}
-    drive([b.lane(tokens, chain(b.bug(), _keep(inside, values)))], cancelled, enough=lambda: (entry, "output") in values
+    run_lockstep([b.forward_run(tokens, chain(b.bug(), _keep(inside, values)))], cancelled,
+                 enough=lambda: (entry, "output") in values
           and inside <= values.keys())
-    graft([(entry, s) for s in stages if s != "output"])
-    return Ladder(kl, tuple(rungs), entry)
+    patch_at([(entry, s) for s in stages if s != "output"])
+    return LayerBisection(kl, tuple(results), entry)
 
 
 def divergence(truth: Tensor, logits: Tensor) -> float:

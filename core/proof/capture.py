@@ -16,18 +16,18 @@ from torch import Tensor
 from core.model.arch import Arch
 from core.model.model import Tap
 from core.model.stages import Place, place_order, place_text, stage_named, stages_of
-from core.proof.measure_pair import Pair, PairMeasurer, Question, SideWatch, drive_verified
+from core.proof.measure_pair import CompareOptions, PairMeasurement, PairMeasurer, SideWatch, run_verified
 from core.trace.measures import SideName
 from core.trace.run import SEED, Side
-from core.trace.taps import chain, jitter, record_values
+from core.trace.taps import add_noise, chain, record_values
 
 Values = Mapping[Place, Any]  # place -> [rows, W] of the last rows of T tokens: torch tensors, or numpy arrays
-TURNED = stages_of("rope")
+ROPE_STAGES = stages_of("rope")
 F32_ANGLE = 2.0**-25  # a position: engines take RoPE's angles in float32 and ours are float64; measured 7e-6 at 400
 
 
 @dataclass(frozen=True, slots=True)
-class Capture:
+class ExternalRun:
     """A source's values, and its model at the compute it declares. borrowed: the weights are the other side's."""
 
     side: Side
@@ -70,13 +70,13 @@ def _input(values: Values, layer: int | None, name: str) -> Place | None:
     return (None, "embedding") if before < 0 else (before, "output")
 
 
-def run_beside(
-    live: Side, a: Values | None, b: Values | None, tokens: Sequence[int], ask: Question, unit: float
-) -> Pair:
+def measure_external(
+    live: Side, a: Values | None, b: Values | None, tokens: Sequence[int], ask: CompareOptions, unit: float
+) -> PairMeasurement:
     """Measure B against A where a side is a capture (its values) and the other the live forward (None).
 
     The floor is measured on the live forward, with noise of that relative rounding unit. Where a capture has the last
-    rows only, those are compared. A captured side is None in the Pair; of two, live's run stands as B.
+    rows only, those are compared. An external side is None in the result; of two, live's run stands as B.
     """
     measurer = PairMeasurer(ask.scope, len(tokens))
     now: dict[Place, Tensor] = {}
@@ -84,7 +84,7 @@ def run_beside(
     def noisy(layer: int | None, stage: str, value: Tensor) -> Tensor:
         place = (layer, stage)
         clean = now.pop(place)
-        left, right = (clean if v is None else captured(v, place, clean) for v in (a, b))
+        left, right = (clean if v is None else value_of(v, place, clean) for v in (a, b))
         if left is not None and right is not None:
             n_row = min(len(left), len(right))
             left, right, clean, with_noise = (t[len(t) - n_row :] for t in (left, right, clean, value))
@@ -93,16 +93,18 @@ def run_beside(
         return value
 
     watch = SideWatch(SideName.A if a is None else SideName.B, len(tokens), ask)
-    noise = chain(jitter(unit, SEED), _angle_noise(len(tokens), SEED))
-    lane = live.lane(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
-    with_noise = live.lane(tokens, chain(chain(live.bug(), noise), noisy))
-    control = live.lane(tokens, live.bug()) if ask.control else None
-    drive_verified((lane, with_noise, control), (live.model.file,), ask.cancelled)
-    taken = watch.taken(lane, control)
-    return Pair(taken, None, measurer.cells) if a is None else Pair(None, taken, measurer.cells)
+    noise = chain(add_noise(unit, SEED), _angle_noise(len(tokens), SEED))
+    run = live.forward_run(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
+    with_noise = live.forward_run(tokens, chain(chain(live.bug(), noise), noisy))
+    control = live.forward_run(tokens, live.bug()) if ask.control else None
+    run_verified((run, with_noise, control), (live.model.file,), ask.cancelled)
+    taken = watch.measured(run, control)
+    return PairMeasurement(taken, None, measurer.cells) if a is None else PairMeasurement(None, taken, measurer.cells)
 
 
-def run_on_captured(live: Side, values: Values, side: SideName, tokens: Sequence[int], ask: Question) -> Pair:
+def run_on_external(
+    live: Side, values: Values, side: SideName, tokens: Sequence[int], ask: CompareOptions
+) -> PairMeasurement:
     """Measure B against A where one of them, named by side, is a run of this forward that was saved, of equal compute.
 
     The local error is that of live's operation on the saved inputs. A stage that was not saved is recomputed from those
@@ -113,7 +115,7 @@ def run_on_captured(live: Side, values: Values, side: SideName, tokens: Sequence
 
     def on_saved(layer: int | None, stage: str, value: Tensor) -> Tensor:
         place = (layer, stage)
-        saved, own = captured(values, place, value), now.pop(place)
+        saved, own = value_of(values, place, value), now.pop(place)
         if saved is None:
             return value
         n = len(saved)
@@ -122,12 +124,13 @@ def run_on_captured(live: Side, values: Values, side: SideName, tokens: Sequence
         return torch.cat((value[:-n], saved.to(value)))
 
     watch = SideWatch(SideName.B if side is SideName.A else SideName.A, len(tokens), ask)
-    lane = live.lane(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
-    beside = live.lane(tokens, chain(live.bug(), on_saved))
-    control = live.lane(tokens, live.bug()) if ask.control else None
-    drive_verified((lane, beside, control), (live.model.file,), ask.cancelled)
-    taken = watch.taken(lane, control)
-    return Pair(None, taken, measurer.cells, True) if side is SideName.A else Pair(taken, None, measurer.cells, True)
+    run = live.forward_run(tokens, chain(chain(live.bug(), watch.tap), record_values(now)))
+    beside = live.forward_run(tokens, chain(live.bug(), on_saved))
+    control = live.forward_run(tokens, live.bug()) if ask.control else None
+    run_verified((run, beside, control), (live.model.file,), ask.cancelled)
+    taken = watch.measured(run, control)
+    return PairMeasurement(None, taken, measurer.cells,
+                           True) if side is SideName.A else PairMeasurement(taken, None, measurer.cells, True)
 
 
 def _angle_noise(n_token: int, seed: int) -> Tap:
@@ -135,7 +138,7 @@ def _angle_noise(n_token: int, seed: int) -> Tap:
     source = torch.Generator().manual_seed(seed)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        if stage not in TURNED:
+        if stage not in ROPE_STAGES:
             return value
         unit = F32_ANGLE * torch.arange(n_token - len(value), n_token)[:, None]
         u = torch.rand(value.shape, generator=source) * 2 - 1
@@ -144,7 +147,7 @@ def _angle_noise(n_token: int, seed: int) -> Tap:
     return tap
 
 
-def captured(values: Values, place: Place, like: Tensor) -> Tensor | None:
+def value_of(values: Values, place: Place, like: Tensor) -> Tensor | None:
     """The value [rows, W] of a place in float32, on the device of another; None where the source lacks it."""
     value = values.get(place)
     return None if value is None else torch.as_tensor(value).to(like.device, torch.float32)

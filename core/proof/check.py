@@ -1,6 +1,6 @@
 """Check a source against float64: each stage recomputed from the source's own inputs and its own weights.
 
-It needs no second model. Three forwards walk side by side: the source's (or, of a capture, its values); the same
+It needs no second model. Three forwards run in lockstep: the source's (or, of a capture, its values); the same
 compute, clean, fed with the source's values at every stage (what the compute itself costs: the floor); and float64, fed
 likewise (the truth). Where a capture lacks a stage both go on with their own value: the span is judged in one piece.
 """
@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.faults.stage_inputs import Scene
+from core.faults.stage_inputs import StageInputs
 from core.model.arch import Arch
 from core.model.forward import forward
-from core.model.lockstep import Lane
+from core.model.lockstep import ForwardRun
 from core.model.model import Tap
 from core.model.stages import Place
-from core.proof.capture import F32_ANGLE, TURNED, Values, captured, missing_before
+from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, missing_before, value_of
 from core.proof.distance import nmse, relative_l2
-from core.proof.guess_fault import guess
-from core.proof.measure_pair import drive_verified, same_logits
+from core.proof.guess_fault import match_known_fault
+from core.proof.measure_pair import run_verified, same_logits
 from core.proof.weights.fault import Overflow
 from core.system.cancel import IsCancelled
 from core.trace.measures import LocalError
@@ -57,9 +57,9 @@ def check_run(
     on_error is told each error as it is found, in order of computation.
     """
     checker = StageChecker(side, tokens, on_error=on_error)
-    source = side.lane(tokens, chain(chain(side.bug(), watch), checker.on_source))
-    control = side.lane(tokens, side.bug())
-    drive_verified((source, *checker.lanes(), control), (side.model.file,), cancelled)
+    source = side.forward_run(tokens, chain(chain(side.bug(), watch), checker.on_source))
+    control = side.forward_run(tokens, side.bug())
+    run_verified((source, *checker.runs(), control), (side.model.file,), cancelled)
     return CheckedRun(checker.errors, source.logits, same_logits(source, control), tuple(checker.lost),
                       checker.overflow)
 
@@ -81,14 +81,14 @@ def judge_stages(
 ) -> StageChecker:
     """Do what check_stages does, and return all that was found."""
     checker = StageChecker(side, tokens, values)
-    source = side.lane(tokens, chain(side.bug(), checker.on_source)) if values is None else None
-    drive_verified((source, *checker.lanes()), (side.model.file,), cancelled,
+    source = side.forward_run(tokens, chain(side.bug(), checker.on_source)) if values is None else None
+    run_verified((source, *checker.runs()), (side.model.file,), cancelled,
                    enough=lambda: last_layer is not None and checker.has_reached((last_layer, "output")))
     return checker
 
 
 class StageChecker:
-    """Judges each stage of a source by what its lanes leave at a place: the source, its compute, then float64.
+    """Judges each stage of a source by what its runs leave at a place: the source, its compute, then float64.
 
     Values are [rows, W], W the width of a stage; rows are those of all T tokens, or of the last where a capture has
     those only, and logits' is one.
@@ -103,15 +103,15 @@ class StageChecker:
         self.overflow: Overflow | None = None
         self._side, self._tokens, self._values, self._on_error = side, tokens, values, on_error
         self._exact = replace(side.model, dtype=torch.float64)
-        self._source: dict[Place, Tensor] = {}   # at the places that the float64 lane has yet to reach
+        self._source: dict[Place, Tensor] = {}   # at the places that the float64 run has yet to reach
         self._compute: dict[Place, Tensor] = {}  # likewise: what the compute makes of the source's values
-        self._inputs: dict[str, Tensor] = {}     # stage -> what the float64 lane goes on with, of the layer under way
+        self._inputs: dict[str, Tensor] = {}     # stage -> what the float64 run goes on with, of the layer under way
         self._reached: set[Place] = set()
 
-    def lanes(self) -> tuple[Lane, Lane]:
-        """The lane of the clean compute and that of float64; a live source's lane comes before them."""
-        return (self._side.lane(self._tokens, self.on_compute, plain=True),
-                Lane(forward(self._exact, self._tokens, self.on_float64), "f32", self._side.threads))
+    def runs(self) -> tuple[ForwardRun, ForwardRun]:
+        """The run of the clean compute and that of float64; a live source's run comes before them."""
+        return (self._side.forward_run(self._tokens, self.on_compute, plain=True),
+                ForwardRun(forward(self._exact, self._tokens, self.on_float64), "f32", self._side.threads))
 
     def has_reached(self, place: Place) -> bool:
         """Whether the source's value at that place has been held against float64."""
@@ -127,18 +127,18 @@ class StageChecker:
         place = (layer, stage)
         self._compute[place] = value
         if self._values is not None:
-            found = captured(self._values, place, value)
+            found = value_of(self._values, place, value)
             if found is not None:
                 self._source[place] = found
         source = self._source.get(place)
-        return value if source is None else _grafted(source, value)
+        return value if source is None else _with_rows_of(source, value)
 
     def on_float64(self, layer: int | None, stage: str, value: Tensor) -> Tensor:
         """The tap of float64: judge the source's value by this one, and go on with the source's."""
         source, by_compute = self._source.pop((layer, stage), None), self._compute.pop((layer, stage))
         if source is not None:
             self._judge((layer, stage), value[-len(source) :], by_compute[-len(source) :], source)
-            value = _grafted(source.to(value), value)
+            value = _with_rows_of(source.to(value), value)
         self._inputs[stage] = value
         if stage in ("embedding", "output"):
             self._inputs["previous"] = value
@@ -153,8 +153,8 @@ class StageChecker:
             self.lost.append(place)  # nothing was measured, and nothing is said of it
             return
         if error.is_bad and sum(e.is_bad for e in self.errors.values()) < GUESSES:
-            scene = Scene(self._exact, *place, truth, self._inputs)
-            error = replace(error, guess=guess(scene, source.to(truth), error.limit))
+            inputs = StageInputs(self._exact, *place, truth, self._inputs)
+            error = replace(error, guess=match_known_fault(inputs, source.to(truth), error.limit))
         self.errors[place] = error
         self._on_error(place, error)
 
@@ -189,11 +189,11 @@ def local_error(
     declared = None
     if values is not None:
         span, declared = missing_before(values, place, arch), relative_l2(by_compute, source)[0]
-        if {place[1], *span} & set(TURNED):
+        if {place[1], *span} & set(ROPE_STAGES):
             floor = max(floor, (n_token * F32_ANGLE) ** 2)
     return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared)
 
 
-def _grafted(source: Tensor, value: Tensor) -> Tensor:
+def _with_rows_of(source: Tensor, value: Tensor) -> Tensor:
     """The source's rows in place of the last rows of [T, W]: some engines keep the last token only, near the end."""
     return source if len(source) == len(value) else torch.cat((value[: -len(source)], source))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from core.model.stages import GRID, Place, place_order, place_text
+from core.model.stages import GRID_STAGES, Place, place_order, place_text
 from core.trace.measures import (
     MIN_REL_L2_FLOOR,
     Difference,
@@ -31,7 +31,7 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     import torch
 
     from core.proof.distance import difference
-    from core.proof.measure_pair import judged, scope_rows
+    from core.proof.measure_pair import classify, scope_rows
     from core.quant.activations import COMPUTES
 
     if not a.values or not b.values:
@@ -41,7 +41,7 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     cells = {}
     for place in sorted(set(a.values) | set(b.values), key=place_order):
         if place not in a.values or place not in b.values:
-            if place[1] in GRID:
+            if place[1] in GRID_STAGES:
                 cells[place] = Difference(None, None, None, None, None, state=State.ABSENT)
             continue
         x, y = (torch.as_tensor(v[place]).float() for v in (a.values, b.values))
@@ -50,7 +50,8 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
             continue
         rows = scope_rows(scope, len(a.tokens), len(x))
         if rows:
-            cells[place] = judged(replace(difference(x[rows], y[rows], len(a.tokens) - len(x) + rows[0]), floor=floor))
+            cells[place] = classify(replace(difference(x[rows], y[rows], len(a.tokens) - len(x) + rows[0]),
+                                            floor=floor))
     return cells
 
 
@@ -61,7 +62,7 @@ def differing_stats(a: Trace, b: Trace, scope: str) -> list[str]:
     for place in sorted(set(a.cells) | set(b.cells), key=place_order):
         x, y = (t.cells[place].at(scope) if place in t.cells else None for t in (a, b))
         if x is None or y is None:
-            if (x is None) != (y is None) and place[1] in GRID:
+            if (x is None) != (y is None) and place[1] in GRID_STAGES:
                 found.append(f"{place_text(place)} is absent on side {'A' if x is None else 'B'}")
             continue
         gap = _gap(x, y)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from core.model.stages import GRID, SUB_FFN, place_text
+from core.model.stages import GRID_STAGES, SUB_FFN, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import FileError
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, SHOWN, Gate, Outcome
@@ -61,14 +61,14 @@ def _question(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str
         return NOT_MEASURED, "no verdict on a pair"
     left = value(comparison.a.cells, (SPIKE_LAYER, "ffn_swigl"), "all", "std")
     right = value(comparison.b.cells, (SPIKE_LAYER, "ffn_swigl"), "last", "std")
-    told = "the published rule had nothing to compare"
+    text = "the published rule had nothing to compare"
     if _other_model(comparison.a) or _other_model(comparison.b):
-        told = f"the published rule had nothing to compare: it is of {MODEL}"
+        text = f"the published rule had nothing to compare: it is of {MODEL}"
     elif left and right is not None:
         said = "H1" if abs(right / left - 1) <= NEAR else "H2" if right / left < FAR else "neither"
-        told = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "
+        text = (f"the published rule (B's last token {right:.4g} against A's all tokens {left:.4g}) would have said "
                 f"{said}; it compares one token with all of them, so that one token's spike looks like a bug")
-    return FAIL if comparison.verdict is Verdict.H2 else PASS, f"{comparison.verdict}; {told}"
+    return FAIL if comparison.verdict is Verdict.H2 else PASS, f"{comparison.verdict}; {text}"
 
 
 def _named(trace: Trace, comparison: Comparison | None) -> tuple[Outcome, str]:
@@ -109,10 +109,10 @@ def _other_model(trace: Trace) -> str | None:
 
 def _rows(trace: Trace, comparison: Comparison | None = None) -> tuple[Outcome, str]:
     down = layers(trace.cells)
-    have = sum((layer, stage) in trace.cells for layer in down for stage in GRID)
+    have = sum((layer, stage) in trace.cells for layer in down for stage in GRID_STAGES)
     if not down:
         return NOT_MEASURED, "no layer was traced"
-    want = len(down) * len(GRID)
+    want = len(down) * len(GRID_STAGES)
     return (PASS if have == want else FAIL), f"{have} of {want} cells ({len(down)} layers)"
 
 

@@ -10,25 +10,25 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from core.model.stages import Place, place_order, place_text
-from core.proof.capture import Capture
+from core.proof.capture import ExternalRun
 from core.proof.check import check_stages
 from core.proof.check_result import Check
-from core.proof.measure_pair import Question, compute_alike
+from core.proof.measure_pair import CompareOptions, compute_alike
 from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, list_weights
 from core.proof.weights.weight_diff import WeightDiff
 from core.system.progress import Phase
-from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, Difference, LocalError, SideName, State
+from core.trace.measures import MIN_REL_L2_FLOOR, PROOF_MULTIPLE, Difference, LocalError, SideName, State
 from core.trace.run import Side
 
 EACH_RIGHT = "each side is right by its own weights in float64, so that neither is named as the wrong one"
 
-Party: TypeAlias = Side | Capture
+Party: TypeAlias = Side | ExternalRun
 Errors: TypeAlias = Mapping[Place, LocalError]
 Choose: TypeAlias = Callable[[Mapping[SideName, Errors]], Comparison]
 
 
-def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: Question, choose: Choose) -> Comparison:
+def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: CompareOptions, choose: Choose) -> Comparison:
     """Conclude from the place where the sides part: a bug that float64 proves, a difference of the files, or a choice.
 
     choose: concludes where all weights are alike or differ by their rounding.
@@ -41,17 +41,17 @@ def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: Question,
     wrong = {name: (place, errors[name][place]) for name, trace in zip(SideName, (found.a, found.b), strict=True)
              if (place := Check(trace, errors[name]).first) is not None}
     for name, party in zip(SideName, (a, b), strict=True):
-        if name in wrong and isinstance(party, Capture) and party.borrowed:
-            return _blame_lender(found, name, *wrong[name])
+        if name in wrong and isinstance(party, ExternalRun) and party.borrowed:
+            return _lent_weights_differ(found, name, *wrong[name])
     if wrong:
         return _prove_bug(found, wrong)
-    blamed = _blame_file(found, files)
+    blamed = _file_difference(found, files)
     return blamed if blamed is not None else choose(errors)
 
 
 def side_of(party: Party) -> Side:
     """The live side, or the model and declared compute behind a capture."""
-    return party.side if isinstance(party, Capture) else party
+    return party.side if isinstance(party, ExternalRun) else party
 
 
 def name_weights(files: FileDiff) -> str:
@@ -67,11 +67,11 @@ def unexplained_by(files: FileDiff, cells: Mapping[Place, Difference]) -> Place 
 
 def differs_by_itself(cell: Difference) -> bool:
     """Say whether B's operation on A's inputs is not A's value."""
-    return cell.local is not None and cell.local > CLEAR * MIN_REL_L2_FLOOR
+    return cell.local is not None and cell.local > PROOF_MULTIPLE * MIN_REL_L2_FLOOR
 
 
 def _values_of(party: Party) -> Mapping[Place, object] | None:
-    return party.values if isinstance(party, Capture) else None
+    return party.values if isinstance(party, ExternalRun) else None
 
 
 def _last_layer(a: Party, b: Party, found: Evidence, files: FileDiff) -> int | None:
@@ -84,7 +84,7 @@ def _last_layer(a: Party, b: Party, found: Evidence, files: FileDiff) -> int | N
     return 0 if found.first == (None, "embedding") else found.first[0]
 
 
-def _blame_lender(found: Evidence, name: SideName, place: Place, error: LocalError) -> Comparison:
+def _lent_weights_differ(found: Evidence, name: SideName, place: Place, error: LocalError) -> Comparison:
     return found.conclude(
         Verdict.INCONCLUSIVE,
         f"{place_text(place)} of {name} is not what the other side's weights make of its own inputs "
@@ -108,7 +108,7 @@ def _prove_bug(found: Evidence, wrong: Mapping[SideName, tuple[Place, LocalError
         cell.rel_l2 if cell else None, cell.floor if cell else None, error, found.cells)
 
 
-def _blame_file(found: Evidence, files: FileDiff) -> Comparison | None:
+def _file_difference(found: Evidence, files: FileDiff) -> Comparison | None:
     """H2 (or INCONCLUSIVE) where a key or a weight differs by more than rounding; None where none does."""
     changed = files.changed
     known = [w for w in changed if not w.is_unmeasured]

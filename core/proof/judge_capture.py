@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.model.stages import Place, place_text
-from core.proof.capture import Capture, is_whole, misfits, run_beside, run_on_captured
+from core.proof.capture import ExternalRun, is_whole, measure_external, misfits, run_on_external
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.explain import Errors, Party, explain, name_weights, side_of
-from core.proof.judge_pair import agreement, filled, multiple_of
-from core.proof.measure_pair import Pair, Question, compute_alike, unit_of
-from core.proof.outlier_channel import crush
+from core.proof.judge_pair import agreement, fill_in, multiple_of
+from core.proof.measure_pair import CompareOptions, PairMeasurement, compute_alike, unit_of
+from core.proof.outlier_channel import find_outlier
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, diff_files
 from core.system.progress import Phase
@@ -37,7 +37,7 @@ class _Reproduced:
     multiple: float
 
 
-def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
+def judge_external(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: CompareOptions) -> Comparison:
     """Judge B against A: a live side is run and its trace filled in, a capture's values and trace stand."""
     found = Evidence(trace_a, trace_b, ask.scope)
     blocks = _blocks(a, b, found)
@@ -45,7 +45,7 @@ def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Ques
         return found.conclude(Verdict.NOT_COMPARABLE, *blocks)
     ask.emit(Phase("comparing"))
     pair = _measure(a, b, found, ask)
-    traces = [filled(trace, party, taken) if isinstance(party, Side) else trace
+    traces = [fill_in(trace, party, taken) if isinstance(party, Side) else trace
               for party, trace, taken in zip((a, b), (trace_a, trace_b), (pair.a, pair.b), strict=True)]
     found = replace(found, a=traces[0], b=traces[1], cells=pair.cells, alike=pair.alike)
     if not pair.cells:
@@ -65,23 +65,23 @@ def judge_captured(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Ques
     return agreement(found, ask, files)
 
 
-def _measure(a: Party, b: Party, found: Evidence, ask: Question) -> Pair:
+def _measure(a: Party, b: Party, found: Evidence, ask: CompareOptions) -> PairMeasurement:
     """Run what is live beside what was captured; on its inputs where this forward made it and computes alike."""
     sides, captures = (side_of(a), side_of(b)), _captures(a, b)
     if len(captures) == 1 and found.a.facts.engine == found.b.facts.engine and compute_alike(*sides):
         (name, capture), = captures.items()
         live = next(p for p in (a, b) if isinstance(p, Side))
-        return run_on_captured(live, capture.values, name, found.token_ids, ask)
+        return run_on_external(live, capture.values, name, found.token_ids, ask)
     live = next((p for p in (a, b) if isinstance(p, Side)), min(sides, key=unit_of))
-    values_a, values_b = (p.values if isinstance(p, Capture) else None for p in (a, b))
-    return run_beside(live, values_a, values_b, found.token_ids, ask, unit_of(*sides))
+    values_a, values_b = (p.values if isinstance(p, ExternalRun) else None for p in (a, b))
+    return measure_external(live, values_a, values_b, found.token_ids, ask, unit_of(*sides))
 
 
-def _captures(a: Party, b: Party) -> dict[SideName, Capture]:
-    return {name: p for name, p in zip(SideName, (a, b), strict=True) if isinstance(p, Capture)}
+def _captures(a: Party, b: Party) -> dict[SideName, ExternalRun]:
+    return {name: p for name, p in zip(SideName, (a, b), strict=True) if isinstance(p, ExternalRun)}
 
 
-def _is_whole(capture: Capture) -> bool:
+def _is_whole(capture: ExternalRun) -> bool:
     return is_whole(capture.values, capture.side.model.arch.n_layer)
 
 
@@ -95,7 +95,7 @@ def _blocks(a: Party, b: Party, found: Evidence) -> list[str]:
 
 
 def _choose(
-    a: Party, b: Party, found: Evidence, files: FileDiff, errors: Mapping[SideName, Errors], ask: Question
+    a: Party, b: Party, found: Evidence, files: FileDiff, errors: Mapping[SideName, Errors], ask: CompareOptions
 ) -> Comparison:
     """H3 where a declared choice gives the capture's values, or every stage of every capture is right by itself."""
     captures = _captures(a, b)
@@ -108,8 +108,8 @@ def _choose(
     again = tuple(_again(name, run, found) for name, run in runs.items())
     if all(map(_is_whole, captures.values())) or all(run.left is None for run in runs.values()):
         named = (name_weights(files),) if files.chosen else ()
-        crushed = crush(found.a, found.b) if any(side_of(p).compute == "q8" for p in (a, b)) else None
-        return found.conclude(Verdict.H3, declared, *again, *right, *named, *((crushed,) if crushed else ()))
+        outlier = find_outlier(found.a, found.b) if any(side_of(p).compute == "q8" for p in (a, b)) else None
+        return found.conclude(Verdict.H3, declared, *again, *right, *named, *((outlier,) if outlier else ()))
     return found.conclude(Verdict.INCONCLUSIVE, declared, *again, *right,
                           "a capture lacks stages, so that a bug may hide in what is not shown", why=Doubt.INCOMPLETE)
 
@@ -120,12 +120,12 @@ def _declared(a: Trace, b: Trace) -> list[str]:
     return [f"{name} {x} in A, {y} in B" for name, x, y in pairs if x != y]
 
 
-def _reproduce(capture: Capture, found: Evidence, ask: Question) -> _Reproduced:
+def _reproduce(capture: ExternalRun, found: Evidence, ask: CompareOptions) -> _Reproduced:
     """Run our forward at the capture's declared compute beside its values."""
     assert found.first is not None
     side = capture.side
     ask.emit(Phase(f"running its file at its declared compute ({side.compute})"))
-    pair = run_beside(side, None, capture.values, found.token_ids,
+    pair = measure_external(side, None, capture.values, found.token_ids,
                       replace(ask, emit=no_emit, keep_values=False, control=False), unit_of(side))
     left = next(iter(replace(found, cells=pair.cells).places(State.DIFFERS)), None)
     at_first = pair.cells[found.first].rel_l2 if found.first in pair.cells else None
@@ -143,7 +143,7 @@ def _again(name: SideName, run: _Reproduced, found: Evidence) -> str:
             f"floor away: rounding in another order, grown through the layers{near}")
 
 
-def _right(name: SideName, capture: Capture, errors: Errors) -> str:
+def _right(name: SideName, capture: ExternalRun, errors: Errors) -> str:
     far = max((e.declared for e in errors.values() if e.declared is not None), default=0.0)
     return (f"each of {len(errors)} stages of {name} is what float64 makes of its own inputs, within its compute; and "
             f"what compute {capture.side.compute} makes of them, to {far:.1e}")

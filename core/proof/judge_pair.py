@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from core.model.stages import GRID, place_text
+from core.model.stages import GRID_STAGES, place_text
 from core.proof.comparability import differing_facts, differing_vocabularies
 from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
 from core.proof.explain import explain, name_weights, unexplained_by
-from core.proof.measure_pair import Question, Taken, run_pair
-from core.proof.outlier_channel import crush
+from core.proof.measure_pair import CompareOptions, SideMeasurement, run_pair
+from core.proof.outlier_channel import find_outlier
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, diff_files, listed
 from core.proof.weights.weight_diff import differing_keys
 from core.system.progress import Phase
 from core.trace.events import no_emit
 from core.trace.hints import find_hints
-from core.trace.measures import CLEAR, SAME, Difference, State
+from core.trace.measures import NOISE_MULTIPLE, PROOF_MULTIPLE, Difference, State
 from core.trace.record import Trace
 from core.trace.run import Side, top_tokens
 
 NO_DIFF = FileDiff()
 
 
-def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Comparison:
+def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: CompareOptions) -> Comparison:
     """Run two sides in lockstep and judge B against A; trace_a and trace_b say how they are taken and are filled in."""
     found = Evidence(trace_a, trace_b, ask.scope)
     blocks = differing_facts(trace_a, trace_b, ask.scope) + differing_vocabularies(a.model.file, b.model.file)
@@ -36,7 +36,7 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
         return found.conclude(Verdict.NOT_COMPARABLE, *blocks)
     ask.emit(Phase("comparing"))
     pair = run_pair(a, b, found.token_ids, ask)
-    found = replace(found, a=filled(trace_a, a, pair.a), b=filled(trace_b, b, pair.b), cells=pair.cells,
+    found = replace(found, a=fill_in(trace_a, a, pair.a), b=fill_in(trace_b, b, pair.b), cells=pair.cells,
                     alike=pair.alike)
     ask.emit(Phase("comparing weights"))
     files = diff_files(a, b, ask.cancelled)
@@ -49,14 +49,14 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: Question) -> Co
     return explained if differing or proven else agreement(found, ask, files)
 
 
-def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
+def judge_saved(left: Trace, right: Trace, ask: CompareOptions) -> Comparison:
     """Judge two traces of which at least one is saved and cannot be run again: by values, else by statistics."""
     found = Evidence(left, right, ask.scope)
     blocks = differing_facts(left, right, ask.scope)
     if blocks:
         return found.conclude(Verdict.NOT_COMPARABLE, *blocks)
     found = replace(found, cells=value_cells(left, right, ask.scope))
-    if set(GRID) <= {stage for _, stage in found.cells}:
+    if set(GRID_STAGES) <= {stage for _, stage in found.cells}:
         return _judge_values(found, ask)
     differing = differing_stats(left, right, ask.scope)
     keys = _saved_keys(found).sentences()
@@ -74,14 +74,14 @@ def judge_saved(left: Trace, right: Trace, ask: Question) -> Comparison:
         why=Doubt.STATISTICS)
 
 
-def filled(trace: Trace, side: Side, taken: Taken | None) -> Trace:
+def fill_in(trace: Trace, side: Side, taken: SideMeasurement | None) -> Trace:
     """The trace with what its side's run left."""
     assert taken is not None
     return replace(trace, cells=taken.cells, top=top_tokens(side.tokenizer, taken.logits),
                    observed_equals_unobserved=taken.same_logits, values=taken.values)
 
 
-def agreement(found: Evidence, ask: Question, files: FileDiff = NO_DIFF) -> Comparison:
+def agreement(found: Evidence, ask: CompareOptions, files: FileDiff = NO_DIFF) -> Comparison:
     """No cell differs: AGREE, H1, or INCONCLUSIVE where some cell is near its floor, or the files differ all the same.
 
     It has the worst cell's numbers.
@@ -94,7 +94,8 @@ def agreement(found: Evidence, ask: Question, files: FileDiff = NO_DIFF) -> Comp
         concluded = found.conclude(
             Verdict.INCONCLUSIVE, *yet,
             f"{place_text(worst)} differs by {_size_of(cell, found.alike):.2g}, {multiple_of(cell, found.alike):.1f} x "
-            f"its floor: above noise ({SAME:.0f} x), below proof ({CLEAR:.0f} x). Try a longer prompt.",
+            f"its floor: above noise ({NOISE_MULTIPLE:.0f} x), below proof ({PROOF_MULTIPLE:.0f} x). Try a longer "
+            "prompt.",
             why=Doubt.UNREACHED if yet else Doubt.NEAR)
         concluded = replace(concluded, token=cell.token, channel=cell.channel)
     elif yet:
@@ -106,10 +107,10 @@ def agreement(found: Evidence, ask: Question, files: FileDiff = NO_DIFF) -> Comp
         concluded, measured=_size_of(cell, found.alike), floor=cell.floor)
 
 
-def _agreed(found: Evidence, ask: Question, files: FileDiff) -> Comparison:
+def _agreed(found: Evidence, ask: CompareOptions, files: FileDiff) -> Comparison:
     shared = _shared_hint(found, ask)
     same = "no cell differs by itself" if found.alike else "no cell differs"
-    same += f" beyond {SAME:.0f} x {'rounding' if found.alike else 'its measured floor'}"
+    same += f" beyond {NOISE_MULTIPLE:.0f} x {'rounding' if found.alike else 'its measured floor'}"
     rounded = (name_weights(files),) if files.rounded else ()
     return (found.conclude(Verdict.H1, f"{same}; both sides show it: {shared}", *rounded) if shared
             else found.conclude(Verdict.AGREE, same, *rounded))
@@ -125,14 +126,14 @@ def _size_of(cell: Difference, alike: bool) -> float | None:
     return cell.local if alike else cell.rel_l2
 
 
-def _shared_hint(found: Evidence, ask: Question) -> str | None:
+def _shared_hint(found: Evidence, ask: CompareOptions) -> str | None:
     """The first hint that names the same cell on both sides."""
     left, right = (find_hints(t, scope=ask.scope, threshold=ask.threshold) for t in (found.a, found.b))
     named = {f.place for f in right}
     return next((f.sentence for f in left if f.place in named), None)
 
 
-def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: Question) -> Comparison:
+def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: CompareOptions) -> Comparison:
     """H3 where weights are rounded otherwise, or where A's file, run as B declares it, gives B's values; else H2."""
     named = (name_weights(files),) if files.chosen else ()
     if found.alike:
@@ -148,10 +149,10 @@ def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: Question) -
                                 *named)
         return replace(unlike, first=left, token=cell.token, channel=cell.channel, measured=cell.rel_l2,
                        floor=cell.floor)
-    crushed = crush(found.a, found.b) if "q8" in (a.compute, b.compute) else None
+    outlier = find_outlier(found.a, found.b) if "q8" in (a.compute, b.compute) else None
     rerun = f"{declared}; A re-run so gives B's values within the floor" + (
         " but for its weights' rounding" if named else "")
-    return found.conclude(Verdict.H3, rerun, *named, *((crushed,) if crushed else ()))
+    return found.conclude(Verdict.H3, rerun, *named, *((outlier,) if outlier else ()))
 
 
 def _choose_alike(found: Evidence, files: FileDiff, *named: str) -> Comparison:
@@ -169,7 +170,7 @@ def _saved_keys(found: Evidence) -> FileDiff:
     return FileDiff(differing_keys(a, b)) if isinstance(a, Mapping) and isinstance(b, Mapping) else NO_DIFF
 
 
-def _judge_values(found: Evidence, ask: Question) -> Comparison:
+def _judge_values(found: Evidence, ask: CompareOptions) -> Comparison:
     differing, absent = found.places(State.DIFFERS), found.places(State.ABSENT)
     if not differing and absent:
         return found.conclude(

@@ -1,4 +1,6 @@
-"""Keep the rungs of an interrupted ladder in the user's cache, so that the same bisection goes on where it stopped."""
+"""Keep the results of an interrupted bisection in the user's cache, so that the same bisection goes on where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from core.system.paths import cache_folder
 from core.trace.record import Trace
 
 
-class KnownRungs:
-    """The rungs that were measured, also by a climb that was interrupted: place -> KL in nats.
+class KnownPatches:
+    """The patches that were measured, also by a bisection that was interrupted: place -> KL in nats.
 
-    A cache that cannot be written is no error: the ladder is then climbed anew each time.
+    A cache that cannot be written is no error: all is then measured anew each time.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -24,7 +26,7 @@ class KnownRungs:
         self.kl = {} if path is None else _read(path)
 
     def add(self, place: str, kl: float) -> None:
-        """Keep a new rung, here and on the disk."""
+        """Keep a new result, in memory and on the disk."""
         self.kl[place] = kl
         if self._path is None:
             return
@@ -35,13 +37,13 @@ class KnownRungs:
 
 
 @contextlib.contextmanager
-def open_ladder(a: Trace, b: Trace) -> Iterator[KnownRungs]:
-    """Yield the rungs known of this very pair, by the bytes of its files; forgotten once the ladder is complete."""
+def open_ladder(a: Trace, b: Trace) -> Iterator[KnownPatches]:
+    """Yield what is known of this very pair, by the bytes of its files; forgotten once the bisection is complete."""
     if a.digest is None or b.digest is None:
-        yield KnownRungs(None)
+        yield KnownPatches(None)
         return
     path = cache_folder() / "ladders" / f"{_identity(a, b)}.jsonl"
-    yield KnownRungs(path)
+    yield KnownPatches(path)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 

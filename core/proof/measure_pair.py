@@ -1,6 +1,6 @@
 """Run A and B in lockstep and measure B against A at every stage. It measures; judge_pair.py judges.
 
-Forwards walk side by side, so that values are compared and dropped: A, B, B with its operations on A's values (local
+Forwards run in lockstep, so that values are compared and dropped: A, B, B with its operations on A's values (local
 error apart from inherited), and the control runs of A and B, untraced. Where both sides compute alike a cell differs by
 its local error, whatever the compute; where their arithmetic differs, by the floor that a sixth forward measures: A
 with rounding-size noise.
@@ -17,21 +17,21 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from core.formats.model_file import ModelFile
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Tap
 from core.model.stages import Place, scope_positions
 from core.proof.distance import difference, relative_l2
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled, never
 from core.trace.events import CellMeasured, Emit
-from core.trace.measures import CLEAR, MIN_REL_L2_FLOOR, SAME, Difference, SideName, State
+from core.trace.measures import MIN_REL_L2_FLOOR, NOISE_MULTIPLE, PROOF_MULTIPLE, Difference, SideName, State
 from core.trace.run import SEED, Side, checksum_beside, same_bits
 from core.trace.stats import Cell
-from core.trace.taps import chain, jitter, record, record_values
+from core.trace.taps import add_noise, chain, record, record_values
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CompareOptions:
     """What is asked of a pair, beside the pair itself. threshold: std ratio of a hint; control: also run untraced."""
 
     scope: str
@@ -43,7 +43,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class SideMeasurement:
     """What a lockstep run leaves of one side that ran.
 
     logits: [1, V] of the last token, float32. same_logits: whether the control run's have the same bits; None without.
@@ -57,14 +57,14 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairMeasurement:
     """What a lockstep run leaves: each side that ran (None: its values were saved), and B against A at each place.
 
     alike: the cells are judged by their local error.
     """
 
-    a: Taken | None
-    b: Taken | None
+    a: SideMeasurement | None
+    b: SideMeasurement | None
     cells: dict[Place, Difference]
     alike: bool = False
 
@@ -73,7 +73,7 @@ class PairMeasurer:
     """Measures B against A at a place when both values are there, over the rows that the scope covers.
 
     alike: each side computes as the other, so that a cell differs by its local error; cells then come in order of
-    computation. Else the floor of a place comes before its distance, in the order in which lanes advance.
+    computation. Else the floor of a place comes before its distance, in the order in which runs advance.
     """
 
     def __init__(self, scope: str, n_token: int, *, alike: bool = False) -> None:
@@ -95,7 +95,7 @@ class PairMeasurer:
         """Measure b against a, both [rows, W] on one device; made: the other side's operation on the inputs of `of`."""
         own, other = (a, b) if of is SideName.A else (b, a)
         if self.alike and made is not None:
-            self._is_parted |= relative_l2(own, made)[0] > CLEAR * MIN_REL_L2_FLOOR
+            self._is_parted |= relative_l2(own, made)[0] > PROOF_MULTIPLE * MIN_REL_L2_FLOOR
         rows = scope_rows(self._scope, self._n_token, len(a))
         if not rows:
             return
@@ -105,10 +105,10 @@ class PairMeasurer:
         if made is not None:
             cell = replace(cell, local=relative_l2(own[rows], made[rows])[0],
                            inherited=relative_l2(made[rows], other[rows])[0])
-        self.cells[place] = judged_locally(cell, self._is_parted) if self.alike else judged(cell)
+        self.cells[place] = judged_locally(cell, self._is_parted) if self.alike else classify(cell)
 
 
-def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: Question) -> Pair:
+def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: CompareOptions) -> PairMeasurement:
     """Measure B against A; both must have the same widths and depth. Emits CellMeasured of both sides."""
     measurer = PairMeasurer(ask.scope, len(tokens), alike=compute_alike(a, b))
     now_a, now_b = dict[Place, Tensor](), dict[Place, Tensor]()
@@ -123,21 +123,22 @@ def run_pair(a: Side, b: Side, tokens: Sequence[int], ask: Question) -> Pair:
         return from_a
 
     watch_a, watch_b = (SideWatch(name, len(tokens), ask) for name in SideName)
-    # each lane uses at a place what those before it have left there: the order is that of the file's docstring
-    lane_a = a.lane(tokens, chain(chain(a.bug(), watch_a.tap), record_values(now_a)))
-    a_noise = None if measurer.alike else a.lane(
-        tokens, chain(chain(a.bug(), jitter(unit_of(a, b), SEED)), noisy))
-    lane_b = b.lane(tokens, chain(chain(b.bug(), watch_b.tap), record_values(now_b)))
-    b_on_a = b.lane(tokens, chain(b.bug(), on_values_of_a))
-    a_control, b_control = (s.lane(tokens, s.bug()) if ask.control else None for s in (a, b))
-    drive_verified((lane_a, a_noise, lane_b, b_on_a, a_control, b_control), (a.model.file, b.model.file), ask.cancelled)
-    return Pair(watch_a.taken(lane_a, a_control), watch_b.taken(lane_b, b_control), measurer.cells, measurer.alike)
+    # each run uses at a place what those before it have left there: the order is that of the file's docstring
+    run_a = a.forward_run(tokens, chain(chain(a.bug(), watch_a.tap), record_values(now_a)))
+    a_noise = None if measurer.alike else a.forward_run(
+        tokens, chain(chain(a.bug(), add_noise(unit_of(a, b), SEED)), noisy))
+    run_b = b.forward_run(tokens, chain(chain(b.bug(), watch_b.tap), record_values(now_b)))
+    b_on_a = b.forward_run(tokens, chain(b.bug(), on_values_of_a))
+    a_control, b_control = (s.forward_run(tokens, s.bug()) if ask.control else None for s in (a, b))
+    run_verified((run_a, a_noise, run_b, b_on_a, a_control, b_control), (a.model.file, b.model.file), ask.cancelled)
+    return PairMeasurement(watch_a.measured(run_a, a_control), watch_b.measured(run_b, b_control), measurer.cells,
+                           measurer.alike)
 
 
 class SideWatch:
-    """Watches one side's lane: its statistics, told as they come, and its values where they are to be kept."""
+    """Watches one side's run: its statistics, emitted as they come, and its values where they are to be kept."""
 
-    def __init__(self, name: SideName, n_token: int, ask: Question) -> None:
+    def __init__(self, name: SideName, n_token: int, ask: CompareOptions) -> None:
         self._name, self._emit = name, ask.emit
         self._cells: dict[Place, Cell] = {}
         self._values: dict[Place, Tensor] | None = {} if ask.keep_values else None
@@ -147,25 +148,25 @@ class SideWatch:
         self._cells[place] = cell
         self._emit(CellMeasured(place, cell, self._name))
 
-    def taken(self, lane: Lane, control: Lane | None) -> Taken:
-        """What was watched, once both lanes have ended."""
-        same = same_logits(lane, control) if control is not None else None
-        return Taken(self._cells, lane.logits, same, self._values)
+    def measured(self, run: ForwardRun, control: ForwardRun | None) -> SideMeasurement:
+        """What was watched, once both runs have ended."""
+        same = same_logits(run, control) if control is not None else None
+        return SideMeasurement(self._cells, run.logits, same, self._values)
 
 
-def same_logits(lane: Lane, control: Lane) -> bool:
+def same_logits(run: ForwardRun, control: ForwardRun) -> bool:
     """Say whether a watched run and its control run, both ended, gave the same bits."""
-    return same_bits(lane.logits, control.logits)
+    return same_bits(run.logits, control.logits)
 
 
-def drive_verified(
-    lanes: Sequence[Lane | None], files: Sequence[ModelFile], cancelled: IsCancelled, enough: IsCancelled = never
+def run_verified(
+    runs: Sequence[ForwardRun | None], files: Sequence[ModelFile], cancelled: IsCancelled, enough: IsCancelled = never
 ) -> None:
-    """Run the lanes that are there to their end, or until enough() is true, while the files' checksums are taken."""
+    """Run those that are there to their end, or until enough() is true, while the files' checksums are taken."""
     with ExitStack() as checks:
         for file in {id(file): file for file in files}.values():
             checks.enter_context(checksum_beside(file))
-        drive([lane for lane in lanes if lane is not None], cancelled, enough)
+        run_lockstep([run for run in runs if run is not None], cancelled, enough)
 
 
 def compute_alike(a: Side, b: Side) -> bool:
@@ -183,7 +184,7 @@ def scope_rows(scope: str, n_token: int, n_row: int) -> list[int]:
     return [p - (n_token - n_row) for p in scope_positions(scope, n_token) if p >= n_token - n_row]
 
 
-def judged(cell: Difference) -> Difference:
+def classify(cell: Difference) -> Difference:
     """Fill in the state by the multiple of the floor."""
     assert cell.rel_l2 is not None
     return replace(cell, state=_state_of(cell.rel_l2 / (cell.floor or MIN_REL_L2_FLOOR)))
@@ -193,8 +194,8 @@ def judged_locally(cell: Difference, is_parted: bool) -> Difference:
     """Fill in the state by the local error; after a local error of this place or before it, by what came of it, too."""
     assert cell.local is not None
     own = replace(cell, state=_state_of(cell.local / MIN_REL_L2_FLOOR))
-    return own if own.state is State.DIFFERS or not is_parted else judged(cell)
+    return own if own.state is State.DIFFERS or not is_parted else classify(cell)
 
 
 def _state_of(multiple: float) -> State:
-    return State.SAME if multiple <= SAME else State.UNCLEAR if multiple <= CLEAR else State.DIFFERS
+    return State.SAME if multiple <= NOISE_MULTIPLE else State.UNCLEAR if multiple <= PROOF_MULTIPLE else State.DIFFERS

@@ -16,7 +16,7 @@ from torch import Tensor
 from core.model.arch import Arch, stage_weights
 from core.model.forward import forward
 from core.model.layers import Attention
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Tap
 from core.model.ops import rope_angles
 from core.model.stages import PREVIOUS, TRUNK, Place, Stage, place_text, stage_named
@@ -145,7 +145,7 @@ def _capture(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCance
         return value
 
     tap: Tap = chain(side.bug(), watch)
-    drive([side.lane(tokens, tap)], cancelled, enough=lambda: bool(done))
+    run_lockstep([side.forward_run(tokens, tap)], cancelled, enough=lambda: bool(done))
     return seen
 
 
@@ -196,7 +196,8 @@ def _truth(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCancell
         return source.pop((layer, stage)).to(value)
 
     model = replace(side.model, dtype=torch.float64)
-    drive([side.lane(tokens, chain(side.bug(), keep)), Lane(forward(model, tokens, exact), "f32", side.threads)],
+    run_lockstep([side.forward_run(tokens, chain(side.bug(), keep)),
+                  ForwardRun(forward(model, tokens, exact), "f32", side.threads)],
           cancelled, enough=lambda: bool(found))
     return found[0]
 

@@ -136,7 +136,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class PatchResult:
     """A graft of B's value at a place into A.
 
     kl: KL(B || A grafted) of the last token, in nats. recovered: 1 - kl / kl of A.
@@ -148,14 +148,14 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
+class LayerBisection:
     """The rungs that were tried, in order. kl: KL(B || A) without a graft. entry: the layer where the cause lies."""
 
     kl: float
-    rungs: tuple[Rung, ...]
+    rungs: tuple[PatchResult, ...]
     entry: int | None  # None: before the layers or after them, or nothing recovers
 
-    def best(self) -> Rung | None:
+    def best(self) -> PatchResult | None:
         """The rung of one stage that recovers most, the first in order of computation on a tie."""
         inside = [r for r in self.rungs if r.place[0] == self.entry]
         return min(inside, key=lambda r: (-round(r.recovered, 3), place_order(r.place)), default=None)
@@ -166,7 +166,7 @@ class Bisection:
     """A comparison with its cause proved: the ladder of grafts (None where nothing differs), and the reproducer."""
 
     comparison: Comparison
-    ladder: Ladder | None = None
+    ladder: LayerBisection | None = None
     write_reproducer: Callable[[Path], Path] | None = None  # None where no side is wrong by its own weights
 
     @property

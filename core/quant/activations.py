@@ -24,7 +24,7 @@ class Compute:
     """
 
     name: str
-    says: str
+    description: str
     unit: float
     rounds: Callable[[Tensor, Quant], Tensor]
     kept: torch.dtype | None = None

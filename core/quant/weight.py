@@ -11,7 +11,7 @@ from core.system.arrays import Bytes
 class Weight:
     """One tensor of a file, as its bytes.
 
-    shape: (rows, cols), so that y[rows] = W x[cols]; (n,) for a vector. The file's own order is turned at the door.
+    shape: (rows, cols), so that y[rows] = W x[cols]; (n,) for a vector. A reader reverses the file's own order.
     data: uint8, a flat view into the memory map; rows stand one after the other, each padded to whole blocks.
     """
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from core.model.stages import Place, place_order
 from core.proof.check_result import Check
 from core.proof.verdict import Comparison
-from core.session import prepare as opening
+from core.session import prepare
 from core.session.prepare import OpenedModel
 from core.session.same_file import by_identity, check_by_identity
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
@@ -27,9 +27,9 @@ from core.trace.record import Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
 
 if TYPE_CHECKING:
-    from core.proof.capture import Capture
+    from core.proof.capture import ExternalRun
     from core.proof.explain import Party
-    from core.proof.measure_pair import Question
+    from core.proof.measure_pair import CompareOptions
 
 TextOf = Callable[[int], str | None]
 
@@ -49,18 +49,18 @@ def trace_source(
 
 def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Check another engine's values, or a bundle's, against float64 with a file's weights; NotComparableError."""
-    if opening.is_bundle(source.path):
-        traced = opening.open_bundle(source.path)
+    if prepare.is_bundle(source.path):
+        traced = prepare.open_bundle(source.path)
         if traced.values is None:
             raise NotComparableError(f"{source.path} was written without --values: there is nothing to recompute from. "
                                      "Trace again with --values, or check the model file.")
         if model is None:
             raise UsageError(f"{source.path} is a bundle: give the file that it was made from with --model FILE.")
-        file = opening.open_once(model)
+        file = prepare.open_once(model)
     else:
         check_path(source)
         own = _file(source)
-        found = opening.open_once(model) if model is not None else own
+        found = prepare.open_once(model) if model is not None else own
         if found is None:
             raise UsageError(f"{source.path} is a folder: give a GGUF or .apr of the same weights with --model FILE.")
         file = found
@@ -98,7 +98,7 @@ def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emi
     for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
         emit(Phase(f"checking against float64, at compute {compute}"))
         live = replace(source, scheme="", compute=str(compute), plant=None)
-        side = opening.ready(opening.prepared(model, traced.tokens, live, emit), live, emit)
+        side = prepare.make_side(prepare.prepare_opened(model, traced.tokens, live, emit), live, emit)
         found = judge_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
         unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
         result = Check(replace(traced, notes=(*traced.notes, *unknown)), found.errors, unmeasured=tuple(found.lost),
@@ -117,13 +117,13 @@ def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emi
 
 
 def compare_sources(
-    a: Source, b: Source, prompt: Prompt | None, saved: tuple[Trace | None, Trace | None], ask: Question,
+    a: Source, b: Source, prompt: Prompt | None, saved: tuple[Trace | None, Trace | None], ask: CompareOptions,
 ) -> Comparison | None:
     """Judge B against A where a side is another engine, or a bundle with values of the other side's own file.
 
     None where a bundle cannot be judged so: its statistics, or its values without weights, are all there is.
     """
-    from core.proof.judge_capture import judge_captured
+    from core.proof.judge_capture import judge_external
 
     for source in (a, b):
         if source.scheme:
@@ -136,13 +136,13 @@ def compare_sources(
     if file is None or not all(_may_have_values_of(trace, file) for trace in known):
         return None
     if known:
-        ask = replace(ask, emit=opening.identifying(ask.emit, file.identity))
+        ask = replace(ask, emit=prepare.identifying(ask.emit, file.identity))
     own = Prompt(tokens=tuple(t.id for t in known[0].tokens)) if known else Prompt()
-    feed = Feed(file, prompt or own, opening.encode(file, prompt or own))
-    ask.emit(Start(n_layer=file.arch.n_layer, tokens=feed.tokens))
-    side_a, trace_a = _take(sides[0], SideName.A, feed, ask)
-    side_b, trace_b = _take(sides[1], SideName.B, feed, ask)
-    return by_identity(judge_captured(side_a, side_b, trace_a, trace_b, ask), known, file)
+    shared = SharedPrompt(file, prompt or own, prepare.encode(file, prompt or own))
+    ask.emit(Start(n_layer=file.arch.n_layer, tokens=shared.tokens))
+    side_a, trace_a = _take(sides[0], SideName.A, shared, ask)
+    side_b, trace_b = _take(sides[1], SideName.B, shared, ask)
+    return by_identity(judge_external(side_a, side_b, trace_a, trace_b, ask), known, file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class SavedTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class SharedPrompt:
     """What both sides are fed. file: whose weights stand for those of a side without a file of its own."""
 
     file: OpenedModel
@@ -179,7 +179,7 @@ class Feed:
 
     def tokens_of(self, file: OpenedModel) -> tuple[Token, ...]:
         """The prompt as that file encodes it; where it has no usable tokenizer, the other file's tokens."""
-        return self.tokens if file.tokenizer.refusal else opening.encode(file, self.prompt)
+        return self.tokens if file.tokenizer.refusal else prepare.encode(file, self.prompt)
 
 
 def open_side(source: Source, saved: Trace | None) -> LiveSide | EngineSide | SavedTrace:
@@ -187,34 +187,36 @@ def open_side(source: Source, saved: Trace | None) -> LiveSide | EngineSide | Sa
     if saved is not None:
         return SavedTrace(source, saved)
     if not source.scheme:
-        return LiveSide(source, opening.open_once(source.path))
+        return LiveSide(source, prepare.open_once(source.path))
     return EngineSide(source, _file(source))
 
 
-def _take(side: LiveSide | EngineSide | SavedTrace, name: SideName, feed: Feed, ask: Question) -> tuple[Party, Trace]:
+def _take(
+    side: LiveSide | EngineSide | SavedTrace, name: SideName, shared: SharedPrompt, ask: CompareOptions
+) -> tuple[Party, Trace]:
     """Make a side ready to be judged; another engine is run here, a model file only later."""
     match side:
         case LiveSide(source, file):
-            model = opening.prepared(file, feed.tokens_of(file), source, ask.emit)
-            live = opening.ready(model, source, ask.emit)
-            return live, opening.describe(live, model)
+            model = prepare.prepare_opened(file, shared.tokens_of(file), source, ask.emit)
+            live = prepare.make_side(model, source, ask.emit)
+            return live, prepare.empty_trace(live, model)
         case SavedTrace(source, trace):
-            return _capture(source, trace, feed.file, ask, borrowed=False), trace
+            return _capture(source, trace, shared.file, ask, borrowed=False), trace
         case EngineSide(source, own):
-            file = own or feed.file
+            file = own or shared.file
             trace = _identified(trace_engine(
-                source, feed.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
+                source, shared.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
                 cancelled=ask.cancelled), own)
             return _capture(source, trace, file, ask, borrowed=own is None), trace
 
 
-def _capture(source: Source, trace: Trace, file: OpenedModel, ask: Question, *, borrowed: bool) -> Capture:
+def _capture(source: Source, trace: Trace, file: OpenedModel, ask: CompareOptions, *, borrowed: bool) -> ExternalRun:
     """The trace's values, with the file's model at the compute that the trace declares."""
-    from core.proof.capture import Capture
+    from core.proof.capture import ExternalRun
 
     live = replace(source, scheme="", compute=trace.facts.compute or source.compute, plant=None)
-    side = opening.ready(opening.prepared(file, trace.tokens, live, ask.emit), live, ask.emit)
-    return Capture(side, trace.values or {}, borrowed)
+    side = prepare.make_side(prepare.prepare_opened(file, trace.tokens, live, ask.emit), live, ask.emit)
+    return ExternalRun(side, trace.values or {}, borrowed)
 
 
 def _may_have_values_of(trace: Trace, file: OpenedModel) -> bool:
@@ -235,13 +237,13 @@ def refuse_other_rows(traced: Trace) -> None:
 
 def _file(source: Source) -> OpenedModel | None:
     """The model file behind a source; None for a folder of another format."""
-    return None if source.scheme and source.path.is_dir() else opening.open_once(source.path)
+    return None if source.scheme and source.path.is_dir() else prepare.open_once(source.path)
 
 
 def _encode(source: Source, file: OpenedModel | None, prompt: Prompt) -> tuple[tuple[Token, ...], TextOf]:
     if file is None:
         return folder_tokens(source.path, prompt)
-    return opening.encode(file, prompt), file.tokenizer.token_text
+    return prepare.encode(file, prompt), file.tokenizer.token_text
 
 
 def _identified(traced: Trace, model: OpenedModel | None) -> Trace:

@@ -12,14 +12,14 @@ from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison
 from core.session.prepare import (
     Prepared,
-    describe,
+    empty_trace,
+    fit_to_context,
     identifying,
     is_bundle,
+    make_side,
     open_pair,
     open_saved,
     prepare,
-    ready,
-    room,
 )
 from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
@@ -41,9 +41,9 @@ def compare(
 ) -> Comparison:
     """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
     from core.proof.judge_pair import judge, judge_saved
-    from core.proof.measure_pair import Question
+    from core.proof.measure_pair import CompareOptions
 
-    ask = Question(options.scope, options.threshold, emit, cancelled, options.keep_values)
+    ask = CompareOptions(options.scope, options.threshold, emit, cancelled, options.keep_values)
     saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
     if any(saved) or a.scheme or b.scheme:
         from core.session.external import compare_sources
@@ -68,19 +68,20 @@ def bisect(
         if is_bundle(source.path):
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
     side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
-    from core.proof.bisect import climb
+    from core.proof.bisect import bisect_layers
     from core.proof.judge_pair import judge
     from core.proof.ladder_cache import open_ladder
-    from core.proof.measure_pair import Question
+    from core.proof.measure_pair import CompareOptions
     from core.proof.reproducer import write_reproducer
 
     known_by = identifying(emit, trace_a.identity, trace_b.identity)
-    result = judge(side_a, side_b, trace_a, trace_b, Question(options.scope, options.threshold, known_by, cancelled))
+    result = judge(side_a, side_b, trace_a, trace_b,
+                   CompareOptions(options.scope, options.threshold, known_by, cancelled))
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]
     with open_ladder(trace_a, trace_b) as known:
-        ladder = climb(side_a, side_b, ids, known, emit, cancelled)
+        ladder = bisect_layers(side_a, side_b, ids, known, emit, cancelled)
     if result.side is None or result.error is None:
         return Bisection(result, ladder)
     wrong, place, error = side_a if result.side is SideName.A else side_b, result.first, result.error
@@ -119,7 +120,7 @@ def check(
     opened = prepare(source, prompt or Prompt(), emit)
     ids = [t.id for t in opened.tokens]
     emit(Start(n_layer=opened.arch.n_layer, tokens=opened.tokens))
-    side = ready(opened, source, emit)
+    side = make_side(opened, source, emit)
     from core.proof.check import check_run
     from core.proof.weights.scan import scan_weights
     from core.trace import run
@@ -129,13 +130,13 @@ def check(
     told = identifying(emit, opened.identity) if options.identify else emit
     cells: dict[Place, Cell] = {}
 
-    def seen(place: Place, stats: Cell) -> None:
+    def on_cell(place: Place, stats: Cell) -> None:
         cells[place] = stats
         told(CellMeasured(place, stats))
 
-    done = check_run(side, ids, watch=record(seen, len(ids)), cancelled=cancelled,
+    done = check_run(side, ids, watch=record(on_cell, len(ids)), cancelled=cancelled,
                      on_error=lambda place, error: emit(StageJudged(place, error)))
-    traced = replace(describe(side, opened), cells=cells, top=run.top_tokens(opened.tokenizer, done.logits),
+    traced = replace(empty_trace(side, opened), cells=cells, top=run.top_tokens(opened.tokenizer, done.logits),
                      observed_equals_unobserved=done.same_logits)
     emit(Phase("reading the weights"))
     found = Check(traced, done.errors, unmeasured=done.lost, overflow=done.overflow,
@@ -152,5 +153,5 @@ def _through_cache(
 
     emit(Phase("checking generated positions through the cache"))
     ids = [t.id for t in opened.tokens]
-    more = run.continue_greedily(side, ids, room(side, opened.tokens, n_token), (), lambda i: None, cancelled)
+    more = run.continue_greedily(side, ids, fit_to_context(side, opened.tokens, n_token), (), lambda i: None, cancelled)
     return replace(found, decoded=decoded_cells(side, ids + more, len(ids), cancelled) if more else {})

@@ -25,7 +25,7 @@ from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import Tokenizer, open_tokenizer
 from core.trace.events import CellMeasured, Emit, Event, Start, TokenGenerated
-from core.trace.record import Facts, Token, Trace
+from core.trace.record import CaptureContract, Token, Trace
 from core.trace.request import Prompt, Source
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def prepare(source: Source, prompt: Prompt, emit: Emit, layers: tuple[int, int] 
     if layers is not None and not 0 <= layers[0] < layers[1] <= n_layer:
         raise UsageError(
             f"--layers {layers[0]}..{layers[1]}: A..B with 0 <= A < B <= {n_layer} is needed (B excluded).")
-    tokens, (device, reason) = encode_beside(opened, prompt, lambda: _load_torch_for(source, emit))
+    tokens, (device, reason) = encode_while_loading(opened, prompt, lambda: _load_torch_for(source, emit))
     return Prepared(opened.file, opened.arch, opened.tokenizer, opened.identity, tokens, device, reason)
 
 
-def prepared(opened: OpenedModel, tokens: tuple[Token, ...], source: Source, emit: Emit) -> Prepared:
+def prepare_opened(opened: OpenedModel, tokens: tuple[Token, ...], source: Source, emit: Emit) -> Prepared:
     """The same for a file that is open and a prompt that is encoded; the errors of load_torch."""
     return Prepared(opened.file, opened.arch, opened.tokenizer, opened.identity, tokens, *_load_torch_for(source, emit))
 
@@ -108,11 +108,11 @@ def encode(model: OpenedModel, prompt: Prompt) -> tuple[Token, ...]:
         ids = list(prompt.tokens)
     else:
         ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
-    _hold_tokens(model, ids)
+    _validate_tokens(model, ids)
     return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
-def encode_beside(model: OpenedModel, prompt: Prompt, work: Callable[[], T]) -> tuple[tuple[Token, ...], T]:
+def encode_while_loading(model: OpenedModel, prompt: Prompt, work: Callable[[], T]) -> tuple[tuple[Token, ...], T]:
     """Encode as encode does while work(), the import of torch, goes on here; one after the other where that is done."""
     if prompt.tokens is not None or "torch" in sys.modules:
         return encode(model, prompt), work()
@@ -128,11 +128,11 @@ def encode_beside(model: OpenedModel, prompt: Prompt, work: Callable[[], T]) -> 
             child.kill()
     if found is None:
         return encode(model, prompt), done  # encode says what is wrong
-    _hold_tokens(model, [i for i, _ in found])
+    _validate_tokens(model, [i for i, _ in found])
     return tuple(Token(i, text) for i, text in found), done
 
 
-def _hold_tokens(model: OpenedModel, ids: Sequence[int]) -> None:
+def _validate_tokens(model: OpenedModel, ids: Sequence[int]) -> None:
     arch, name = model.arch, model.file.path.name
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
@@ -177,15 +177,15 @@ def _import_torch(emit: Emit) -> None:
     emit(Phase("loading torch"))
     # threads that spin while others work cost up to ten times the run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    gc.disable()  # a tenth of the import is a search for garbage that is not there
+    gc.disable()  # collection takes 10 % of the import and frees nothing
     try:
         import core.trace.run  # noqa: F401
     finally:
-        gc.freeze()  # nor is it later, in what has been imported
+        gc.freeze()  # later collections need not walk it
         gc.enable()
 
 
-def ready(model: Prepared, source: Source, emit: Emit) -> Side:
+def make_side(model: Prepared, source: Source, emit: Emit) -> Side:
     """Set a prepared file on its device, under the source's settings; UsageError, DeviceError."""
     from core.kernels.cpu.build import library, pending_build
     from core.trace.run import place_model
@@ -196,7 +196,7 @@ def ready(model: Prepared, source: Source, emit: Emit) -> Side:
     return place_model(model.file, model.arch, model.tokenizer, replace(source, device=model.device))
 
 
-def describe(side: Side, model: Prepared) -> Trace:
+def empty_trace(side: Side, model: Prepared) -> Trace:
     """A Trace of what is known before the run: the capture contract and the file's identity, no cells yet."""
     import torch
 
@@ -204,7 +204,7 @@ def describe(side: Side, model: Prepared) -> Trace:
     from core.trace.run import SEED
 
     file, arch = model.file, model.arch
-    facts = Facts(
+    facts = CaptureContract(
         engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab,
         definition="sample", compute=side.compute, device=str(side.model.device), threads=side.threads,
         kernel=kernel_path(side.compute, side.model.device), dtype="float32",
@@ -239,18 +239,18 @@ def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[
     right = left if a.path == b.path else open_once(b.path)
     tokens_a, tokens_b = _tokens(left, right, prompt or Prompt())
     emit(Start(n_layer=left.arch.n_layer, tokens=tokens_a))
-    model_a = prepared(left, tokens_a, a, emit)
-    side_a = ready(model_a, a, emit)
-    model_b = prepared(right, tokens_b, b, emit)
-    side_b = ready(model_b, b, emit)
-    return side_a, side_b, describe(side_a, model_a), describe(side_b, model_b)
+    model_a = prepare_opened(left, tokens_a, a, emit)
+    side_a = make_side(model_a, a, emit)
+    model_b = prepare_opened(right, tokens_b, b, emit)
+    side_b = make_side(model_b, b, emit)
+    return side_a, side_b, empty_trace(side_a, model_a), empty_trace(side_b, model_b)
 
 
-def room(side: Side, tokens: Sequence[Token], wanted: int) -> int:
+def fit_to_context(side: Side, tokens: Sequence[Token], wanted: int) -> int:
     """Return how many of the wanted tokens the context holds. UsageError for a bug that needs the prompt."""
-    from core.faults.value_faults import PLANTS
+    from core.faults.value_faults import VALUE_FAULTS
 
-    if side.plant and not PLANTS[side.plant.partition("@")[0]].plain:
+    if side.plant and not VALUE_FAULTS[side.plant.partition("@")[0]].value_only:
         raise UsageError(
             f"--plant {side.plant} does not go with --generate: it is made from the inputs of a whole prompt.")
     return min(wanted, side.model.arch.n_ctx - len(tokens))
@@ -264,7 +264,7 @@ def continue_text(side: Side, model: Prepared, n_token: int, emit: Emit, cancell
     emit(Phase("generating"))
     end = model.file.key("tokenizer.ggml.eos_token_id")
     ids = continue_greedily(
-        side, [t.id for t in model.tokens], room(side, model.tokens, n_token), () if end is None else (end,),
+        side, [t.id for t in model.tokens], fit_to_context(side, model.tokens, n_token), () if end is None else (end,),
         lambda i: emit(TokenGenerated(tokenizer.token_text(i) or f"[{i}]")), cancelled)
     return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
 

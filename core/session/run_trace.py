@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.model.stages import Place, scope_positions
-from core.session.prepare import continue_text, describe, identifying, is_bundle, open_saved, prepare, ready
+from core.session.prepare import continue_text, empty_trace, identifying, is_bundle, make_side, open_saved, prepare
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.system.progress import Phase
@@ -40,7 +40,7 @@ def trace(
     if options.scope.startswith("pos:") and not scope_positions(options.scope, n_token):
         raise UsageError(f"--scope {options.scope}: the prompt has {n_token} tokens, positions 0 to {n_token - 1}.")
     emit(Start(n_layer=model.arch.n_layer, tokens=model.tokens))
-    side = ready(model, source, emit)
+    side = make_side(model, source, emit)
     from core.trace import run
 
     emit(Phase("tracing"))
@@ -51,7 +51,7 @@ def trace(
         side, [t.id for t in model.tokens], witness=options.witness, layers=options.layers, keep=kept, emit=emit,
         cancelled=cancelled)
     return replace(
-        describe(side, model), cells=cells, values=kept, observed_equals_unobserved=same,
+        empty_trace(side, model), cells=cells, values=kept, observed_equals_unobserved=same,
         top=run.top_tokens(model.tokenizer, logits),
         generated=continue_text(side, model, options.generate, emit, cancelled) if options.generate else None,
     )

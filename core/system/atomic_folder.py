@@ -61,7 +61,7 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
         try:
             with atomic_folder(target) as part:
                 yield part
-                _refuse_existing(target, force)  # somebody may have been faster
+                _refuse_existing(target, force)  # another process may have made it meanwhile
         except BaseException:
             for folder in reversed(made):
                 with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from core.system.errors import FileError
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return the value as one JSON document in ASCII; a control character never stands in it unescaped."""
-    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
+    return json.dumps(to_plain(value), indent=indent, allow_nan=False, ensure_ascii=True)
 
 
 def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401 (a document is any value)
@@ -28,23 +28,23 @@ def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401
         raise FileError(f"{name} is not a JSON document: {error}. {repair}") from error
 
 
-def plain(value: object) -> Any:  # noqa: ANN401
+def to_plain(value: object) -> Any:  # noqa: ANN401
     """Turn records, mappings, sequences and numpy scalars into what json writes; nan and inf into strings."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(v) for key, v in value.items()}
+        return {str(key): to_plain(v) for key, v in value.items()}
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Iterable):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     item = getattr(value, "item", None)
     assert callable(item), f"{type(value).__name__} has no JSON form"
-    return plain(item())
+    return to_plain(item())
 
 
 def number(value: object) -> float | None:

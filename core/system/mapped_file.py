@@ -28,7 +28,7 @@ def map_file(path: Path) -> Bytes:
         raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error
 
 
-def let_go(data: Bytes) -> None:
+def drop_pages(data: Bytes) -> None:
     """Take the whole pages of mapped bytes out of this process; the system's file cache keeps them. Else do nothing."""
     owner: object = data
     while isinstance(owner, np.ndarray):
@@ -41,6 +41,6 @@ def let_go(data: Bytes) -> None:
         owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def shown(name: str) -> str:
+def quote_name(name: str) -> str:
     """Write a name that came from a file so that it is safe on a terminal: quoted, escaped, at most 80 characters."""
     return ascii(name if len(name) <= 80 else name[:77] + "...")

@@ -33,7 +33,7 @@ def take_encoded(child: Child) -> Encoded | None:
 def _encode(asked: Mapping[str, Any]) -> Encoded:
     import gc
 
-    gc.disable()  # nothing here is thrown away, and looking for it costs a fifth of the time
+    gc.disable()  # nothing here becomes garbage, and collection costs a fifth of the time
     from core.formats.open_model import open_model
     from core.text.tokenizer import open_tokenizer
 

@@ -39,7 +39,7 @@ class Tokenizer:
         """Return the ids of a prompt, with BOS and EOS where the file adds them. FileError, UsageError."""
         if self.refusal is not None:
             raise self._error(self.refusal)
-        hold_text(text)
+        validate_text(text)
         ids = [self._special("bos")] if self._adds_bos() else []
         if self._pre is None:
             self._encode_spm(text, ids)
@@ -227,7 +227,7 @@ def open_tokenizer(model: ModelFile) -> Tokenizer:
     return Tokenizer(model, None, PRE_NAMED[str(pre)], notes)
 
 
-def hold_text(text: str) -> None:
+def validate_text(text: str) -> None:
     """Refuse a prompt that is not UTF-8 text; UsageError."""
     try:
         text.encode()

@@ -34,9 +34,9 @@ class Batch:
 
 
 def record_on_device(
-    seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None
+    on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None
 ) -> Tap:
-    """Measure as tap.record does and tell seen in the same order, a layer or two later; the logits end it."""
+    """Measure as taps.record does and call on_cell in the same order, a layer or two later; the logits end it."""
     waiting: deque[Batch] = deque()
     batch = Batch()
     beside: torch.cuda.Stream | None = None
@@ -57,7 +57,7 @@ def record_on_device(
             waiting.append(_launched(batch))
         while waiting and (last or len(waiting) > AHEAD or _is_ready(waiting[0])):
             for place, stats in _taken(waiting.popleft(), n_token, beside):
-                seen(place, stats)
+                on_cell(place, stats)
         return value
 
     return tap

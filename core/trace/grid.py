@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from core.model.stages import GRID, Place, place_order
+from core.model.stages import GRID_STAGES, Place, place_order
 from core.trace.marks import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, UNUSUAL, WATCH, WATCH_RATIO
 
 if TYPE_CHECKING:  # a screen reads its grid before numpy is loaded
@@ -35,7 +35,7 @@ def ratio(cells: Cells, place: Place, scope: str, kinds: Sequence[str] = ()) -> 
     before = place_before(place, kinds)
     if before is None:
         return None
-    return divided(value(cells, place, scope, "std"), value(cells, before, scope, "std"))
+    return divide(value(cells, place, scope, "std"), value(cells, before, scope, "std"))
 
 
 def kind_of(layer: int, stage: str, kinds: Sequence[str]) -> str:
@@ -50,7 +50,7 @@ def place_before(place: Place, kinds: Sequence[str] = ()) -> Place | None:
     return next(((i, stage) for i in range((layer or 0) - 1, -1, -1) if kind_of(i, stage, kinds) == kind), None)
 
 
-def divided(std: float | None, before: float | None) -> float | None:
+def divide(std: float | None, before: float | None) -> float | None:
     """Return std / before; None where either is missing or not finite, or before is 0."""
     if std is None or not before or not math.isfinite(std) or not math.isfinite(before):
         return None
@@ -73,7 +73,7 @@ def marks_of(
     times = ratios(stats, kinds)
     fallen = falls(stats, times, kinds)
     found: dict[Place, str] = {}
-    for place in ((layer, stage) for layer in rows for stage in GRID):
+    for place in ((layer, stage) for layer in rows for stage in GRID_STAGES):
         cell, multiple = stats.get(place), times.get(place, 1.0)
         if cell is None:
             found[place] = ABSENT
@@ -96,9 +96,9 @@ def ratios(stats: Mapping[Place, Stats], kinds: Sequence[str] = ()) -> dict[Plac
     """Return the ratio of every grid cell that has one."""
     found: dict[Place, float] = {}
     for place, cell in stats.items():
-        before = place_before(place, kinds) if place[1] in GRID else None
+        before = place_before(place, kinds) if place[1] in GRID_STAGES else None
         earlier = stats.get(before) if before is not None else None
-        multiple = divided(cell.std, earlier.std) if earlier is not None else None
+        multiple = divide(cell.std, earlier.std) if earlier is not None else None
         if multiple is not None:
             found[place] = multiple
     return found

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from core.model.stages import GRID, Place, place_order, place_text, scope_positions
+from core.model.stages import GRID_STAGES, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
 from core.trace.finding import Finding, FindingKind
 from core.trace.grid import Cells, falls, kind_of, place_before
@@ -20,11 +20,12 @@ from core.trace.massive import find_massive
 from core.trace.record import Trace
 from core.trace.spikes import Hidden, Spike, View, find_hidden, find_spikes, view_of
 from core.trace.stats import Cell, Stats, TokenStats
-from core.trace.token_share import Carrier, carrier, carrier_phrase, carrier_token, times_text
+from core.trace.token_share import TokenShare, largest_share, main_token, share_phrase, times_text
 
 MAX_Z, MAX_FALLS, MAX_STEPS = 3, 3, 3  # findings of a kind; the rest shows in the grid
 Z_LIMIT, Z_LAYERS = 6.0, 8  # fewer layers have no meaningful median
-JUDGED = tuple(stage for stage in GRID if stage != "output")  # the residual grows: its first layers are always far
+# the residual grows: its first layers are always far
+JUDGED = tuple(stage for stage in GRID_STAGES if stage != "output")
 FLOAT16_MAX = 65504.0
 
 
@@ -64,10 +65,10 @@ def _ratio(view: View, place: Place, kind: FindingKind, rule: str, why: str = ""
     layer, stage = place
     before = place_before(place, view.kinds)
     assert layer is not None and before is not None
-    found = told.carrier if told is not None else carrier(
+    found = told.carrier if told is not None else largest_share(
         view.cells, before if kind is FindingKind.FALL else place, view.scope, view.first, (place, before))
-    stats, token = view.stats[place], carrier_token(found)
-    phrase = carrier_phrase(found, view.scope, carried=f"layer {before[0]}" if kind is FindingKind.FALL else None)
+    stats, token = view.stats[place], main_token(found)
+    phrase = share_phrase(found, view.scope, carried=f"layer {before[0]}" if kind is FindingKind.FALL else None)
     if told is not None and found is not None:
         phrase += _verdict(view, told, found)
     sentence = f"{stage} is {times_text(view.times[place])} x layer {before[0]}{why}; {phrase}"
@@ -76,7 +77,7 @@ def _ratio(view: View, place: Place, kind: FindingKind, rule: str, why: str = ""
                    view.times[place], view.stats[before].std, rule, sentence)
 
 
-def _verdict(view: View, spike: Spike, found: Carrier) -> str:
+def _verdict(view: View, spike: Spike, found: TokenShare) -> str:
     """Say what kind of spike the shares speak for; "" where they do not speak."""
     if spike.is_known:
         return ": looks like the model"
@@ -180,8 +181,8 @@ def _find_outliers(view: View, named: set[Place]) -> list[Finding]:
 
 
 def _outlier(view: View, z: float, place: Place, median: float) -> Finding:
-    found = carrier(view.cells, place, view.scope, view.first)
+    found = largest_share(view.cells, place, view.scope, view.first)
     sentence = (f"{place[1]} has std {short(view.stats[place].std)} where its column's median is {short(median)}: "
-                f"robust z {z:.1f}; {carrier_phrase(found, view.scope)}")
+                f"robust z {z:.1f}; {share_phrase(found, view.scope)}")
     rule = f"|0.6745 (x - median) / MAD| of log std over the column > {Z_LIMIT:g}"
-    return Finding(FindingKind.Z, "hint", *place, view.scope, carrier_token(found), None, z, median, rule, sentence)
+    return Finding(FindingKind.Z, "hint", *place, view.scope, main_token(found), None, z, median, rule, sentence)

@@ -14,13 +14,13 @@ from core.system.numbers import short
 from core.trace.finding import Finding, FindingKind
 from core.trace.spikes import Spike, View
 from core.trace.stats import MASSIVE_CHANNELS, MASSIVE_MULTIPLE, MASSIVE_SIZE, TokenStats
-from core.trace.token_share import FEW_SHARE, carrier, times_text
+from core.trace.token_share import FEW_SHARE, largest_share, times_text
 
 MAX_MASSIVE = 4  # channels; the rest shows at its place
 RESIDUAL = ("embedding", "attn_out", "attn_resid", "ffn_out", "output")  # one width, one set of channels
 WRITERS = ("attn_out", "ffn_out")
 BLOCK = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")  # its channels are its own layer's
-BORN = 0.5        # of a channel's largest size, from here on: there it is born
+BORN = 0.5        # of a channel's largest size, from here on: there it is made
 TAKEN_BACK = 0.1  # of it, from here on: a writer of the other sign works against it
 RULE = f"|x| > {MASSIVE_SIZE:g} and > {MASSIVE_MULTIPLE:g} x the median |x|, in at most {MASSIVE_CHANNELS} channels"
 
@@ -91,7 +91,7 @@ def _life(seen: Sequence[_Seen]) -> tuple[_Seen, list[_Seen]]:
 def _source(view: View, born: _Seen) -> str:
     """Say which inner channel writes it, where it is born in a feed-forward block."""
     place = (born.place[0], "ffn_swigl")
-    found = carrier(view.cells, place, f"pos:{born.token}") if place in view.cells else None
+    found = largest_share(view.cells, place, f"pos:{born.token}") if place in view.cells else None
     if born.place[1] != "ffn_out" or found is None or found.channel_share <= FEW_SHARE:
         return ""
     inner = view.cells[place].at(f"pos:{born.token}")

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-SAME, CLEAR = 3.0, 10.0  # multiples of a cell's floor: up to SAME it is noise, above CLEAR it is not
+NOISE_MULTIPLE, PROOF_MULTIPLE = 3.0, 10.0  # multiples of a cell's floor: up to SAME it is noise, above CLEAR it is not
 BAD_FACTOR = 100.0  # in NMSE, so 10 in size: another order of summation costs up to 4
 MIN_NMSE_FLOOR = 1e-13  # float32 rounds at 2^-24, squared 4e-15, and a sum of thousands loses some of it
 MIN_REL_L2_FLOOR = 1e-6  # rounding of float32 (1.2e-7) through one stage's sums of thousands of products

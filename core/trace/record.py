@@ -36,7 +36,7 @@ class NextToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CaptureContract:
     """The capture contract: how the numbers were taken. None means unknown, and an unknown fact blocks a proof.
 
     definition: "sample" (divide by n - 1) or "population". scopes: those the source can show; () is every scope.
@@ -65,7 +65,7 @@ class Trace:
     """
 
     name: str  # of the model, for a person
-    facts: Facts
+    facts: CaptureContract
     tokens: tuple[Token, ...]
     cells: Mapping[Place, Cell] = field(repr=False)
     top: tuple[NextToken, ...] = ()

@@ -12,13 +12,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.faults.value_faults import parse_plant, plant_tap
+from core.faults.value_faults import parse_value_fault, value_fault_tap
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch
 from core.model.forward import forward
 from core.model.gpu_weights import open_resident
-from core.model.graph_decode import decode_captured, likeliest
-from core.model.lockstep import Lane, drive
+from core.model.graph_decode import decode_by_graph, likeliest
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Cache, Model, Tap
 from core.model.stages import Place
 from core.quant.activations import COMPUTES
@@ -53,7 +53,7 @@ def place_model(file: ModelFile, arch: Arch, tokenizer: Tokenizer, settings: Sou
     if why_not:
         raise DeviceError(f"{settings.device} is there, but {why_not}. Use --device cpu.")
     if settings.plant:
-        parse_plant(settings.plant, arch.n_layer)
+        parse_value_fault(settings.plant, arch.n_layer)
     place = torch.device(settings.device)
     if place.type == "cuda" and COMPUTES[settings.compute].cpu_only:
         raise UsageError(f"--compute {settings.compute} runs on the CPU only. Use --device cpu.")
@@ -82,16 +82,16 @@ class Side:
 
     def bug(self, whole: bool = True) -> Tap:
         """The planted bug as a tap; no_tap where there is none. whole: it is fed a whole prompt, and must change it."""
-        return plant_tap(self.plant, self.model, whole) if self.plant else no_tap
+        return value_fault_tap(self.plant, self.model, whole) if self.plant else no_tap
 
-    def lane(
+    def forward_run(
         self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None, *, plain: bool = False
-    ) -> Lane:
+    ) -> ForwardRun:
         """A run of this side's forward with the tap in it, behind the rounding that its compute keeps stages in."""
         compute = COMPUTES[self.compute]
         if compute.kept is not None:
             tap = chain(lambda layer, stage, value: compute.keep(value), tap)
-        return Lane(forward(self.model, tokens, tap, cache), self.compute, self.threads, plain, self.model.device)
+        return ForwardRun(forward(self.model, tokens, tap, cache), self.compute, self.threads, plain, self.model.device)
 
 
 def run_traced(
@@ -101,16 +101,16 @@ def run_traced(
     """Return the cells, the logits [1, V] of the last token, and whether the untraced logits have the same bits."""
     cells: dict[Place, Cell] = {}
 
-    def seen(place: Place, stats: Cell) -> None:
+    def on_cell(place: Place, stats: Cell) -> None:
         cells[place] = stats
         emit(CellMeasured(place, stats))
 
-    watch = within(layers, _recorder(side)(seen, len(tokens), keep))
-    lanes = [side.lane(tokens, chain(side.bug(), watch))]
+    watch = within(layers, _recorder(side)(on_cell, len(tokens), keep))
+    runs = [side.forward_run(tokens, chain(side.bug(), watch))]
     if witness:
-        lanes.append(side.lane(tokens, side.bug()))
+        runs.append(side.forward_run(tokens, side.bug()))
     with checksum_beside(side.model.file):
-        logits = drive(lanes, cancelled)
+        logits = run_lockstep(runs, cancelled)
     return cells, logits[0], same_bits(*logits) if witness else None
 
 
@@ -124,19 +124,19 @@ def _recorder(side: Side) -> Callable[..., Tap]:
 
 
 def continue_greedily(
-    side: Side, tokens: Sequence[int], n_token: int, end: Sequence[int], said: Callable[[int], None],
+    side: Side, tokens: Sequence[int], n_token: int, end: Sequence[int], on_message: Callable[[int], None],
     cancelled: IsCancelled,
 ) -> list[int]:
     """Return up to n_token next tokens, each the likeliest, through the cache, unwatched; stops after one of end."""
     if side.model.resident is not None and not side.plant and side.model.arch.is_usual:
-        steps = decode_captured(
-            side.model, lambda ids, cache: side.lane(ids, no_tap, cache), tokens, n_token, cancelled)
+        steps = decode_by_graph(
+            side.model, lambda ids, cache: side.forward_run(ids, no_tap, cache), tokens, n_token, cancelled)
     else:
         steps = _decode(side, tokens, cancelled)
     out: list[int] = []
     for token in islice(steps, n_token):
         out.append(token)
-        said(token)
+        on_message(token)
         if token in end:
             break
     return out
@@ -146,7 +146,7 @@ def _decode(side: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Iterat
     """Yield the likeliest next token, again and again, through the cache."""
     cache, feed, bug = Cache(), list(tokens), side.bug(whole=False)
     while True:
-        logits = drive([side.lane(feed, bug, cache)], cancelled)[0]
+        logits = run_lockstep([side.forward_run(feed, bug, cache)], cancelled)[0]
         feed = [int(likeliest(logits))]
         yield feed[0]
 

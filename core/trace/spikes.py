@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.model.stages import GRID, PREVIOUS, STAGES, Place, place_order
+from core.model.stages import GRID_STAGES, PREVIOUS, STAGES, Place, place_order
 from core.system.arrays import Floats
 from core.trace.finding import FindingKind
-from core.trace.grid import Cells, divided, kind_of, place_before, ratios, stats_at, why_step
+from core.trace.grid import Cells, divide, kind_of, place_before, ratios, stats_at, why_step
 from core.trace.grid import column_of as std_column
 from core.trace.marks import UNUSUAL, WATCH_RATIO
 from core.trace.record import Trace
 from core.trace.stats import Stats, TokenStats, std_T
-from core.trace.token_share import FEW_SHARE, Carrier, carrier, first_tokens, std_of
+from core.trace.token_share import FEW_SHARE, TokenShare, first_tokens, largest_share, std_of
 
 BORN = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out", "output")  # where a model makes a massive activation
-ATTENTION = GRID[: GRID.index("ffn_norm")]
+ATTENTION = GRID_STAGES[: GRID_STAGES.index("ffn_norm")]
 MAX_HIDDEN = 3  # the rest shows at its position
 _INPUTS = {s.name: tuple(i for i in s.inputs if i not in (PREVIOUS, "attn_resid")) for s in STAGES}
 
@@ -46,9 +46,9 @@ class Spike:
     """A spike and what belongs to it."""
 
     place: Place
-    carrier: Carrier | None  # None without per-token values
+    carrier: TokenShare | None  # None without per-token values
     is_known: bool           # looks like the model
-    is_raising: bool         # its layer raises the carriers' residual: an activation is born, not passed on
+    is_raising: bool         # its layer raises the carriers' residual: an activation is made, not passed on
     before: tuple[Place, ...]                 # precursors
     later: tuple[tuple[Place, FindingKind], ...] = ()  # with how: downstream or after
 
@@ -101,15 +101,15 @@ def find_spikes(view: View) -> list[Spike]:
     return sorted(whole, key=lambda s: (s.is_known, s.is_known and not s.is_raising, place_order(s.place)))
 
 
-def looks_like_the_model(found: Carrier | None, place: Place, first: int) -> bool:
+def looks_like_the_model(found: TokenShare | None, place: Place, first: int) -> bool:
     """Say whether first tokens carry it alone, at a feed-forward stage, in few channels: a massive activation."""
     return (found is not None and found.is_main and max(found.tokens) < first and place[1] in BORN
             and found.channel_share > FEW_SHARE and (found.without is None or found.without < WATCH_RATIO))
 
 
 def _spike(view: View, place: Place) -> Spike:
-    found = carrier(view.cells, place, view.scope, view.first, (place, place_before(place, view.kinds)))
-    before = ((place[0], stage) for stage in GRID[: GRID.index(place[1])])
+    found = largest_share(view.cells, place, view.scope, view.first, (place, place_before(place, view.kinds)))
+    before = ((place[0], stage) for stage in GRID_STAGES[: GRID_STAGES.index(place[1])])
     precursors = tuple(p for p in before if WATCH_RATIO <= view.times.get(p, 0.0) <= view.threshold)
     raising = _is_raised(view, [(place[0], "output")], (place[0] or 0) - 1, _tokens(found))
     return Spike(place, found, looks_like_the_model(found, place, view.first), raising, precursors)
@@ -159,7 +159,7 @@ def _feeds(early: str, late: str) -> bool:
 def _is_raised(view: View, residual: Collection[Place], base: int, tokens: frozenset[int] | None) -> bool:
     """Say whether each residual is 3 x the output of the base layer or more; one that is not known is not."""
     low = _level(view, (base, "output"), tokens)
-    rises = [divided(_level(view, place, tokens), low) for place in residual]
+    rises = [divide(_level(view, place, tokens), low) for place in residual]
     return bool(rises) and all(rise is not None and rise >= WATCH_RATIO for rise in rises)
 
 
@@ -171,14 +171,14 @@ def _level(view: View, place: Place, tokens: frozenset[int] | None) -> float | N
     return stats.std if stats is not None else None
 
 
-def _tokens(found: Carrier | None) -> frozenset[int] | None:
+def _tokens(found: TokenShare | None) -> frozenset[int] | None:
     """The tokens that carry most of a spike; None where it is spread over them, or where they are unknown."""
     return frozenset(found.tokens) if found is not None and found.is_main else None
 
 
 def find_hidden(view: View, spikes: Sequence[Spike]) -> list[Hidden]:
     """Find the spikes of single positions that fade at scope all: a position's first, the strongest places first."""
-    grid = ((p, c) for p, c in view.cells.items() if p[0] is not None and p[1] in GRID)
+    grid = ((p, c) for p, c in view.cells.items() if p[0] is not None and p[1] in GRID_STAGES)
     std = {place: std_T(cell) for place, cell in grid if isinstance(cell, TokenStats)}
     shown = {place for spike in spikes for place in spike.places}
     firsts: dict[int, tuple[Place, float]] = {}  # position -> its first place and the multiple there
@@ -192,7 +192,7 @@ def find_hidden(view: View, spikes: Sequence[Spike]) -> list[Hidden]:
         n_token = same.n_token + 1 if same is not None else 1
         if same is not None and same.times >= times:
             token, times = same.token, same.times
-        it = carrier(view.cells, place, f"pos:{token}")
+        it = largest_share(view.cells, place, f"pos:{token}")
         found[place] = Hidden(place, token, times, n_token, looks_like_the_model(it, place, view.first))
     strongest = sorted(found.values(), key=lambda h: -h.times)[:MAX_HIDDEN]
     return sorted(strongest, key=lambda h: (h.is_known, place_order(h.place)))

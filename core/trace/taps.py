@@ -39,8 +39,8 @@ def no_tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
     return value
 
 
-def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None) -> Tap:
-    """Measure every value and tell seen, in order, when its layer ends; keep holds a copy of the values where given.
+def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dict[Place, Tensor] | None = None) -> Tap:
+    """Measure every value and call on_cell, in order, when its layer ends; keep holds a copy of the values where given.
 
     Until then a value is held, not copied: nobody may change it in place.
     """
@@ -61,7 +61,7 @@ def record(seen: Callable[[Place, TokenStats], None], n_token: int, keep: dict[P
             elif place[1] == PRODUCT:
                 factors = dict(product)
                 product.clear()
-            seen(place, finish(x, n_token - x.shape[0], table, index, peaks, factors))
+            on_cell(place, finish(x, n_token - x.shape[0], table, index, peaks, factors))
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         nonlocal size
@@ -119,7 +119,7 @@ def patch(changes: Mapping[Place, Change]) -> Tap:
     return tap
 
 
-def jitter(unit: float, seed: int) -> Tap:
+def add_noise(unit: float, seed: int) -> Tap:
     """Disturb every value by relative noise of one rounding unit: value * (1 + unit * u), u uniform in [-1, 1]."""
     source = torch.Generator().manual_seed(seed)
 
@@ -247,6 +247,6 @@ def _factors(product: Mapping[str, Tensor], row: int, channel: int, first: int) 
         good = np.isfinite(left) & np.isfinite(right)
         a, b = left[good], right[good]
     a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a * a).sum() * (b * b).sum()))  # not a @ b: BLAS wakes its threads for that
+    norm = math.sqrt(float((a * a).sum() * (b * b).sum()))  # not a @ b: BLAS starts its threads for that
     correlation = float((a * b).sum()) / norm if norm else None
     return Factors(first + row, channel, float(left[channel]), float(right[channel]), correlation)

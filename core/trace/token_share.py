@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from core.model.stages import Place, scope_positions
 from core.system.arrays import Floats, Ints
-from core.trace.grid import Cells, divided
+from core.trace.grid import Cells, divide
 from core.trace.stats import TokenStats, merge_moments
 
 MAIN_SHARE = 0.5  # tokens with more than half of the spread carry it
@@ -20,7 +20,7 @@ RUN = 3           # tokens of one id after the first, from here on: they are fir
 
 
 @dataclass(frozen=True, slots=True)
-class Carrier:
+class TokenShare:
     """The tokens with the largest share of a cell's squared deviations from the cell's mean.
 
     tokens: in order; several only where they are the first tokens. peak: the largest of them.
@@ -41,9 +41,9 @@ class Carrier:
         return self.share > MAIN_SHARE
 
 
-def carrier(
+def largest_share(
     cells: Cells, carried: Place, scope: str, first: int = 1, over: tuple[Place, Place | None] | None = None
-) -> Carrier | None:
+) -> TokenShare | None:
     """Find the tokens that carry a cell; None without per-token values.
 
     first: how many first tokens the prompt has (first_tokens). over: a place and the one before it, whose ratio without
@@ -65,11 +65,11 @@ def carrier(
     tokens = tuple(int(t) for t in tokens_T[chosen])
     without = None
     if over is not None and over[1] is not None and len(tokens) < len(rows):
-        without = divided(*(_std_without(cells, p, scope, tokens) for p in over if p is not None))
+        without = divide(*(_std_without(cells, p, scope, tokens) for p in over if p is not None))
     row = cell.rows[rows[peak]]
     size = max(abs(float(row["min"])), abs(float(row["max"]))) if n_T[peak] else 0.0
     few = size * size / float(row["sumsq"]) if size else 0.0
-    return Carrier(tokens, int(tokens_T[peak]), float(share_T[chosen].sum()), len(rows), without, few)
+    return TokenShare(tokens, int(tokens_T[peak]), float(share_T[chosen].sum()), len(rows), without, few)
 
 
 def first_tokens(ids: Sequence[int]) -> int:
@@ -79,13 +79,13 @@ def first_tokens(ids: Sequence[int]) -> int:
     return max(1, 1 + after if after >= RUN else run)
 
 
-def carrier_token(found: Carrier | None) -> int | None:
+def main_token(found: TokenShare | None) -> int | None:
     """Return the token that carries most of the cell, the largest of several; None where none do."""
     return found.peak if found is not None and found.is_main else None
 
 
-def carrier_phrase(found: Carrier | None, scope: str, carried: str | None = None) -> str:
-    """Tell the carrier in words; carried: what it carries, where that is not the cell itself."""
+def share_phrase(found: TokenShare | None, scope: str, carried: str | None = None) -> str:
+    """Write a token's share in words; carried: what it carries, where that is not the cell itself."""
     if found is None:
         return "no per-token values: which token carries it is unknown"
     if found.n_token == 1:

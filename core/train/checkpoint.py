@@ -24,7 +24,7 @@ from torch import Tensor
 from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.model_file import ModelFile, Value
-from core.formats.tensor_stream import Packed
+from core.formats.tensor_stream import TensorStream
 from core.model.arch import Arch
 from core.system.arrays import Bytes
 from core.system.atomic_folder import atomic_folder
@@ -61,9 +61,9 @@ def write_checkpoint(
             save_file({name: t.contiguous() for name, t in saved.weights.items()}, part / MODEL)
             save_file({name: t.contiguous() for name, t in saved.moments.items()}, part / OPTIMIZER)
             model = model_of(arch, vocabulary, note)
-            packed = [_packed(name, t) for name, t in saved.weights.items()]
-            write_gguf(part / EXPORTS[0], model, packed)
-            write_apr(part / EXPORTS[1], model, packed)
+            streams = [_stream(name, t) for name, t in saved.weights.items()]
+            write_gguf(part / EXPORTS[0], model, streams)
+            write_apr(part / EXPORTS[1], model, streams)
             (part / STATE).write_text(to_json(dict(saved.state), indent=1))
     except (OSError, SafetensorError, OutputError) as error:
         raise OutputError(f"the checkpoint after {steps_done} steps could not be written: {os_reason(error)}. Those "
@@ -122,11 +122,11 @@ def model_of(arch: Arch, vocabulary: Vocabulary | None, note: str) -> ModelFile:
     return ModelFile(Path("model"), "safetensors", keys, {}, 0, "")
 
 
-def _packed(name: str, tensor: Tensor) -> Packed:
+def _stream(name: str, tensor: Tensor) -> TensorStream:
     def pieces() -> Iterator[Bytes]:
         yield tensor.detach().cpu().float().contiguous().view(-1).numpy().view("uint8")
 
-    return Packed(name, "F32", tuple(tensor.shape), pieces)
+    return TensorStream(name, "F32", tuple(tensor.shape), pieces)
 
 
 def _placed(moment: Tensor, weight: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Preset:
     steps_per_epoch: int
     rope_base: float = 10000.0
     eps: float = 1e-5
-    lr_factor: float = 1.0   # times the mode's lr: a small model bears more
+    lr_factor: float = 1.0   # times the mode's lr: a small model trains at a higher rate
     corpus_mib: int | None = None
 
     def arch(self) -> Arch:
@@ -103,7 +103,7 @@ class TrainOptions:
     resume: bool = False
     oracle: bool = False
     command: str = ""
-    checkpoints: bool = True  # False for a measurement, which nobody goes on with
+    checkpoints: bool = True  # False for a measurement, which is never resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def settle(options: TrainOptions, arch: Arch | None = None) -> Plan:
     name = options.config or "tiny"
     preset = read_preset(name)
     mode = options.mode or ("from-scratch" if options.init is None else "finetune")
-    _hold_mode(mode, options)
+    _validate_mode(mode, options)
     row, reasons = MODES[mode], []
     if arch is not None:
         reasons.append(f"sizes of {options.init}, not of config {name}")
@@ -177,7 +177,7 @@ def settle(options: TrainOptions, arch: Arch | None = None) -> Plan:
         grads_every=options.grads_every or max(1, min(20, per_epoch // 4)),
         corpus=_absolute(options.corpus), corpus_mib=preset.corpus_mib if options.corpus is None else None,
         tokenizer=_absolute(options.tokenizer), init=_absolute(options.init), reasons=tuple(reasons))
-    hold_plan(plan)
+    validate_plan(plan)
     return plan
 
 
@@ -196,7 +196,7 @@ def read_preset(name: str) -> Preset:
     return _preset_of(name, values)
 
 
-def hold_plan(plan: Plan) -> None:
+def validate_plan(plan: Plan) -> None:
     """Refuse sizes that no run can have; UsageError says which."""
     a = plan.arch
     rules = (
@@ -242,7 +242,7 @@ def _changed(plan: Plan, options: TrainOptions) -> list[tuple[str, Any, Any]]:
     return [(name, old, new) for name, old, new in pairs if new is not None and new != old]
 
 
-def _hold_mode(mode: str, options: TrainOptions) -> None:
+def _validate_mode(mode: str, options: TrainOptions) -> None:
     if mode not in MODES:
         raise UsageError(f"--mode {mode}: {' or '.join(MODES)} is needed.")
     if mode == "finetune" and options.init is None:

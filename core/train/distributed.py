@@ -25,7 +25,7 @@ COMPILE_STEPS = 300    # compiling a layer and the head takes about as long as t
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class DistributedContext:
     """This process among those of the run."""
 
     rank: int
@@ -58,7 +58,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join(device: str, plan: Plan) -> World:
+def join(device: str, plan: Plan) -> DistributedContext:
     """Start torch on the device, and join the other processes; DeviceError, UsageError."""
     rank, size, local = int(os.environ.get("RANK", "0")), world_size(), int(os.environ.get("LOCAL_RANK", "0"))
     if size > 1 and plan.batch % size:
@@ -72,10 +72,10 @@ def join(device: str, plan: Plan) -> World:
         torch.cuda.set_device(torch.device(device))
     if size > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return World(rank, size, torch.device(device))
+    return DistributedContext(rank, size, torch.device(device))
 
 
-def leave(world: World) -> None:
+def leave(world: DistributedContext) -> None:
     """Leave the other processes."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
@@ -92,7 +92,7 @@ def choose_compile(wanted: str, plan: Plan, device: torch.device) -> tuple[bool,
     return True, f"{plan.steps} steps save more than compiling takes"
 
 
-def choose_parallel(wanted: str, plan: Plan, world: World) -> tuple[str, str]:
+def choose_parallel(wanted: str, plan: Plan, world: DistributedContext) -> tuple[str, str]:
     """Say how the processes share the work, and why: none, ddp or fsdp2."""
     if world.size == 1:
         return "none", "one process"
@@ -106,7 +106,9 @@ def choose_parallel(wanted: str, plan: Plan, world: World) -> tuple[str, str]:
     return "ddp", f"the state takes {need >> 20} MiB, which fits in each process"
 
 
-def wrap(model: Decoder, parallel: str, is_compiled: bool, world: World) -> Callable[[Tensor, Tensor], Tensor]:
+def wrap(
+    model: Decoder, parallel: str, is_compiled: bool, world: DistributedContext
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return what runs the model: itself, compiled by parts, in DDP or FSDP2."""
     if is_compiled:  # one layer's code serves all layers, so this takes seconds where the whole model takes minutes
         for block in model.blk:
@@ -126,6 +128,6 @@ def wrap(model: Decoder, parallel: str, is_compiled: bool, world: World) -> Call
     return model
 
 
-def gathered(state: dict[str, Any]) -> dict[str, Tensor]:
+def gather(state: dict[str, Any]) -> dict[str, Tensor]:
     """Bring tensors together that are spread over processes; every process must call it."""
     return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().cpu() for name, t in state.items()}

@@ -49,14 +49,14 @@ class GatesJudged:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunEnded:
     """How the run ended, in words."""
 
     status: str
     sentence: str
 
 
-TrainEvent: TypeAlias = Phase | Note | StepTaken | Validated | CheckpointWritten | GatesJudged | Ended
+TrainEvent: TypeAlias = Phase | Note | StepTaken | Validated | CheckpointWritten | GatesJudged | RunEnded
 TrainEmit = Callable[[TrainEvent], None]
 
 

@@ -114,7 +114,7 @@ def _cell(
 
 @torch.no_grad()
 def _slope_error(exact: Decoder, batch: Tensor, weight: torch.nn.Parameter, grad: Tensor, size: float) -> float:
-    """Walk along a seeded direction, half of it the gradient's own; compare the slope with <gradient, direction>."""
+    """Step along a seeded direction, half of it the gradient's own; compare the slope with <gradient, direction>."""
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(weight.device)
     direction = noise / noise.norm() + (grad / size if size else 0)
     h = STEP_H * max(float(weight.norm()), 1e-3)

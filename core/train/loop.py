@@ -1,4 +1,4 @@
-"""Drive a training run on its device: steps, rules, validations, checkpoints, logs. What to run: train_run.
+"""Drive a training run on its device: steps, rules, validations, checkpoints, logs. What to run: run.py.
 
 Every process of a torchrun walks the same loop and comes to the same decisions; the first one writes the files.
 """
@@ -23,17 +23,24 @@ from core.system.outcome import FAIL
 from core.system.progress import Phase
 from core.train.checkpoint import State, checkpoints, load_moments, moments_of, write_checkpoint
 from core.train.checks.gates import diverged
-from core.train.checks.invariants import Memory, Seen, broken, looked_at, not_finite, remember
+from core.train.checks.invariants import (
+    InvariantState,
+    StepObservation,
+    first_violation,
+    not_finite,
+    remember,
+    rules_checked,
+)
 from core.train.checks.windows import judge_windows
 from core.train.config import Plan, learning_rate
 from core.train.data.shards import Order, Tokens, batch_hash
 from core.train.data.vocabulary import Vocabulary
-from core.train.distributed import World, gathered
+from core.train.distributed import DistributedContext, gather
 from core.train.events import CheckpointWritten, Note, StepTaken, TrainEmit, Validated
 from core.train.gradients import census
 from core.train.log import GPU, GRADS, TRAIN, VAL, Lines
 from core.train.model import load_values
-from core.train.records import ABORTED, DONE, INTERRUPTED, Health, Step, Validation, Wishes
+from core.train.records import ABORTED, DONE, INTERRUPTED, Health, RunControls, Step, Validation
 from core.train.step import Measured, Stepper
 
 PAUSE_S = 0.05
@@ -41,11 +48,13 @@ PAUSE_S = 0.05
 
 @dataclass(slots=True)
 class Trainer:
-    """A run under way. broken: the rule that ended it, and its sentence; best: (val_loss, steps done) of the best."""
+    """A run under way. violation: the rule that ended it, and its sentence; best: (val_loss, steps done) of the
+    best.
+    """
 
     plan: Plan
     out: Path
-    world: World
+    world: DistributedContext
     stepper: Stepper
     order: Order
     windows: Tokens
@@ -53,18 +62,18 @@ class Trainer:
     sampler: GpuSampler | None
     emit: TrainEmit
     cancelled: Callable[[], bool]
-    wishes: Wishes = field(default_factory=Wishes)
+    controls: RunControls = field(default_factory=RunControls)
     keeps: bool = True          # whether checkpoints are written
     steps_done: int = 0
     tokens_seen: int = 0
-    memory: Memory = field(default_factory=Memory)
+    memory: InvariantState = field(default_factory=InvariantState)
     steps: list[Step] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     best: tuple[float, int] | None = None
     health: list[Health] = field(default_factory=list)
-    broken: tuple[str, str] | None = None
-    looked: Counter[str] = field(default_factory=Counter)  # how often each rule was held against something
-    told: set[str] = field(default_factory=set)            # gates of windows that were told to have failed
+    violation: tuple[str, str] | None = None
+    checks_run: Counter[str] = field(default_factory=Counter)  # how often each rule was held against something
+    reported: set[str] = field(default_factory=set)            # gates of windows that were reported as failed
     began: float = 0.0          # monotonic clock at step 0 of this process
     _mark: float = 0.0
     _sampled: float = 0.0
@@ -78,14 +87,14 @@ class Trainer:
                 self._pause()
                 wants_stop = self._step()
                 ends_epoch = self.steps_done % self.plan.steps_per_epoch == 0 or self.steps_done == self.plan.steps
-                if self.broken is None and ends_epoch:
+                if self.violation is None and ends_epoch:
                     self._validate()
                 due = self.steps_done % self.plan.checkpoint_every == 0 or self.steps_done == self.plan.steps
-                if due or wants_stop or self.broken is not None or self.wishes.save.is_set():
-                    self.wishes.save.clear()
+                if due or wants_stop or self.violation is not None or self.controls.save.is_set():
+                    self.controls.save.clear()
                     self._save()
-                if self.broken is not None:
-                    return ABORTED, f"{self.broken[0]}: {self.broken[1]}"
+                if self.violation is not None:
+                    return ABORTED, f"{self.violation[0]}: {self.violation[1]}"
                 if wants_stop and self.steps_done < self.plan.steps:
                     done = f"{self.steps_done} of {self.plan.steps} steps"
                     return INTERRUPTED, f"stopped after {done}; go on with --resume --out {self.out}"
@@ -101,7 +110,8 @@ class Trainer:
         state = saved.state
         self.steps_done, self.tokens_seen = state["steps_done"], state["tokens_seen"]
         memory = state["memory"]
-        self.memory = Memory(tuple(memory["last"]) if memory["last"] else None, memory["cursor"], memory["data_epoch"],
+        self.memory = InvariantState(tuple(memory["last"]) if memory["last"] else None, memory["cursor"],
+                                     memory["data_epoch"],
                              set(memory["hashes"]))
         self.best = tuple(state["best"]) if state["best"] else None
 
@@ -113,13 +123,13 @@ class Trainer:
         return torch.from_numpy(tokens.astype(np.int64)).to(self.stepper.device, non_blocking=True)
 
     def _wants_stop(self) -> bool:
-        return self.cancelled() or self.wishes.stop.is_set()
+        return self.cancelled() or self.controls.stop.is_set()
 
     def _pause(self) -> None:
-        """Wait while a person wants it; only a run of one process can."""
-        if self.world.size == 1 and self.wishes.pause.is_set():
+        """Wait while pause is set; only a run of one process can."""
+        if self.world.size == 1 and self.controls.pause.is_set():
             self.emit(Phase("paused"))
-            while self.wishes.pause.is_set() and not self._wants_stop():
+            while self.controls.pause.is_set() and not self._wants_stop():
                 time.sleep(PAUSE_S)
             self._rest()
 
@@ -129,30 +139,31 @@ class Trainer:
         tokens, with_table = self.order.batch(cursor, self.plan.batch), step % self.plan.grads_every == 0
         measured = self.stepper.take_step(
             step, self.rows(tokens), learning_rate(self.plan, step), with_table, self._wants_stop())
-        seen = Seen(self.plan, step, measured, batch_hash(tokens), cursor, cursor // len(self.order.windows), step == 0)
-        self.broken = broken(seen, self.memory)
-        self.looked.update(looked_at(seen, self.broken[0] if self.broken else None))
+        observed = StepObservation(self.plan, step, measured, batch_hash(tokens), cursor,
+                                   cursor // len(self.order.windows), step == 0)
+        self.violation = first_violation(observed, self.memory)
+        self.checks_run.update(rules_checked(observed, self.violation[0] if self.violation else None))
         if measured.is_finite:
-            remember(seen, self.memory)
+            remember(observed, self.memory)
             self.steps_done += 1
             self.tokens_seen += self.plan.step_tokens
-            self._log(measured, seen)
+            self._log(measured, observed)
         return measured.wants_stop
 
-    def _log(self, measured: Measured, seen: Seen) -> None:
+    def _log(self, measured: Measured, observed: StepObservation) -> None:
         now = time.perf_counter()
         wall, self._mark = now - self._mark, now
         sample = self.sampler.latest if self.sampler else None
         record = Step(
-            seen.step, measured.loss, measured.grad_norm, measured.lr, self.plan.step_tokens / wall, wall * 1000,
+            observed.step, measured.loss, measured.grad_norm, measured.lr, self.plan.step_tokens / wall, wall * 1000,
             sample.util_pct if sample else None, sample.memory_mib if sample else None, self.tokens_seen,
-            measured.clipped_norm, self.memory.cursor, seen.batch_hash,
+            measured.clipped_norm, self.memory.cursor, observed.batch_hash,
             (time.monotonic() - sample.at) * 1000 if sample else None)
         self.steps.append(record)
         self._write(TRAIN, record)
         if sample is not None and sample.at != self._sampled:
             self._sampled = sample.at
-            self._write(GPU, {"step": seen.step, **asdict(sample)})
+            self._write(GPU, {"step": observed.step, **asdict(sample)})
         if measured.grads is not None:
             self._write(GRADS, measured.grads)
             self.health += [measured.grads.health] if measured.grads.health is not None else []
@@ -173,10 +184,10 @@ class Trainer:
         self.emit(Validated(record))
         sentence = diverged(self.plan, self.validations[-2:] if len(self.validations) > 1 else self.validations)
         if sentence is not None:
-            self.broken = ("GATE-TRAIN-005", sentence)
+            self.violation = ("GATE-TRAIN-005", sentence)
         for gate in judge_windows(self.plan, self.steps, self.health):
-            if gate.verdict == FAIL and gate.id not in self.told:
-                self.told.add(gate.id)
+            if gate.verdict == FAIL and gate.id not in self.reported:
+                self.reported.add(gate.id)
                 self.emit(Note(f"{gate.id}: {gate.measured}"))
         if sentence is None and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.steps_done)
@@ -184,15 +195,15 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, unless the weights hold NaN or Inf, it is there already, or the run keeps none."""
-        self.looked["INV-CENSUS"] += 1
+        self.checks_run["INV-CENSUS"] += 1
         sentence = not_finite(census(self.stepper.named), self.steps_done - 1)
         if sentence is not None:
-            self.broken = self.broken or ("INV-CENSUS", sentence)
+            self.violation = self.violation or ("INV-CENSUS", sentence)
         if sentence is not None or not self.keeps:
             self._rest()
             return
-        weights = gathered(self.stepper.model.state_dict())
-        moments = gathered(moments_of(self.stepper.model, self.stepper.optimizer))
+        weights = gather(self.stepper.model.state_dict())
+        moments = gather(moments_of(self.stepper.model, self.stepper.optimizer))
         if self.world.is_first and self.steps_done not in dict(checkpoints(self.out)):
             state = {
                 "steps_done": self.steps_done, "cursor": self.memory.cursor, "tokens_seen": self.tokens_seen,
@@ -223,9 +234,9 @@ def facts_of_residency(trainer: Trainer, device_index: int) -> dict[str, Any]:
     own = sampler.first_own
     if own is None:
         listed = sampler.latest.n_listed if sampler.latest else None
-        seen = "no processes to us" if listed is None else (
+        observed = "no processes to us" if listed is None else (
             f"{listed} processes, none with this process's id and its memory (a container hides them)")
-        return {"why_not": sampler.why_not or f"NVML lists {seen}"}
+        return {"why_not": sampler.why_not or f"NVML lists {observed}"}
     if not trainer.began:
         return {"why_not": "no step was begun"}
     seconds = max(0.0, own.at - trainer.began)

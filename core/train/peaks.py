@@ -1,5 +1,5 @@
 """Watch the residual stream of a step between the layers, and its gradient: how far from overflow, how noisy, where a
-NaN was born. Nothing is judged here (train_windows), and watching changes no value.
+NaN began. Nothing is judged here (checks/windows), and watching changes no value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Peak:
 
 
 @dataclass(slots=True)
-class Watch:
+class ResidualRecorder:
     """A tap for Decoder.tap. It keeps on the device, of one forward and backward, by layer (0: the embedding's output):
 
     peaks, and the gradient that each sequence alone would give a gain per channel on the normed stream, [B, D].
@@ -93,7 +93,7 @@ def headroom(peaks: list[Peak], dtype: torch.dtype) -> tuple[float, str]:
     return math.log2(torch.finfo(dtype).max) - math.log2(max(top.value, torch.finfo(dtype).tiny)), top.place
 
 
-def birthplace(peaks: list[Peak]) -> str:
+def first_nonfinite(peaks: list[Peak]) -> str:
     """Say in words where the first value that is not finite stands; the order is that of the computation."""
     born = next((peak.birth for peak in peaks if not math.isfinite(peak.value)), None)
     return "not seen again when the batch is run once more" if born is None else f"born in the {born}"

@@ -24,8 +24,10 @@ LOG = "log.txt"                       # of a detached run: it may stand in the f
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A run held to its device, plan and folder; nothing is written yet. run: what run.json said, for a resume."""
+class PreparedRun:
+    """A run whose device, plan and folder were validated; nothing is written yet. run: what run.json said, for a
+    resume.
+    """
 
     options: TrainOptions
     plan: Plan
@@ -34,7 +36,7 @@ class Ready:
     run: dict[str, Any] | None
 
 
-def prepare(options: TrainOptions) -> Ready:
+def prepare(options: TrainOptions) -> PreparedRun:
     """Hold the options to the machine and the folder, in a fraction of a second, without torch and without a trace.
 
     Errors: DeviceError (an explicit device that is absent), UsageError, FileError, OutputError.
@@ -43,15 +45,15 @@ def prepare(options: TrainOptions) -> Ready:
     if options.resume:
         return _prepare_resume(options, device, reason)
     if is_first():
-        hold_folder(options.out)
+        validate_folder(options.out)
     arch = None
     if options.init is not None:
         file = open_model(options.init)
         arch = read_arch(file)
-    return Ready(options, settle(options, arch), device, reason, None)
+    return PreparedRun(options, settle(options, arch), device, reason, None)
 
 
-def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
+def _prepare_resume(options: TrainOptions, device: str, reason: str) -> PreparedRun:
     """Take the plan from run.json; no fewer steps than the newest checkpoint has."""
     run = read_document(options.out / RUN)
     try:
@@ -65,7 +67,7 @@ def _prepare_resume(options: TrainOptions, device: str, reason: str) -> Ready:
     done = int(newest.name.partition("-")[2]) if newest is not None else 0
     if plan.steps < done:
         raise UsageError(f"--steps {plan.steps}: {newest} has {done} steps already. Give more, or leave --steps out.")
-    return Ready(options, plan, device, reason, run)
+    return PreparedRun(options, plan, device, reason, run)
 
 
 def is_first() -> bool:
@@ -73,15 +75,15 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def hold_folder(out: Path) -> None:
+def validate_folder(out: Path) -> None:
     """Refuse a folder that holds something, or that cannot be made, before the work; UsageError, OutputError."""
     try:
-        _hold_folder(out)
+        _validate_folder(out)
     except OSError as error:
         raise OutputError(f"{out} cannot be made: {os_reason(error)}. Give another --out.") from error
 
 
-def _hold_folder(out: Path) -> None:
+def _validate_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} exists and is no folder. Give another --out.")
     if (out / RUN).exists():
@@ -95,17 +97,17 @@ def _hold_folder(out: Path) -> None:
         raise OutputError(f"{out} cannot be made: {above} is not a folder that can be written. Give another --out.")
 
 
-def read_corpus(ready: Ready, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
+def read_corpus(prepared: PreparedRun, emit: TrainEmit, cancelled: IsCancelled) -> Corpus:
     """Open or make the shards, and say how often the plan reads them."""
-    def said(text: str) -> None:
+    def on_message(text: str) -> None:
         emit(Phase(text))
         if cancelled():
             raise Cancelled("stopped before step 0; nothing was trained")
 
-    plan = ready.plan
+    plan = prepared.plan
     corpus = open_corpus(
         Path(plan.corpus) if plan.corpus else None, given_vocabulary(plan), plan.arch.n_vocab, plan.corpus_mib,
-        ready.options.out, said)
+        prepared.options.out, on_message)
     planned, there = plan.steps * plan.step_tokens, corpus.shards.n_train
     notes = [*corpus.notes, f"{there} training tokens, {planned} planned"]
     if planned > there:

@@ -127,7 +127,7 @@ def is_alive(run: Mapping[str, Any]) -> bool | None:
 
 
 def _is_the_run(run: Mapping[str, Any]) -> bool:
-    """Whether the process of this id is the one that wrote run.json: not a dead one's rest, and not begun after it."""
+    """Whether the process of this id is the one that wrote run.json: no later process with the same id."""
     written = max([run.get("started", math.inf), *(resume["at"] for resume in run.get("resumes", ()))])
     try:
         state, *rest = Path(f"/proc/{run['pid']}/stat").read_text().rpartition(")")[2].split()

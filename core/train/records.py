@@ -90,8 +90,8 @@ class Grads:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a person asks of a run under way, from another thread: stop after this step, wait, save a checkpoint."""
+class RunControls:
+    """Requests to a run under way, set from another thread: stop after this step, wait, save a checkpoint."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""Bring a prepared run to its end: build the model, probe it, train it, judge it. The steps themselves: train_loop."""
+"""Bring a prepared run to its end: build the model, probe it, train it, judge it. The steps themselves: loop.py."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from core.system.gpus import GpuSampler
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.system.progress import Phase
 from core.train.checkpoint import State, checkpoints, read_checkpoint
-from core.train.checks.gates import Facts, judge
+from core.train.checks.gates import RunFacts, judge
 from core.train.checks.invariants import RULES, schedule_notes
 from core.train.checks.probes import GOLDEN_TOLERANCE, PROBES, golden_difference
 from core.train.checks.windows import judge_windows
 from core.train.config import VAL_WINDOWS, Plan
 from core.train.data.corpus import Corpus
 from core.train.data.shards import held_out, make_order
-from core.train.distributed import World, choose_compile, choose_parallel, join, leave, wrap
-from core.train.events import Ended, GatesJudged, Note, TrainEmit
+from core.train.distributed import DistributedContext, choose_compile, choose_parallel, join, leave, wrap
+from core.train.events import GatesJudged, Note, RunEnded, TrainEmit
 from core.train.float64_gradients import oracle_gate, write_oracle
 from core.train.log import (
     GATES,
@@ -42,39 +42,41 @@ from core.train.log import (
 )
 from core.train.loop import Trainer, facts_of_residency
 from core.train.model import Decoder, load_decoder, make_decoder
-from core.train.prepare import Ready, read_corpus
-from core.train.records import ABORTED, Step, TrainResult, Validation, Wishes
+from core.train.prepare import PreparedRun, read_corpus
+from core.train.records import ABORTED, RunControls, Step, TrainResult, Validation
 from core.train.run_document import first_document, next_document
 from core.train.step import Stepper, make_optimizer
 
 # what a rule is held against; else steps
-LOOKED_AT = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}
+CHECKED_UNITS = {"INV-GRADIENT": "gradient tables", "INV-CENSUS": "looks at all weights"}
 
 
 def run_training(
-    ready: Ready, corpus: Corpus | None, emit: TrainEmit, cancelled: Callable[[], bool], wishes: Wishes,
+    prepared: PreparedRun, corpus: Corpus | None, emit: TrainEmit, cancelled: Callable[[], bool], controls: RunControls,
 ) -> TrainResult:
     """Train what is ready; corpus None: the first process opens it, the others after it."""
-    if ready.options.threads is not None:
-        torch.set_num_threads(ready.options.threads)
-    ready = _usable(ready, emit)
-    world = join(ready.device, ready.plan)
+    if prepared.options.threads is not None:
+        torch.set_num_threads(prepared.options.threads)
+    prepared = _usable(prepared, emit)
+    world = join(prepared.device, prepared.plan)
     try:
         if corpus is None:
-            corpus = read_corpus(ready, emit, cancelled) if world.is_first else None
+            corpus = read_corpus(prepared, emit, cancelled) if world.is_first else None
             world.wait()
-            corpus = corpus or read_corpus(ready, emit, cancelled)
-        trainer, facts, probes = _build(ready, corpus, world, emit, cancelled, wishes)
-        document = _open_run(ready, corpus, facts, trainer) if world.is_first else {}
+            corpus = corpus or read_corpus(prepared, emit, cancelled)
+        trainer, facts, probes = _build(prepared, corpus, world, emit, cancelled, controls)
+        document = _open_run(prepared, corpus, facts, trainer) if world.is_first else {}
         world.wait()
-        if ready.run is not None:
+        if prepared.run is not None:
             _take_up_logs(trainer)
         if cancelled() and world.size == 1 and not trainer.steps_done:
             raise Cancelled("stopped before step 0; nothing was trained")
-        return _finish(ready, trainer, document, probes)
+        return _finish(prepared, trainer, document, probes)
     except torch.OutOfMemoryError as error:
-        raise DeviceError(f"{world.device} ran out of memory with {ready.plan.batch} x {ready.plan.seq} tokens a step "
-                          f"on {world.size} process(es). Give a smaller --batch or --seq.") from error
+        raise DeviceError(
+            f"{world.device} ran out of memory with {prepared.plan.batch} x {prepared.plan.seq} tokens a step "
+            f"on {world.size} process(es). Give a smaller --batch or --seq."
+        ) from error
     except RuntimeError as error:
         failed = device_error(error, "The last checkpoint is kept: go on with --resume.")
         if failed is None:
@@ -84,25 +86,26 @@ def run_training(
         leave(world)
 
 
-def _usable(ready: Ready, emit: TrainEmit) -> Ready:
+def _usable(prepared: PreparedRun, emit: TrainEmit) -> PreparedRun:
     """The same, on the CPU where the device was left to us and takes no work."""
-    device, reason = place_on_device(ready.options.device, ready.device, ready.reason)
-    if device == ready.device:
-        return ready
+    device, reason = place_on_device(prepared.options.device, prepared.device, prepared.reason)
+    if device == prepared.device:
+        return prepared
     emit(Note(f"device {device}: {reason}"))
-    return replace(ready, device=device, reason=reason)
+    return replace(prepared, device=device, reason=reason)
 
 
 def _build(
-    ready: Ready, corpus: Corpus, world: World, emit: TrainEmit, cancelled: Callable[[], bool], wishes: Wishes,
+    prepared: PreparedRun, corpus: Corpus, world: DistributedContext, emit: TrainEmit, cancelled: Callable[[], bool],
+    controls: RunControls,
 ) -> tuple[Trainer, dict[str, Any], dict[str, str | None]]:
     """Make the trainer, say how it will run, and probe the fresh model."""
-    plan = ready.plan
+    plan = prepared.plan
     order, windows = make_order(corpus.shards, plan.seq, plan.seed), held_out(corpus.shards, plan.seq, VAL_WINDOWS)
     emit(Phase("building the model"))
     model = _model(plan).to(world.device)
-    parallel, parallel_reason = choose_parallel(ready.options.parallel, plan, world)
-    is_compiled, compile_reason = choose_compile(ready.options.compile, plan, world.device)
+    parallel, parallel_reason = choose_parallel(prepared.options.parallel, plan, world)
+    is_compiled, compile_reason = choose_compile(prepared.options.compile, plan, world.device)
     if is_compiled and len(windows) > plan.batch:  # whole batches: another shape would be compiled anew
         windows = windows[: len(windows) // plan.batch * plan.batch]
     facts: dict[str, Any] = {
@@ -110,19 +113,22 @@ def _build(
         "compile": f"{'yes' if is_compiled else 'no'}: {compile_reason}", "threads": torch.get_num_threads()}
     for name in ("parallel", "compile"):
         emit(Note(f"{name}: {facts[name]}"))
-    saved = _newest(ready)
-    probes = _probe(ready, model, world, emit) if saved is None else _probes_before(ready)
+    saved = _newest(prepared)
+    probes = _probe(prepared, model, world, emit) if saved is None else _probes_before(prepared)
     facts["probes"] = sorted(id for id, sentence in probes.items() if sentence is None)
     stepper = Stepper(model, wrap(model, parallel, is_compiled, world), make_optimizer(model), world.device,
                       *((world.sum_up, world.size, world.largest) if world.size > 1 else ()))
-    trainer = Trainer(plan, ready.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world), emit,
-                      cancelled, wishes, ready.options.checkpoints)
+    trainer = Trainer(plan, prepared.options.out, world, stepper, order, windows, corpus.vocabulary, _sampler(world),
+                      emit,
+                      cancelled, controls, prepared.options.checkpoints)
     if saved is not None:
         trainer.restore(saved)
     return trainer, facts, probes
 
 
-def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> TrainResult:
+def _finish(
+    prepared: PreparedRun, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]
+) -> TrainResult:
     """Train unless a probe failed; judge; write gates.json and run.json."""
     failed = next(((id, sentence) for id, sentence in probes.items() if sentence), None)
     oracle: tuple[Gate, ...] = ()
@@ -130,50 +136,55 @@ def _finish(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: di
         trainer.sampler.start()
     try:
         if failed is not None:
-            trainer.broken = failed
+            trainer.violation = failed
             status, sentence = ABORTED, f"{failed[0]}: {failed[1]}"
         else:
-            if ready.options.oracle and not trainer.steps_done:
+            if prepared.options.oracle and not trainer.steps_done:
                 oracle = (oracle_gate(write_oracle(trainer)),)
             trainer.emit(Phase("training"))
             status, sentence = trainer.run()
     finally:
         if trainer.sampler is not None:
             trainer.sampler.stop()
-    gates = (*_judge(ready, trainer, document, probes), *oracle) if trainer.world.is_first else ()
+    gates = (*_judge(prepared, trainer, document, probes), *oracle) if trainer.world.is_first else ()
     if trainer.world.is_first:
         write_document(trainer.out / GATES, {"gates": gates})
         write_document(trainer.out / RUN, document | {"status": status, "sentence": sentence})
     kept = checkpoints(trainer.out)
     trainer.emit(GatesJudged(gates))
-    trainer.emit(Ended(status, sentence))
+    trainer.emit(RunEnded(status, sentence))
     return TrainResult(
         status, sentence, trainer.out, trainer.steps_done, trainer.steps[-1].train_loss if trainer.steps else None,
         trainer.validations[-1].val_loss if trainer.validations else None, gates, kept[-1][1] if kept else None)
 
 
-def _judge(ready: Ready, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]) -> tuple[Gate, ...]:
+def _judge(
+    prepared: PreparedRun, trainer: Trainer, document: dict[str, Any], probes: dict[str, str | None]
+) -> tuple[Gate, ...]:
     residency = facts_of_residency(trainer, trainer.world.device.index or 0)
     document["residency"] = residency
     write_residency(trainer.out, residency)
     trainer.emit(Phase("golden run on the CPU"))
     difference = golden_difference()
     document["golden_difference"] = difference
-    facts = Facts(ready.plan, str(trainer.world.device), ready.options.device, document["device_name"], trainer.steps,
-                  trainer.validations, trainer.broken, residency, difference, GOLDEN_TOLERANCE, ready.options.budget_ms)
+    facts = RunFacts(prepared.plan, str(trainer.world.device), prepared.options.device, document["device_name"],
+                     trainer.steps,
+                  trainer.validations, trainer.violation, residency, difference, GOLDEN_TOLERANCE,
+                  prepared.options.budget_ms)
     rules = [(id, rule) for id, rule, _ in PROBES] + [(id, rule) for id, rule, _ in RULES]
     rules.append(("INV-CENSUS", "no weight of a checkpoint is NaN or Inf"))
     rows_ = [_invariant(id, rule, trainer, probes) for id, rule in rules]
-    return (*judge(facts), *rows_, *judge_windows(ready.plan, trainer.steps, trainer.health))
+    return (*judge(facts), *rows_, *judge_windows(prepared.plan, trainer.steps, trainer.health))
 
 
 def _invariant(id: str, rule: str, trainer: Trainer, probes: dict[str, str | None]) -> Gate:
-    if trainer.broken is not None and trainer.broken[0] == id:
-        return Gate(id, rule, trainer.broken[1], FAIL, TRAIN)
+    if trainer.violation is not None and trainer.violation[0] == id:
+        return Gate(id, rule, trainer.violation[1], FAIL, TRAIN)
     if id in probes:
         return Gate(id, rule, "tried before step 0", PASS, RUN)
-    looked, of = trainer.looked[id], LOOKED_AT.get(id, "steps")
-    return Gate(id, rule, f"{looked} {of}" if looked else "not looked at", PASS if looked else NOT_MEASURED, TRAIN)
+    checks_run, of = trainer.checks_run[id], CHECKED_UNITS.get(id, "steps")
+    return Gate(id, rule, f"{checks_run} {of}" if checks_run else "not looked at", PASS if checks_run else NOT_MEASURED,
+                TRAIN)
 
 
 def _take_up_logs(trainer: Trainer) -> None:
@@ -183,7 +194,7 @@ def _take_up_logs(trainer: Trainer) -> None:
         trainer.validations = [read_record(Validation, row) for row in read_lines(trainer.out / VAL)]
         tables = read_lines(trainer.out / GRADS)
         trainer.health = [health for row in tables if (health := read_health(row)) is not None]
-    trainer.looked.update({id: len(trainer.steps) for id, _, _ in RULES} | {
+    trainer.checks_run.update({id: len(trainer.steps) for id, _, _ in RULES} | {
         "INV-GRADIENT": len(tables), "INV-CENSUS": len(checkpoints(trainer.out))})
 
 
@@ -193,49 +204,49 @@ def _model(plan: Plan) -> Decoder:
     return make_decoder(plan.arch, plan.seed)
 
 
-def _probe(ready: Ready, model: Decoder, world: World, emit: TrainEmit) -> dict[str, str | None]:
+def _probe(prepared: PreparedRun, model: Decoder, world: DistributedContext, emit: TrainEmit) -> dict[str, str | None]:
     """Run the probes on the model before it is wrapped."""
     emit(Phase("probing the model before step 0"))
     stepper = Stepper(model, model, make_optimizer(model), world.device)
-    return {id: probe(stepper, ready.plan.arch, ready.plan.seed) for id, _, probe in PROBES}
+    return {id: probe(stepper, prepared.plan.arch, prepared.plan.seed) for id, _, probe in PROBES}
 
 
-def _probes_before(ready: Ready) -> dict[str, str | None]:
+def _probes_before(prepared: PreparedRun) -> dict[str, str | None]:
     """The probes that a run which goes on has passed when it began."""
-    return dict.fromkeys((ready.run or {}).get("probes", ()))
+    return dict.fromkeys((prepared.run or {}).get("probes", ()))
 
 
-def _newest(ready: Ready) -> State | None:
+def _newest(prepared: PreparedRun) -> State | None:
     """The newest checkpoint of a run that goes on; None before the first."""
-    kept = checkpoints(ready.options.out) if ready.run is not None else []
+    kept = checkpoints(prepared.options.out) if prepared.run is not None else []
     return read_checkpoint(kept[-1][1]) if kept else None
 
 
-def _open_run(ready: Ready, corpus: Corpus, facts: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+def _open_run(prepared: PreparedRun, corpus: Corpus, facts: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     """Make the folder, write run.json, and take up the logs of a run that goes on."""
-    out = ready.options.out
-    if ready.run is None:
+    out = prepared.options.out
+    if prepared.run is None:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{out} could not be made: {error.strerror}. Give another --out.") from error
-        document = first_document(ready, corpus, facts)
+        document = first_document(prepared, corpus, facts)
     else:
-        document = next_document(ready, corpus, facts, trainer.steps_done)
-    for note in schedule_notes(ready.plan):
+        document = next_document(prepared, corpus, facts, trainer.steps_done)
+    for note in schedule_notes(prepared.plan):
         trainer.emit(Note(note))
     write_document(out / RUN, document)
     return document
 
 
-def _sampler(world: World) -> GpuSampler | None:
+def _sampler(world: DistributedContext) -> GpuSampler | None:
     if world.device.type != "cuda" or not world.is_first:
         return None
     uuid = getattr(torch.cuda.get_device_properties(world.device), "uuid", None)
     return GpuSampler(world.device.index or 0, None if uuid is None else f"GPU-{uuid}")
 
 
-def _device_name(world: World) -> str:
+def _device_name(world: DistributedContext) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
     return f"cpu ({os.cpu_count()} cores)"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.train.config import BETAS, CLIP, EPS, WEIGHT_DECAY
 from core.train.gradients import Named, copy_weights, grad_table, gradient_figures, move_figures, whole
 from core.train.model import Decoder, no_tap
-from core.train.peaks import Watch, birthplace, headroom
+from core.train.peaks import ResidualRecorder, first_nonfinite, headroom
 from core.train.records import Grads, Health
 
 
@@ -107,9 +107,9 @@ class Stepper:
             total += loss.float() * len(rows)
         return float(total / len(windows))
 
-    def _backward(self, batch: Tensor, is_watched: bool) -> tuple[Tensor, Watch]:
+    def _backward(self, batch: Tensor, is_watched: bool) -> tuple[Tensor, ResidualRecorder]:
         """Leave the batch's gradients in the parameters; returns the loss, and the peaks where they are watched."""
-        watch, model = Watch(), self.model
+        watch, model = ResidualRecorder(), self.model
         assert isinstance(model, Decoder)
         self.optimizer.zero_grad(set_to_none=True)
         model.tap = watch.tap if is_watched else no_tap
@@ -121,7 +121,7 @@ class Stepper:
         torch.autograd.backward(loss)
         return loss, watch
 
-    def _health(self, step: int, watch: Watch, gradients: Mapping[str, tuple[float, float]]) -> Health:
+    def _health(self, step: int, watch: ResidualRecorder, gradients: Mapping[str, tuple[float, float]]) -> Health:
         """Read what was watched, before clipping."""
         peaks, noise = watch.peaks(_norms(gradients), self.largest), watch.noise(self.sum_up)
         return Health(step, *headroom(peaks, self.dtype), *(noise or (None, None)))
@@ -129,10 +129,10 @@ class Stepper:
     def _birthplace(self, batch: Tensor) -> str:
         """Run a batch that gave NaN or Inf once more, watched, on the weights that it left alone."""
         _, watch = self._backward(batch, is_watched=True)
-        return birthplace(watch.peaks(_norms(gradient_figures(self.named)), self.largest))
+        return first_nonfinite(watch.peaks(_norms(gradient_figures(self.named)), self.largest))
 
     def _read(self, loss: Tensor, norm: Tensor, clipped: Tensor, wants_stop: bool) -> Measured:
-        """The one synchronisation: the loss averaged over processes, the wish of any of them to stop heard."""
+        """The one synchronisation: the loss averaged over processes; any process's request to stop counts."""
         stop = torch.full((), float(wants_stop), device=loss.device)
         figures = torch.stack([loss.float(), stop, norm, clipped])
         if self.sum_up is not None:

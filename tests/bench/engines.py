@@ -50,7 +50,7 @@ class Ours:
 
     def prompt(self, n: int, way: str, compute: str = "f32") -> float:
         """Seconds of one prompt. way: untraced, traced, or witness (traced, with the witness beside it)."""
-        from core.model.lockstep import drive
+        from core.model.lockstep import run_lockstep
         from core.system.cancel import never
         from core.trace.events import no_emit
         from core.trace.run import run_traced
@@ -59,7 +59,7 @@ class Ours:
         side, tokens = self.sides[compute], tokens_of(n, self.n_vocab)
         start = time.perf_counter()
         if way == "untraced":
-            drive([side.lane(tokens, no_tap)])
+            run_lockstep([side.forward_run(tokens, no_tap)])
         else:
             run_traced(side, tokens, witness=way == "witness", layers=None, keep=None, emit=no_emit, cancelled=never)
         return time.perf_counter() - start

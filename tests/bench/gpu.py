@@ -151,7 +151,7 @@ def moved(side: Any) -> int:
 
 def prompts(clock: Clock, side: Any, rates: dict[str, float], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Milliseconds of whole prompts, untraced and traced in turns, and what the host needs to launch one."""
-    from core.model.lockstep import drive
+    from core.model.lockstep import run_lockstep
     from core.trace.gpu_tap import record_on_device
     from core.trace.taps import no_tap
 
@@ -160,7 +160,7 @@ def prompts(clock: Clock, side: Any, rates: dict[str, float], sizes: tuple[int, 
         ids = [i * 7919 % side.model.arch.n_vocab for i in range(n)]
 
         def run(traced: bool, ids: list[int] = ids, n: int = n) -> None:
-            drive([side.lane(ids, record_on_device(lambda place, stats: None, n) if traced else no_tap)])
+            run_lockstep([side.forward_run(ids, record_on_device(lambda place, stats: None, n) if traced else no_tap)])
 
         taken: dict[str, list[float]] = {"untraced_ms": [], "traced_ms": [], "launch_ms": []}
         for i in range(1 if clock.device == "cpu" else 2 + (RUNS if n < LONG_TOKENS else LONG_RUNS)):

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from core.formats.open_model import open_model
 from core.model.forward import Tap
-from core.model.lockstep import drive
+from core.model.lockstep import run_lockstep
 from core.model.stages import Place, place_text
 from core.text.tokenizer import open_tokenizer
 from core.trace.finding import Finding
 from core.trace.grid import column_of, ratio, stats_at, why_step
 from core.trace.hints import find_hints
-from core.trace.record import Facts, Token, Trace
+from core.trace.record import CaptureContract, Token, Trace
 from core.trace.run import Side, open_side
 from core.trace.spikes import find_spikes, view_of
 from core.trace.stats import Cell
@@ -82,9 +82,10 @@ def run(side: Side, prompts: Sequence[Sequence[Token]], taps: Sequence[Tap] = ()
         cells: dict[Place, Cell] = {}
         values: dict[Place, Tensor] = {}
         watch = record(cells.__setitem__, len(tokens), values)
-        lanes.append(side.lane([t.id for t in tokens], chain(taps[i], watch) if taps else watch))
-        traces.append(Trace("", Facts(None, None, None, None, None, None), tuple(tokens), cells, values=values))
-    drive(lanes)
+        lanes.append(side.forward_run([t.id for t in tokens], chain(taps[i], watch) if taps else watch))
+        traces.append(Trace("", CaptureContract(None, None, None, None, None, None), tuple(tokens), cells,
+                            values=values))
+    run_lockstep(lanes)
     return traces
 
 

@@ -30,7 +30,7 @@ from core.system.outcome import PASS
 from core.system.progress import Phase
 from core.train.checks.gates import TIMED
 from core.train.config import TrainOptions
-from core.train.events import Ended, Note, TrainEvent
+from core.train.events import Note, RunEnded, TrainEvent
 from core.train.log import GATES, GPU, GRADS, RESIDENCY, RUN, TRAIN
 from core.train.reader import open_run
 from core.train.records import RunView, Step
@@ -233,7 +233,7 @@ def _tell(event: TrainEvent) -> None:
     match event:
         case Phase(text) | Note(text):
             print(text, file=sys.stderr, flush=True)
-        case Ended(status, sentence):
+        case RunEnded(status, sentence):
             print(f"{status}: {sentence}", file=sys.stderr, flush=True)
 
 

@@ -15,7 +15,7 @@ import pytest
 from core.bundle.csv_table import csv_text
 from core.bundle.reader import read_bundle
 from core.system.errors import FileError
-from core.system.json_text import plain
+from core.system.json_text import to_plain
 from core.trace import stats
 from core.trace.hints import find_hints
 from core.trace.values_file import open_values
@@ -33,7 +33,7 @@ def test_a_bundle_that_is_opened_and_written_again_has_the_same_bytes(tmp_path, 
     assert contents(again, [*TABLES, "manifest.json"]) == contents(first, [*TABLES, "manifest.json"])
     assert replace(opened, cells={}, values=None) == replace(trace, cells={})
     assert find_hints(opened, scope=scope) == find_hints(trace, scope=scope)
-    assert json.loads((first / "findings.json").read_text()) == plain(find_hints(trace, scope=scope))
+    assert json.loads((first / "findings.json").read_text()) == to_plain(find_hints(trace, scope=scope))
 
 
 def test_a_cell_that_is_opened_again_has_its_tokens_top_channels_and_factors(tmp_path):

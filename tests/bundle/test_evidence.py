@@ -17,8 +17,8 @@ import pytest
 
 from core.bundle import writer
 from core.bundle.reader import read_bundle
-from core.bundle.writer import hold_csv, write_wide_csv
-from core.model.stages import GRID, SCOPES
+from core.bundle.writer import validate_csv, write_wide_csv
+from core.model.stages import GRID_STAGES, SCOPES
 from core.system.atomic_file import new_file
 from core.system.atomic_folder import check_out
 from core.system.errors import OutputError, UsageError
@@ -39,7 +39,7 @@ def test_a_bundle_has_every_file_and_column_of_the_contract(tmp_path):
     out = save(spiking(), tmp_path / "a")
     assert sorted(p.name for p in out.iterdir()) == sorted([*TABLES, "manifest.json"])
     assert list(rows(out / "stats.csv")[0]) == STATS
-    assert list(rows(out / "grid-std.csv")[0]) == ["layer", *GRID]
+    assert list(rows(out / "grid-std.csv")[0]) == ["layer", *GRID_STAGES]
     want = ["layer", "stage", "token", "token_id", *(s for s in STATS[3:] if s != "peak_token")]
     assert list(rows(out / "tokens.csv")[0]) == want
 
@@ -49,7 +49,7 @@ def test_every_cell_has_its_four_scopes_in_order_and_the_logits_only_the_last(tm
     assert found[:5] == [("", "embedding", s) for s in SCOPES] + [("0", "attn_norm", "all")]
     assert found[-1] == ("", "logits", "last") and found[-2] == ("", "final_norm", "rest")
     for layer in range(7):
-        assert {(str(layer), stage, scope) for stage in GRID for scope in SCOPES} <= set(found)
+        assert {(str(layer), stage, scope) for stage in GRID_STAGES for scope in SCOPES} <= set(found)
     assert len(found) == len(set(found))
 
 
@@ -245,12 +245,12 @@ def test_a_grid_is_written_over_a_grid_and_over_nothing_else(tmp_path):
             write_wide_csv(path, spiking(), "all")
         else:
             path.write_text(text)
-        hold_csv(path, force=True)
+        validate_csv(path, force=True)
         if is_held:
             with pytest.raises(UsageError, match="is no grid of apr-tui"):
-                hold_csv(path, force=False)
+                validate_csv(path, force=False)
         else:
-            hold_csv(path, force=False)
+            validate_csv(path, force=False)
 
 
 def test_a_file_that_comes_while_another_is_written_is_kept_and_no_device_is_replaced(tmp_path):

@@ -23,7 +23,7 @@ from apr_tui.cli import launch
 from apr_tui.cli import main as cli
 from apr_tui.cli.commands import COMMANDS, command_parser, find_command
 from core import session
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.system.errors import UsageError
 from core.trace.request import RunOptions, Source, parse_source
 from core.train.config import TrainOptions
@@ -210,7 +210,7 @@ def test_the_document_of_a_trace_has_the_keys_of_the_contract(run, model):
     keys = {"schema", "model", "tokens", "scope", "grid", "findings", "top", "observed_equals_unobserved", "planted"}
     assert keys <= set(doc) and doc["schema"] == "apr-tui/1" and doc["observed_equals_unobserved"] is True
     assert [t["id"] for t in doc["tokens"]] == [3, 17, 5, 42] and doc["planted"] is None and len(doc["top"]) == 5
-    assert {s: len(row) for s, row in doc["grid"].items()} == dict.fromkeys(GRID, 3)
+    assert {s: len(row) for s, row in doc["grid"].items()} == dict.fromkeys(GRID_STAGES, 3)
     assert set(doc["top"][0]) == {"id", "text", "logit"}
 
 
@@ -279,7 +279,7 @@ def test_a_run_that_watching_changes_exits_1(command, run, model, monkeypatch):
 def test_the_grid_goes_to_a_csv_file_and_an_unwritable_one_exits_7(run, model, tmp_path):
     assert run("trace", model, *TOKENS, "--csv", tmp_path / "g.csv").code == 0
     lines = (tmp_path / "g.csv").read_text().splitlines()
-    assert lines[0] == "layer," + ",".join(GRID) and len(lines) == 4
+    assert lines[0] == "layer," + ",".join(GRID_STAGES) and len(lines) == 4
     assert run("trace", model, *TOKENS, "--csv", tmp_path / "g.csv").code == 0
     before = model.read_bytes()
     refused(run("trace", model, *TOKENS, "--csv", model), 2, "is no grid of apr-tui")

@@ -12,7 +12,7 @@ from apr_tui.render.pair import verdict_spans
 from apr_tui.render.verdict_card import pair_card
 from core.proof.verdict import OTHER_WEIGHTS, VERDICTS, Bisection, Comparison, Doubt, Verdict
 from core.trace.measures import SideName
-from tests.support.screen_door import pair
+from tests.support.fake_session import pair
 
 WIDTH = 80
 LONG = "weights: " + "; ".join(f"blk.{i}.ffn_down.weight differs by 0.25 relative (Q4_1, Q5_0)" for i in range(3))

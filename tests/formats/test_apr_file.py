@@ -12,7 +12,7 @@ from core.formats.apr_keys import apr_tensor, gguf_tensor
 from core.formats.apr_reader import read_apr
 from core.formats.apr_writer import write_container
 from core.formats.open_model import open_model
-from core.formats.tensor_stream import as_is
+from core.formats.tensor_stream import passthrough
 from core.quant.weight import Weight
 from core.system.errors import FileError
 
@@ -277,7 +277,7 @@ def written(meta, tensors, flags=0) -> bytes:
     """Write with the writer under test; tensors are (name, quant, shape, bytes)."""
     out = io.BytesIO()
     weights = [Weight(name, quant, shape, np.frombuffer(data, np.uint8)) for name, quant, shape, data in tensors]
-    write_container(out, meta, [as_is(weight) for weight in weights], flags)
+    write_container(out, meta, [passthrough(weight) for weight in weights], flags)
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ import pytest
 from core.formats.apr_writer import write_apr, write_container
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
-from core.formats.tensor_stream import as_is
+from core.formats.tensor_stream import passthrough
 from core.model.arch import read_arch
 from core.model.convert import convert
 from core.quant.weight import Weight
@@ -172,7 +172,8 @@ def apr_of(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]], *
     """Write an .apr file of these tensors."""
     weights = [Weight(name, *kind, np.frombuffer(data, np.uint8)) for name, (*kind, data) in tensors.items()]
     with path.open("wb") as out:
-        write_container(out, {"architecture": "llama", "rope_type": 0} | meta, [as_is(weight) for weight in weights])
+        write_container(out, {"architecture": "llama", "rope_type": 0} | meta,
+                        [passthrough(weight) for weight in weights])
     return path
 
 

@@ -248,12 +248,12 @@ def test_a_folder_and_a_device_are_refused(tmp_path):
 
 
 def test_pages_that_are_let_go_are_read_again_and_other_memory_keeps_its_bytes(tmp_path):
-    from core.system.mapped_file import let_go, map_file
+    from core.system.mapped_file import drop_pages, map_file
 
     path, own = tmp_path / "bytes", np.arange(40_000, dtype=np.uint8)
     path.write_bytes(own.tobytes())
     mapped = map_file(path)
     for part in (mapped, mapped[5_000:30_000], mapped[10:20], own, own[4_096:20_000]):
         before = part.tobytes()
-        let_go(part)
+        drop_pages(part)
         assert part.tobytes() == before

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.faults.value_faults import PLANTS
+from core.faults.value_faults import VALUE_FAULTS
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.model.experts import chosen, route
 from core.model.forward import forward
 from core.model.layers import Experts
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Cache, Model
 from core.model.stages import STAGES
 from core.proof.check import check_stages
@@ -41,7 +41,7 @@ def model_of(path, dtype=torch.float32) -> Model:
 
 
 def run(model, ids=IDS, cache=None, tap=no_tap):
-    return drive([Lane(forward(model, ids, tap, cache))])[0]
+    return run_lockstep([ForwardRun(forward(model, ids, tap, cache))])[0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,17 +86,17 @@ def test_a_planted_fault_is_named_at_its_place(name, plant, paths):
     assert bad == [(int(layer), stage)], bad
 
 
-@pytest.mark.parametrize("kind", [k for k, row in PLANTS.items() if not row.plain and not row.choice])
+@pytest.mark.parametrize("kind", [k for k, row in VALUE_FAULTS.items() if not row.value_only and not row.choice])
 def test_a_kind_stands_only_where_its_wrong_value_can_be_made(kind, paths):
     for name in ("experts", "gated delta net", "latent attention", "parallel, layer norm"):
         model, seen = model_of(paths[name]), {}
         run(model, tap=record_values(seen))
         for layer in model.arch.layers:
             for stage in layer.nodes:
-                if PLANTS[kind].stands(model, layer.index, stage):
+                if VALUE_FAULTS[kind].stands(model, layer.index, stage):
                     side = open_side(model.file, "cpu", plant=f"{kind}@{layer.index}.{stage}")
                     try:
-                        drive([side.lane(list(IDS), side.bug())])
+                        run_lockstep([side.forward_run(list(IDS), side.bug())])
                     except UsageError as error:  # a bias that is not there, nibbles of float32
                         assert "changes nothing here" in str(error)
 

@@ -12,7 +12,7 @@ import torch
 from core.formats.open_model import open_model
 from core.model import matmul
 from core.model.forward import forward
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.matmul import Ask
 from core.model.model import Cache, Model
 from core.model.stages import Place, place_text
@@ -41,7 +41,7 @@ def traced(side: Side, ids: Sequence[int], witness: bool = False) -> tuple[dict[
 
 
 def logits_of(side: Side, ids: Sequence[int], cache: Cache | None = None) -> torch.Tensor:
-    return drive([side.lane(ids, no_tap, cache)])[0]
+    return run_lockstep([side.forward_run(ids, no_tap, cache)])[0]
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -156,8 +156,9 @@ def test_a_run_leaves_torch_with_the_threads_it_had_and_a_lane_without_a_count_k
         seen.append(torch.get_num_threads())
         return value
 
-    free = Lane(forward(small.model, IDS, look), "f32", None)
-    drive([free, small.lane(IDS, no_tap), Lane(forward(small.model, IDS, no_tap), "f32", before + 1)])
+    free = ForwardRun(forward(small.model, IDS, look), "f32", None)
+    run_lockstep([free, small.forward_run(IDS, no_tap),
+                  ForwardRun(forward(small.model, IDS, no_tap), "f32", before + 1)])
     assert set(seen) == {before} and torch.get_num_threads() == before
 
 
@@ -188,8 +189,9 @@ def test_a_weight_is_decoded_once_for_all_runs_that_ask_for_it(small, monkeypatc
 
     monkeypatch.setattr(matmul, "decode_rows", counting)
     exact = Model(small.model.file, small.model.arch, small.model.device, torch.float64)
-    lanes = [small.lane(IDS, no_tap), Lane(forward(small.model, IDS, no_tap), "q8"), Lane(forward(exact, IDS, no_tap))]
-    logits = drive(lanes)
+    runs = [small.forward_run(IDS, no_tap), ForwardRun(forward(small.model, IDS, no_tap), "q8"),
+            ForwardRun(forward(exact, IDS, no_tap))]
+    logits = run_lockstep(runs)
     assert len(decoded) == len(set(decoded)) == 3 * 7 + 1
     assert logits[2].dtype == torch.float64 and relative(logits[0], logits[2]) <= SUMMED_OTHERWISE
 
@@ -219,7 +221,7 @@ def test_eight_bit_activations_are_rounded_as_ggml_rounds_them():
 def test_eight_bits_and_bfloat16_are_further_from_float64_than_float32_and_near_enough(folder):
     file = open_model(write_model(folder / "q.gguf", "Q4_K", d_model=256, d_ff=256, n_layer=2))
     exact = Model(file, open_side(file, "cpu").model.arch, torch.device("cpu"), torch.float64)
-    truth = drive([Lane(forward(exact, IDS, no_tap))])[0]
+    truth = run_lockstep([ForwardRun(forward(exact, IDS, no_tap))])[0]
     far = {c: relative(logits_of(open_side(file, "cpu", c), IDS), truth) for c in activations.COMPUTES}
     assert far["f32"] < 1e-6 and 1e-4 < far["q8"] < 0.05 and 1e-4 < far["bf16"] < 0.05, far
 
@@ -235,7 +237,7 @@ def test_a_cancelled_run_raises_and_closes_its_forward(small):
 
     calls = iter([False] * 5 + [True] * 100)
     with pytest.raises(Cancelled):
-        drive([Lane(steps())], lambda: next(calls))
+        run_lockstep([ForwardRun(steps())], lambda: next(calls))
     assert left == [True]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from core.formats.open_model import open_model
 from core.model.forward import forward
-from core.model.lockstep import Lane, drive
+from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Cache, Model, Tap
 from core.model.stages import PREVIOUS
 from core.trace.run import open_side
@@ -154,7 +154,7 @@ def run(model: Model, ids: tuple[int, ...], cache: Cache | None = None, change: 
             kept[stage] = value
         return value
 
-    drive([Lane(forward(model, ids, tap, cache), "f32", plain=True)])
+    run_lockstep([ForwardRun(forward(model, ids, tap, cache), "f32", plain=True)])
     return kept
 
 

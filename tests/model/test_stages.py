@@ -8,7 +8,7 @@ from core.formats.apr_keys import apr_tensor
 from core.formats.architectures import APR_NAMES, ARCHS, HF_FAMILIES, rope_row_order
 from core.model.arch import Arch, layer_weights
 from core.model.layers import Rope
-from core.model.stages import FACTORS, GRID, PREVIOUS, PRODUCT, STAGES, SUB_FFN, USUAL, Operation, stage_named
+from core.model.stages import FACTORS, GRID_STAGES, PREVIOUS, PRODUCT, STAGES, SUB_FFN, USUAL, Operation, stage_named
 from core.proof.reproducer import CASES
 from core.sources.engines.llama_cpp import BY_NODE, BY_WEIGHT
 from core.sources.imports.aprt import STAGE_FILES
@@ -60,7 +60,7 @@ def test_no_foreign_name_stands_for_two_stages():
 
 def test_llama_cpp_shows_every_column_of_the_grid_by_a_weight_or_a_node():
     seen = {*BY_WEIGHT.values(), *BY_NODE.values()}
-    assert seen >= set(GRID) - {"qkv"} and seen >= set(stage_named("qkv").weights)
+    assert seen >= set(GRID_STAGES) - {"qkv"} and seen >= set(stage_named("qkv").weights)
 
 
 def test_the_product_and_the_inside_of_the_feed_forward_are_what_statistics_and_contracts_mean():

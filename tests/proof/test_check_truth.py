@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core import session
-from core.faults.value_faults import PLANTS
+from core.faults.value_faults import VALUE_FAULTS
 from core.formats import identity
 from core.formats.identity import Identity, digest_of, stamp_of
 from core.formats.open_model import open_model
@@ -149,7 +149,7 @@ def test_f16_keeps_every_stage_in_float16(model):
 
 @pytest.mark.parametrize("plant", ["nibbles@1.ffn_up", "no-bias@1.attn_out", "stale@logits", "scale-min@1.qkv"])
 def test_a_plant_that_changes_nothing_is_a_usage_error(plant, model):
-    assert plant.partition("@")[0] in PLANTS
+    assert plant.partition("@")[0] in VALUE_FAULTS
     for run in (session.check, session.trace):
         with pytest.raises(UsageError, match="changes nothing here"):
             run(Source(model, device="cpu", plant=plant), PROMPT)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core import session
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.proof.verdict import Comparison
 from core.system.errors import UsageError
 from tests.support.small_models import IDS, write_model
@@ -73,7 +73,7 @@ def test_a_copy_of_the_file_agrees_and_every_cell_was_measured(small, tmp_path):
     copy.write_bytes(small.read_bytes())
     result = compared(source(small), source(copy))
     held(result, "AGREE")
-    assert {s for _, s in result.cells} >= set(GRID) and all(c.rel_l2 == 0 for c in result.cells.values())
+    assert {s for _, s in result.cells} >= set(GRID_STAGES) and all(c.rel_l2 == 0 for c in result.cells.values())
 
 
 def test_a_tied_head_agrees_with_the_same_head_written_out(tmp_path):
@@ -436,27 +436,27 @@ def test_a_plant_cannot_be_put_into_a_saved_bundle(bundles, small):
 
 def test_values_of_another_shape_are_no_pass():
     from core.proof.judge_pair import judge_saved
-    from core.proof.measure_pair import Question
+    from core.proof.measure_pair import CompareOptions
     from core.system.cancel import never
     from core.trace.events import no_emit
 
     arrays = values(n_layer=2)
     cells = cells_of(arrays)
     a, b = trace_of(cells, values=arrays), trace_of(cells, values=arrays | {(1, "ffn_up"): arrays[1, "ffn_up"][:, :32]})
-    result = judge_saved(a, b, Question("all", 10.0, no_emit, never))
+    result = judge_saved(a, b, CompareOptions("all", 10.0, no_emit, never))
     assert result.verdict != "AGREE" and result.verdict != "H1", result.reasons
 
 
 def test_nothing_in_common_is_no_pass():
     from core.proof.judge_pair import judge_saved
-    from core.proof.measure_pair import Question
+    from core.proof.measure_pair import CompareOptions
     from core.system.cancel import never
     from core.trace.events import no_emit
 
     arrays = values(n_layer=1)
     cells = cells_of(arrays)
     for left, right in (({}, {}), ({(0, "q_rope"): cells[0, "q_rope"]}, {(0, "k_rope"): cells[0, "k_rope"]})):
-        result = judge_saved(trace_of(left), trace_of(right), Question("all", 10.0, no_emit, never))
+        result = judge_saved(trace_of(left), trace_of(right), CompareOptions("all", 10.0, no_emit, never))
         assert result.verdict in ("INCONCLUSIVE", "NOT_COMPARABLE"), result.reasons
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.faults.value_faults import PLANTS, where_it_stands
+from core.faults.value_faults import VALUE_FAULTS, where_it_stands
 from core.formats.open_model import open_model
 from core.model.model import Model
 from core.model.stages import place_order
@@ -29,7 +29,7 @@ def side(request: pytest.FixtureRequest, tmp_path) -> Side:
 
 def plants(model: Model) -> Iterator[tuple[str, str]]:
     """Every kind at every stage of the mixer where it stands."""
-    for kind, row in PLANTS.items():
+    for kind, row in VALUE_FAULTS.items():
         if not row.choice and kind not in ("no-bias", "nibbles", "scale-min"):  # these weights have neither
             yield from ((kind, stage) for stage in STAGES if row.stands(model, 0, stage))
 
@@ -46,7 +46,7 @@ def test_a_known_bug_of_a_mixer_is_told(side) -> None:
         if kind in OWN:
             planted = open_side(side.model.file, "cpu", plant=f"{kind}@0.{stage}")
             error = check_stages(planted, list(IDS), cancelled=never)[0, stage]
-            assert error.guess == PLANTS[kind].says, f"{kind}@{stage}"
+            assert error.guess == VALUE_FAULTS[kind].description, f"{kind}@{stage}"
 
 
 def test_a_right_mixer_has_no_bad_stage(side) -> None:

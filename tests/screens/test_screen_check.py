@@ -16,8 +16,8 @@ from apr_tui.view_models.check import CHECK_METRICS, CheckView
 from core.proof.verdict import Bisection, Verdict
 from core.system.errors import UsageError
 from core.trace.measures import Difference, LocalError
-from tests.support.check_door import BAD, CheckDoor, bisection, check_of, shallow, shallow_pair
-from tests.support.screen_door import (
+from tests.support.fake_checks import BAD, FakeCheckSession, bisection, check_of, shallow, shallow_pair
+from tests.support.fake_session import (
     ESCAPE,
     assert_screen,
     console,
@@ -49,10 +49,10 @@ async def bisected(app, pilot):
 
 
 async def test_x_checks_the_open_file_and_names_the_bad_stage(monkeypatch):
-    door = CheckDoor(checked=check_of(shallow(), {(5, "ffn_silu"): BAD[5, "ffn_silu"]}))
-    async with console(monkeypatch, door, plant="gelu@5.ffn_silu") as (app, pilot):
+    fake = FakeCheckSession(checked=check_of(shallow(), {(5, "ffn_silu"): BAD[5, "ffn_silu"]}))
+    async with console(monkeypatch, fake, plant="gelu@5.ffn_silu") as (app, pilot):
         await checked(app, pilot)
-        call = door.calls[-1]
+        call = fake.calls[-1]
         assert (call[0], call[1].path, call[1].plant) == ("check", Path("tiny.gguf"), "gelu@5.ffn_silu")
         assert_screen(app, "check")
         assert app.screen.grid.place == (5, "ffn_silu"), "the cursor stands at the bad stage"
@@ -60,9 +60,9 @@ async def test_x_checks_the_open_file_and_names_the_bad_stage(monkeypatch):
 
 
 async def test_the_errors_fill_the_grid_while_the_check_runs(monkeypatch):
-    door = CheckDoor()
-    async with console(monkeypatch, door) as (app, pilot):
-        door.stop_at = (6, "qkv")
+    fake = FakeCheckSession()
+    async with console(monkeypatch, fake) as (app, pilot):
+        fake.stop_at = (6, "qkv")
         await pilot.press("x")
         await until(pilot, lambda: (6, "attn_norm") in getattr(app.screen.view, "errors", ()))
         monkeypatch.setattr(app, "busy_seconds", lambda: 2.0)
@@ -75,7 +75,7 @@ async def test_the_errors_fill_the_grid_while_the_check_runs(monkeypatch):
 
 async def test_a_check_that_passes_says_so_and_shows_the_stage_nearest_to_its_limit(monkeypatch):
     near = {(9, "ffn_up"): LocalError(4e-12, 1e-15, 2, 8)}
-    async with console(monkeypatch, CheckDoor(checked=check_of(shallow(), near))) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(checked=check_of(shallow(), near))) as (app, pilot):
         await checked(app, pilot)
         assert ". PASS each of" in text_of(app) and "X" not in text_of(app)
         assert app.screen.grid.place == (9, "ffn_up")
@@ -87,7 +87,7 @@ async def test_a_check_that_passes_says_so_and_shows_the_stage_nearest_to_its_li
 
 
 async def test_n_walks_the_bad_stages_and_brings_the_detail_stages_into_view(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await checked(app, pilot)
         assert "bad stage 1 of 2" in text_of(app)
         assert "q_rope" in app.screen.grid.columns, "a bad detail stage would else be out of sight"
@@ -105,7 +105,7 @@ async def test_only_what_was_not_judged_is_said_to_be_so_at_each_bad_stage(monke
     some = replace(check, errors={p: e for p, e in check.errors.items() if p[0] != 9})
     left = len(check.errors) - len(some.errors)
     for found, wanted in ((check, None), (some, f"{left} stages could not be judged")):
-        async with console(monkeypatch, CheckDoor(checked=found)) as (app, pilot):
+        async with console(monkeypatch, FakeCheckSession(checked=found)) as (app, pilot):
             await checked(app, pilot)
             for _ in BAD:
                 assert ("could not be judged" in text_of(app)) == (wanted is not None), text_of(app)
@@ -115,13 +115,13 @@ async def test_only_what_was_not_judged_is_said_to_be_so_at_each_bad_stage(monke
 
 async def test_a_bad_stage_of_the_whole_model_is_named_though_it_has_no_cell(monkeypatch):
     bad = {(None, "logits"): LocalError(1.5, 1e-14, 6, 3)}
-    async with console(monkeypatch, CheckDoor(checked=check_of(shallow(), bad))) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(checked=check_of(shallow(), bad))) as (app, pilot):
         await checked(app, pilot)
         assert "X FAIL logits is not what float64 makes" in text_of(app)
 
 
 async def test_each_metric_of_a_check_shows_over_the_same_grid(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await checked(app, pilot)
         shown = {}
         for metric in CHECK_METRICS:
@@ -132,7 +132,7 @@ async def test_each_metric_of_a_check_shows_over_the_same_grid(monkeypatch):
 
 
 async def test_v_shows_the_card_with_what_would_change_the_verdict(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await checked(app, pilot)
         await pilot.press("v")
         await pilot.pause()
@@ -140,8 +140,8 @@ async def test_v_shows_the_card_with_what_would_change_the_verdict(monkeypatch):
 
 
 async def test_enter_shows_the_local_errors_of_the_layer(monkeypatch):
-    door = CheckDoor(checked=check_of(shallow(), {(5, "ffn_silu"): BAD[5, "ffn_silu"]}))
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession(checked=check_of(shallow(), {(5, "ffn_silu"): BAD[5, "ffn_silu"]}))
+    async with console(monkeypatch, fake) as (app, pilot):
         await checked(app, pilot)
         await pilot.press("enter")
         await pilot.pause()
@@ -159,30 +159,30 @@ async def test_a_stage_that_cannot_be_judged_is_not_shown_as_0():
     trace = replace(shallow(), cells={**shallow().cells, (9, "qkv"): lost})
     view = CheckView()
     check = check_of(trace, {(8, "qkv"): LocalError(0.0, 0.0, 0, 0)})
-    view.finish(replace(check, errors={p: e for p, e in check.errors.items() if p != (9, "qkv")}))
+    view.set_result(replace(check, errors={p: e for p, e in check.errors.items() if p != (9, "qkv")}))
     assert view.cell(9, "qkv") == ("?", "?"), "every token of it is NaN"
     assert view.cell(8, "qkv") == ("0", "."), "an exact stage is"
 
 
 async def test_e_exports_the_check_and_asks_before_it_overwrites(monkeypatch, tmp_path):
-    door = CheckDoor()
-    async with console(monkeypatch, door, tokens=(1, 2), compute="q8", generate=3) as (app, pilot):
+    fake = FakeCheckSession()
+    async with console(monkeypatch, fake, tokens=(1, 2), compute="q8", generate=3) as (app, pilot):
         await checked(app, pilot)
         await pilot.press("c", "e")
         await until(pilot, lambda: bool(app.screen.query(Input)))
         assert app.clipboard == "apr-tui check tiny.gguf --tokens 1,2 --compute q8 --generate 3"
-        assert door.calls[-1][3] == 3, "generated positions are checked too"
+        assert fake.calls[-1][3] == 3, "generated positions are checked too"
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-check"
         app.screen.query_one(Input).value = str(tmp_path)
         await pilot.press("enter")
         await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("y")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_check")
-        assert door.calls[-1][1:] == (tmp_path, True, app.clipboard)
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_check")
+        assert fake.calls[-1][1:] == (tmp_path, True, app.clipboard)
 
 
 async def test_a_bundle_is_not_checked_here_and_the_command_is_named(monkeypatch):
-    async with console(monkeypatch, CheckDoor(), path=None, bundle=Path("bundle")) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(), path=None, bundle=Path("bundle")) as (app, pilot):
         await pilot.press("x")
         await until(pilot, lambda: "bundle is checked" in text_of(app))
         told = " ".join(lines_of(app)).replace("  ", " ")
@@ -190,9 +190,9 @@ async def test_a_bundle_is_not_checked_here_and_the_command_is_named(monkeypatch
 
 
 async def test_escape_cancels_a_check_then_goes_back(monkeypatch):
-    door = CheckDoor()
-    async with console(monkeypatch, door) as (app, pilot):
-        door.stop_at = (6, "qkv")
+    fake = FakeCheckSession()
+    async with console(monkeypatch, fake) as (app, pilot):
+        fake.stop_at = (6, "qkv")
         await pilot.press("x")
         await until(pilot, lambda: (6, "attn_norm") in getattr(app.screen.view, "errors", ()))
         await pilot.press("v")
@@ -210,9 +210,9 @@ async def test_escape_cancels_a_check_then_goes_back(monkeypatch):
     (PermissionError(13, "Permission denied", "tiny.gguf"), "X tiny.gguf could not be read: Permission denied"),
     (OSError("libcuda.so.1: cannot open shared object file"), "X the device failed: libcuda.so.1")])
 async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkeypatch, error, said):
-    door = CheckDoor()
-    monkeypatch.setattr(door, "check", lambda *a, **k: (_ for _ in ()).throw(error))
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession()
+    monkeypatch.setattr(fake, "check", lambda *a, **k: (_ for _ in ()).throw(error))
+    async with console(monkeypatch, fake) as (app, pilot):
         await checked(app, pilot)
         assert said in text_of(app)
 
@@ -221,21 +221,21 @@ async def test_a_check_that_fails_to_run_is_told_and_the_console_lives_on(monkey
 
 
 async def test_b_bisects_and_ends_in_the_sentence(monkeypatch):
-    door = CheckDoor(hold="halving layers 5 to 7")
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession(hold="halving layers 5 to 7")
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("g")
         await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
         monkeypatch.setattr(app, "busy_seconds", lambda: 2.0 if app.owner else None)
         await pilot.press("b")
         await until(pilot, lambda: "halving layers 5 to 7" in text_of(app))
-        door.go.set()
+        fake.go.set()
         await until(pilot, lambda: app.owner is None)
-        assert (door.calls[-1][0], door.calls[-1][2].path) == ("bisect", Path("tiny.apr"))
+        assert (fake.calls[-1][0], fake.calls[-1][2].path) == ("bisect", Path("tiny.apr"))
         assert_screen(app, "bisect")
 
 
 async def test_b_again_shows_the_ladder_as_bars(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await bisected(app, pilot)
         await pilot.press("b")
         await pilot.pause()
@@ -246,8 +246,8 @@ async def test_b_again_shows_the_ladder_as_bars(monkeypatch):
 
 
 async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypatch, tmp_path):
-    door = CheckDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await bisected(app, pilot)
         await pilot.press("b")
         await until(pilot, lambda: app.screen.kind == "ladder")
@@ -260,18 +260,18 @@ async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypat
         await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("n")
         await until(pilot, lambda: "nothing was written" in text_of(app))
-        assert door.calls[-1][0] == "bisect"
+        assert fake.calls[-1][0] == "bisect"
         await pilot.press("e")
         await until(pilot, lambda: bool(app.screen.query(Input)))
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_bisection")
-        assert door.calls[-1][1:] == (tmp_path / "new", False, app.clipboard)
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_bisection")
+        assert fake.calls[-1][1:] == (tmp_path / "new", False, app.clipboard)
         await until(pilot, lambda: "written:" in text_of(app) and str(tmp_path)[:20] in text_of(app))
 
 
 async def test_enter_shows_local_and_inherited_error_floor_and_side_of_each_stage(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await bisected(app, pilot)
         await pilot.press("enter")
         await pilot.pause()
@@ -284,7 +284,7 @@ async def test_enter_shows_local_and_inherited_error_floor_and_side_of_each_stag
 
 async def test_where_nothing_differs_there_is_no_ladder(monkeypatch):
     found = replace(shallow_pair(), verdict=Verdict.AGREE, first=None, side=None, error=None)
-    async with console(monkeypatch, CheckDoor(bisected=Bisection(found))) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(bisected=Bisection(found))) as (app, pilot):
         await bisected(app, pilot)
         assert ". AGREE: no cell differs" in text_of(app) and "ladder" not in text_of(app)
         await pilot.press("b")
@@ -292,7 +292,7 @@ async def test_where_nothing_differs_there_is_no_ladder(monkeypatch):
 
 
 async def test_a_cause_outside_the_layers_is_said(monkeypatch):
-    async with console(monkeypatch, CheckDoor(bisected=bisection(None))) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(bisected=bisection(None))) as (app, pilot):
         await bisected(app, pilot)
         await pilot.press("b")
         await pilot.pause()
@@ -300,21 +300,21 @@ async def test_a_cause_outside_the_layers_is_said(monkeypatch):
 
 
 async def test_a_bundle_is_not_bisected(monkeypatch):
-    door = CheckDoor(sibling_path=Path("bundle"))
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession(sibling_path=Path("bundle"))
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("g")
         await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
         await pilot.press("b")
-        assert "A bundle cannot be run with a graft" in text_of(app) and door.calls[-1][0] == "compare"
+        assert "A bundle cannot be run with a graft" in text_of(app) and fake.calls[-1][0] == "compare"
 
 
 async def test_escape_cancels_a_bisection_and_the_comparison_stands(monkeypatch):
-    door = CheckDoor(hold="halving layers 0 to 9")
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeCheckSession(hold="halving layers 0 to 9")
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("g")
         await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
         await pilot.press("b")
-        await until(pilot, lambda: door.calls[-1][0] == "bisect")
+        await until(pilot, lambda: fake.calls[-1][0] == "bisect")
         await pilot.press("escape")
         await until(pilot, lambda: app.owner is None)
         assert "bisection cancelled" in text_of(app) and app.screen.comparison is not None
@@ -323,7 +323,7 @@ async def test_escape_cancels_a_bisection_and_the_comparison_stands(monkeypatch)
 
 
 async def test_the_card_of_a_comparison_says_what_would_change_it(monkeypatch):
-    async with console(monkeypatch, CheckDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await bisected(app, pilot)
         await pilot.press("v")
         await pilot.pause()
@@ -335,7 +335,7 @@ async def test_the_card_of_a_comparison_says_what_would_change_it(monkeypatch):
 
 @pytest.mark.parametrize(("size", "plain"), [((60, 15), True), ((200, 40), False)])
 async def test_the_screens_stand_without_colour_in_ascii_and_at_other_sizes(monkeypatch, size, plain):
-    async with console(monkeypatch, CheckDoor(), size, ascii_only=plain, no_color=plain) as (app, pilot):
+    async with console(monkeypatch, FakeCheckSession(), size, ascii_only=plain, no_color=plain) as (app, pilot):
         for keys in ("x", "enter", "enter", "escape escape v", "escape escape g", "b", "b", "escape enter", "escape v"):
             await pilot.press(*keys.split())
             await until(pilot, lambda: app.owner is None)
@@ -347,11 +347,11 @@ async def test_the_screens_stand_without_colour_in_ascii_and_at_other_sizes(monk
 async def test_what_files_and_engines_say_reaches_no_page_raw(monkeypatch):
     trace = replace(shallow(), planted=ESCAPE, name=ESCAPE)
     bad = {(5, "ffn_silu"): replace(BAD[5, "ffn_silu"], guess=ESCAPE, span=(ESCAPE,))}
-    door = CheckDoor(trace, checked=check_of(trace, bad))
-    found = door.bisected.comparison
+    fake = FakeCheckSession(trace, checked=check_of(trace, bad))
+    found = fake.bisected.comparison
     hostile = replace(found, a=trace, b=trace, error=replace(found.error, guess=ESCAPE), reasons=(ESCAPE,))
-    door.comparison, door.bisected = hostile, replace(door.bisected, comparison=hostile)
-    async with console(monkeypatch, door, path=Path(f"m{ESCAPE}.gguf")) as (app, pilot):
+    fake.comparison, fake.bisected = hostile, replace(fake.bisected, comparison=hostile)
+    async with console(monkeypatch, fake, path=Path(f"m{ESCAPE}.gguf")) as (app, pilot):
         for keys in ("x", "c", "enter", "enter", "escape escape v", "escape escape escape g", "b", "b", "c",
                      "escape enter", "enter", "escape escape v"):
             await pilot.press(*keys.split())

@@ -7,14 +7,14 @@ from dataclasses import replace
 from rich.cells import cell_len
 
 from core.system.errors import FileError
-from tests.support.screen_door import ESCAPE, FakeDoor, console, is_clean, pair, spiky_trace, text_of, until
+from tests.support.fake_session import ESCAPE, FakeSession, console, is_clean, pair, spiky_trace, text_of, until
 
 WORDS = (ESCAPE, "[red]bold[/red]", "\u202eevil\u202c", "🧑\u200d🚀", "עברית", "全角文字", "\r\n\t\x00")
 NAME = f"m{ESCAPE}[bold]\u202e.gguf"
 
 
-class HostileDoor(FakeDoor):
-    """A door whose weights have hostile names too."""
+class HostileSession(FakeSession):
+    """A session whose weights have hostile names too."""
 
     def weights_behind(self, model, layer, stage):
         """One weight."""
@@ -26,7 +26,7 @@ async def test_names_and_tokens_of_a_file_reach_no_screen_raw(monkeypatch):
         spiky_trace(words=WORDS), name=NAME, planted=f"nan@{ESCAPE}", generated=ESCAPE,
         facts=replace(spiky_trace().facts, arch=f"qwen{ESCAPE}", device=ESCAPE))
     found = replace(pair(), a=trace, b=trace, reasons=(f"weight {ESCAPE} [red]differs",))
-    async with console(monkeypatch, HostileDoor(trace, found), prompt=ESCAPE) as (app, pilot):
+    async with console(monkeypatch, HostileSession(trace, found), prompt=ESCAPE) as (app, pilot):
         await pilot.press("h")
         for keys in ("n", "enter", "enter", "end", "escape escape", "c", "e", "escape g", "v"):
             await pilot.press(*keys.split())
@@ -37,12 +37,12 @@ async def test_names_and_tokens_of_a_file_reach_no_screen_raw(monkeypatch):
 
 
 async def test_markup_in_a_token_stays_text(monkeypatch):
-    async with console(monkeypatch, FakeDoor(spiky_trace(words=WORDS)), (160, 60)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(spiky_trace(words=WORDS)), (160, 60)) as (app, pilot):
         await pilot.press("enter")
         await pilot.pause()
         assert '"[red]bold[/red]"' in text_of(app)
 
 
 async def test_an_error_with_a_hostile_path_is_shown_clean(monkeypatch):
-    async with console(monkeypatch, FakeDoor(fail=FileError(f"{NAME} [red] is not a model"))) as (app, _):
+    async with console(monkeypatch, FakeSession(fail=FileError(f"{NAME} [red] is not a model"))) as (app, _):
         assert is_clean(text_of(app)) and "[red] is not a model" in text_of(app)

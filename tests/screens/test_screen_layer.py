@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from apr_tui import keys as table
-from apr_tui.keys import ALL, DRILL, GRID, KEYS, PAIR, bindings, help_lines, keys_of, markdown, shown
+from apr_tui.keys import ALL, GRID_KEYS, KEYS, LAYER_KEYS, PAIR_KEYS, bindings, help_lines, key_text, keys_of, markdown
 from core.model.stages import USUAL
 from core.trace.stats import ScopeStats, Stats
-from tests.support.screen_door import FakeDoor, assert_screen, console, spiky_trace, text_of, until
+from tests.support.fake_session import FakeSession, assert_screen, console, spiky_trace, text_of, until
 
 
 async def test_enter_opens_the_layer_of_the_spike_and_says_why_it_grew(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("enter")
         await pilot.pause()
         assert_screen(app, "layer")
@@ -24,7 +24,7 @@ async def test_enter_opens_the_layer_of_the_spike_and_says_why_it_grew(monkeypat
 
 
 async def test_d_shows_the_detail_stages(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("enter", "d")
         await pilot.pause()
         for stage in USUAL:
@@ -32,7 +32,7 @@ async def test_d_shows_the_detail_stages(monkeypatch):
 
 
 async def test_the_whole_models_stages_stand_at_the_ends(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("enter", "home")
         await pilot.pause()
         assert " embedding " in text_of(app) and " logits " not in text_of(app)
@@ -42,14 +42,14 @@ async def test_the_whole_models_stages_stand_at_the_ends(monkeypatch):
 
 
 async def test_arrows_walk_stages_and_layers_and_the_grid_comes_along(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("enter", "down", "l", "escape")
         await pilot.pause()
         assert app.screen.grid.place == (4, "ffn_out")
 
 
 async def test_enter_in_a_layer_shows_everything_about_the_stage(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("enter", "enter")
         await pilot.pause()
         assert_screen(app, "stage")
@@ -57,17 +57,17 @@ async def test_enter_in_a_layer_shows_everything_about_the_stage(monkeypatch):
         await pilot.pause()
         assert '"?"' in text_of(app), "the last token is reachable"
         await pilot.press("escape", "escape")
-        assert app.screen.kind == GRID
+        assert app.screen.kind == GRID_KEYS
 
 
 async def test_the_layer_grows_with_the_run_under_it(monkeypatch):
-    door = FakeDoor(stop_at=(3, "ffn_out"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(3, "ffn_out"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (3, "ffn_swigl") in app.screen.view.cells)
         await pilot.press("enter")
         await pilot.pause()
         assert any(line.startswith(" ffn_out    ?") for line in text_of(app).splitlines())
-        door.go.set()
+        fake.go.set()
         await until(pilot, lambda: app.owner is None)
         assert any(line.startswith(" ffn_out    X") for line in text_of(app).splitlines())
 
@@ -75,7 +75,7 @@ async def test_the_layer_grows_with_the_run_under_it(monkeypatch):
 async def test_a_source_without_tokens_says_so_and_shows_no_zeros(monkeypatch):
     trace = spiky_trace()
     cells = {place: ScopeStats({"all": Stats(std=1.5)}) for place in trace.cells}
-    async with console(monkeypatch, FakeDoor(replace(trace, cells=cells))) as (app, pilot):
+    async with console(monkeypatch, FakeSession(replace(trace, cells=cells))) as (app, pilot):
         await pilot.press("enter")
         await pilot.pause()
         row = next(line for line in text_of(app).splitlines() if line.startswith(" qkv"))
@@ -83,14 +83,14 @@ async def test_a_source_without_tokens_says_so_and_shows_no_zeros(monkeypatch):
 
 
 async def test_the_layer_uses_the_room_of_200_columns(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (200, 60)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), (200, 60)) as (app, pilot):
         await pilot.press("enter")
         await pilot.pause()
         assert_screen(app, "layer_wide")
 
 
 async def test_help_lists_every_key_of_the_table(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (100, 70)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), (100, 70)) as (app, pilot):
         await pilot.press("question_mark")
         await pilot.pause()
         text = text_of(app)
@@ -100,17 +100,18 @@ async def test_help_lists_every_key_of_the_table(monkeypatch):
 
 def test_every_key_has_an_action_and_a_row_in_readmes_table():
     from apr_tui.screens.check import CheckScreen
-    from apr_tui.screens.check_layer import CheckedLayer
+    from apr_tui.screens.check_layer import CheckLayerScreen
     from apr_tui.screens.compare import CompareScreen
     from apr_tui.screens.ladder import LadderScreen
     from apr_tui.screens.page import PageScreen
     from apr_tui.screens.trace import TraceScreen
-    from apr_tui.screens.trace_layer import DrillScreen
+    from apr_tui.screens.trace_layer import TraceLayerScreen
     from apr_tui.screens.train import TrainScreen
 
-    classes = {GRID: TraceScreen, PAIR: CompareScreen, DRILL: DrillScreen, table.PAGE: PageScreen,
-               table.CHECK: CheckScreen, table.CHECKED: CheckedLayer, table.LADDER: LadderScreen,
-               table.TRAIN: TrainScreen}
+    classes = {GRID_KEYS: TraceScreen, PAIR_KEYS: CompareScreen, LAYER_KEYS: TraceLayerScreen,
+               table.PAGE_KEYS: PageScreen,
+               table.CHECK_KEYS: CheckScreen, table.CHECK_LAYER_KEYS: CheckLayerScreen, table.LADDER_KEYS: LadderScreen,
+               table.TRAIN_KEYS: TrainScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):
@@ -122,5 +123,5 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
         assert len(bindings(screen)) == len(keys_of(screen))
     assert markdown() in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for key in KEYS:
-        assert f"| {shown(key)} | {key.help} |" in markdown()
+        assert f"| {key_text(key)} | {key.help} |" in markdown()
         assert not any(part in key.keys for part in ("alt+", "ctrl+")), "not every terminal sends it"

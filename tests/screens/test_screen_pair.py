@@ -10,7 +10,7 @@ from textual.widgets import Input
 from apr_tui.view_models.pair import PAIR_METRICS
 from core.proof.verdict import VERDICTS
 from core.system.errors import NotComparableError
-from tests.support.screen_door import FakeDoor, assert_screen, console, pair, styles_of, text_of, until
+from tests.support.fake_session import FakeSession, assert_screen, console, pair, styles_of, text_of, until
 
 
 async def compared(app, pilot):
@@ -20,10 +20,10 @@ async def compared(app, pilot):
 
 
 async def test_g_compares_with_the_sibling_and_names_the_first_place(monkeypatch):
-    door = FakeDoor(comparison=pair())
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(comparison=pair())
+    async with console(monkeypatch, fake) as (app, pilot):
         await compared(app, pilot)
-        call = door.calls[-1]
+        call = fake.calls[-1]
         assert (call[0], call[1].path, call[2].path) == ("compare", Path("tiny.gguf"), Path("tiny.apr"))
         assert_screen(app, "pair")
         assert app.screen.grid.place == (5, "ffn_out"), "the cursor stands at the first place"
@@ -31,7 +31,7 @@ async def test_g_compares_with_the_sibling_and_names_the_first_place(monkeypatch
 
 
 async def test_each_metric_shows_over_the_same_grid(monkeypatch):
-    async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
+    async with console(monkeypatch, FakeSession(comparison=pair())) as (app, pilot):
         await compared(app, pilot)
         shown = {}
         for metric in PAIR_METRICS:
@@ -43,7 +43,7 @@ async def test_each_metric_shows_over_the_same_grid(monkeypatch):
 
 
 async def test_enter_in_a_layer_shows_both_sides_of_the_cell(monkeypatch):
-    async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
+    async with console(monkeypatch, FakeSession(comparison=pair())) as (app, pilot):
         await compared(app, pilot)
         await pilot.press("enter", "enter")
         await pilot.pause()
@@ -51,7 +51,7 @@ async def test_enter_in_a_layer_shows_both_sides_of_the_cell(monkeypatch):
 
 
 async def test_n_walks_the_cells_that_differ_in_order_of_computation(monkeypatch):
-    async with console(monkeypatch, FakeDoor(comparison=pair())) as (app, pilot):
+    async with console(monkeypatch, FakeSession(comparison=pair())) as (app, pilot):
         await compared(app, pilot)
         await pilot.press("n")
         assert app.screen.grid.place == (5, "output")
@@ -63,7 +63,7 @@ async def test_n_walks_the_cells_that_differ_in_order_of_computation(monkeypatch
 @pytest.mark.parametrize("verdict", list(VERDICTS))
 async def test_every_verdict_is_told_by_glyph_and_word(monkeypatch, verdict):
     first = None if verdict in ("AGREE", "H1", "NOT_COMPARABLE") else (5, "ffn_out")
-    async with console(monkeypatch, FakeDoor(comparison=pair(verdict, first=first))) as (app, pilot):
+    async with console(monkeypatch, FakeSession(comparison=pair(verdict, first=first))) as (app, pilot):
         await compared(app, pilot)
         assert f"{verdict}" in text_of(app) and "blk.5.ffn_down.weight: 1 value of 2048 differs" in text_of(app)
         await pilot.press("v")
@@ -72,20 +72,20 @@ async def test_every_verdict_is_told_by_glyph_and_word(monkeypatch, verdict):
 
 
 async def test_without_a_sibling_the_other_side_is_asked_for(monkeypatch):
-    door = FakeDoor(comparison=pair(), sibling_path=None)
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(comparison=pair(), sibling_path=None)
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("g")
         await pilot.pause()
         app.screen.query_one(Input).value = "other.gguf"
         await pilot.press("enter")
         await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
-        assert door.calls[-1][2].path == Path("other.gguf")
+        assert fake.calls[-1][2].path == Path("other.gguf")
 
 
 async def test_escape_cancels_a_comparison_then_goes_back(monkeypatch):
-    door = FakeDoor(comparison=pair())
-    async with console(monkeypatch, door) as (app, pilot):
-        door.stop_at = (4, "qkv")
+    fake = FakeSession(comparison=pair())
+    async with console(monkeypatch, fake) as (app, pilot):
+        fake.stop_at = (4, "qkv")
         await pilot.press("g")
         await until(pilot, lambda: (4, "attn_norm") in getattr(app.screen.view, "sides", {"A": ()})["A"])
         await pilot.press("escape")
@@ -97,16 +97,16 @@ async def test_escape_cancels_a_comparison_then_goes_back(monkeypatch):
 
 
 async def test_what_cannot_be_compared_is_told_and_the_console_lives_on(monkeypatch):
-    door = FakeDoor(comparison=pair())
-    monkeypatch.setattr(door, "compare", lambda *a, **k: (_ for _ in ()).throw(NotComparableError("B has no values")))
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(comparison=pair())
+    monkeypatch.setattr(fake, "compare", lambda *a, **k: (_ for _ in ()).throw(NotComparableError("B has no values")))
+    async with console(monkeypatch, fake) as (app, pilot):
         await compared(app, pilot)
         assert "X B has no values" in text_of(app)
 
 
 async def test_e_exports_the_comparison_and_c_copies_its_command(monkeypatch, tmp_path):
-    door = FakeDoor(comparison=pair())
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(comparison=pair())
+    async with console(monkeypatch, fake) as (app, pilot):
         await compared(app, pilot)
         await pilot.press("c", "e")
         await pilot.pause()
@@ -114,7 +114,7 @@ async def test_e_exports_the_comparison_and_c_copies_its_command(monkeypatch, tm
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-pair"
         app.screen.query_one(Input).value = str(tmp_path / "pair")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export_comparison")
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_comparison")
 
 
 async def test_a_planted_side_is_said(monkeypatch):
@@ -122,6 +122,6 @@ async def test_a_planted_side_is_said(monkeypatch):
 
     found = pair()
     planted = replace(found, b=replace(found.b, planted="negate@5.ffn_out"))
-    async with console(monkeypatch, FakeDoor(comparison=planted)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(comparison=planted)) as (app, pilot):
         await compared(app, pilot)
         assert text_of(app).startswith(" PLANTED negate@5.ffn_out ")

@@ -32,23 +32,23 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.support.screen_door import FakeDoor
+from tests.support.fake_session import FakeSession
 from apr_tui.app import run_console
 from apr_tui.request import Request
-door = FakeDoor({door})
-sys.exit(run_console(Request(Path("tiny.gguf")), door))
+fake = FakeSession({fake})
+sys.exit(run_console(Request(Path("tiny.gguf")), fake))
 """
 
 
 class Terminal:
     """A process at a pty of 80 x 24."""
 
-    def __init__(self, door: str = "", **env: str) -> None:
+    def __init__(self, fake: str = "", **env: str) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             known = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
             kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM", "APR_TUI_ASCII")}
-            os.execve(sys.executable, [sys.executable, "-c", SCRIPT.format(door=door)], kept | known | env)
+            os.execve(sys.executable, [sys.executable, "-c", SCRIPT.format(fake=fake)], kept | known | env)
         termios.tcsetwinsize(self.fd, (24, 80))
         self.modes = termios.tcgetattr(self.fd)
         self.out = b""

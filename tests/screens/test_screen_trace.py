@@ -13,8 +13,8 @@ from apr_tui.widgets.grid import HEADER, GridView
 from apr_tui.workers.run import Progress
 from core.system.errors import UsageError
 from core.trace.stats import ScopeStats
-from tests.support.screen_door import (
-    FakeDoor,
+from tests.support.fake_session import (
+    FakeSession,
     assert_screen,
     console,
     file_error,
@@ -35,15 +35,15 @@ async def jump(app, pilot, text):
 
 
 async def test_the_first_spike_is_marked_and_its_sentence_stands_below(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, _):
+    async with console(monkeypatch, FakeSession()) as (app, _):
         assert_screen(app, "trace")
         assert any(line.startswith(" X 3.ffn_swigl is") for line in lines_of(app))
         assert styles_of(app, "3.ffn_swigl is") == {"#d55e00"}
 
 
 async def test_the_grid_fills_while_the_run_goes_on(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         monkeypatch.setattr(app, "busy_seconds", lambda: 2.0)
         app.screen.show_all()
@@ -53,17 +53,17 @@ async def test_the_grid_fills_while_the_run_goes_on(monkeypatch):
 
 
 async def test_moving_the_cursor_ends_the_following(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         await pilot.press("k", "h")
-        door.go.set()
+        fake.go.set()
         await until(pilot, lambda: app.owner is None)
         assert app.screen.grid.place == (4, "attn_out")
 
 
 async def test_escape_cancels_the_run_and_says_so(monkeypatch):
-    async with console(monkeypatch, FakeDoor(stop_at=(5, "ffn_gate")), ends=False) as (app, pilot):
+    async with console(monkeypatch, FakeSession(stop_at=(5, "ffn_gate")), ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         await pilot.press("escape")
         await until(pilot, lambda: app.owner is None)
@@ -72,41 +72,41 @@ async def test_escape_cancels_the_run_and_says_so(monkeypatch):
 
 
 async def test_r_runs_again_after_a_cancel(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         await pilot.press("escape")
         await until(pilot, lambda: app.owner is None)
-        door.stop_at = None
+        fake.stop_at = None
         await pilot.press("r")
         await until(pilot, lambda: app.owner is None)
         assert app.screen.view.cell(27, "output")[1] != "?"
 
 
 async def test_another_prompt_runs_with_that_prompt(monkeypatch):
-    door = FakeDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("i")
         await pilot.pause()
         app.screen.query_one(Input).value = "one\\ntwo"
         await pilot.press("enter")
-        await until(pilot, lambda: len(door.calls) == 2 and app.owner is None)
-        assert door.calls[-1][2].text == "one\ntwo"
+        await until(pilot, lambda: len(fake.calls) == 2 and app.owner is None)
+        assert fake.calls[-1][2].text == "one\ntwo"
 
 
 async def test_token_ids_are_a_prompt_too(monkeypatch):
-    door = FakeDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("i")
         await pilot.pause()
         app.screen.query_one(Input).value = "tokens: 3, 1 2"
         await pilot.press("enter")
-        await until(pilot, lambda: len(door.calls) == 2)
-        assert door.calls[-1][2].tokens == (3, 1, 2)
+        await until(pilot, lambda: len(fake.calls) == 2)
+        assert fake.calls[-1][2].tokens == (3, 1, 2)
 
 
 async def test_n_and_p_walk_the_findings(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         n = len(app.screen.view.findings)
         assert n >= 3
         await pilot.press("n")
@@ -117,7 +117,7 @@ async def test_n_and_p_walk_the_findings(monkeypatch):
 
 
 async def test_at_scope_rest_the_spike_of_the_first_token_is_gone(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("s", "s", "s")
         await until(pilot, lambda: app.owner is None and app.screen.view.scope == "rest")
         assert "no finding at scope rest" in text_of(app)
@@ -125,7 +125,7 @@ async def test_at_scope_rest_the_spike_of_the_first_token_is_gone(monkeypatch):
 
 
 async def test_after_rest_comes_the_token_of_the_peak(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await jump(app, pilot, "3.ffn_swigl")
         await pilot.press("s", "s", "s", "s")
         assert app.screen.view.scope == "pos:0"
@@ -134,15 +134,15 @@ async def test_after_rest_comes_the_token_of_the_peak(monkeypatch):
 
 
 async def test_m_shows_another_metric_of_the_same_run(monkeypatch):
-    door = FakeDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("m")
-        assert app.screen.view.metric == "mean" and len(door.calls) == 1
+        assert app.screen.view.metric == "mean" and len(fake.calls) == 1
         assert " mean " in lines_of(app)[0]
 
 
 async def test_jump_goes_to_a_place_a_layer_and_a_scope(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await jump(app, pilot, "12.qkv")
         assert app.screen.grid.place == (12, "qkv")
         await jump(app, pilot, "20")
@@ -159,19 +159,19 @@ async def test_jump_goes_to_a_place_a_layer_and_a_scope(monkeypatch):
 
 
 async def test_an_unreadable_file_is_told_and_the_console_lives_on(monkeypatch):
-    door = FakeDoor(fail=file_error())
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(fail=file_error())
+    async with console(monkeypatch, fake) as (app, pilot):
         assert_screen(app, "error")
-        door.fail = None
+        fake.fail = None
         await pilot.press("r")
         await until(pilot, lambda: app.owner is None)
         assert app.screen.traced is not None and "cut short" not in text_of(app)
 
 
 async def test_export_asks_before_it_overwrites_and_shows_the_path(monkeypatch, tmp_path):
-    door = FakeDoor()
+    fake = FakeSession()
     (tmp_path / "there").mkdir()
-    async with console(monkeypatch, door) as (app, pilot):
+    async with console(monkeypatch, fake) as (app, pilot):
         async def export_to(folder: Path) -> None:
             await pilot.press("e")
             await pilot.pause()
@@ -182,50 +182,50 @@ async def test_export_asks_before_it_overwrites_and_shows_the_path(monkeypatch, 
 
         await export_to(tmp_path / "new")
         await until(pilot, lambda: app.owner is None)
-        assert door.calls[-1][:3] == ("export", tmp_path / "new", False)
+        assert fake.calls[-1][:3] == ("export", tmp_path / "new", False)
         await until(pilot, lambda: "written:" in text_of(app))  # a long path stands on the next line
         await export_to(tmp_path / "there")
         assert "Overwrite it?" in " ".join(text_of(app).split())
         await pilot.press("n")
         await pilot.pause()
-        assert "nothing was written" in text_of(app) and door.calls[-1][1] == tmp_path / "new"
+        assert "nothing was written" in text_of(app) and fake.calls[-1][1] == tmp_path / "new"
         await export_to(tmp_path / "there")
         await pilot.press("y")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][1] == tmp_path / "there")
-        assert door.calls[-1][2] is True
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][1] == tmp_path / "there")
+        assert fake.calls[-1][2] is True
 
 
 async def test_an_export_is_taken_at_the_scope_that_is_shown(monkeypatch, tmp_path):
-    door = FakeDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("s", "e")
         await pilot.pause()
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
-        assert door.exported_scope == "last" and door.calls[-1][3].endswith("--scope last")
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
+        assert fake.exported_scope == "last" and fake.calls[-1][3].endswith("--scope last")
 
 
 async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path):
-    door = FakeDoor()
-    export = door.export
-    monkeypatch.setattr(door, "export", lambda *a, **k: (time.sleep(0.5), export(*a, **k))[1])
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    export = fake.export
+    monkeypatch.setattr(fake, "export", lambda *a, **k: (time.sleep(0.5), export(*a, **k))[1])
+    async with console(monkeypatch, fake) as (app, pilot):
         before = lines_of(app)[:19]
         await pilot.press("e")
         await pilot.pause()
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
         assert lines_of(app)[:19] == before and "7 tokens" in text_of(app) and "X spike std" in text_of(app)
 
 
 async def test_tab_completes_a_path_and_a_bundle_is_not_entered(monkeypatch, tmp_path):
-    door = FakeDoor()
+    fake = FakeSession()
     (tmp_path / "model.gguf").touch()
     (tmp_path / "evidence" / "bundle").mkdir(parents=True)
     (tmp_path / "evidence" / "bundle" / "manifest.json").touch()
-    async with console(monkeypatch, door) as (app, pilot):
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("f")
         field = app.screen.query_one(Input)
         field.value = f"{tmp_path}/mo"
@@ -238,8 +238,8 @@ async def test_tab_completes_a_path_and_a_bundle_is_not_entered(monkeypatch, tmp
 
 
 async def test_a_path_that_nobody_can_have_is_told_and_the_console_lives_on(monkeypatch):
-    door = FakeDoor()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession()
+    async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("f")
         field = app.screen.query_one(Input)
         for path in ("~nobody-here/mo", "m" * 5000 + "/mo", "a\0b/mo"):
@@ -253,12 +253,12 @@ async def test_a_path_that_nobody_can_have_is_told_and_the_console_lives_on(monk
         await pilot.press("e")
         app.screen.query_one(Input).value = "e" * 5000
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and door.calls[-1][0] == "export")
+        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
         assert "written:" in text_of(app)
 
 
 async def test_token_ids_that_are_no_numbers_are_told(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("i")
         app.screen.query_one(Input).value = "tokens: 3 ²"
         await pilot.press("enter")
@@ -267,25 +267,25 @@ async def test_token_ids_that_are_no_numbers_are_told(monkeypatch):
 
 
 async def test_c_copies_the_command_that_gives_these_numbers(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), prompt="it's", threads=2) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), prompt="it's", threads=2) as (app, pilot):
         await pilot.press("s", "c")
         assert app.clipboard == """apr-tui trace tiny.gguf --prompt 'it'"'"'s' --threads 2 --scope last"""
 
 
 async def test_the_overview_stands_instead_of_the_grid_where_there_is_no_room(monkeypatch):
-    async with console(monkeypatch, FakeDoor()) as (app, pilot):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
         await pilot.press("o")
         await pilot.pause()
         assert_screen(app, "overview")
 
 
 async def test_at_200_columns_grid_and_overview_stand_side_by_side(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (200, 60)) as (app, _):
+    async with console(monkeypatch, FakeSession(), (200, 60)) as (app, _):
         assert_screen(app, "wide")
 
 
 async def test_eighty_layers_scroll_under_the_cursor(monkeypatch):
-    async with console(monkeypatch, FakeDoor(spiky_trace(80))) as (app, pilot):
+    async with console(monkeypatch, FakeSession(spiky_trace(80))) as (app, pilot):
         await pilot.press("end")
         await pilot.pause()
         assert_screen(app, "layers80")
@@ -295,13 +295,13 @@ async def test_nan_is_named_first_and_shown_as_nan_not_as_a_number(monkeypatch):
     trace = spiky_trace()
     array = np.full((7, 64), float("nan"), dtype="float32")
     cells = {**trace.cells, (2, "qkv"): token_stats(array)}
-    async with console(monkeypatch, FakeDoor(replace(trace, cells=cells))) as (app, _):
+    async with console(monkeypatch, FakeSession(replace(trace, cells=cells))) as (app, _):
         assert_screen(app, "nan")
         assert "2.qkv has 448 NaN" in text_of(app)
 
 
 async def test_a_terminal_too_small_says_so_and_recovers(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (30, 8)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), (30, 8)) as (app, pilot):
         assert_screen(app, "small")
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
@@ -310,7 +310,7 @@ async def test_a_terminal_too_small_says_so_and_recovers(monkeypatch):
 
 
 async def test_at_60_x_15_the_grid_follows_the_cursor_sideways(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (60, 15)) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), (60, 15)) as (app, pilot):
         await pilot.press("home", *["l"] * 9)
         await pilot.pause()
         assert_screen(app, "narrow")
@@ -318,7 +318,7 @@ async def test_at_60_x_15_the_grid_follows_the_cursor_sideways(monkeypatch):
 
 
 async def test_without_colour_every_state_is_still_told(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), no_color=True) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), no_color=True) as (app, pilot):
         await pilot.press("i")
         await pilot.pause()
         await pilot.press("escape", "enter", "escape", "question_mark", "escape", "o", "o")
@@ -331,7 +331,7 @@ async def test_without_colour_every_state_is_still_told(monkeypatch):
 
 
 async def test_an_ascii_terminal_gets_ascii_only(monkeypatch):
-    async with console(monkeypatch, FakeDoor(), (200, 60), ascii_only=True) as (app, pilot):
+    async with console(monkeypatch, FakeSession(), (200, 60), ascii_only=True) as (app, pilot):
         assert text_of(app).isascii()
         await pilot.press("enter")
         await pilot.pause()
@@ -339,8 +339,8 @@ async def test_an_ascii_terminal_gets_ascii_only(monkeypatch):
 
 
 async def test_a_planted_bug_is_said_on_the_screen(monkeypatch):
-    door = FakeDoor(spiky_trace(planted="transpose@3.attn_out"))
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = FakeSession(spiky_trace(planted="transpose@3.attn_out"))
+    async with console(monkeypatch, fake) as (app, pilot):
         assert lines_of(app)[0].startswith(" PLANTED  tiny.gguf") and lines_of(app)[0].endswith("412 MiB")
         await pilot.resize_terminal(120, 30)
         await pilot.pause()
@@ -349,9 +349,9 @@ async def test_a_planted_bug_is_said_on_the_screen(monkeypatch):
 
 
 async def test_a_bundle_opens_without_a_model(monkeypatch):
-    door = FakeDoor()
-    async with console(monkeypatch, door, path=None, bundle=Path("some/bundle")) as (app, pilot):
-        assert lines_of(app)[0].startswith(" from-bundle") and not door.calls
+    fake = FakeSession()
+    async with console(monkeypatch, fake, path=None, bundle=Path("some/bundle")) as (app, pilot):
+        assert lines_of(app)[0].startswith(" from-bundle") and not fake.calls
         await pilot.press("c")
         assert app.clipboard == "apr-tui show some/bundle --text"
         await pilot.press("s", "c")
@@ -362,16 +362,16 @@ async def test_a_source_of_one_scope_is_shown_at_that_scope(monkeypatch):
     trace = spiky_trace()
     cells = {place: ScopeStats({"last": cell.at("last")}) for place, cell in trace.cells.items()}
     last = replace(trace, cells=cells, facts=replace(trace.facts, scopes=("last",)))
-    async with console(monkeypatch, FakeDoor(last), path=None, bundle=Path("some/bundle")) as (app, pilot):
+    async with console(monkeypatch, FakeSession(last), path=None, bundle=Path("some/bundle")) as (app, pilot):
         assert app.screen.view.scope == "last" and app.screen.view.cell(0, "qkv")[0] != "-"
         await pilot.press("s")
         assert app.screen.view.scope == "last", "there is no other"
 
 
 async def test_an_internal_error_closes_the_screen_and_is_handed_on(monkeypatch):
-    door = FakeDoor(fail=ZeroDivisionError("a bug of ours"))
+    fake = FakeSession(fail=ZeroDivisionError("a bug of ours"))
     try:
-        async with console(monkeypatch, door) as (app, pilot):
+        async with console(monkeypatch, fake) as (app, pilot):
             await until(pilot, lambda: app.failure is not None)
     except ZeroDivisionError:
         pass
@@ -380,11 +380,11 @@ async def test_an_internal_error_closes_the_screen_and_is_handed_on(monkeypatch)
 
 
 async def test_a_late_frame_of_a_superseded_run_changes_nothing(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         old = app.screen.progress
-        door.fail = UsageError("no")
+        fake.fail = UsageError("no")
         await pilot.press("r")
         await until(pilot, lambda: app.owner is None)
         app.post_message(Progress(old))
@@ -393,17 +393,17 @@ async def test_a_late_frame_of_a_superseded_run_changes_nothing(monkeypatch):
 
 
 async def test_the_end_of_a_superseded_run_does_not_end_the_new_one(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         await pilot.press("r")
-        await until(pilot, lambda: len(door.calls) == 2 and (5, "ffn_norm") in app.screen.view.cells)
+        await until(pilot, lambda: len(fake.calls) == 2 and (5, "ffn_norm") in app.screen.view.cells)
         assert app.owner is app.screen and "cancelled" not in text_of(app)
 
 
 async def test_a_frame_that_was_overtaken_takes_nothing_back(monkeypatch):
-    door = FakeDoor(stop_at=(5, "ffn_gate"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "ffn_gate"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
         last = app.screen.progress
         app.post_message(Progress(replace(last, number=last.number - 1, cells={"": {}})))
@@ -412,15 +412,15 @@ async def test_a_frame_that_was_overtaken_takes_nothing_back(monkeypatch):
 
 
 async def test_one_more_row_repaints_that_row_only(monkeypatch):
-    door = FakeDoor(stop_at=(5, "attn_norm"))
-    async with console(monkeypatch, door, ends=False) as (app, pilot):
+    fake = FakeSession(stop_at=(5, "attn_norm"))
+    async with console(monkeypatch, fake, ends=False) as (app, pilot):
         await until(pilot, lambda: (4, "output") in app.screen.view.cells)
         await pilot.press("home")
         await pilot.pause()
         drawn: list[int] = []
         line = GridView.render_line
         monkeypatch.setattr(GridView, "render_line", lambda self, y: drawn.append(y - HEADER) or line(self, y))
-        frame_cells = {p: c for p, c in door.traced.cells.items() if p[0] is not None and p[0] <= 5}
-        app.screen.grid.show_rows(app.screen.view.grow(frame_cells, 28))
+        frame_cells = {p: c for p, c in fake.traced.cells.items() if p[0] is not None and p[0] <= 5}
+        app.screen.grid.show_rows(app.screen.view.update(frame_cells, 28))
         await pilot.pause()
         assert set(drawn) == {5}, drawn

@@ -29,7 +29,16 @@ from core.train.config import TrainOptions, settle
 from core.train.events import Note, StepTaken
 from core.train.reader import RunReader
 from core.train.records import GradRow, Grads, Health, Step, TrainResult, Validation
-from tests.support.screen_door import FakeDoor, assert_screen, console, lines_of, spiky_trace, styles_of, text_of, until
+from tests.support.fake_session import (
+    FakeSession,
+    assert_screen,
+    console,
+    lines_of,
+    spiky_trace,
+    styles_of,
+    text_of,
+    until,
+)
 
 GATES = (
     Gate("GATE-GPUTRAIN-002", "an explicit cuda that is absent fails", "asked cuda, ran on cuda:0", PASS, "run.json"),
@@ -102,9 +111,9 @@ def in_folder(tmp_path, monkeypatch):
         training.leave(5.0)
 
 
-def small_door() -> FakeDoor:
+def small_session() -> FakeSession:
     """The trace underneath, as short as it may be."""
-    return FakeDoor(spiky_trace(n_layer=1, words=("a",)))
+    return FakeSession(spiky_trace(n_layer=1, words=("a",)))
 
 
 class Trainer:
@@ -114,7 +123,7 @@ class Trainer:
         self.folder, self.error, self.saved, self.step = folder, error, 0, 0
         self.go = threading.Event()
 
-    def __call__(self, options, emit, cancelled, wishes):
+    def __call__(self, options, emit, cancelled, controls):
         emit(Phase("loading torch"))
         emit(Note("device cpu: asked for"))
         self.go.wait(5)
@@ -122,14 +131,14 @@ class Trainer:
             raise self.error
         write_run(self.folder, 3, gpu=None, checkpoint=0)
         for self.step in range(3, 2000):
-            if wishes.pause.is_set():
+            if controls.pause.is_set():
                 emit(Phase("paused"))
-            while wishes.pause.is_set() and not cancelled():
+            while controls.pause.is_set() and not cancelled():
                 time.sleep(0.01)
             append(self.folder / "train.jsonl", step(self.step, gpu=False))
             emit(StepTaken(step(self.step)))
-            if wishes.save.is_set() or cancelled():
-                wishes.save.clear()
+            if controls.save.is_set() or cancelled():
+                controls.save.clear()
                 self.saved += 1
                 (self.folder / "ckpt" / f"step-{self.step:06d}").mkdir(parents=True)
             if cancelled():
@@ -165,14 +174,14 @@ async def trained(app, pilot, folder) -> tuple[Training, Trainer]:
 
 
 async def test_a_run_that_is_watched_stands_on_one_screen(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES).relative_to(in_folder)))
         assert_screen(app, "train")
         assert styles_of(app, "X FAIL") == {"#d55e00"} and styles_of(app, " val ") == {"#e69f00"}
 
 
 async def test_the_layers_stand_on_the_shared_grid_and_a_dead_block_is_named(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", dead=(1, 2)).relative_to(in_folder)))
         await pilot.press("o", "j")
         await pilot.pause()
@@ -182,7 +191,7 @@ async def test_the_layers_stand_on_the_shared_grid_and_a_dead_block_is_named(mon
 
 async def test_what_no_gpu_measured_is_not_measured_and_never_0(monkeypatch, in_folder):
     sample = SAMPLE | {"util_pct": None, "own_mib": None, "temperature_c": None, "power_w": 0.0}
-    async with console(monkeypatch, small_door(), no_color=True) as (app, pilot):
+    async with console(monkeypatch, small_session(), no_color=True) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gpu=sample).relative_to(in_folder)))
         assert_screen(app, "train_nulls")
         text = text_of(app)
@@ -191,7 +200,7 @@ async def test_what_no_gpu_measured_is_not_measured_and_never_0(monkeypatch, in_
 
 
 async def test_a_run_without_a_gpu_says_so_in_ascii(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door(), ascii_only=True) as (app, pilot):
+    async with console(monkeypatch, small_session(), ascii_only=True) as (app, pilot):
         folder = write_run(in_folder / "run", gpu=None, status="DONE", sentence="40 steps done", gates=GATES[:1])
         await show(app, pilot, Training(folder.relative_to(in_folder)))
         assert_screen(app, "train_ascii")
@@ -203,7 +212,7 @@ async def test_a_run_of_another_build_is_still_shown(monkeypatch, in_folder):
     document = json.loads((folder / "run.json").read_text())
     del document["plan"]["warm_up"]
     (folder / "run.json").write_text(json.dumps(document))
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(folder))
         await pilot.press("o")
         await pilot.pause()
@@ -212,7 +221,7 @@ async def test_a_run_of_another_build_is_still_shown(monkeypatch, in_folder):
 
 async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
     folder = write_run(in_folder / "run", n_step=0, gpu=None, checkpoint=0)
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(folder))
         assert "0 of 100 steps" in lines_of(app)[0] and "no step yet" in text_of(app)
         for i in range(2):
@@ -229,7 +238,7 @@ async def test_new_lines_of_the_log_reach_the_screen(monkeypatch, in_folder):
 async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_folder, age, alive, state):
     monkeypatch.setattr(RunReader, "_age", lambda self: age)
     monkeypatch.setattr("core.train.reader.is_alive", lambda run: alive)
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run")))
         assert state in lines_of(app)[0]
         wanted = {200.0: "last step 3 min 20 s ago", 4.0: "last step 4 s ago"}[age]
@@ -238,7 +247,7 @@ async def test_a_stalled_run_shows_the_age_of_its_last_step(monkeypatch, in_fold
 
 
 async def test_a_folder_that_is_no_run_is_an_error_in_words(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(in_folder))
         assert "it is not the folder of a training run" in " ".join(text_of(app).split())
         assert "FAILED" in lines_of(app)[0]
@@ -247,7 +256,7 @@ async def test_a_folder_that_is_no_run_is_an_error_in_words(monkeypatch, in_fold
 async def test_no_key_reaches_a_watched_run(monkeypatch, in_folder):
     folder = write_run(in_folder / "run")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         training = Training(folder)
         await show(app, pilot, training)
         for key in ("p", "w"):
@@ -256,13 +265,13 @@ async def test_no_key_reaches_a_watched_run(monkeypatch, in_folder):
         await pilot.press("escape", "escape")
         await until(pilot, lambda: app.screen is app.base)
     assert training.shut_down()
-    wishes = training.wishes
-    assert not any(event.is_set() for event in (wishes.stop, wishes.pause, wishes.save))
+    controls = training.controls
+    assert not any(event.is_set() for event in (controls.stop, controls.pause, controls.save))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 async def test_p_pauses_our_run_and_p_goes_on(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         _, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("p")
         await until(pilot, lambda: "paused; p goes on" in text_of(app))
@@ -275,7 +284,7 @@ async def test_p_pauses_our_run_and_p_goes_on(monkeypatch, in_folder):
 
 
 async def test_w_writes_one_checkpoint(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         _, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("w")
         await until(pilot, lambda: trainer.saved == 1)
@@ -284,7 +293,7 @@ async def test_w_writes_one_checkpoint(monkeypatch, in_folder):
 
 @pytest.mark.parametrize("answer", ["y", "n"])
 async def test_escape_asks_before_it_stops_our_run(monkeypatch, in_folder, answer):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("escape")
         await pilot.pause()
@@ -303,16 +312,16 @@ async def test_escape_asks_before_it_stops_our_run(monkeypatch, in_folder, answe
 
 
 async def test_enter_traces_the_newest_checkpoint_while_the_run_goes_on(monkeypatch, in_folder):
-    door = small_door()
-    async with console(monkeypatch, door) as (app, pilot):
+    fake = small_session()
+    async with console(monkeypatch, fake) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("enter")
         assert "no checkpoint to trace yet" in text_of(app)
         await pilot.press("w")
         await until(pilot, lambda: training.view.checkpoint is not None)
         await pilot.press("enter")
-        await until(pilot, lambda: app.screen is app.base and len(door.calls) == 2 and app.owner is None)
-        assert door.calls[-1][1].path == training.view.checkpoint / "model.gguf"
+        await until(pilot, lambda: app.screen is app.base and len(fake.calls) == 2 and app.owner is None)
+        assert fake.calls[-1][1].path == training.view.checkpoint / "model.gguf"
         before = trainer.step
         await until(pilot, lambda: trainer.step > before)
         await pilot.press("t")
@@ -320,7 +329,7 @@ async def test_enter_traces_the_newest_checkpoint_while_the_run_goes_on(monkeypa
 
 
 async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(monkeypatch, in_folder, capfd):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         training, trainer = await trained(app, pilot, in_folder / "run")
         await pilot.press("q")
     assert training.shut_down()
@@ -332,7 +341,7 @@ async def test_closing_the_console_stops_its_own_run_after_the_step_in_flight(mo
 async def test_t_on_the_grid_asks_for_the_options_and_words_of_the_run_come_first(monkeypatch, in_folder):
     trainer = Trainer(in_folder / "run")
     monkeypatch.setattr("core.train.run.train", trainer)
-    async with console(monkeypatch, small_door(), device="cpu") as (app, pilot):
+    async with console(monkeypatch, small_session(), device="cpu") as (app, pilot):
         await pilot.press("t")
         await pilot.pause()
         field = app.screen.query_one(Input)
@@ -353,7 +362,7 @@ async def test_t_on_the_grid_asks_for_the_options_and_words_of_the_run_come_firs
 
 
 async def test_a_run_that_cannot_begin_says_why(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         trainer = Trainer(in_folder / "run", UsageError("run already holds a training run. Give another --out."))
         training = Training(in_folder / "run", TrainOptions(in_folder / "run"), trainer)
         await show(app, pilot, training)
@@ -363,7 +372,7 @@ async def test_a_run_that_cannot_begin_says_why(monkeypatch, in_folder):
 
 
 async def test_a_run_stopped_before_its_first_step_is_no_failure(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         trainer = Trainer(in_folder / "run", Cancelled("stopped before step 0; nothing was trained"))
         await show(app, pilot, Training(in_folder / "run", TrainOptions(in_folder / "run"), trainer))
         trainer.go.set()
@@ -371,7 +380,7 @@ async def test_a_run_stopped_before_its_first_step_is_no_failure(monkeypatch, in
 
 
 async def test_g_shows_each_gate_with_its_verdict(monkeypatch, in_folder):
-    async with console(monkeypatch, small_door()) as (app, pilot):
+    async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES)))
         await pilot.press("g")
         await pilot.pause()
@@ -381,7 +390,7 @@ async def test_g_shows_each_gate_with_its_verdict(monkeypatch, in_folder):
 
 @pytest.mark.parametrize("size", [(40, 11), (60, 24), (120, 40), (30, 8)])
 async def test_no_size_breaks_it(monkeypatch, in_folder, size):
-    async with console(monkeypatch, small_door(), size) as (app, pilot):
+    async with console(monkeypatch, small_session(), size) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES)))
         await pilot.press("o")
         await pilot.press("o")

@@ -14,18 +14,18 @@ import pytest
 
 from core.demo import files
 from core.demo.weights import N_LAYER, PEAK, SINK, SPIKE_LAYER, demo_model
-from core.faults.byte_faults import FAULTS, PLANTED_KEY, TENSORS, plant_fault
+from core.faults.byte_faults import BYTE_FAULTS, PLANTED_KEY, TENSORS, plant_byte_fault
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
 from core.model.convert import convert
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.quant.types import QUANTS, row_bytes
 from core.system.errors import OutputError, UsageError
 from core.text.tokenizer import open_tokenizer
 
 PROMPT = "What is 2+2?"
-PLACES = [(kind, stage) for kind, fault in FAULTS.items() for stage in fault.stages]
+PLACES = [(kind, stage) for kind, fault in BYTE_FAULTS.items() for stage in fault.stages]
 VISIBLE = 1e-3  # relative L2 of a planted stage; a thousand times what rounding to float32 does to it
 
 
@@ -68,8 +68,8 @@ def clean_stages() -> dict:
 
 def ratios(stages: dict, rows: slice) -> dict[tuple[int, str], float]:
     """Std over the same stage's one layer before, in order of computation."""
-    std = {(i, s): float(stages[i, s][rows].std(ddof=1)) for i in range(N_LAYER) for s in GRID}
-    return {(i, s): std[i, s] / std[i - 1, s] for i in range(1, N_LAYER) for s in GRID}
+    std = {(i, s): float(stages[i, s][rows].std(ddof=1)) for i in range(N_LAYER) for s in GRID_STAGES}
+    return {(i, s): std[i, s] / std[i - 1, s] for i in range(1, N_LAYER) for s in GRID_STAGES}
 
 
 def test_the_first_spike_over_all_tokens_is_layer_3_ffn_swigl_with_its_precursor_and_what_follows(stages):
@@ -139,13 +139,13 @@ def test_making_it_needs_no_torch():
 
 @pytest.mark.parametrize(("kind", "stage"), PLACES)
 def test_a_fault_first_shows_at_its_place_and_touches_that_tensor_alone(kind, stage, clean_stages):
-    planted = plant_fault(clean(), f"{kind}@2.{stage}")
+    planted = plant_byte_fault(clean(), f"{kind}@2.{stage}")
     changed = {n for n, w in planted.weights.items() if not np.array_equal(w.data, clean().weights[n].data)}
     parts = {"no-bias": ["attn_q.bias", "attn_k.bias", "attn_v.bias"], "swap-heads": ["attn_q.weight", "attn_q.bias"]}
     assert changed == {f"blk.2.{name}" for name in parts.get(kind, [f"{TENSORS[stage]}.weight"])}
     with np.errstate(invalid="ignore"):
         after = first_layers(planted)
-    order = [(layer, s) for layer in range(3) for s in GRID]
+    order = [(layer, s) for layer in range(3) for s in GRID_STAGES]
     differ = [p for p in order if not np.array_equal(after[p], clean_stages[p])]
     assert differ[0] == (2, stage)
     change = after[2, stage] - clean_stages[2, stage]
@@ -161,7 +161,7 @@ def test_transpose_leaves_the_transposed_matrix():
     name = "blk.6.attn_output.weight"
     before, after = (
         gguf.quants.dequantize(m.weights[name].data.reshape(256, 144), gguf.GGMLQuantizationType.Q4_K)
-        for m in (clean(), plant_fault(clean(), "transpose@6.attn_out"))
+        for m in (clean(), plant_byte_fault(clean(), "transpose@6.attn_out"))
     )
     assert np.linalg.norm(after - before.T) < 0.1 * np.linalg.norm(before)  # the error of a second Q4_K rounding
     assert np.linalg.norm(after - before) > np.linalg.norm(before)
@@ -197,8 +197,8 @@ def test_any_other_fault_is_refused_before_a_file_is_written(fault, tmp_path):
 
 def test_the_refusal_shows_the_table():
     with pytest.raises(UsageError) as refused:
-        plant_fault(clean(), "frob@3.ffn_out")
-    assert all(kind in str(refused.value) for kind in FAULTS)
+        plant_byte_fault(clean(), "frob@3.ffn_out")
+    assert all(kind in str(refused.value) for kind in BYTE_FAULTS)
 
 
 # --- the kept pair ---------------------------------------------------------------------------------------------------

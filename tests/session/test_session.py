@@ -1,4 +1,4 @@
-"""The door does what it says and refuses what it must, before any work: open, encode, trace, compare, check."""
+"""The session does what it says and refuses what it must, before any work: open, encode, trace, compare, check."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 
 from core import session
 from core.model.arch import read_arch
-from core.model.stages import GRID, USUAL, place_order
+from core.model.stages import GRID_STAGES, USUAL, place_order
 from core.proof.verdict import Bisection
 from core.session import prepare
-from core.session import prepare as opening
 from core.system import gpus
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
@@ -79,7 +78,7 @@ def opened(monkeypatch):
         return lambda file: (found.append((name, file.path.name)), real(file))[1]
 
     for real in (read_arch, open_tokenizer):
-        for module in (opening, run):
+        for module in (prepare, run):
             monkeypatch.setattr(module, real.__name__, watched(real.__name__, real))
     return found
 
@@ -214,14 +213,14 @@ def test_a_gpu_that_takes_no_work_is_named_and_auto_goes_on_without_it(monkeypat
 def test_a_device_that_fails_while_it_runs_ends_with_its_own_exit_code(error, said):
     import torch
 
-    from core.model.lockstep import Lane, drive
+    from core.model.lockstep import ForwardRun, run_lockstep
 
     def steps():
         raise getattr(torch, error)("CUDA error: unspecified launch failure")
         yield
 
     with pytest.raises(DeviceError, match=said) as caught:
-        drive([Lane(steps())])
+        run_lockstep([ForwardRun(steps())])
     assert caught.value.code == 6
 
 
@@ -238,7 +237,7 @@ def test_a_cancelled_trace_raises_and_a_cancelled_comparison_too(source):
 def test_a_comparison_tells_of_both_sides(source):
     events: list[Event] = []
     session.compare(source, replace(source, threads=1), PROMPT, emit=events.append)
-    wanted = {(i, s) for i in range(3) for s in GRID}
+    wanted = {(i, s) for i in range(3) for s in GRID_STAGES}
     for side in SideName:
         assert {e.place for e in events if isinstance(e, CellMeasured) and e.side is side} >= wanted
 
@@ -304,7 +303,8 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_prompt_that_is_encoded_while_torch_loads_gets_the_same_tokens(path):
     code = (f"file = prepare.open_once(Path({str(path)!r})); text = Prompt('What is\\n2+2? caf\\u00e9')\n"
-            "beside, (device, _) = prepare.encode_beside(file, text, lambda: prepare.load_torch('cpu', no_emit))\n"
+            "beside, (device, _) = prepare.encode_while_loading(file, text, lambda: prepare.load_torch('cpu', "
+            "no_emit))\n"
             "import sys; assert 'torch' in sys.modules\n"
             "print(beside == prepare.encode(file, text), len(beside) > 3, device)")
     done = in_a_fresh_process(code)

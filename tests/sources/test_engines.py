@@ -19,7 +19,7 @@ from apr_tui.cli.doctor import doctor_facts
 from core import session
 from core.formats.open_model import open_model
 from core.model.arch import read_arch
-from core.model.stages import GRID, USUAL, Place
+from core.model.stages import GRID_STAGES, USUAL, Place
 from core.proof.capture import missing_before
 from core.sources.engines import process
 from core.sources.engines.process import Answer, Ask, run_engine, write_answer
@@ -90,7 +90,7 @@ def test_an_engine_that_computes_alike_agrees(fake, model):
     for a, b in ((Source(model), fake()), (fake(), Source(model)), (fake(), fake())):
         result = session.compare(a, b, PROMPT)
         assert result.verdict in ("AGREE", "H1"), result.reasons
-        assert {stage for _, stage in result.cells} >= set(GRID)
+        assert {stage for _, stage in result.cells} >= set(GRID_STAGES)
 
 
 def test_an_engines_trace_has_its_cells_facts_and_candidates(fake, model):

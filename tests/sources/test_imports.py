@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.sources.imports.open_trace import import_trace
 from core.system.errors import FileError, UsageError
 from core.trace.hints import find_hints
@@ -59,7 +59,7 @@ TRACE SUMMARY:
 """
 
 
-def layer_text(layer: int, status: str = "OK", stages: tuple[str, ...] = GRID, **stds: str) -> str:
+def layer_text(layer: int, status: str = "OK", stages: tuple[str, ...] = GRID_STAGES, **stds: str) -> str:
     usual = {stage: f"{layer + i / 10 + 0.1:8.4f}" for i, stage in enumerate(stages)}
     rows = [f"    {stage:9}: mean={-0.0021:8.4f} std={stds.get(stage, usual[stage])}" for stage in stages]
     return "\n".join((f"  Layer {layer:2}/2 [{status}]", *rows, "", ""))
@@ -84,7 +84,7 @@ def written(tmp_path):
 @needs_shared
 def test_the_published_trace_has_every_stage_of_every_layer_with_its_printed_std():
     trace = import_trace(PUBLISHED)
-    assert all((layer, stage) in trace.cells for layer in range(28) for stage in GRID) and trace.n_layer == 28
+    assert all((layer, stage) in trace.cells for layer in range(28) for stage in GRID_STAGES) and trace.n_layer == 28
     assert trace.cells[3, "ffn_swigl"].at("all").std == 1.2216
     assert trace.cells[2, "ffn_swigl"].at("all").std == 0.0709
     assert trace.cells[27, "attn_out"].at("all").mean == 0.0584
@@ -156,7 +156,7 @@ def test_a_bad_option_is_refused_before_the_file_is_read(options, says):
 
 
 def test_sub_ffn_slots_that_were_not_printed_are_absent(written):
-    fewer = tuple(stage for stage in GRID if stage not in ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl"))
+    fewer = tuple(stage for stage in GRID_STAGES if stage not in ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl"))
     trace = import_trace(written(trace_text(layer_text(0, stages=fewer) + layer_text(1, stages=fewer))))
     assert (0, "ffn_gate") not in trace.cells and trace.cells[0, "ffn_out"].at("all").std == 0.5
 
@@ -271,8 +271,9 @@ def test_a_tables_scope_can_be_said(written):
 
 def test_the_stds_of_a_text_survive_a_table(written):
     trace = import_trace(written(trace_text()))
-    rows = [[str(layer), *(repr(trace.cells[layer, s].at("all").std) for s in GRID)] for layer in range(2)]
-    table = import_trace(written("\r\n".join(",".join(row) for row in [["layer", *GRID], *rows]), "t.csv"), scope="all")
+    rows = [[str(layer), *(repr(trace.cells[layer, s].at("all").std) for s in GRID_STAGES)] for layer in range(2)]
+    table = import_trace(written("\r\n".join(",".join(row) for row in [["layer", *GRID_STAGES], *rows]), "t.csv"),
+                         scope="all")
     assert {p: c.at("all").std for p, c in table.cells.items()} == {
         p: c.at("all").std for p, c in trace.cells.items() if p[0] is not None
     }

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import USUAL, Place
-from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.record import CaptureContract, NextToken, Token, Trace
 from core.trace.stats import ROW, Cell, ScopeStats, Stats, TokenStats
 
 # Published std of a 7B model, all 7 tokens: ffn_silu, ffn_swigl, ffn_out, output, layer by layer.
@@ -23,7 +23,8 @@ PUBLISHED = """
 """
 PUBLISHED_STAGES = ("ffn_silu", "ffn_swigl", "ffn_out", "output")
 UNROUNDED = {"min", "max", *(name for name in ROW.names or () if ROW[name] == np.int64)}  # equal however it is measured
-FACTS = Facts("apr-tui", "qwen2", 28, 64, 99, "sample", compute="f32", device="cpu", threads=2, dtype="float32")
+FACTS = CaptureContract("apr-tui", "qwen2", 28, 64, 99, "sample", compute="f32", device="cpu", threads=2,
+                        dtype="float32")
 
 
 def published_cells() -> dict[Place, Cell]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.bundle.grid_text import cell_text, grid_text, header_lines
-from core.model.stages import GRID
+from core.model.stages import GRID_STAGES
 from core.system.numbers import short
 from core.trace.grid import marks, value
 from core.trace.hints import find_hints
@@ -76,7 +76,7 @@ def test_the_printed_grid_fits_80_columns_and_marks_the_spike():
 
 def test_the_headers_stand_over_their_columns():
     top, bottom = header_lines()
-    for i, stage in enumerate(GRID):
+    for i, stage in enumerate(GRID_STAGES):
         cut = slice(5 + 7 * i, 12 + 7 * i)
         assert stage in (f"{top[cut].strip()}_{bottom[cut].strip()}", bottom[cut].strip())
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from core.system.errors import FileError, UsageError
-from core.system.json_text import plain
+from core.system.json_text import to_plain
 from core.train.config import PRESETS, TrainOptions, learning_rate, n_parameters, plan_of, resumed, settle
 from tests.support.training import write_config
 
@@ -77,7 +77,7 @@ def test_a_config_that_is_unknown_is_named(tmp_path):
 
 def test_a_plan_comes_back_from_json_and_only_its_steps_may_change(tmp_path):
     plan = settle(TrainOptions(tmp_path, seed=5))
-    assert plan_of(plain(plan)) == plan
+    assert plan_of(to_plain(plan)) == plan
     longer = resumed(plan, TrainOptions(tmp_path, steps=500, seed=5))
     assert longer.steps == 500 and any("100 -> 500" in reason for reason in longer.reasons)
     with pytest.raises(UsageError, match=r"--seed 6 \(it began with 5\)"):

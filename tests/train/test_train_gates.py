@@ -16,7 +16,7 @@ from core.system.errors import DeviceError, FileError, OutputError
 from core.system.json_text import to_json
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
 from core.train import log
-from core.train.checks.gates import Facts, diverged, judge
+from core.train.checks.gates import RunFacts, diverged, judge
 from core.train.config import TrainOptions, settle
 from core.train.records import DONE, Step, TrainResult, Validation
 
@@ -30,7 +30,7 @@ def step(i, **changes):
 @pytest.fixture
 def facts(tmp_path):
     plan = settle(TrainOptions(tmp_path, config="370m", steps=60))
-    return Facts(plan, "cpu", "auto", "cpu (2 cores)", [step(i) for i in range(60)],
+    return RunFacts(plan, "cpu", "auto", "cpu (2 cores)", [step(i) for i in range(60)],
                  [Validation(0, 60, 10.0, 10.5, 100, 100)], golden_difference=1e-7, golden_tolerance=2e-5)
 
 
@@ -87,7 +87,7 @@ PROOF = {"pid": 7, "used_memory_mib": 5492.0, "seconds": 0.5}
      "first gpu_mem_mib of step 7"),
     ("GATE-TRAIN-001", {"steps": [step(i) for i in (0, 2)]}, "2 records, but not steps 0 to 1"),
     ("GATE-TRAIN-005", {"validations": [Validation(0, 1, 21.7, None, 1, 1)]}, "above from-scratch's cap of 21.65"),
-    ("GATE-TRAIN-007", {"broken": ("INV-FINITE", "the loss of step 3 is nan")}, "step 3 is nan"),
+    ("GATE-TRAIN-007", {"violation": ("INV-FINITE", "the loss of step 3 is nan")}, "step 3 is nan"),
     ("GATE-TRAIN-008", {"steps": [step(0, gpu_util_pct=101.0)]}, "step 0 has impossible figures"),
 ])
 def test_a_broken_rule_fails_its_gate_and_says_the_number(facts, id, changes, says):

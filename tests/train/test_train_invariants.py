@@ -10,7 +10,7 @@ import torch
 
 from core.model.ops import attend, rms_norm
 from core.system.outcome import FAIL, NOT_MEASURED, PASS
-from core.train.checks.invariants import Memory, Seen, broken, not_finite, schedule_notes
+from core.train.checks.invariants import InvariantState, StepObservation, first_violation, not_finite, schedule_notes
 from core.train.config import TrainOptions, settle
 from core.train.data.shards import Order
 from core.train.records import ABORTED, DONE
@@ -188,7 +188,7 @@ def seen(tmp_path, **changes):
     plan = settle(TrainOptions(tmp_path, steps=100))
     usual = dict(plan=plan, step=5, measured=Measured(5.0, 2.0, 1.0, 0.0, False), batch_hash="a", cursor=40,
                  data_epoch=0, is_first=False)
-    return Seen(**(usual | changes))
+    return StepObservation(**(usual | changes))
 
 
 def test_a_data_order_that_goes_back_is_caught(tmp_path):
@@ -196,8 +196,8 @@ def test_a_data_order_that_goes_back_is_caught(tmp_path):
 
     sound = seen(tmp_path)
     sound = seen(tmp_path, measured=Measured(5.0, 2.0, 1.0, learning_rate(sound.plan, 5), False))
-    assert broken(sound, Memory(cursor=40)) is None
-    assert broken(sound, Memory(cursor=48))[0] == "INV-CURSOR"
+    assert first_violation(sound, InvariantState(cursor=40)) is None
+    assert first_violation(sound, InvariantState(cursor=48))[0] == "INV-CURSOR"
 
 
 def test_a_schedule_made_for_a_longer_run_is_said(tmp_path):

@@ -46,7 +46,7 @@ def traced_values(path, tokens):
     file = open_model(path)
     values: dict = {}
     model = Model(file, read_arch(file), CPU)
-    logits = lockstep.drive([lockstep.Lane(forward(model, tokens, record_values(values)), "f32", 1)])[0]
+    logits = lockstep.run_lockstep([lockstep.ForwardRun(forward(model, tokens, record_values(values)), "f32", 1)])[0]
     return values, logits
 
 

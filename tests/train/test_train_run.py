@@ -16,7 +16,7 @@ import torch
 import core.train.checkpoint
 from core import session
 from core.system.errors import Cancelled, DeviceError, FileError, OutputError, UsageError
-from core.system.json_text import plain
+from core.system.json_text import to_plain
 from core.system.progress import Phase
 from core.trace.request import Prompt, Source
 from core.train.checkpoint import checkpoints, read_checkpoint
@@ -24,7 +24,7 @@ from core.train.config import TrainOptions, settle
 from core.train.events import CheckpointWritten, Note, StepTaken
 from core.train.log import Lines, rewind
 from core.train.reader import RunReader, open_run
-from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, Wishes
+from core.train.records import DONE, FAILED, INTERRUPTED, RUNNING, RunControls
 from core.train.run import train
 from tests.support.training import events, logged_steps, options, run, same_weights, stop_after, write_corpus
 
@@ -232,19 +232,19 @@ def test_a_resumed_run_counts_what_its_rules_were_held_to_before(tmp_path):
 
 
 def test_a_person_can_pause_a_run_save_it_and_stop_it(tmp_path):
-    wishes, told = Wishes(), []
+    controls, told = RunControls(), []
 
     def emit(event):
         told.append(event)
         if isinstance(event, StepTaken) and event.step.step == 1:
-            wishes.pause.set()
-            threading.Timer(0.4, wishes.pause.clear).start()
+            controls.pause.set()
+            threading.Timer(0.4, controls.pause.clear).start()
         if isinstance(event, StepTaken) and event.step.step == 3:
-            wishes.save.set()
+            controls.save.set()
         if isinstance(event, CheckpointWritten) and event.path.name == "step-000004":
-            wishes.stop.set()
+            controls.stop.set()
 
-    result = train(options(tmp_path, steps=40, steps_per_epoch=20), emit, wishes=wishes)
+    result = train(options(tmp_path, steps=40, steps_per_epoch=20), emit, controls=controls)
     assert Phase("paused") in told and result.status == INTERRUPTED and result.steps_done == 5
     assert [steps for steps, _ in checkpoints(result.out)] == [4, 5]
     assert all(step.wall_ms < 400 for step in open_run(result.out).steps[2:3])  # a pause is no part of a step
@@ -352,7 +352,7 @@ def test_a_reader_sees_only_new_lines_and_starts_anew_when_a_log_is_cut(tmp_path
     ("gates.json", '{"gates": [{"id": "G", "rule": "", "measured": "", "verdict": "MAYBE", "evidence": ""}]}'),
 ])
 def test_a_run_with_a_file_of_another_form_is_a_damaged_run(tmp_path, name, text):
-    plan = plain(settle(TrainOptions(tmp_path)))
+    plan = to_plain(settle(TrainOptions(tmp_path)))
     (tmp_path / "run.json").write_text(json.dumps({"status": DONE, "sentence": "", "device": "cpu", "plan": plan}))
     assert open_run(tmp_path).status == DONE
     (tmp_path / name).write_text(text)

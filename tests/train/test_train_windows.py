@@ -19,7 +19,7 @@ from core.train.config import BETAS, TrainOptions, settle
 from core.train.data.shards import Order
 from core.train.events import GatesJudged, Note, StepTaken
 from core.train.model import Block, Decoder, make_decoder
-from core.train.peaks import EPS, Watch, birthplace, headroom
+from core.train.peaks import EPS, ResidualRecorder, first_nonfinite, headroom
 from core.train.reader import open_run
 from core.train.records import ABORTED, DONE, Health, Step
 from tests.support.training import events, logged_steps, run, same_weights, write_config
@@ -94,7 +94,7 @@ def test_the_noise_is_that_of_the_gradients_of_each_sequence_alone():
     arch = settle(TrainOptions(out=None, config="tiny")).arch
     arch = replace(arch, n_layer=2)
     model, batch = make_decoder(arch, 1), torch.randint(arch.n_vocab, (5, 17), generator=torch.manual_seed(0))
-    watch = Watch()
+    watch = ResidualRecorder()
     model.tap = watch.tap
     model(batch[:, :-1], batch[:, 1:]).backward()
     alone = []
@@ -122,13 +122,13 @@ def test_processes_estimate_together_what_one_does():
     gains = torch.randn(2, 6, 3, generator=torch.manual_seed(0))
 
     def watch(rows):
-        return Watch(gains={i: gains[i, rows] for i in range(2)})
+        return ResidualRecorder(gains={i: gains[i, rows] for i in range(2)})
 
     parts = []
     watch(slice(3, 6)).noise(lambda sums: parts.append(sums) or sums)
     both = watch(slice(0, 3)).noise(lambda sums: sums + parts[0])
     assert both == pytest.approx(watch(slice(0, 6)).noise(), rel=EXACT)
-    assert watch(slice(0, 1)).noise() is None and Watch().noise() is None
+    assert watch(slice(0, 1)).noise() is None and ResidualRecorder().noise() is None
 
 
 def noisy(n, signal, spread=0.1):
@@ -161,7 +161,7 @@ def test_a_run_on_text_without_any_order_is_caught_and_one_on_text_is_not(tmp_pa
 # -- headroom
 
 def test_headroom_is_counted_in_doublings_and_its_place_is_named():
-    watch = Watch()
+    watch = ResidualRecorder()
     for value in (1.0, -2.0**10, 4.0):
         watch.tap(torch.full((2, 2, 4), value))
     bits, place = headroom(watch.peaks({"a": 512.0}), torch.float32)
@@ -224,11 +224,11 @@ def test_a_value_that_is_not_finite_is_named_by_layer_and_direction(tmp_path, mo
 
 
 def test_a_nan_of_the_loss_alone_is_laid_to_the_head():
-    watch = Watch()
+    watch = ResidualRecorder()
     x = torch.ones(2, 2, 4, requires_grad=True)
     (watch.tap(watch.tap(x) * 1) * math.nan).sum().backward()
-    assert birthplace(watch.peaks({})) == "born in the head or the loss"
-    assert birthplace([]) == "not seen again when the batch is run once more"
+    assert first_nonfinite(watch.peaks({})) == "born in the head or the loss"
+    assert first_nonfinite([]) == "not seen again when the batch is run once more"
 
 
 # -- watching

@@ -12,7 +12,7 @@ from core.kernels.cpu.build import TOP_CHANNELS, Library
 from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Rows
-from core.system.mapped_file import let_go
+from core.system.mapped_file import drop_pages
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 UNKNOWN = 2  # of multiply: a type that is not in LAYOUTS
@@ -21,7 +21,7 @@ Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, 
 OTHER_ROW = 2  # of measure: its rows are of another size
 CALL_MACS = 1 << 33  # multiplications in one call, 60 ms on two cores: how often a run can be cancelled
 LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
-LET_GO_DOWN = 2  # of the down projections, a quarter of a file, any prompt lets go: 1 % of its time
+LET_GO_DOWN = 2  # pages of the down projections, a quarter of a file, are dropped for any prompt: 1 % of its time
 
 
 def is_fused(weight: Weight, x: Tensor) -> bool:
@@ -51,7 +51,7 @@ def multiply_fused(
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
     if len(x) >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
-        let_go(weight.data)
+        drop_pages(weight.data)
     return out
 
 

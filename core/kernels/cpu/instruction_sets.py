@@ -26,9 +26,9 @@ class Level:
     machines: frozenset[str]  # empty: every one
     needs: frozenset[str]  # processor flags as Linux names them
     flags: tuple[str, ...]
-    says: str = "float32 products and sums"
-    says_q8: str = "float32 products and sums"
-    says_bf16: str = "float32 sums of bfloat16's products"
+    description: str = "float32 products and sums"
+    description_q8: str = "float32 products and sums"
+    description_bf16: str = "float32 sums of bfloat16's products"
 
 
 LEVELS = (  # the first that this machine has is taken

@@ -11,7 +11,15 @@ import torch
 
 from core.proof.weights.describe_moves import moved
 from core.proof.weights.describe_spots import few_elements, few_groups
-from core.proof.weights.description import ROOM, TOLERANCE, Description, DiffKind, Pair, factor_text, runs_text
+from core.proof.weights.description import (
+    ERROR_TOLERANCE,
+    TOLERANCE,
+    Description,
+    DiffKind,
+    Pair,
+    factor_text,
+    runs_text,
+)
 from core.proof.weights.rounding_slope import MOST_SLANT, Survey
 from core.proof.weights.survey import Sums, read_rows
 from core.quant.types import QUANTS
@@ -115,7 +123,9 @@ def _rows_scaled(pair: Pair, found: Survey, odd: list[int]) -> Description | Non
 def _columns_scaled(pair: Pair, found: Survey) -> Description | None:
     """Columns that differ, each times a factor."""
     columns = found.columns
-    far = columns.gg > (1.5 * ROOM * pair.noise.error) ** 2 * columns.aa.clamp(min=1e-4 * float(columns.aa.mean()))
+    far = columns.gg > (1.5 * ERROR_TOLERANCE * pair.noise.error) ** 2 * columns.aa.clamp(
+        min=1e-4 * float(columns.aa.mean())
+    )
     odd = [int(i) for i in far.nonzero()[:, 0]]
     if len(found.rows.aa) < 2 or len(odd) > len(columns.aa) // 2:
         return None
@@ -142,5 +152,5 @@ def _odd_rows(pair: Pair, found: Survey) -> list[int]:
     rows = found.rows
     if not pair.noise.error:
         return [int(i) for i in (rows.gg > 0).nonzero()[:, 0]]
-    far = rows.gg > (1.5 * ROOM * pair.noise.error) ** 2 * rows.aa.clamp(min=1e-4 * float(rows.aa.mean()))
+    far = rows.gg > (1.5 * ERROR_TOLERANCE * pair.noise.error) ** 2 * rows.aa.clamp(min=1e-4 * float(rows.aa.mean()))
     return sorted({*(int(i) for i in far.nonzero()[:, 0]), *found.odd_rows})

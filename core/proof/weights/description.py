@@ -11,7 +11,7 @@ from core.proof.weights.rounding_slope import Noise
 from core.quant.weight import Weight
 
 TOLERANCE = 2e-3   # relative: what float16 scales leave of an exact pattern
-ROOM = 2.0         # over the types' error
+ERROR_TOLERANCE = 2.0         # over the types' error
 LOOSEST = 0.7      # of a tolerance: two tensors that have nothing in common are 1.4 apart
 NAMED = 3          # runs of rows in a sentence; the rest are counted
 
@@ -62,7 +62,7 @@ class Pair:
     @property
     def tolerance(self) -> float:
         """How far from an exact pattern rounding leaves B, relative."""
-        return min(max(ROOM * self.noise.error, TOLERANCE), LOOSEST)
+        return min(max(ERROR_TOLERANCE * self.noise.error, TOLERANCE), LOOSEST)
 
 
 def factor_text(factor: float) -> str:

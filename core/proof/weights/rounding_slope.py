@@ -20,8 +20,8 @@ from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
 SIZE_ROOM = 2.0      # over the types' error, of a tensor: heavier tails than normal cost up to 1.9 times
-ROW_ROOM = 8.0       # of its worst row: 4 on trained weights, 7.7 on heavy tails with importance weights
-FAINT = 0.1          # of the root mean square row: a fainter row is measured against that
+ROW_TOLERANCE = 8.0       # of its worst row: 4 on trained weights, 7.7 on heavy tails with importance weights
+FAINT_ROW = 0.1          # of the root mean square row: a fainter row is measured against that
 SLANT, MOST_SLANT = 0.6, 0.035  # slope of a tensor, times the error, and at most: 0.02 where one grid meets another
 SHRUNK = 1.5         # times the error squared: the least error is had at a slope of - error squared
 TRUNCATED = 3e-3     # slope of a float type that was cut, not rounded
@@ -77,7 +77,7 @@ class Survey:
         """The row furthest off, and |B - A| / |A| of it."""
         if self.unlike:
             return self.unlike[0], math.inf
-        off = self.rows.gg / self.rows.aa.clamp(min=max(FAINT**2 * float(self.rows.aa.mean()), 1e-300))
+        off = self.rows.gg / self.rows.aa.clamp(min=max(FAINT_ROW**2 * float(self.rows.aa.mean()), 1e-300))
         row = int(off.argmax())
         return row, math.sqrt(float(off[row]))
 
@@ -133,8 +133,8 @@ def _whole_faults(found: Survey, noise: Noise) -> set[str]:
     lost = noise.lost * n
     if max(0.0, float(found.rows.gg.sum()) - lost) > (SIZE_ROOM * noise.error) ** 2 * aa:
         faults.add("size")
-    per_row = found.rows.aa.clamp(min=FAINT**2 * aa / len(found.rows.aa))
-    if bool((found.rows.gg - noise.lost * len(found.columns.aa) > (ROW_ROOM * noise.error) ** 2 * per_row).any()):
+    per_row = found.rows.aa.clamp(min=FAINT_ROW**2 * aa / len(found.rows.aa))
+    if bool((found.rows.gg - noise.lost * len(found.columns.aa) > (ROW_TOLERANCE * noise.error) ** 2 * per_row).any()):
         faults.add("size")
     spread = math.hypot(noise.error * math.sqrt(aa / n), math.sqrt(noise.lost))
     total, gg = float(found.rows.g.sum()), float(found.rows.gg.sum())

@@ -30,7 +30,7 @@ def main(scheme: str, folder: Path) -> int:
     except AprError as error:
         print(error, file=sys.stderr)
         return FAILED
-    except Exception as error:  # noqa: BLE001 (the child's last door: its words go to the log)
+    except Exception as error:  # noqa: BLE001 (any error of the child goes to the log)
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED

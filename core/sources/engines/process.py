@@ -34,9 +34,9 @@ from core.trace.events import Emit
 from core.trace.values_file import open_values
 
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
-PATIENCE = 600.0  # seconds without a sign of life, after which an engine hangs: loading a 7B file takes two minutes
+PATIENCE = 600.0  # seconds without a line of progress, after which an engine hangs: loading a 7B file takes two minutes
 POLL_SECONDS = 0.05
-LAST_WORDS = 300  # characters
+LAST_LINE_CHARACTERS = 300  # characters
 
 Values = dict[Place, Floats32]
 
@@ -85,7 +85,9 @@ def find_engine(scheme: str) -> Engine:
 def run_engine(
     scheme: str, ask: Ask, *, emit: Emit, cancelled: IsCancelled, patience: float = PATIENCE
 ) -> tuple[Answer, Values]:
-    """Run the engine on what is asked; FileError with its last words where it crashes, hangs or answers nonsense."""
+    """Run the engine on what is asked; FileError with the last line of its log where it crashes, hangs or answers
+    nonsense.
+    """
     engine = find_engine(scheme)
     emit(Phase(f"running {scheme}"))
     with tempfile.TemporaryDirectory(prefix="apr-tui-") as name:
@@ -115,15 +117,15 @@ def _wait(child: Child, folder: Path, scheme: str, patience: float, emit: Emit, 
             raise Cancelled("the run was cancelled")
         if time.monotonic() - alive > patience:
             raise FileError(f"{scheme} hangs: no sign of life for {patience:g} seconds, so it was ended. "
-                            f"Its last words: {_last_words(folder)}")
-        told = _told_since(folder / PROGRESS, seen)
+                            f"Its last words: {_last_line(folder)}")
+        told = _lines_since(folder / PROGRESS, seen)
         for line in told.decode(errors="replace").splitlines():
             emit(Phase(f"{scheme}: {safe_text(line)}"))
         if told:
             seen, alive = seen + len(told), time.monotonic()
         time.sleep(POLL_SECONDS)
     if child.returncode != 0:
-        raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_words(folder)}")
+        raise FileError(f"{scheme} {_ending(child.returncode)}. Its last words: {_last_line(folder)}")
 
 
 def _end(child: Child) -> None:
@@ -141,14 +143,14 @@ def _ending(code: int) -> str:
         return f"crashed (signal {-code})"
 
 
-def _last_words(folder: Path) -> str:
+def _last_line(folder: Path) -> str:
     """The last line of its log that says something."""
     lines = (folder / LOG).read_text(errors="replace").splitlines() if (folder / LOG).exists() else []
     said = [line.strip() for line in lines if line.strip()]
-    return safe_text(said[-1][:LAST_WORDS]) if said else "none"
+    return safe_text(said[-1][:LAST_LINE_CHARACTERS]) if said else "none"
 
 
-def _told_since(path: Path, seen: int) -> bytes:
+def _lines_since(path: Path, seen: int) -> bytes:
     """The whole lines of a growing file after so many bytes; nothing where it is not there yet."""
     if not path.exists():
         return b""
@@ -163,7 +165,7 @@ def _read_answer(folder: Path, scheme: str) -> Answer:
         answer = msgspec.json.decode((folder / ANSWER).read_bytes(), type=Answer)
     except (OSError, msgspec.DecodeError) as error:
         raise FileError(f"{scheme} ended without a readable answer ({os_reason(error)}). "
-                        f"Its last words: {_last_words(folder)}") from error
+                        f"Its last words: {_last_line(folder)}") from error
     if not answer.tokens:
         raise FileError(f"{scheme} answered with no tokens; the ids that it ran were needed.")
     return answer
@@ -172,7 +174,7 @@ def _read_answer(folder: Path, scheme: str) -> Answer:
 def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
     """Read every stage into memory, as float32; a stage is [rows, width], with a row for each of the last tokens."""
     if not (folder / VALUES).exists():
-        raise FileError(f"{scheme} ended without values. Its last words: {_last_words(folder)}")
+        raise FileError(f"{scheme} ended without values. Its last words: {_last_line(folder)}")
     stored = open_values(folder / VALUES)
     values = {place: np.array(stored[place], dtype=np.float32) for place in stored}
     for place, value in values.items():
@@ -180,7 +182,7 @@ def _read_values(folder: Path, scheme: str, n_token: int) -> Values:
             raise FileError(f"{scheme} gave {place_text(place)} with shape {list(value.shape)}; "
                             f"[{n_token}, width] was needed.")
     if not values:
-        raise FileError(f"{scheme} gave no stage at all. Its last words: {_last_words(folder)}")
+        raise FileError(f"{scheme} gave no stage at all. Its last words: {_last_line(folder)}")
     return values
 
 
@@ -199,7 +201,7 @@ def read_ask(folder: Path) -> Ask:
 
 
 def tell(folder: Path, line: str) -> None:
-    """Give a sign of life: what is being done."""
+    """Report progress: what is being done."""
     with (folder / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

@@ -13,11 +13,11 @@ from core.sources.engines.process import Answer, Ask, Values, find_engine, run_e
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
-from core.text.tokenizer import hold_text
+from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
 from core.trace.measures import SideName
-from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.record import CaptureContract, NextToken, Token, Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
 
@@ -79,7 +79,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
     elif tokenizer is None:
         raise UsageError(f"{folder} has no tokenizer.json: give --tokens 1,2,3.")
     else:
-        hold_text(prompt.text)
+        validate_text(prompt.text)
         ids = tokenizer.encode(prompt.text).ids
     n_vocab = _vocab_size(folder / "config.json")
     if not ids:
@@ -131,8 +131,8 @@ def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     return measure_array(values[place], n_token - len(values[place]), factors)
 
 
-def _facts(answer: Answer) -> Facts:
-    return Facts(
+def _facts(answer: Answer) -> CaptureContract:
+    return CaptureContract(
         engine=answer.engine, arch=answer.arch, n_layer=answer.n_layer, d_model=answer.d_model, n_vocab=answer.n_vocab,
         definition="sample", compute=answer.compute, device=answer.device, threads=answer.threads, kernel=answer.kernel,
         dtype=answer.dtype)

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.model.stages import GRID, SUB_FFN, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
-from core.sources.imports.stated_facts import Said, agreed, scope_cells, unknown_notes, without_unmeasured
+from core.model.stages import GRID_STAGES, SUB_FFN, UNKNOWN_SCOPE, Place, place_text, scope_positions, stage_named
+from core.sources.imports.stated_facts import Stated, scope_cells, settle_fact, unknown_notes, without_unmeasured
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number
-from core.trace.record import Facts, NextToken, Token, Trace, is_token_id
+from core.trace.record import CaptureContract, NextToken, Token, Trace, is_token_id
 from core.trace.stats import Stats
 
 DEFINITION = "sample"
-REQUIRED = tuple(stage for stage in GRID if stage not in SUB_FFN)
+REQUIRED = tuple(stage for stage in GRID_STAGES if stage not in SUB_FFN)
 WHOLE = {"embedding": "embedding", "final_norm": "final_norm", "logits_stats": "logits"}  # key -> stage
 
 
@@ -67,17 +67,17 @@ class _Document:
         return value
 
 
-def read_apr_json(text: str, path: Path, said: Said) -> Trace:
+def read_apr_json(text: str, path: Path, stated: Stated) -> Trace:
     """Read the first JSON document of the text (banner lines may stand before it). FileError names the key."""
     document = _Document(path, text)
     root = document.root
     if not isinstance(root, dict) or not isinstance(root.get("layers"), list) or "encoded_tokens" not in root:
         raise document.error("the document", "the keys layers and encoded_tokens of apr trace --payload --json", root)
-    tokens = agreed("tokens", _tokens(document, root), said.tokens)
+    tokens = settle_fact("tokens", _tokens(document, root), stated.tokens)
     assert tokens is not None
     stats = _stats(document, root)
     d_model = document.count(root, "", "hidden_dim", optional=True)
-    scope, scope_note = _scope(document, stats, d_model, len(tokens), said)
+    scope, scope_note = _scope(document, stats, d_model, len(tokens), stated)
     n_layer = document.count(root, "", "num_layers", optional=True)
     if n_layer not in (None, len(root["layers"])):
         raise document.error("layers", f"{n_layer} layers, as num_layers says", f"{len(root['layers'])} layers")
@@ -85,8 +85,9 @@ def read_apr_json(text: str, path: Path, said: Said) -> Trace:
     arch = root.get("architecture")
     arch = arch if isinstance(arch, str) else None
     measured, notes = without_unmeasured(stats)
-    definition = said.definition or DEFINITION
-    facts = Facts("aprender", arch, len(root["layers"]), d_model, n_vocab, definition, scopes=(scope or UNKNOWN_SCOPE,))
+    definition = stated.definition or DEFINITION
+    facts = CaptureContract("aprender", arch, len(root["layers"]), d_model, n_vocab, definition,
+                            scopes=(scope or UNKNOWN_SCOPE,))
     unknown = unknown_notes(scope=scope, tokens=tokens, architecture=arch, width=d_model, compute=None, device=None)
     origin = {
         "kind": "apr trace --payload --json", "prompt": root.get("prompt"), "n_head": root.get("num_heads"),
@@ -111,7 +112,7 @@ def _stats(document: _Document, root: Mapping[str, Any]) -> dict[Place, Stats]:
     for i, layer in enumerate(root["layers"]):
         if not isinstance(layer, dict) or layer.get("layer_idx", i) != i:
             raise document.error(f"layers[{i}]", f"the statistics of layer {i}", layer)
-        for stage in GRID:
+        for stage in GRID_STAGES:
             found = layer.get(stage)
             if found is None and stage not in REQUIRED:
                 continue
@@ -151,7 +152,7 @@ def _cell(document: _Document, key: str, found: object) -> Stats | None:
 
 
 def _scope(
-    document: _Document, stats: Mapping[Place, Stats], d_model: int | None, n_token: int, said: Said,
+    document: _Document, stats: Mapping[Place, Stats], d_model: int | None, n_token: int, stated: Stated,
 ) -> tuple[str | None, tuple[str, ...]]:
     """Tell the scope by the counts: a stage of width D that holds D values covers one token, T x D all of them."""
     counts = {p: s.count for p, s in stats.items() if p[1] != "logits" and stage_named(p[1]).width == "D"}
@@ -160,14 +161,14 @@ def _scope(
         raise document.error(place_text(odd), "the count of the other stages of its width", counts[odd])
     covered = next(iter(counts.values()), None)
     if not d_model or not covered:
-        return said.scope or "last", () if said.scope else ("scope last: apr trace --json covers the last token",)
-    if said.scope is not None:
-        if covered != d_model * len(scope_positions(said.scope, n_token)):
+        return stated.scope or "last", () if stated.scope else ("scope last: apr trace --json covers the last token",)
+    if stated.scope is not None:
+        if covered != d_model * len(scope_positions(stated.scope, n_token)):
             raise UsageError(
-                f"--scope {said.scope} of {n_token} tokens does not fit: a stage of width {d_model} has {covered} "
+                f"--scope {stated.scope} of {n_token} tokens does not fit: a stage of width {d_model} has {covered} "
                 "values. Leave --scope out."
             )
-        return said.scope, ()
+        return stated.scope, ()
     has = f"a stage of width {d_model} has {covered} values"
     if covered == d_model:
         return "last", (f"scope last: {has}, one token's, and apr trace --json takes the last",)

@@ -11,18 +11,18 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from core.model.stages import GRID, SUB_FFN, UNKNOWN_SCOPE, Place
+from core.model.stages import GRID_STAGES, SUB_FFN, UNKNOWN_SCOPE, Place
 from core.sources.imports.stated_facts import (
-    Said,
-    agreed,
+    Stated,
     bad_line,
     printed_decimals,
     scope_cells,
+    settle_fact,
     unknown_notes,
     without_unmeasured,
 )
 from core.system.errors import FileError
-from core.trace.record import Facts, NextToken, Token, Trace
+from core.trace.record import CaptureContract, NextToken, Token, Trace
 from core.trace.stats import Stats
 
 HEADINGS = {  # how a line begins that opens a section
@@ -59,16 +59,16 @@ class _Sections:
                 return number, found
         return None
 
-    def said(self, pattern: str, section: str = "head") -> str | None:
+    def first_match(self, pattern: str, section: str = "head") -> str | None:
         found = self.find(section, pattern)
         return found[1][1] if found else None
 
     def count(self, label: str, section: str = "head") -> int | None:
-        text = self.said(label + ":" + _COUNT, section)
+        text = self.first_match(label + ":" + _COUNT, section)
         return int(text) if text is not None else None
 
 
-def read_apr_text(text: str, path: Path, said: Said) -> Trace:
+def read_apr_text(text: str, path: Path, stated: Stated) -> Trace:
     """Read the whole text; FileError names the line that is not as expected, or where the text ends too early."""
     sections = _split(text, path)
     stats, n_layer, stopped, decimals = _layers(sections)
@@ -79,21 +79,21 @@ def read_apr_text(text: str, path: Path, said: Said) -> Trace:
             stats[None, stage] = _whole(sections, stage)
         elif stage in ("final_norm", "logits", "top") and stage not in sections.lines and not stopped:
             raise _cut_short(sections, f"the section {heading.strip(' :')}")
-    scope, scope_note = _scope(sections, said)
-    tokens = agreed("tokens", _tokens(sections), said.tokens)
-    definition = said.definition or DEFINITION
+    scope, scope_note = _scope(sections, stated)
+    tokens = settle_fact("tokens", _tokens(sections), stated.tokens)
+    definition = stated.definition or DEFINITION
     d_model = sections.count("Hidden dim")
     n_vocab = sections.count("Vocab size") or sections.count("Vocab size", "logits")
     measured, notes = without_unmeasured(stats)
-    facts = Facts("aprender", None, n_layer, d_model, n_vocab, definition, scopes=(scope or UNKNOWN_SCOPE,))
+    facts = CaptureContract("aprender", None, n_layer, d_model, n_vocab, definition, scopes=(scope or UNKNOWN_SCOPE,))
     unknown = unknown_notes(
         scope=scope, tokens=tokens, definition=definition, architecture=None, width=d_model, vocabulary=n_vocab,
         compute=None, device=None,
     )
-    model = sections.said(r"Model:\s*(.+)$")
+    model = sections.first_match(r"Model:\s*(.+)$")
     origin = {
         "kind": "apr trace --payload, text", "printed_decimals": decimals, "model": model,
-        "prompt": sections.said(r'Test prompt:\s*"(.*)"$'), "n_head": sections.count("Heads"),
+        "prompt": sections.first_match(r'Test prompt:\s*"(.*)"$'), "n_head": sections.count("Heads"),
     }
     return Trace(
         name=PurePosixPath(model).stem if model else path.stem, facts=facts,
@@ -138,8 +138,8 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
             layer, total, status = int(found[1]), int(found[2]), found[3]
         elif row and layer >= 0:
             place = (layer, row[1])
-            if row[1] not in GRID or place in stats:
-                raise bad_line(path, number, f"a new stage of layer {layer} ({', '.join(GRID)})", line)
+            if row[1] not in GRID_STAGES or place in stats:
+                raise bad_line(path, number, f"a new stage of layer {layer} ({', '.join(GRID_STAGES)})", line)
             if status == "ANOMALY" and not all(math.isfinite(float(row[i])) for i in (2, 3)):
                 continue  # a statistic that could not be taken: absent
             stats[place] = _moments(path, number, line, row[2], row[3])
@@ -158,7 +158,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
 
 
 def _check_complete(path: Path, number: int, line: str, layer: int, status: str, stats: dict[Place, Stats]) -> None:
-    missing = [stage for stage in GRID if stage not in SUB_FFN and (layer, stage) not in stats]
+    missing = [stage for stage in GRID_STAGES if stage not in SUB_FFN and (layer, stage) not in stats]
     if layer >= 0 and missing and status != "ANOMALY":
         raise bad_line(path, number, f"{missing[0]} of layer {layer}", line)
 
@@ -199,14 +199,14 @@ def _finite(path: Path, number: int, line: str, text: str) -> float:
     return float(text)
 
 
-def _scope(sections: _Sections, said: Said) -> tuple[str | None, tuple[str, ...]]:
-    name = sections.said(r"Format:\s*(\w+)") or sections.said(r"Model:\s*.*\.(\w+)$") or ""
+def _scope(sections: _Sections, stated: Stated) -> tuple[str | None, tuple[str, ...]]:
+    name = sections.first_match(r"Format:\s*(\w+)") or sections.first_match(r"Model:\s*.*\.(\w+)$") or ""
     usual = SCOPE_OF_FORMAT.get(name.lower())
-    if said.scope is None:
+    if stated.scope is None:
         return usual, (f"scope {usual}: apr trace of a .{name.lower()} covers it",) if usual else ()
-    if usual not in (None, said.scope):
-        return said.scope, (f"--scope says {said.scope}; apr trace of a .{name.lower()} usually covers {usual}",)
-    return said.scope, ()
+    if usual not in (None, stated.scope):
+        return stated.scope, (f"--scope says {stated.scope}; apr trace of a .{name.lower()} usually covers {usual}",)
+    return stated.scope, ()
 
 
 def _tokens(sections: _Sections) -> tuple[int, ...] | None:

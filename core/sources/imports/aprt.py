@@ -26,11 +26,11 @@ from core.model.stages import (
     scope_positions,
     stage_named,
 )
-from core.sources.imports.stated_facts import Said, unknown_notes
+from core.sources.imports.stated_facts import Stated, unknown_notes
 from core.system.arrays import Floats32
 from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
-from core.trace.record import Facts, Token, Trace
+from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Cell, ScopeStats
 
 MAGIC, HEADER_BYTES, WHOLE_MODEL = b"APRT", 12, 0xFFFFFFFF
@@ -50,27 +50,30 @@ class _StageFile:
         return np.fromfile(self.path, "<f4", self.count, offset=HEADER_BYTES).astype(np.float32, copy=False)
 
 
-def read_aprt_folder(folder: Path, said: Said) -> Trace:
+def read_aprt_folder(folder: Path, stated: Stated) -> Trace:
     """Measure every stage file. FileError names the file; UsageError where --tokens or --scope do not fit."""
-    if said.definition not in (None, "sample"):
+    if stated.definition not in (None, "sample"):
         raise UsageError("These statistics are computed here, with a sample std. Leave --definition out.")
     files, notes = _find(folder)
-    if said.tokens is None:
-        cells, values, widths = _flat(files, said), None, {}
-        scopes: tuple[str, ...] = (said.scope or UNKNOWN_SCOPE,)
+    if stated.tokens is None:
+        cells, values, widths = _flat(files, stated), None, {}
+        scopes: tuple[str, ...] = (stated.scope or UNKNOWN_SCOPE,)
     else:
-        positions = scope_positions(said.scope or "all", len(said.tokens))
-        shapes = _shapes(files, positions, len(said.tokens))
+        positions = scope_positions(stated.scope or "all", len(stated.tokens))
+        shapes = _shapes(files, positions, len(stated.tokens))
         widths = _widths(files, shapes)
         cells, values = _measured(files, shapes)
-        scopes = () if len(positions) == len(said.tokens) else (said.scope or "all",)
+        scopes = () if len(positions) == len(stated.tokens) else (stated.scope or "all",)
         notes += (f"each value's shape, [{len(positions)}, width], follows from the tokens; the files do not say it",)
-    facts = Facts("aprender", None, None, widths.get("D"), widths.get("V"), "sample", scopes=scopes, dtype="f32")
+    facts = CaptureContract("aprender", None, None, widths.get("D"), widths.get("V"), "sample", scopes=scopes,
+                            dtype="f32")
     unknown = unknown_notes(
-        scope=said.scope or said.tokens, tokens=said.tokens, architecture=None, depth=None, compute=None, device=None,
+        scope=stated.scope or stated.tokens, tokens=stated.tokens, architecture=None, depth=None, compute=None,
+        device=None,
     )
     return Trace(
-        name=folder.name, facts=facts, tokens=tuple(Token(id) for id in said.tokens or ()), cells=cells, values=values,
+        name=folder.name, facts=facts, tokens=tuple(Token(id) for id in stated.tokens or ()), cells=cells,
+        values=values,
         notes=(*notes, *unknown), origin={"kind": "APRT stage files", "imported_from": folder.name},
     )
 
@@ -127,12 +130,12 @@ def _header(path: Path) -> tuple[int | None, int]:
     return None if layer == WHOLE_MODEL else layer, count
 
 
-def _flat(files: Mapping[Place, _StageFile], said: Said) -> dict[Place, Cell]:
+def _flat(files: Mapping[Place, _StageFile], stated: Stated) -> dict[Place, Cell]:
     cells: dict[Place, Cell] = {}
     for place, file in files.items():
         taken = measure_array(file.values()[None]).at("all")
         assert taken is not None
-        scope = "last" if place[1] == "logits" else said.scope or UNKNOWN_SCOPE
+        scope = "last" if place[1] == "logits" else stated.scope or UNKNOWN_SCOPE
         unplaced = {"peak_token": None, "peak_channel": None, "nan_token": None, "nan_channel": None}
         cells[place] = ScopeStats({scope: replace(taken, **unplaced)})
     return cells

@@ -11,13 +11,13 @@ from pathlib import Path
 from core.sources.imports.apr_json import read_apr_json
 from core.sources.imports.apr_text import read_apr_text
 from core.sources.imports.aprt import read_aprt_folder
-from core.sources.imports.stated_facts import Said, check_said
+from core.sources.imports.stated_facts import Stated, check_stated
 from core.sources.imports.wide_csv import read_wide_csv
 from core.system.errors import FileError
 from core.trace.record import Trace
 
 LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
-Reader = Callable[[str, Path, Said], Trace]
+Reader = Callable[[str, Path, Stated], Trace]
 READERS: tuple[tuple[str, re.Pattern[str], Reader], ...] = (  # in this order; the pattern is looked for in the text
     ("the JSON of `apr trace --payload --json`", re.compile(r"^[^\S\n]*+\{", re.MULTILINE), read_apr_json),
     ("the text of `apr trace --payload`", re.compile(r"^LAYER-BY-LAYER|^[^\S\n]*+Layer +[0-9]+/", re.MULTILINE),
@@ -36,14 +36,14 @@ def import_trace(
     scope, tokens, definition: what the file does not say. What nobody says stays unknown, and the notes list it.
     Errors: FileError (names the line and what was expected), UsageError (an option that contradicts the file).
     """
-    said = check_said(scope, tokens, definition)
+    stated = check_stated(scope, tokens, definition)
     if path.is_dir():
-        return read_aprt_folder(path, said)
+        return read_aprt_folder(path, stated)
     data = _read(path)
     text = _ESCAPES.sub("", _decode(path, data)).replace("\r\n", "\n")
     for _, pattern, reader in READERS:
         if pattern.search(text):
-            trace = reader(text, path, said)
+            trace = reader(text, path, stated)
             origin = {**trace.origin, "imported_from": path.name, "sha256": hashlib.sha256(data).hexdigest()}
             return replace(trace, origin=origin)
     forms = ", ".join(form for form, _, _ in READERS)

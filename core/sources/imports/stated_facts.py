@@ -18,11 +18,11 @@ OPTIONS = {  # fact -> how to say it
     "tokens": "--tokens with the ids that were fed",
     "definition": "--definition sample|population (the std divided by n - 1, or by n)",
 }
-Told = TypeVar("Told")
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Stated:
     """What the user says of a file (--scope, --tokens, --definition); None: nothing."""
 
     scope: str | None = None
@@ -30,7 +30,7 @@ class Said:
     definition: str | None = None
 
 
-def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str | None) -> Said:
+def check_stated(scope: str | None, tokens: Iterable[int] | None, definition: str | None) -> Stated:
     """Check the spelling of what the user says; UsageError."""
     if scope is not None:
         parse_scope(scope)
@@ -41,14 +41,14 @@ def check_said(scope: str | None, tokens: Iterable[int] | None, definition: str 
         raise UsageError("--tokens needs one or more token ids, whole numbers from 0 to 2^31 - 1.")
     if scope is not None and ids is not None and not scope_positions(scope, len(ids)):
         raise UsageError(f"--scope {scope} covers none of the {len(ids)} tokens. Give another scope or all the tokens.")
-    return Said(scope, ids, definition)
+    return Stated(scope, ids, definition)
 
 
-def agreed(fact: str, in_file: Told | None, said: Told | None) -> Told | None:
+def settle_fact(fact: str, in_file: Fact | None, stated: Fact | None) -> Fact | None:
     """Return the fact from whoever says it; UsageError where file and user say different things."""
-    if in_file is not None and said is not None and in_file != said:
-        raise UsageError(f"The file says {fact} {_text(in_file)}, --{fact} says {_text(said)}. Leave --{fact} out.")
-    return said if in_file is None else in_file
+    if in_file is not None and stated is not None and in_file != stated:
+        raise UsageError(f"The file says {fact} {_text(in_file)}, --{fact} says {_text(stated)}. Leave --{fact} out.")
+    return stated if in_file is None else in_file
 
 
 def unknown_notes(**facts: object) -> tuple[str, ...]:

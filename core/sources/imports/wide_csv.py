@@ -7,9 +7,9 @@ import io
 import math
 from pathlib import Path
 
-from core.model.stages import ALIASES, GRID, UNKNOWN_SCOPE, Place
+from core.model.stages import ALIASES, GRID_STAGES, UNKNOWN_SCOPE, Place
 from core.sources.imports.stated_facts import (
-    Said,
+    Stated,
     bad_line,
     printed_decimals,
     scope_cells,
@@ -17,13 +17,13 @@ from core.sources.imports.stated_facts import (
     without_unmeasured,
 )
 from core.system.errors import FileError
-from core.trace.record import Facts, Token, Trace
+from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Stats
 
 LONGEST = 64  # characters of a printed number
 
 
-def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
+def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
     """Read the table; an empty cell is absent. FileError names the line."""
     rows = csv.reader(io.StringIO(text), strict=True)
     try:
@@ -47,27 +47,28 @@ def read_wide_csv(text: str, path: Path, said: Said) -> Trace:
     if not stats:
         raise FileError(f"{path.name} has no value under its heading line. Export the table again, whole.")
     measured, notes = without_unmeasured(stats)
-    facts = Facts(
-        engine=None, arch=None, n_layer=None, d_model=None, n_vocab=None, definition=said.definition,
-        scopes=(said.scope or UNKNOWN_SCOPE,),
+    facts = CaptureContract(
+        engine=None, arch=None, n_layer=None, d_model=None, n_vocab=None, definition=stated.definition,
+        scopes=(stated.scope or UNKNOWN_SCOPE,),
     )
     unknown = unknown_notes(
-        scope=said.scope, tokens=said.tokens, definition=said.definition, engine=None, architecture=None, depth=None,
+        scope=stated.scope, tokens=stated.tokens, definition=stated.definition, engine=None, architecture=None,
+        depth=None,
         widths=None, vocabulary=None,
     )
     return Trace(
-        name=path.stem, facts=facts, tokens=tuple(Token(id) for id in said.tokens or ()),
-        cells=scope_cells(measured, said.scope), notes=(*notes, *unknown),
+        name=path.stem, facts=facts, tokens=tuple(Token(id) for id in stated.tokens or ()),
+        cells=scope_cells(measured, stated.scope), notes=(*notes, *unknown),
         origin={"kind": "a table of stds", "printed_decimals": min(decimals)},
     )
 
 
 def _columns(path: Path, line: int, row: list[str]) -> list[str]:
     names = [ALIASES.get(cell.strip(), cell.strip()) for cell in row]
-    strange = [name for name in names if name not in ("layer", *GRID)]
+    strange = [name for name in names if name not in ("layer", *GRID_STAGES)]
     if strange or len(names) == 1:
         found = ", ".join(strange) or "no stage"
-        raise bad_line(path, line, f"a column layer and columns of {', '.join(GRID)}", found)
+        raise bad_line(path, line, f"a column layer and columns of {', '.join(GRID_STAGES)}", found)
     if len(set(names)) != len(names):
         raise bad_line(path, line, "each column once", ",".join(row))
     return names

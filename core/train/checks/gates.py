@@ -28,8 +28,8 @@ BUDGETS = (  # config, part of the device's name, tokens a step, ms
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a run knows of itself when the gates are asked. broken: rule id and sentence of what ended it."""
+class RunFacts:
+    """What a run knows of itself when the gates are judged. violation: rule id and sentence of what ended it."""
 
     plan: Plan
     device: str
@@ -37,7 +37,7 @@ class Facts:
     device_name: str
     steps: Sequence[Step] = field(repr=False)
     validations: Sequence[Validation]
-    broken: tuple[str, str] | None = None
+    violation: tuple[str, str] | None = None
     residency: Mapping[str, Any] | None = None  # pid, used_memory_mib, seconds ..; or why_not
     golden_difference: float | None = None
     golden_tolerance: float = 0.0
@@ -50,17 +50,17 @@ class Facts:
 
 
 Judged = tuple[str, Outcome]  # measured, verdict
-Judge = Callable[[Facts], Judged]
+Judge = Callable[[RunFacts], Judged]
 
 
-def explicit_device(facts: Facts) -> Judged:
+def explicit_device(facts: RunFacts) -> Judged:
     """Hold the device asked for against the one that ran."""
     if not facts.device_wanted.startswith("cuda"):
         return f"--device {facts.device_wanted}: no CUDA device was named", NOT_MEASURED
     return f"asked {facts.device_wanted}, ran on {facts.device}", PASS if facts.on_gpu else FAIL
 
 
-def residency(facts: Facts) -> Judged:
+def residency(facts: RunFacts) -> Judged:
     """Hold GPU memory under the own process id, and GPU work in most steps."""
     if not facts.on_gpu:
         return "no GPU in this run", NOT_MEASURED
@@ -76,7 +76,7 @@ def residency(facts: Facts) -> Judged:
     return text, FAIL if late or idle or seen["used_memory_mib"] <= 0 else PASS
 
 
-def step_time(facts: Facts) -> Judged:
+def step_time(facts: RunFacts) -> Judged:
     """Hold the median step time against the budget of this config on this device."""
     times = [s.wall_ms for s in facts.steps if s.step in TIMED]
     budget = facts.budget_ms or next(
@@ -93,7 +93,7 @@ def step_time(facts: Facts) -> Judged:
     return f"{text}; budget {budget:g} ms", PASS if statistics.median(times) < budget else FAIL
 
 
-def cpu_path(facts: Facts) -> Judged:
+def cpu_path(facts: RunFacts) -> Judged:
     """Hold the losses of the golden run against those committed."""
     found = facts.golden_difference
     if found is None:
@@ -102,7 +102,7 @@ def cpu_path(facts: Facts) -> Judged:
     return text, _verdict(found <= facts.golden_tolerance)
 
 
-def records_are_whole(facts: Facts) -> Judged:
+def records_are_whole(facts: RunFacts) -> Judged:
     """Hold every step to be there once, with every figure."""
     if not facts.steps:
         return "no step was taken", NOT_MEASURED
@@ -123,7 +123,7 @@ def records_are_whole(facts: Facts) -> Judged:
     return f"{len(numbers)} steps with {len(names)} figures each", PASS
 
 
-def validation_holds(facts: Facts) -> Judged:
+def validation_holds(facts: RunFacts) -> Judged:
     """Hold the validation losses against the first one's cap and each other."""
     if not facts.validations:
         return "no validation was reached", NOT_MEASURED
@@ -133,14 +133,14 @@ def validation_holds(facts: Facts) -> Judged:
     return sentence or text, _verdict(sentence is None)
 
 
-def figures_are_finite(facts: Facts) -> Judged:
+def figures_are_finite(facts: RunFacts) -> Judged:
     """Hold loss and gradient norm to be finite at every step."""
-    if facts.broken is not None and facts.broken[0] == "INV-FINITE":
-        return facts.broken[1], FAIL
+    if facts.violation is not None and facts.violation[0] == "INV-FINITE":
+        return facts.violation[1], FAIL
     return (f"{len(facts.steps)} steps", PASS) if facts.steps else ("no step was taken", NOT_MEASURED)
 
 
-def figures_are_possible(facts: Facts) -> Judged:
+def figures_are_possible(facts: RunFacts) -> Judged:
     """Hold throughput to be 0 or more, utilisation from 0 to 100."""
     if not facts.steps:
         return "no step was taken", NOT_MEASURED
@@ -152,7 +152,7 @@ def figures_are_possible(facts: Facts) -> Judged:
     return (f"step {bad[0]} has impossible figures", FAIL) if bad else (text, PASS)
 
 
-def mode_is_whole(facts: Facts) -> Judged:
+def mode_is_whole(facts: RunFacts) -> Judged:
     """Hold the cap, the target and the start to be those of one mode."""
     plan, row = facts.plan, MODES[facts.plan.mode]
     cap = row.cap or 2 * math.log(plan.arch.n_vocab)
@@ -176,7 +176,7 @@ GATES: tuple[tuple[str, str, Judge, str], ...] = (
 )
 
 
-def judge(facts: Facts) -> tuple[Gate, ...]:
+def judge(facts: RunFacts) -> tuple[Gate, ...]:
     """Return every gate with its verdict."""
     return tuple(Gate(id, rule, *judge_one(facts), evidence) for id, rule, judge_one, evidence in GATES)
 

@@ -1,6 +1,6 @@
-"""Cheap rules that every step of a sound run keeps, each of them broken once by a published training run.
+"""Cheap rules that every step of a sound run keeps, each of them violated once by a published training run.
 
-A rule returns None, or the sentence that ends the run. The rules on files and devices are gates (train_gates).
+A rule returns None, or the sentence that ends the run. The rules on files and devices are checks/gates.
 Source of the histories: the gap list of the albor project.
 """
 
@@ -20,7 +20,7 @@ LR_LEFT = 0.5           # a schedule that ends above this part of its peak was m
 
 
 @dataclass(slots=True)
-class Memory:
+class InvariantState:
     """What the rules remember from step to step; it goes into a checkpoint."""
 
     last: tuple[float, float] | None = None         # loss and gradient norm of the step before
@@ -30,7 +30,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StepObservation:
     """What a rule looks at."""
 
     plan: Plan
@@ -42,71 +42,77 @@ class Seen:
     is_first: bool    # the optimizer's first step: Adam then moves an element by lr, whatever its gradient
 
 
-Rule = Callable[[Seen, Memory], str | None]
+Rule = Callable[[StepObservation, InvariantState], str | None]
 
 
-def finite(seen: Seen, memory: Memory) -> str | None:
+def finite(observed: StepObservation, state: InvariantState) -> str | None:
     """The weights were left as they were."""
-    for name, value in (("loss", seen.measured.loss), ("gradient norm", seen.measured.grad_norm)):
+    for name, value in (("loss", observed.measured.loss), ("gradient norm", observed.measured.grad_norm)):
         if not math.isfinite(value):
-            born = f", {seen.measured.birth}" if seen.measured.birth else ""
-            return f"the {name} of step {seen.step} is {value}{born}; the weights are those before the step"
+            born = f", {observed.measured.birth}" if observed.measured.birth else ""
+            return f"the {name} of step {observed.step} is {value}{born}; the weights are those before the step"
     return None
 
 
-def loss_is_measured(seen: Seen, memory: Memory) -> str | None:
+def loss_is_measured(observed: StepObservation, state: InvariantState) -> str | None:
     """A cross-entropy is above 0, and two batches never give the same bits of loss and gradient norm."""
-    loss, norm = seen.measured.loss, seen.measured.grad_norm
+    loss, norm = observed.measured.loss, observed.measured.grad_norm
     if loss <= 0.0:
-        return f"the loss of step {seen.step} is {loss}: no cross-entropy over text is 0 or less"
-    if memory.last == (loss, norm):
-        return (f"step {seen.step} repeats loss {loss} and gradient norm {norm} of the step before bit for bit: "
+        return f"the loss of step {observed.step} is {loss}: no cross-entropy over text is 0 or less"
+    if state.last == (loss, norm):
+        return (f"step {observed.step} repeats loss {loss} and gradient norm {norm} of the step before bit for bit: "
                 "no data was read")
     return None
 
 
-def every_parameter_has_a_gradient(seen: Seen, memory: Memory) -> str | None:
+def every_parameter_has_a_gradient(observed: StepObservation, state: InvariantState) -> str | None:
     """A parameter with an exactly zero gradient is not part of the loss."""
-    names = seen.measured.no_gradient
+    names = observed.measured.no_gradient
     if not names:
         return None
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (f"at step {seen.step} the gradient of {', '.join(names[:3])}{more} is exactly zero: "
+    return (f"at step {observed.step} the gradient of {', '.join(names[:3])}{more} is exactly zero: "
             "backward does not reach it")
 
 
-def clipped_as_declared(seen: Seen, memory: Memory) -> str | None:
+def clipped_as_declared(observed: StepObservation, state: InvariantState) -> str | None:
     """After clipping, the global norm is the smaller of the norm before and the limit."""
-    wanted, found = min(seen.measured.grad_norm, CLIP), seen.measured.clipped_norm
+    wanted, found = min(observed.measured.grad_norm, CLIP), observed.measured.clipped_norm
     if abs(found - wanted) <= CLIP_TOLERANCE * wanted:
         return None
-    return f"at step {seen.step} the gradient norm after clipping is {found:.6g}; min(norm, {CLIP:g}) is {wanted:.6g}"
+    return (
+        f"at step {observed.step} the gradient norm after clipping is {found:.6g}; min(norm, {CLIP:g}) is {wanted:.6g}"
+    )
 
 
-def rate_as_declared(seen: Seen, memory: Memory) -> str | None:
+def rate_as_declared(observed: StepObservation, state: InvariantState) -> str | None:
     """The optimizer holds the scheduled rate, and its first step moves a vector's element by that rate."""
-    wanted, found, move = learning_rate(seen.plan, seen.step), seen.measured.lr, seen.measured.top_move
+    wanted, found, move = learning_rate(observed.plan, observed.step), observed.measured.lr, observed.measured.top_move
     if found != wanted:
-        return f"at step {seen.step} the optimizer's learning rate is {found:.6g}; the schedule declares {wanted:.6g}"
-    if seen.is_first and move is not None and abs(move - wanted) > MOVE_TOLERANCE * wanted + HALF_ULP_OF_1:
+        return (
+            f"at step {observed.step} the optimizer's learning rate is {found:.6g}; the schedule declares {wanted:.6g}"
+        )
+    if observed.is_first and move is not None and abs(move - wanted) > MOVE_TOLERANCE * wanted + HALF_ULP_OF_1:
         return (f"the first step moved norm weights by up to {move:.6g}; AdamW at the declared rate moves them by "
                 f"{wanted:.6g}")
     return None
 
 
-def batch_is_new(seen: Seen, memory: Memory) -> str | None:
+def batch_is_new(observed: StepObservation, state: InvariantState) -> str | None:
     """No batch comes twice in an epoch of the data."""
-    if seen.batch_hash in memory.hashes and seen.data_epoch == memory.data_epoch:
-        return f"the batch of step {seen.step} ({seen.batch_hash}) was trained on before in this epoch of the data"
+    if observed.batch_hash in state.hashes and observed.data_epoch == state.data_epoch:
+        return (
+            f"the batch of step {observed.step} ({observed.batch_hash}) was trained on before in this epoch of the data"
+        )
     return None
 
 
-def cursor_moves_on(seen: Seen, memory: Memory) -> str | None:
+def cursor_moves_on(observed: StepObservation, state: InvariantState) -> str | None:
     """The data order goes forward by one batch a step."""
-    if seen.cursor == memory.cursor:
+    if observed.cursor == state.cursor:
         return None
-    return (f"step {seen.step} reads from window {seen.cursor} of the data order; the step before ended at "
-            f"{memory.cursor}")
+    return (f"step {observed.step} reads from window {observed.cursor} of the data order; the step before ended at "
+            f"{state.cursor}")
 
 
 RULES: tuple[tuple[str, str, Rule], ...] = (
@@ -120,29 +126,29 @@ RULES: tuple[tuple[str, str, Rule], ...] = (
 )
 
 
-def broken(seen: Seen, memory: Memory) -> tuple[str, str] | None:
+def first_violation(observed: StepObservation, state: InvariantState) -> tuple[str, str] | None:
     """Return the first broken rule's id and sentence."""
     for id, _, rule in RULES:
-        sentence = rule(seen, memory)
+        sentence = rule(observed, state)
         if sentence is not None:
             return id, sentence
     return None
 
 
-def looked_at(seen: Seen, broke: str | None) -> list[str]:
+def rules_checked(observed: StepObservation, broke: str | None) -> list[str]:
     """List the rules that this step was held to: up to the one that it broke; gradients only where they were read."""
     ids = [id for id, _, _ in RULES]
     held = ids[: ids.index(broke) + 1] if broke in ids else ids
-    return [id for id in held if id != "INV-GRADIENT" or seen.measured.grads is not None]
+    return [id for id in held if id != "INV-GRADIENT" or observed.measured.grads is not None]
 
 
-def remember(seen: Seen, memory: Memory) -> None:
+def remember(observed: StepObservation, state: InvariantState) -> None:
     """Take a sound step into memory."""
-    if seen.data_epoch != memory.data_epoch:
-        memory.hashes, memory.data_epoch = set(), seen.data_epoch
-    memory.hashes.add(seen.batch_hash)
-    memory.last = (seen.measured.loss, seen.measured.grad_norm)
-    memory.cursor = seen.cursor + seen.plan.batch
+    if observed.data_epoch != state.data_epoch:
+        state.hashes, state.data_epoch = set(), observed.data_epoch
+    state.hashes.add(observed.batch_hash)
+    state.last = (observed.measured.loss, observed.measured.grad_norm)
+    state.cursor = observed.cursor + observed.plan.batch
 
 
 def not_finite(names: Sequence[str], step: int) -> str | None:

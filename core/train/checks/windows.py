@@ -1,6 +1,6 @@
 """Judge what no single step shows: a gradient norm that collapses, a gradient lost in noise, values near overflow.
 
-These gates end no run: what they see takes a window of steps, and a person decides. They are told while it goes on.
+These gates end no run: what they see takes a window of steps, and the user decides. They are reported while it goes on.
 """
 
 from __future__ import annotations

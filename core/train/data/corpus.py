@@ -1,6 +1,6 @@
 """Turn a folder of text into token shards, once: documents found, held-out ones set apart, tokenised into a cache.
 
-The default corpus is the standard library of the running Python. Shards are read by train_shards.
+The default corpus is the standard library of the running Python. Shards are read by shards.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGE_VOCAB = 16384
 SHARD_TOKENS = 1 << 26
 GROUP = 128           # documents encoded at once
 
-Said = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class Corpus:
 
 
 def open_corpus(
-    folder: Path | None, given: Vocabulary | None, n_vocab: int, cap_mib: int | None, spare: Path, said: Said,
+    folder: Path | None, given: Vocabulary | None, n_vocab: int, cap_mib: int | None, spare: Path,
+    on_message: OnMessage,
 ) -> Corpus:
     """Open token shards, or tokenise a folder of text into the user's cache (spare, where the cache cannot be written).
 
@@ -91,8 +92,8 @@ def open_corpus(
     for base in (cache_folder(), spare):
         target = base / f"corpus-{key[:16]}"
         try:
-            if not _is_built(target, n_vocab, said):
-                _build(target, root, chosen, given, n_vocab, said)
+            if not _is_built(target, n_vocab, on_message):
+                _build(target, root, chosen, given, n_vocab, on_message)
         except OutputError:
             if base == spare:
                 raise
@@ -169,14 +170,14 @@ def _published(root: Path, given: Vocabulary | None, n_vocab: int) -> Corpus:
     return Corpus(shards, None if given is None else padded(given, n_vocab), notes)
 
 
-def _is_built(target: Path, n_vocab: int, said: Said) -> bool:
+def _is_built(target: Path, n_vocab: int, on_message: OnMessage) -> bool:
     """Whether an earlier run has made the shards; damaged ones are removed, or set aside where others wrote too."""
     if not (target / MANIFEST).is_file():
         return False
     try:
         open_shards(target, n_vocab)
     except FileError as error:
-        said(f"making shards again, for {error}")
+        on_message(f"making shards again, for {error}")
         if strange_in(target) is None:
             shutil.rmtree(target, ignore_errors=True)
         else:
@@ -204,19 +205,20 @@ def _key(documents: Sequence[Document], given: Vocabulary | None, n_vocab: int) 
 
 
 def _build(
-    target: Path, root: Path, documents: Sequence[Document], given: Vocabulary | None, n_vocab: int, said: Said,
+    target: Path, root: Path, documents: Sequence[Document], given: Vocabulary | None, n_vocab: int,
+    on_message: OnMessage,
 ) -> None:
     train, val = split(documents)
     if given is None:
-        said(f"training a tokenizer of {n_vocab} tokens")
-        given = train_vocabulary(_sample(train, None if n_vocab >= LARGE_VOCAB else SAMPLE_BYTES), n_vocab, said)
+        on_message(f"training a tokenizer of {n_vocab} tokens")
+        given = train_vocabulary(_sample(train, None if n_vocab >= LARGE_VOCAB else SAMPLE_BYTES), n_vocab, on_message)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(target, force=True) as part:
             total = sum(d.n_bytes for d in documents)
             rows, done = [], 0
             for name, chosen in (("val", val), ("train", train)):
-                rows += _write_part(part, name, chosen, given, said, (done, total))
+                rows += _write_part(part, name, chosen, given, on_message, (done, total))
                 done += sum(d.n_bytes for d in chosen)
             write_vocabulary(part, given)
             manifest = {
@@ -233,7 +235,8 @@ def _build(
 
 
 def _write_part(
-    folder: Path, name: str, documents: Sequence[Document], vocabulary: Vocabulary, said: Said, span: tuple[int, int],
+    folder: Path, name: str, documents: Sequence[Document], vocabulary: Vocabulary, on_message: OnMessage,
+    span: tuple[int, int],
 ) -> list[dict[str, str | int]]:
     """Write the shards of one part, the end token after each document; say how far it is once a second."""
     encode, (done, total) = encoder(vocabulary), span
@@ -251,7 +254,7 @@ def _write_part(
         row["documents"] = int(row["documents"]) + len(group)
         done += sum(d.n_bytes for d in group)
         if time.monotonic() - spoken > 1:
-            said(f"tokenising: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+            on_message(f"tokenising: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
             spoken = time.monotonic()
     return rows
 

@@ -1,6 +1,6 @@
 """Read token shards: memory-mapped u32, cut into windows of seq + 1, in a seeded order with a cursor.
 
-They are written by train_corpus. A window never crosses a shard; the remainder of a shard is dropped. An epoch of the
+They are written by corpus.py. A window never crosses a shard; the remainder of a shard is dropped. An epoch of the
 data is one permutation of its windows, so the cursor (windows used so far) alone says where the order stands.
 """
 

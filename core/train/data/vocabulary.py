@@ -22,7 +22,7 @@ from core.text.bpe import BYTE_LETTERS, PRE_NAMED
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document
 PRE = "gpt-2"
-TOLD_S = 1.0  # between two words on how long training takes: a run may be ended at each
+TOLD_S = 1.0  # between two messages on how long training takes: a run may be ended at each
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 
 
@@ -77,11 +77,12 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def train_vocabulary(
-    texts: Iterable[str], n_vocab: int, said: Callable[[str], None] = lambda text: None
+    texts: Iterable[str], n_vocab: int, on_message: Callable[[str], None] = lambda text: None
 ) -> Vocabulary:
     """Train a byte-level BPE of at most n_vocab tokens: 256 bytes, merges by frequency, the end token last.
 
-    said: told every second how long it has taken; what it raises ends the wait, and the work ends with the process.
+    on_message: called every second with how long it has taken; what it raises ends the wait, and the work ends with
+    the process.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -103,7 +104,7 @@ def train_vocabulary(
     began = time.monotonic()
     thread.join(TOLD_S)
     while thread.is_alive():
-        said(f"training a tokenizer of {n_vocab} tokens: {time.monotonic() - began:.0f} s")
+        on_message(f"training a tokenizer of {n_vocab} tokens: {time.monotonic() - began:.0f} s")
         thread.join(TOLD_S)
     if failed:
         raise failed[0]

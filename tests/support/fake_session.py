@@ -1,4 +1,6 @@
-"""A door that gives traces made of small arrays, and ways to drive a screen and read it as text. No model, no torch."""
+"""A session that gives traces made of small arrays, and ways to drive a screen and read it as text. No model, no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,8 @@ class FakeArch:
 
 
 @dataclass
-class FakeDoor:
-    """The door's calls on a ready trace. stop_at: the run waits there until go is set, or it is cancelled."""
+class FakeSession:
+    """The session's calls on a ready trace. stop_at: the run waits there until go is set, or it is cancelled."""
 
     traced: Trace = field(default_factory=spiky_trace)
     comparison: Comparison | None = None
@@ -185,10 +187,10 @@ def file_error() -> FileError:
 
 @contextlib.asynccontextmanager
 async def console(
-    monkeypatch: pytest.MonkeyPatch, door: FakeDoor, size: tuple[int, int] = (80, 24), *, ascii_only: bool = False,
+    monkeypatch: pytest.MonkeyPatch, fake: FakeSession, size: tuple[int, int] = (80, 24), *, ascii_only: bool = False,
     no_color: bool = False, ends: bool = True, **request: object,
 ) -> AsyncIterator[tuple[Console, object]]:
-    """Run the console on a door; time and memory stand still. ends: wait for the first trace to end."""
+    """Run the console on a fake session; time and memory stand still. ends: wait for the first trace to end."""
     monkeypatch.setenv("APR_TUI_ASCII", "1" if ascii_only else "0")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -199,13 +201,13 @@ async def console(
     for module in (trace_screen, compare_screen, check_screen):
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
-    app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), door)
+    app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), fake)
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.worker.serial > 0)
         if ends:
             await until(pilot, lambda: app.owner is None)
         yield app, pilot
-        door.go.set()
+        fake.go.set()
     for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.faults.value_faults import EVERY, PLANTS, parse_plant, plant_table, plant_tap
+from core.faults.value_faults import EVERY, VALUE_FAULTS, parse_value_fault, value_fault_table, value_fault_tap
 from core.formats.open_model import open_model
 from core.model.stages import place_order
 from core.system.cancel import never
@@ -29,19 +29,19 @@ def model(tmp_path_factory):
 
 
 def test_the_plants_made_from_the_value_alone_are_these():
-    assert set(CHANGED) == {kind for kind, row in PLANTS.items() if row.plain}
+    assert set(CHANGED) == {kind for kind, row in VALUE_FAULTS.items() if row.value_only}
 
 
 @pytest.mark.parametrize("kind", list(CHANGED))
 def test_a_plant_does_what_its_row_says_and_leaves_the_value_it_was_given(kind, model):
     x = X.clone()
-    out = plant_tap(f"{kind}@1.qkv", model)(1, "qkv", x)
+    out = value_fault_tap(f"{kind}@1.qkv", model)(1, "qkv", x)
     assert torch.equal(torch.nan_to_num(out, 99, 98), torch.nan_to_num(torch.tensor(CHANGED[kind]), 99, 98))
     assert torch.equal(x, X)
 
 
 def test_a_plant_stands_at_its_place_only(model):
-    tap = plant_tap("negate@1.ffn_swiglu", model)
+    tap = value_fault_tap("negate@1.ffn_swiglu", model)
     assert tap(0, "ffn_swigl", X) is X and tap(1, "ffn_up", X) is X and tap(None, "final_norm", X) is X
     assert torch.equal(tap(1, "ffn_swigl", X), -X)
 
@@ -51,7 +51,7 @@ def test_a_plant_stands_at_its_place_only(model):
     ("swap@embedding", (None, "embedding")), ("shift@final_norm", (None, "final_norm")),
     ("negate@logits", (None, "logits"))])
 def test_a_plant_is_read_as_kind_at_place(text, place):
-    assert parse_plant(text, 3) == (text.partition("@")[0], place)
+    assert parse_value_fault(text, 3) == (text.partition("@")[0], place)
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -62,14 +62,14 @@ def test_a_plant_is_read_as_kind_at_place(text, place):
     ("scale@0.logits", "belongs to the whole model"), ("scale@1.2.qkv", "not a layer"), ("", "KIND@LAYER.STAGE")])
 def test_a_plant_that_cannot_be_is_refused(text, says):
     with pytest.raises(UsageError) as caught:
-        parse_plant(text, 3)
+        parse_value_fault(text, 3)
     assert says in str(caught.value)
 
 
 def test_the_table_has_a_line_for_each_kind_that_can_be_planted():
-    kinds = [kind for kind, row in PLANTS.items() if not row.choice]
-    assert [line.split()[0] for line in plant_table().splitlines()] == kinds
-    assert all(set(row.stages) <= set(EVERY) for row in PLANTS.values())
+    kinds = [kind for kind, row in VALUE_FAULTS.items() if not row.choice]
+    assert [line.split()[0] for line in value_fault_table().splitlines()] == kinds
+    assert all(set(row.stages) <= set(EVERY) for row in VALUE_FAULTS.values())
 
 
 def test_a_plant_moves_its_own_place_and_nothing_before_it(model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.faults.value_faults import PLANTS
+from core.faults.value_faults import VALUE_FAULTS
 from core.formats.open_model import open_model
 from core.kernels.cpu.build import Absent
 from core.model import matmul
@@ -20,27 +20,28 @@ from core.quant.activations import COMPUTES
 from core.system.cancel import never
 from core.system.errors import UsageError
 from core.trace.measures import BAD_FACTOR, LocalError
-from core.trace.record import Facts, Trace
+from core.trace.record import CaptureContract, Trace
 from core.trace.run import open_side
 from core.trace.taps import no_tap
 from tests.support.small_models import IDS, write_model
 
 N_LAYER = 3
 OTHERS = ("silu", "no-window", "no-sinks")  # kinds that these models have no place for
-PLANTED = [kind for kind, row in PLANTS.items() if not row.choice and kind not in OTHERS]
+PLANTED = [kind for kind, row in VALUE_FAULTS.items() if not row.choice and kind not in OTHERS]
 NAMES = {s.name for s in USUAL}
-LINEAR = tuple(s for s in PLANTS["bf16-sum"].stages if s in NAMES)  # what a coarse compute makes coarse
+LINEAR = tuple(s for s in VALUE_FAULTS["bf16-sum"].stages if s in NAMES)  # what a coarse compute makes coarse
 # plants that may change nothing, or less than the compute itself costs: kind -> (stages, computes, models), and why
 HIDDEN = {
     "stale": (("logits",), COMPUTES, ("K", "8")),                    # it has one token only
     "no-bias": (LINEAR, COMPUTES, ("K", "8")),                       # only K has biases, of qkv
-    "nibbles": (PLANTS["nibbles"].stages, COMPUTES, ("8",)),         # Q8_0 has no nibbles
-    "scale-min": (PLANTS["scale-min"].stages, COMPUTES, ("8",)),     # nor a min
+    "nibbles": (VALUE_FAULTS["nibbles"].stages, COMPUTES, ("8",)),         # Q8_0 has no nibbles
+    "scale-min": (VALUE_FAULTS["scale-min"].stages, COMPUTES, ("8",)),     # nor a min
     "zero-channel": ((*LINEAR, "logits"), ("q8", "bf16"), ("K", "8")),  # one channel is a 256th or a 64th of the value
-    "eps": (PLANTS["eps"].stages, ("f16",), ("K", "8")),             # 1e-3 beside a mean square of 1 is one rounding
+    "eps": (VALUE_FAULTS["eps"].stages, ("f16",), ("K", "8")),
+                # 1e-3 beside a mean square of 1 is one rounding
     "bf16-sum": (LINEAR, ("q8", "bf16", "f16"), ("K", "8")),         # as coarse as the compute
 }
-FACTS = Facts(None, None, None, None, None, None)
+FACTS = CaptureContract(None, None, None, None, None, None)
 PLACES: list[Place] = sorted(
     ((layer, s.name) for s in USUAL for layer in ((None,) if s.whole else range(N_LAYER))), key=place_order)
 
@@ -100,7 +101,7 @@ def hold(models, model: str, kind: str, compute: str, place: Place) -> None:
 @pytest.mark.parametrize("kind", PLANTED)
 def test_every_plant_is_named_at_its_stage(kind, compute, models):
     turn = PLANTED.index(kind)
-    stages = PLANTS[kind].stages[turn % 2 :: 2] or PLANTS[kind].stages
+    stages = VALUE_FAULTS[kind].stages[turn % 2 :: 2] or VALUE_FAULTS[kind].stages
     for i, stage in enumerate(s for s in stages if s in NAMES):
         hold(models, "8" if compute == "bf16" else "K", kind, compute, place_of(stage, turn + i))
 
@@ -111,7 +112,7 @@ def test_every_plant_is_named_at_its_stage(kind, compute, models):
 @pytest.mark.parametrize("model", ["K", "8"])
 def test_every_plant_is_named_at_every_place(model, kind, compute, models):
     for place in PLACES:
-        if place[1] in PLANTS[kind].stages:
+        if place[1] in VALUE_FAULTS[kind].stages:
             hold(models, model, kind, compute, place)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from core.model.stages import SCOPES
 from core.trace.stats import MASSIVE_SIZE, Stats
-from core.trace.taps import BLOCK_VALUES, chain, jitter, measure, no_tap, patch, record
+from core.trace.taps import BLOCK_VALUES, add_noise, chain, measure, no_tap, patch, record
 
 EXACT = 1e-12  # relative: float64 sums in another order
 NAN, INF = float("nan"), float("inf")
@@ -183,7 +183,7 @@ def test_factors_of_constants_or_beside_nan_have_a_correlation_of_finite_channel
 
 def test_jitter_is_seeded_and_of_one_rounding_unit():
     x = torch.ones(100, 100)
-    a, b, c = (jitter(2.0**-8, seed)(0, "qkv", x) for seed in (1, 1, 2))
+    a, b, c = (add_noise(2.0**-8, seed)(0, "qkv", x) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     off = (a - 1).abs()
     assert float(off.max()) <= 2.0**-8 and float(off.mean()) == pytest.approx(2.0**-9, rel=0.05)

@@ -12,12 +12,12 @@ from core import session
 from core.proof.contract_gates import GATES, contract_gates, gate_rows, judge_gates
 from core.system.errors import FileError
 from core.system.json_text import to_json
-from core.trace.record import Facts, Trace
+from core.trace.record import CaptureContract, Trace
 from core.trace.request import Prompt, Source
 from core.trace.stats import ScopeStats, Stats
 from tests.support.small_models import IDS, write_model
 
-UNKNOWN = Facts(None, None, None, None, None, None)
+UNKNOWN = CaptureContract(None, None, None, None, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A door that also checks and bisects: errors and rungs made by hand over the ready trace. No model, no torch."""
+"""A session that also checks and bisects: errors and rungs made by hand over the ready trace. No model, no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cache
 
 from core.model.stages import USUAL, Place
 from core.proof.check_result import Check
-from core.proof.verdict import Bisection, Comparison, Ladder, Rung
+from core.proof.verdict import Bisection, Comparison, LayerBisection, PatchResult
 from core.system.errors import Cancelled
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, StageJudged, Start
 from core.trace.measures import LocalError
 from core.trace.record import Trace
-from tests.support.screen_door import FakeDoor, pair, spiky_trace
+from tests.support.fake_session import FakeSession, pair, spiky_trace
 
 N_LAYER = 10
 
@@ -31,7 +31,7 @@ def shallow() -> Trace:
 
 @cache
 def shallow_pair() -> Comparison:
-    """The pair of screen_door with 10 layers; float64 has found side B wrong."""
+    """The pair of fake_session with 10 layers; float64 has found side B wrong."""
     found = pair()
     a, b = (replace(t, facts=shallow().facts, cells=_cut(t.cells)) for t in (found.a, found.b))
     error = LocalError(0.04, 2e-15, 2, 9, guess="its bias is missing")
@@ -52,17 +52,17 @@ def bisection(entry: int | None = 5) -> Bisection:
     judged = shallow_pair()
     if entry is None:
         places: tuple[Place, ...] = ((9, "output"), (None, "embedding"), (None, "final_norm"))
-        rungs = [Rung(p, *((0.0, 1.0) if p[1] == "final_norm" else (0.5, 0.0))) for p in places]
-        return Bisection(judged, Ladder(0.5, tuple(rungs), None))
-    layers = [Rung((i, "output"), *((0.0, 1.0) if i >= entry else (0.5, 0.0))) for i in (9, 4, 7, 5)]
-    inside = [Rung((entry, s.name), *((0.0, 1.0) if s.name == "ffn_out" else (0.61, -0.22)))
+        rungs = [PatchResult(p, *((0.0, 1.0) if p[1] == "final_norm" else (0.5, 0.0))) for p in places]
+        return Bisection(judged, LayerBisection(0.5, tuple(rungs), None))
+    layers = [PatchResult((i, "output"), *((0.0, 1.0) if i >= entry else (0.5, 0.0))) for i in (9, 4, 7, 5)]
+    inside = [PatchResult((entry, s.name), *((0.0, 1.0) if s.name == "ffn_out" else (0.61, -0.22)))
               for s in USUAL if not s.whole and s.name != "output"]
-    return Bisection(judged, Ladder(0.5, (*layers, *inside), entry), lambda folder: folder)
+    return Bisection(judged, LayerBisection(0.5, (*layers, *inside), entry), lambda folder: folder)
 
 
 @dataclass
-class CheckDoor(FakeDoor):
-    """A FakeDoor whose check and bisection are ready. hold: a phase at which the bisection waits for go."""
+class FakeCheckSession(FakeSession):
+    """A FakeSession whose check and bisection are ready. hold: a phase at which the bisection waits for go."""
 
     traced: Trace = field(default_factory=shallow)
     checked: Check | None = None
