@@ -2,7 +2,8 @@
 
 Each statistic has a row in metrics.py, where its formula stands. Definitions are those of `apr trace`
 (ActivationStats): finite values only, sample standard deviation (n - 1).
-Missing is None: n = 0 gives None everywhere, n = 1 a std of None.
+Missing is None: n = 0 gives None everywhere, n = 1 a std of None where other values were not finite; a cell of one
+value has a std of 0, as in `apr trace`.
 Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 """
 
@@ -144,9 +145,9 @@ def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, 
 
 
 def std_T(cell: TokenStats) -> Floats:
-    """Return the sample standard deviation of each token's values; NaN where a token has fewer than two."""
+    """Return the sample standard deviation of each token's values; NaN where fewer than two of several are finite."""
     n_T = cell.finite_T
-    out: Floats = np.sqrt(np.where(n_T > 1, cell.rows["m2"], math.nan) / np.maximum(n_T - 1, 1))
+    out: Floats = np.sqrt(np.where(n_T > min(cell.width - 1, 1), cell.rows["m2"], math.nan) / np.maximum(n_T - 1, 1))
     return out
 
 
@@ -222,10 +223,15 @@ def _merged(width: int, first: int, rows: Rows) -> Stats:
     absmax_T = np.maximum(np.abs(low_T), np.abs(high_T))
     peak = int(np.argmax(np.where(has, absmax_T, -1.0)))
     return Stats(
-        **counts, **where, mean=mean, std=math.sqrt(m2 / (n - 1)) if n > 1 else None, min=float(low_T.min()),
+        **counts, **where, mean=mean, std=_spread(counts["count"], n, m2), min=float(low_T.min()),
         max=float(high_T.max()), absmax=float(absmax_T[peak]), l2=math.sqrt(float(rows["sumsq"][has].sum())),
         peak_token=first + peak, peak_channel=int(rows["peak_channel"][peak]),
     )
+
+
+def _spread(count: int, n: int, m2: float) -> float | None:
+    """The sample standard deviation of n finite of count values: one alone spreads by 0, one of several tells none."""
+    return math.sqrt(m2 / (n - 1)) if n > 1 else 0.0 if count == 1 else None
 
 
 def _squares(std_T: Floats, n_T: Ints) -> Floats:

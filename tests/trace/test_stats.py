@@ -78,6 +78,12 @@ def test_a_single_finite_value_has_no_spread_to_tell():
     assert (found.mean, found.std, found.l2) == (4.0, None, 4.0)
 
 
+def test_a_cell_of_one_value_has_a_spread_of_0_and_one_of_nan_has_none():
+    assert token_stats(np.array([[4.0], [6.0]])).at("last").std == 0.0
+    assert token_stats(np.array([[4.0], [6.0]])).at("all").std == 2.0**0.5
+    assert token_stats(np.array([[math.nan]])).at("all").std is None
+
+
 def test_a_tie_names_the_lowest_token_and_channel():
     found = token_stats(np.array([[1.0, 2.0, 0.0], [0.0, -2.0, 2.0]])).at("all")
     assert (found.absmax, found.peak_token, found.peak_channel) == (2.0, 0, 1)

@@ -89,9 +89,9 @@ def test_a_single_channel_and_a_single_token_are_measured_too(kind):
         assert_same(measure(torch.from_numpy(x)).at("all"), by_hand(x))
 
 
-def test_one_value_has_no_std():
+def test_one_value_has_a_std_of_0():
     stats = measure(torch.tensor([[2.0]])).at("all")
-    assert stats is not None and (stats.std, stats.mean, stats.count) == (None, 2.0, 1)
+    assert stats is not None and (stats.std, stats.mean, stats.count) == (0.0, 2.0, 1)
 
 
 def test_no_tokens_measure_as_nothing_at_every_scope():
