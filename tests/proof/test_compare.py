@@ -463,7 +463,9 @@ def test_nothing_in_common_is_no_pass():
 # --- clean pairs ---
 
 
-CLEAN = list(itertools.product(range(2), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"]))  # with 5 partners each
+# with 5 partners each; the second seed, and other key-value heads, by `-m slow`
+CLEAN = [pytest.param(seed, ids, arch, marks=[pytest.mark.slow] if seed else [])
+         for seed, ids, arch in itertools.product(range(2), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"])]
 
 
 @pytest.mark.parametrize(("seed", "ids", "arch"), CLEAN)
