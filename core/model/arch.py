@@ -109,9 +109,12 @@ INNER = ("layers", "norm", "embed_scale", "logit_scale", "logit_cap", "out_norm"
 def read_arch(model: ModelFile) -> Arch:
     """Read the architecture, claim every tensor and hold it to its shape; FileError names what is missing or unread."""
     family, name = family_of(model), str(model.key("general.architecture"))
-    kind = str(model.key("general.type", "model"))
+    kind = "adapter" if name == "controlvector" else str(model.key("general.type", "model"))
     if kind in KINDS or name == "clip":
         raise FileError(f"{model.path.name} is {KINDS.get(kind, KINDS['mmproj'])}.")
+    if model.key("general.architecture") is None:
+        raise FileError(f"{model.path.name} has no key general.architecture: its tensors are not said to be a model. "
+                        "Give a model's own file, or convert it again.")
     if name in REFUSED:
         raise FileError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. It is not run.")
     if family is None:

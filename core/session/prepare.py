@@ -24,6 +24,7 @@ from core.system.gpus import choose_device
 from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import Tokenizer, open_tokenizer
+from core.text.vocabulary_notes import vocabulary_notes
 from core.trace.events import CellMeasured, Emit, Event, Start, TokenGenerated
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.request import Prompt, Source
@@ -216,7 +217,8 @@ def empty_trace(side: Side, model: Prepared) -> Trace:
     }
     planted = ", ".join(str(p) for p in (side.plant, file.key("apr_tui.planted")) if p)
     return Trace(name=file.path.name, facts=facts, tokens=model.tokens, cells={}, planted=planted or None,
-                 notes=(*file.notes, *arch.notes, *model.tokenizer.notes), origin=origin, identity=model.identity)
+                 notes=(*file.notes, *arch.notes, *model.tokenizer.notes,
+                        *vocabulary_notes(file, arch.n_vocab)), origin=origin, identity=model.identity)
 
 
 def identifying(emit: Emit, *identities: Identity | None) -> Emit:
