@@ -116,10 +116,11 @@ def read_arch(model: ModelFile) -> Arch:
         raise FileError(f"{model.path.name} has no key general.architecture: its tensors are not said to be a model. "
                         "Give a model's own file, or convert it again.")
     if name in REFUSED:
-        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. {ELSEWHERE}")
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. "
+                        f"{ELSEWHERE}")
     if family is None:
-        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}, which is none of the {len(ARCHS)} that "
-                        f"this build runs. {ELSEWHERE}")
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}, which is none of the {len(ARCHS)} "
+                        f"that this build runs. {ELSEWHERE}")
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
     facts = FileFacts(model, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.model.file_facts import ELSEWHERE
 from core.model.stages import Place, place_order
 from core.proof.check_result import Check
 from core.proof.verdict import Comparison
@@ -53,7 +54,8 @@ def trace_source(
     traced = trace_engine(
         source, tokens, text_of, layers=options.layers, witness=options.witness, emit=emit, cancelled=cancelled)
     if refused is not None:
-        note = f"statistics of the stages that {source.scheme} names, and nothing is recomputed: {refused}"
+        why = str(refused).removesuffix(f" {ELSEWHERE}")
+        note = f"statistics of the stages that {source.scheme} names; nothing is recomputed. {why}"
         return replace(traced, values=None, notes=(*traced.notes, note))
     traced = _identified(traced, file)
     return traced if options.keep_values else replace(traced, values=None)

@@ -13,7 +13,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.
 
 
 class Vocabulary:
-    """The tokens of one model file. defaults: ids of special tokens where the file does not say; FileError throughout."""
+    """The tokens of one model file; FileError. defaults: ids of special tokens where the file does not say."""
 
     def __init__(self, model: ModelFile, defaults: Mapping[str, int] | None = None) -> None:
         self.model, self._defaults = model, defaults or {}
@@ -99,5 +99,6 @@ class Vocabulary:
     def specials(self) -> list[tuple[str, int]]:
         """Tokens that are found in a text before anything else is, longest first."""
         rows = zip(self.texts, self.types, strict=True)
-        found = [(text, id) for id, (text, kind) in enumerate(rows) if kind in (UNKNOWN, CONTROL, USER_DEFINED) and text]
+        found = [(text, id) for id, (text, kind) in enumerate(rows)
+                 if kind in (UNKNOWN, CONTROL, USER_DEFINED) and text]
         return sorted(found, key=lambda pair: -len(pair[0].encode()))

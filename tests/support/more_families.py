@@ -18,9 +18,9 @@ Shapes = dict[str, tuple[int, ...]]
 Case = tuple[str, list[Shapes], dict[str, Any], Shapes]
 
 
-def attn(k: int = K, bias: tuple[str, ...] = (), norms: Shapes | None = None, gate: int = 1, norm: bool = True) -> Shapes:
+def attn(k: int = K, bias: tuple[str, ...] = (), norms: Shapes | None = None, norm: bool = True) -> Shapes:
     """Attention with products of its own."""
-    made = {"attn_q": (gate * N * H, D), "attn_k": (k * H, D), "attn_v": (k * H, D), "attn_output": (D, N * H)}
+    made = {"attn_q": (N * H, D), "attn_k": (k * H, D), "attn_v": (k * H, D), "attn_output": (D, N * H)}
     return {**made, **({"attn_norm": (D,)} if norm else {}), **(norms or {}),
             **{f"attn_{b}.bias": made[f"attn_{b}"][:1] for b in bias}}
 
@@ -32,7 +32,8 @@ def joined(k: int = K) -> Shapes:
 
 def ffn(gate: bool = True, norm: str = "ffn_norm", up: int = F) -> Shapes:
     """A dense feed-forward. up: rows of ffn_up, twice as many where it holds the gate."""
-    return {**({norm: (D,)} if norm else {}), "ffn_up": (up, D), "ffn_down": (D, F), **({"ffn_gate": (F, D)} if gate else {})}
+    return {**({norm: (D,)} if norm else {}), "ffn_up": (up, D), "ffn_down": (D, F),
+            **({"ffn_gate": (F, D)} if gate else {})}
 
 
 def moe(gate: bool = True, norm: str = "ffn_norm", choice: bool = False, shared: int = 0) -> Shapes:
@@ -80,7 +81,8 @@ MAMBA2: Shapes = {
 MAMBA: Shapes = {
     "attn_norm": (D,), "ssm_in": (256, D), "ssm_conv1d": (128, 4), "ssm_conv1d.bias": (128,), "ssm_x": (40, 128),
     "ssm_dt": (128, 8), "ssm_dt.bias": (128,), "ssm_a": (128, 16), "ssm_d": (128,), "ssm_out": (D, 128)}
-CONV: Shapes = {"attn_norm": (D,), "shortconv.in_proj": (3 * D, D), "shortconv.conv": (D, 3), "shortconv.out_proj": (D, D)}
+CONV: Shapes = {"attn_norm": (D,), "shortconv.in_proj": (3 * D, D), "shortconv.conv": (D, 3),
+                "shortconv.out_proj": (D, D)}
 NO_HEADS = SSM | {"attention.head_count": 0, "feed_forward_length": 0}
 HYBRID = SSM | {"attention.layer_norm_epsilon": 1e-5, "attention.head_count_kv": [0, K, 0]}
 AFMOE = attn(norms=HEADS) | {"attn_gate": (N * H, D)} | POST

@@ -309,4 +309,5 @@ def test_importing_the_tokenizer_loads_no_heavy_library():
 
 
 def test_the_tables_name_what_the_messages_list():
-    assert set(FAMILIES) == {"gpt2", "llama", "gemma4", "t5", "bert", "rwkv"} and {"gpt-2", "llama-bpe", "qwen2"} <= set(PRE_NAMED)
+    assert set(FAMILIES) == {"gpt2", "llama", "gemma4", "t5", "bert", "rwkv"}
+    assert {"gpt-2", "llama-bpe", "qwen2"} <= set(PRE_NAMED)
