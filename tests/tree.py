@@ -42,7 +42,8 @@ def archs_text() -> str:
         *textwrap.wrap("- a value that changes numbers in one of these keys, where its architecture does not read it: "
                        f"{', '.join(NEUTRAL)}.", WIDTH, subsequent_indent="  "),
         "", *textwrap.wrap("Refused files still trace through another engine that runs them: `apr-tui trace "
-                           "llama.cpp:FILE` gives the statistics of the stages that it names, and nothing is recomputed.", WIDTH), "",
+                           "llama.cpp:FILE` gives the statistics of the stages that it names, and nothing is "
+                           "recomputed.", WIDTH), "",
         *textwrap.wrap(f"Tokenizers: `tokenizer.ggml.model` {', '.join(FAMILIES)}; `tokenizer.ggml.pre` "
                        f"{', '.join(PRE_NAMED)}. A file with another one traces with --tokens.", WIDTH), "", ""])
 
