@@ -1,12 +1,12 @@
 // Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies; what their decoders
-// (blocks.h) are made of.
+// (blocks/super_blocks.h) are made of.
 //
 // A weight is d * W - dmin * m, W = sc * q a whole number: W = 256 * high + low, low unsigned, high signed.
 // A tile holds 64 values of 16 rows, one row in 64 bytes; a super-block has four.
 #pragma once
 #include <array>
 
-#include "layout.h"
+#include "blocks/layout.h"
 
 constexpr int TILE = 16, SUPER = 256, STEP = 64, STEPS = SUPER / STEP;
 

@@ -1,12 +1,15 @@
-// What the kernels ask of a stored type, and what its decoders share: halves, 16 values at once, six-bit scales.
+// What the kernels ask of a stored type, and what its decoders share: halves, 16 bytes at once, six-bit scales.
 //
-// The types themselves: blocks.h.
+// The types themselves: small_blocks.h, super_blocks.h, grid_blocks.h.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 struct Digits;
@@ -14,11 +17,21 @@ struct HalfWeights;
 struct Line;
 struct TileJob;
 
-// A row of LAYOUTS in blocks.h. What is null goes by way of float32.
+// The points that a type's indices name: gguf-py has them, so they are given at run time.
+struct Grid {
+    static constexpr int MOST = 16384;
+    alignas(64) uint8_t values[MOST];  // signed; of four or eight to a point
+    std::atomic<bool> given;
+};
+
+// A row of a table of types. What is null goes by way of float32.
 struct Layout {
     const char* name;  // as in quant/types.py
     int block, block_bytes;
     void (*decode)(const uint8_t* raw, float* out, long n);  // n values, whole blocks
+    // Rows times one token, whole blocks, without a decoded copy: the same bits (block.h).
+    void (*dot)(const uint8_t* w, long w_step, long rows, const float* x, long n, float* out, bool first) = nullptr;
+    Grid* grid = nullptr;
     // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h; mins: whether they are less a
     // minimum), times one token (lines.h), to bfloat16 (halves.h).
     bool (*digits)(const uint8_t* raw, Digits& out, int row) = nullptr;
@@ -59,23 +72,49 @@ static inline Bytes bytes_at(const uint8_t* p) {
     return v;
 }
 
-// out = scale * q - least, for 16 values of type Q; the product is exact. (Compilers widen bytes one by one.)
-template <class Q>
-static inline void put(float* out, Bytes bytes, float scale, float least = 0) {
-#if defined(__AVX512F__)
-    const __m128i b = reinterpret_cast<__m128i>(bytes);
-    const __m512 v = _mm512_cvtepi32_ps(Q(-1) < 0 ? _mm512_cvtepi8_epi32(b) : _mm512_cvtepu8_epi32(b));
-    _mm512_storeu_ps(out, _mm512_fmsub_ps(v, _mm512_set1_ps(scale), _mm512_set1_ps(least)));
-#elif defined(__AVX2__)
-    __m128i b = reinterpret_cast<__m128i>(bytes);
-    for (int i = 0; i < 16; i += 8, b = _mm_srli_si128(b, 8)) {
-        const __m256 v = _mm256_cvtepi32_ps(Q(-1) < 0 ? _mm256_cvtepi8_epi32(b) : _mm256_cvtepu8_epi32(b));
-        _mm256_storeu_ps(out + i, _mm256_fmsub_ps(v, _mm256_set1_ps(scale), _mm256_set1_ps(least)));
-    }
+static inline uint32_t word_at(const uint8_t* p) {
+    uint32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+
+static inline Bytes two_words(uint64_t low, uint64_t high) {
+    const uint64_t both[2] = {low, high};
+    Bytes v;
+    memcpy(&v, both, 16);
+    return v;
+}
+
+static constexpr Bytes signed_bytes(const int8_t (&v)[16]) {
+    Bytes out = {};
+    for (int i = 0; i < 16; i++) out[i] = static_cast<uint8_t>(v[i]);
+    return out;
+}
+
+// 255 for each of 16 bits that is set, the lowest first.
+static inline Bytes mask_of(int bits) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return reinterpret_cast<Bytes>(_mm_movm_epi8(static_cast<__mmask16>(bits)));
 #else
-    Q q[16];
-    memcpy(q, &bytes, 16);
-    for (int i = 0; i < 16; i++) out[i] = scale * static_cast<float>(q[i]) - least;
+    const uint64_t each = 0x0101010101010101, of = 0x8040201008040201;
+    const Bytes bit = two_words(of, of);
+    return reinterpret_cast<Bytes>((two_words((bits & 255) * each, (bits >> 8 & 255) * each) & bit) == bit);
+#endif
+}
+
+static inline Bytes mask_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8); }
+
+// table[index], of each index below 16.
+static inline Bytes look_up(Bytes table, Bytes index) {
+#if defined(__SSSE3__)
+    return reinterpret_cast<Bytes>(
+        _mm_shuffle_epi8(reinterpret_cast<__m128i>(table), reinterpret_cast<__m128i>(index)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<Bytes>(vqtbl1q_u8(reinterpret_cast<uint8x16_t>(table), reinterpret_cast<uint8x16_t>(index)));
+#else
+    Bytes out = {};
+    for (int i = 0; i < 16; i++) out[i] = table[index[i]];
+    return out;
 #endif
 }
 
