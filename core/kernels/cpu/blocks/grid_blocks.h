@@ -36,6 +36,7 @@ struct IQ2_XXS {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw) * 0.25f;
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const uint8_t* i = raw + 2 + 8 * s;
             const uint32_t word = word_at(i + 4);
@@ -55,6 +56,7 @@ struct IQ2_XS {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw) * 0.25f;
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const uint32_t both = word_at(raw + 2 + 4 * g);  // twice nine bits of an index and seven signs
             const Bytes q = two_words(eight_of(GRID, both & 511), eight_of(GRID, both >> 16 & 511));
@@ -72,6 +74,7 @@ struct IQ2_S {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw) * 0.25f;
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const int high = raw[66 + g / 2] >> 4 * (g % 2);  // two bits more of each index
             const int a = raw[2 + 2 * g] | (high & 3) << 8, b = raw[3 + 2 * g] | (high >> 2 & 3) << 8;
@@ -89,6 +92,7 @@ struct IQ3_XXS {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw) * 0.5f;
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const uint8_t* i = raw + 2 + 4 * g;
             const uint32_t word = word_at(raw + 66 + 4 * (g / 2));
@@ -107,6 +111,7 @@ struct IQ3_S {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw);
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const uint8_t* i = raw + 2 + 4 * g;
             const int high = raw[66 + g / 2] >> 4 * (g % 2);  // a bit more of each index
@@ -132,6 +137,7 @@ struct IQ1_S {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw) * 0.125f;
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const int word = raw[34 + 2 * s] | raw[35 + 2 * s] << 8;
             const float scale = d * static_cast<float>(2 * (word >> 12 & 7) + 1);
@@ -153,8 +159,8 @@ struct IQ1_M {
     static inline void each(const uint8_t* raw, Put put) {
         const uint8_t* sc = raw + 48;  // four words of three scales and a fourth of d's bits
         const int half = sc[1] >> 4 | (sc[3] & 0xf0) | (sc[5] & 0xf0) << 4 | (sc[7] & 0xf0) << 8;
-        const uint8_t bits[2] = {static_cast<uint8_t>(half), static_cast<uint8_t>(half >> 8)};
-        const float d = half_at(bits) * 0.125f;
+        const float d = half_of(static_cast<uint16_t>(half)) * 0.125f;
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const int word = sc[g / 4 * 2] | sc[g / 4 * 2 + 1] << 8, high = raw[32 + g];
             const int a = raw[2 * g] | (high & 7) << 8, b = raw[2 * g + 1] | (high >> 4 & 7) << 8;

@@ -40,14 +40,12 @@ struct Layout {
     void (*halves)(const uint8_t* raw, HalfWeights& out, int row) = nullptr;
 };
 
-static inline float half_at(const uint8_t* p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
+static inline float half_of(uint16_t h) {
 #if defined(__F16C__)
     return _cvtsh_ss(h);
 #elif defined(__aarch64__)
     __fp16 half;
-    memcpy(&half, p, 2);
+    memcpy(&half, &h, 2);
     return static_cast<float>(half);
 #else
     const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
@@ -62,6 +60,12 @@ static inline float half_at(const uint8_t* p) {
     f *= 0x1p112f;  // exact, subnormal halves too
     return sign ? -f : f;
 #endif
+}
+
+static inline float half_at(const uint8_t* p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return half_of(h);
 }
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
@@ -79,10 +83,8 @@ static inline uint32_t word_at(const uint8_t* p) {
 }
 
 static inline Bytes two_words(uint64_t low, uint64_t high) {
-    const uint64_t both[2] = {low, high};
-    Bytes v;
-    memcpy(&v, both, 16);
-    return v;
+    typedef uint64_t Two __attribute__((vector_size(16)));
+    return reinterpret_cast<Bytes>(Two{low, high});
 }
 
 static constexpr Bytes signed_bytes(const int8_t (&v)[16]) {
@@ -91,18 +93,11 @@ static constexpr Bytes signed_bytes(const int8_t (&v)[16]) {
     return out;
 }
 
-// 255 for each of 16 bits that is set, the lowest first.
-static inline Bytes mask_of(int bits) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-    return reinterpret_cast<Bytes>(_mm_movm_epi8(static_cast<__mmask16>(bits)));
-#else
-    const uint64_t each = 0x0101010101010101, of = 0x8040201008040201;
-    const Bytes bit = two_words(of, of);
-    return reinterpret_cast<Bytes>((two_words((bits & 255) * each, (bits >> 8 & 255) * each) & bit) == bit);
-#endif
+// Each byte >> by; a neighbour's bits come in from above, for the caller to mask. (Compilers mask every byte shift.)
+static inline Bytes shifted(Bytes v, int by) {
+    typedef uint16_t Words __attribute__((vector_size(16)));
+    return reinterpret_cast<Bytes>(reinterpret_cast<Words>(v) >> by);
 }
-
-static inline Bytes mask_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8); }
 
 // table[index], of each index below 16.
 static inline Bytes look_up(Bytes table, Bytes index) {
@@ -117,6 +112,25 @@ static inline Bytes look_up(Bytes table, Bytes index) {
     return out;
 #endif
 }
+
+// 255 for each of 16 bits that is set, the lowest first.
+static inline Bytes mask_of(int bits) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return reinterpret_cast<Bytes>(_mm_movm_epi8(static_cast<__mmask16>(bits)));
+#else
+    const uint64_t of = 0x8040201008040201;
+    const Bytes bit = two_words(of, of);
+#if defined(__SSSE3__)
+    const Bytes each = look_up(reinterpret_cast<Bytes>(_mm_cvtsi32_si128(bits)), two_words(0, 0x0101010101010101));
+#else
+    const uint64_t all = 0x0101010101010101;
+    const Bytes each = two_words((bits & 255) * all, (bits >> 8 & 255) * all);
+#endif
+    return reinterpret_cast<Bytes>((each & bit) == bit);
+#endif
+}
+
+static inline Bytes mask_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8); }
 
 // Scales (sc) and mins of the eight sub-blocks of Q4_K and Q5_K: 6 bits each, in 12 bytes.
 static inline void scales_k(const uint8_t* p, uint8_t* sc, uint8_t* least) {

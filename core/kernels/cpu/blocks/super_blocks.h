@@ -15,8 +15,9 @@ struct Q2_K {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw + 80), dmin = half_at(raw + 82);
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {  // 16 values; 32 bytes hold four times 32 of them, the lowest bits first
-            const Bytes q = bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)) >> 2 * (g % 8 / 2);
+            const Bytes q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
             put(16 * g, q & 3, d * static_cast<float>(raw[g] & 15), dmin * static_cast<float>(raw[g] >> 4));
         }
     }
@@ -35,9 +36,10 @@ struct Q3_K {
         six[2] = (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), six[3] = (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030);
         uint8_t sc[16];
         memcpy(sc, six, 16);
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
-            const Bytes q = bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)) >> 2 * (g % 8 / 2);
-            const Bytes third = bytes_at(raw + 16 * (g % 2)) >> g / 2;  // where it is 0, 4 is taken away
+            const Bytes q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            const Bytes third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
             put(16 * g, ((q & 3) | (third & 1) << 2) - 4, d * static_cast<float>(sc[g] - 32), 0);
         }
     }
@@ -50,6 +52,7 @@ struct Q4_K {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const HeadK head(raw);
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s += 2) {
             const Bytes a = bytes_at(raw + 16 + 16 * s), b = bytes_at(raw + 32 + 16 * s);
             put(32 * s, a & 15, head.scale[s], head.least[s]);
@@ -83,6 +86,7 @@ struct Q4_K {
     // A sub-block has 16 different values (Q5_K: 32): they are rounded once, and looked up.
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
         const HeadHalves head(raw);
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const __m512bh table = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), head.values(s, FROM_0));
             const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16 + 32 * (s / 2)));
@@ -101,7 +105,7 @@ struct Q5_K {
     static inline void each(const uint8_t* raw, Put put) {
         const HeadK head(raw);
         Bytes c = bytes_at(raw + 16), d = bytes_at(raw + 32);  // the fifth bits of values 0..15 and 16..31 of each
-        for (int s = 0; s < 8; s += 2, c >>= 2, d >>= 2) {
+        for (int s = 0; s < 8; s += 2, c = shifted(c, 2), d = shifted(d, 2)) {
             const Bytes a = bytes_at(raw + 48 + 16 * s), b = bytes_at(raw + 64 + 16 * s);
             put(32 * s, (a & 15) | (c & 1) << 4, head.scale[s], head.least[s]);
             put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale[s], head.least[s]);
@@ -141,6 +145,7 @@ struct Q5_K {
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
         const HeadHalves head(raw);
         const __m256i fifth = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16));
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const __m512 above = head.values(s, _mm512_add_ps(FROM_0, _mm512_set1_ps(16)));
             const __m512bh table = _mm512_cvtne2ps_pbh(above, head.values(s, FROM_0));
@@ -164,14 +169,12 @@ struct Q6_K {
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw + 208);
         const int8_t* sc = reinterpret_cast<const int8_t*>(raw + 192);
-        for (int half = 0; half < 2; half++, raw += 64, sc += 8) {
-            const uint8_t* high = raw + 128 - 32 * half;
-            for (int g = 0; g < 4; g++)
-                for (int i = 0; i < 2; i++) {
-                    const Bytes four = bytes_at(raw + 32 * (g % 2) + 16 * i), two = bytes_at(high + 16 * i) >> 2 * g;
-                    const Bytes q = (g < 2 ? four & 15 : four >> 4) | (two & 3) << 4;
-                    put(128 * half + 32 * g + 16 * i, q - 32, d * sc[2 * g + i], 0);
-                }
+#pragma GCC unroll 16
+        for (int g = 0; g < 16; g++) {
+            const int half = g / 8, part = g % 8 / 2, i = 16 * (g % 2);
+            const Bytes four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
+            const Bytes q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
+            put(16 * g, q - 32, d * static_cast<float>(sc[g]), 0);
         }
     }
 
@@ -235,6 +238,7 @@ struct IQ4_XS {
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw);
         const int high = raw[2] | raw[3] << 8;
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const int sc = (raw[4 + s / 2] >> 4 * (s % 2) & 15) | (high >> 2 * s & 3) << 4;
             const float scale = d * static_cast<float>(sc - 32);
@@ -277,8 +281,9 @@ struct TQ2_0 {
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
         const float d = half_at(raw + 64);
+#pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
-            const Bytes q = bytes_at(raw + 32 * (g / 8) + 16 * (g % 2)) >> 2 * (g % 8 / 2);
+            const Bytes q = shifted(bytes_at(raw + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
             put(16 * g, (q & 3) - 1, d, 0);
         }
     }
