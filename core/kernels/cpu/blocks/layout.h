@@ -132,22 +132,9 @@ static inline Bytes mask_of(int bits) {
 
 static inline Bytes mask_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8); }
 
-// Scales (sc) and mins of the eight sub-blocks of Q4_K and Q5_K: 6 bits each, in 12 bytes.
-static inline void scales_k(const uint8_t* p, uint8_t* sc, uint8_t* least) {
-    for (int i = 0; i < 4; i++) {
-        sc[i] = p[i] & 63, least[i] = p[i + 4] & 63;
-        sc[i + 4] = (p[i + 8] & 15) | (p[i] >> 6 << 4);
-        least[i + 4] = (p[i + 8] >> 4) | (p[i + 4] >> 6 << 4);
-    }
+// Scales (bytes 0..7) and mins (8..15) of a block of Q4_K or Q5_K: 6 bits each, in 12 bytes.
+static inline Bytes scales_of(const uint8_t* raw) {
+    const uint32_t a = word_at(raw + 4), b = word_at(raw + 8), c = word_at(raw + 12);
+    const uint64_t scale = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), least = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
+    return two_words((a & 0x3f3f3f3f) | scale << 32, (b & 0x3f3f3f3f) | least << 32);
 }
-
-// The float32 part of a block of Q4_K or Q5_K: d * scale and dmin * min of eight sub-blocks.
-struct HeadK {
-    float scale[8], least[8];
-    explicit HeadK(const uint8_t* raw) {
-        const float d = half_at(raw), dmin = half_at(raw + 2);
-        uint8_t sc[8], m[8];
-        scales_k(raw + 4, sc, m);
-        for (int s = 0; s < 8; s++) scale[s] = d * sc[s], least[s] = dmin * m[s];
-    }
-};

@@ -9,16 +9,27 @@
 #include "../lines.h"
 #endif
 
+// d * scale and dmin * min of the eight sub-blocks of Q4_K and Q5_K.
+struct HeadK {
+    Scales scale, mins;
+    explicit HeadK(const uint8_t* raw) : HeadK(raw, scales_of(raw)) {}
+    float least(int s) const { return mins.of[8 + s]; }
+
+private:
+    HeadK(const uint8_t* raw, Bytes six) : scale(six, half_at(raw)), mins(six, half_at(raw + 2)) {}
+};
+
 struct Q2_K {
     static constexpr int VALUES = 256, BYTES = 84;
 
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
-        const float d = half_at(raw + 80), dmin = half_at(raw + 82);
+        const Bytes both = bytes_at(raw);
+        const Scales scale(both & 15, half_at(raw + 80)), least(both >> 4, half_at(raw + 82));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {  // 16 values; 32 bytes hold four times 32 of them, the lowest bits first
             const Bytes q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
-            put(16 * g, q & 3, d * static_cast<float>(raw[g] & 15), dmin * static_cast<float>(raw[g] >> 4));
+            put(16 * g, q & 3, scale.of[g], least.of[g]);
         }
     }
 };
@@ -29,18 +40,17 @@ struct Q3_K {
     // Scales of 6 bits: low four of 0..7 in low nibbles, of 8..15 in high ones, the upper two in four bytes.
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
-        const float d = half_at(raw + 108);
-        uint32_t a, b, c, six[4];
-        memcpy(&a, raw + 96, 4), memcpy(&b, raw + 100, 4), memcpy(&c, raw + 104, 4);
-        six[0] = (a & 0x0f0f0f0f) | (c << 4 & 0x30303030), six[1] = (b & 0x0f0f0f0f) | (c << 2 & 0x30303030);
-        six[2] = (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), six[3] = (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030);
-        uint8_t sc[16];
-        memcpy(sc, six, 16);
+        const uint32_t a = word_at(raw + 96), b = word_at(raw + 100), c = word_at(raw + 104);
+        const uint32_t six[4] = {
+            (a & 0x0f0f0f0f) | (c << 4 & 0x30303030), (b & 0x0f0f0f0f) | (c << 2 & 0x30303030),
+            (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030)};
+        const Scales scale(two_words(six[0] | uint64_t{six[1]} << 32, six[2] | uint64_t{six[3]} << 32) - 32,
+                           half_at(raw + 108));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const Bytes q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
             const Bytes third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
-            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, d * static_cast<float>(sc[g] - 32), 0);
+            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, scale.of[g], 0);
         }
     }
 };
@@ -55,15 +65,15 @@ struct Q4_K {
 #pragma GCC unroll 16
         for (int s = 0; s < 8; s += 2) {
             const Bytes a = bytes_at(raw + 16 + 16 * s), b = bytes_at(raw + 32 + 16 * s);
-            put(32 * s, a & 15, head.scale[s], head.least[s]);
-            put(32 * s + 16, b & 15, head.scale[s], head.least[s]);
-            put(32 * s + 32, a >> 4, head.scale[s + 1], head.least[s + 1]);
-            put(32 * s + 48, b >> 4, head.scale[s + 1], head.least[s + 1]);
+            put(32 * s, a & 15, head.scale.of[s], head.least(s));
+            put(32 * s + 16, b & 15, head.scale.of[s], head.least(s));
+            put(32 * s + 32, a >> 4, head.scale.of[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4, head.scale.of[s + 1], head.least(s + 1));
         }
     }
 
 #if defined(__AMX_INT8__)
-    static void scales(const uint8_t* raw, uint8_t* sc) { scales_of(raw, sc); }
+    static void scales(const uint8_t* raw, uint8_t* sc) { put_scales(raw, sc); }
 
     static bool digits(const uint8_t* raw, Digits& out, int row) {
         alignas(16) uint8_t sc[16];
@@ -107,15 +117,15 @@ struct Q5_K {
         Bytes c = bytes_at(raw + 16), d = bytes_at(raw + 32);  // the fifth bits of values 0..15 and 16..31 of each
         for (int s = 0; s < 8; s += 2, c = shifted(c, 2), d = shifted(d, 2)) {
             const Bytes a = bytes_at(raw + 48 + 16 * s), b = bytes_at(raw + 64 + 16 * s);
-            put(32 * s, (a & 15) | (c & 1) << 4, head.scale[s], head.least[s]);
-            put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale[s], head.least[s]);
-            put(32 * s + 32, a >> 4 | (c & 2) << 3, head.scale[s + 1], head.least[s + 1]);
-            put(32 * s + 48, b >> 4 | (d & 2) << 3, head.scale[s + 1], head.least[s + 1]);
+            put(32 * s, (a & 15) | (c & 1) << 4, head.scale.of[s], head.least(s));
+            put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale.of[s], head.least(s));
+            put(32 * s + 32, a >> 4 | (c & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4 | (d & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
         }
     }
 
 #if defined(__AMX_INT8__)
-    static void scales(const uint8_t* raw, uint8_t* sc) { scales_of(raw, sc); }
+    static void scales(const uint8_t* raw, uint8_t* sc) { put_scales(raw, sc); }
 
     static bool digits(const uint8_t* raw, Digits& out, int row) {
         alignas(16) uint8_t sc[16];
@@ -167,14 +177,13 @@ struct Q6_K {
     // one.
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
-        const float d = half_at(raw + 208);
-        const int8_t* sc = reinterpret_cast<const int8_t*>(raw + 192);
+        const Scales scale(bytes_at(raw + 192), half_at(raw + 208));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const int half = g / 8, part = g % 8 / 2, i = 16 * (g % 2);
             const Bytes four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
             const Bytes q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
-            put(16 * g, q - 32, d * static_cast<float>(sc[g]), 0);
+            put(16 * g, q - 32, scale.of[g], 0);
         }
     }
 
