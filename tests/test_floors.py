@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 # the lowest first; packages of one row know nothing of each other
-FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo", "proof sources",
-          "bundle", "session", "apr_tui")
+FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo",
+          "audit", "proof sources", "bundle", "session", "apr_tui")
 FLOOR = {package: floor for floor, row in enumerate(FLOORS) for package in row.split()}
 MOST_FILES = 20  # modules of one folder
 
