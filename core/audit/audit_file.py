@@ -47,10 +47,22 @@ class Audit:
 
 def audit_file(path: Path, cancelled: IsCancelled = never) -> Audit:
     """Audit one file: facts, proofs and hints. FileError where it is no GGUF or .apr; Cancelled."""
+    from core.audit.profiles import profile_file
+
     file = open_model(path)
     arch, not_run = _arch_of(file)
-    seen = Seen(file, arch, scan_blocks(file, cancelled))
-    return Audit(path.name, facts_of(seen, not_run), len(file.weights), _sorted(hold((*BYTE_RULES, *KEY_RULES), seen)))
+    seen = Seen(file, arch, scan_blocks(file, cancelled), profile_file(file, cancelled))
+    return Audit(path.name, facts_of(seen, not_run), len(file.weights), judge(seen))
+
+
+def judge(seen: Seen) -> list[Finding]:
+    """Hold a decoded file to every rule, proofs first. Hints from levels are asked of trained weights only."""
+    from core.audit.level_rules import COLUMN_RULES, LEVEL_RULES, is_trained
+    from core.audit.order_rules import ORDER_RULES
+
+    hints = (*LEVEL_RULES, *ORDER_RULES) if is_trained(seen.profiles) else ()
+    findings = hold((*BYTE_RULES, *COLUMN_RULES, *KEY_RULES, *hints), seen)
+    return sorted(findings, key=lambda f: f.strength is Strength.HINT)
 
 
 def prove(file: ModelFile, arch: Arch | None, cancelled: IsCancelled = never) -> list[Finding]:
@@ -65,7 +77,3 @@ def _arch_of(file: ModelFile) -> tuple[Arch | None, str | None]:
         return read_arch(file), None
     except FileError as error:
         return None, str(error)
-
-
-def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda f: f.strength is Strength.HINT)

@@ -17,13 +17,14 @@ LEAST_COLUMNS = 16        # a row of zeros of fewer is no fault: kernels of a co
 KEPT_BY = 1e-3            # of a type's blocks at most, and
 MOST_LACKING = (3, 1e-6)  # so many, or this part of them, may lack their extremes: else its writer promises none
 SMALL_VECTOR = 8          # two of these may be alike by chance
-MAY_BE_ONE = ("token_embd", "output", "embed_tokens", "shared_head_head")  # one matrix, written twice
-BY_TOKEN = ("token_embd", "output", "per_layer_token_embd", "position_embd", "token_types")
+# a row for each token, or position: one that no text has may be zeros, and one such matrix may be written twice
+BY_TOKEN = ("token_embd", "output", "per_layer_token_embd", "position_embd", "token_types", "nextn.embed_tokens",
+            "nextn.shared_head_head")
 
 
 def is_by_token(name: str) -> bool:
-    """Whether a tensor has a row for each token: one that no text has may be zeros."""
-    return role_of(name).split(".")[0] in BY_TOKEN or any(part in name for part in MAY_BE_ONE)
+    """Whether a tensor is one of BY_TOKEN."""
+    return role_of(name).rpartition(".")[0] in BY_TOKEN
 
 
 def _spot(scan: BlockScan, spots: Spots) -> Spot:
@@ -86,14 +87,36 @@ def scan_size(scan: BlockScan) -> int:
     return int(np.prod(scan.weight.shape)) if scan.weight.shape else 1
 
 
-def _zero_rows(seen: Seen) -> Iterator[Spot]:
+def _row_runs(seen: Seen) -> Iterator[Spot]:
+    for name, zero_R in _zero_rows(seen):
+        found = np.flatnonzero(zero_R & ~alone(zero_R))
+        if len(found):
+            yield Spot(name, float(len(found)), int(found[0]), None, {"rows": _runs(found)})
+
+
+def _lone_rows(seen: Seen) -> Iterator[Spot]:
+    """A single row, a neuron that was pruned perhaps; not where another layer has it, too: the model's own."""
+    for name, zero_R in _zero_rows(seen):
+        others = [s.zero_R for n, s in seen.blocks.items() if n != name and role_of(n) == role_of(name)
+                  and s.zero_R is not None and len(s.zero_R) == len(zero_R)]
+        found = np.flatnonzero(alone(zero_R) & ~np.any(others, 0) if others else alone(zero_R))
+        if len(found):
+            yield Spot(name, float(len(found)), int(found[0]), None, {"rows": _runs(found)})
+
+
+def _zero_rows(seen: Seen) -> Iterator[tuple[str, Mask]]:
+    """Each matrix with rows of zeros that are no padding, and which."""
     for name, scan in seen.blocks.items():
         shape, zero_R = scan.weight.shape, scan.zero_R
         if zero_R is None or zero_R.all() or len(shape) < 2 or shape[-1] < LEAST_COLUMNS or is_by_token(name):
             continue
-        found = np.flatnonzero(zero_R & ~_padding(seen, name, zero_R))
-        if len(found):
-            yield Spot(name, float(len(found)), int(found[0]), None, {"rows": _runs(found)})
+        if zero_R.any():
+            yield name, zero_R & ~_padding(seen, name, zero_R)
+
+
+def alone(mask: Mask) -> Mask:
+    """Those without a neighbour."""
+    return np.asarray(mask & ~np.r_[False, mask[:-1]] & ~np.r_[mask[1:], False])
 
 
 def _padding(seen: Seen, name: str, zero_R: Mask) -> Mask:
@@ -133,7 +156,9 @@ BYTE_RULES = (
          "a writer of this type puts each block's largest value, or scale, at the extreme level, and all but a few "
          "blocks of this file keep to it"),
     Rule("zeros", Strength.PROOF, _zeros, "{tensor} is zeros", "no tensor that a model reads is zeros"),
-    Rule("zero_rows", Strength.PROOF, _zero_rows, "{tensor} {rows}", "no row of a trained weight is zeros"),
+    Rule("zero_rows", Strength.PROOF, _row_runs, "{tensor} {rows}", "no rows of a weight, side by side, are zeros"),
+    Rule("zero_row", Strength.HINT, _lone_rows, "{tensor} {rows}",
+         "no single row of a weight is zeros, but one that is so in other layers or was pruned"),
     Rule("twins", Strength.PROOF, _twins, "{tensor} and {other} are the same, byte for byte",
          "no two weights of a model are the same"),
 )

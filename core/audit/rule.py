@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from core.audit.blocks import BlockScan
 from core.audit.finding import Finding, Strength
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch
 
+if TYPE_CHECKING:
+    from core.audit.profiles import Profile  # which imports torch
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What is known of a file when a rule is asked. arch: None where this build does not run the file.
 
-    blocks: of each tensor, by name.
+    blocks: of each tensor, by name. profiles: the same, decoded; empty where nothing was decoded.
     """
 
     file: ModelFile
     arch: Arch | None
     blocks: Mapping[str, BlockScan] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a rule is broken, and by how much. words: what the rule's sentence asks for beside these."""
+    """Where a rule is broken, and by how much. words: what the rule's sentence asks for beside these. layer: without a
+    tensor."""
 
     tensor: str | None = None
     measured: float | None = None
     row: int | None = None
     block: int | None = None
     words: Mapping[str, object] = field(default_factory=dict)
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,6 @@ def role_of(name: str) -> str:
 def _finding(rule: Rule, spot: Spot) -> Finding:
     sentence = rule.sentence.format(tensor=spot.tensor, measured=spot.measured, row=spot.row, block=spot.block,
                                     **spot.words)
-    layer = None if spot.tensor is None else layer_of(spot.tensor)
+    layer = spot.layer if spot.tensor is None else layer_of(spot.tensor)
     return Finding(rule.kind, rule.strength, sentence, rule.about, spot.measured, spot.tensor, layer, spot.row,
                    spot.block)
