@@ -39,8 +39,8 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.profiles|core\.system\.gpu_errors|"
-                     r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.profiles|"
+                     r"core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
     "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
@@ -55,7 +55,7 @@ PACKAGES = {
     "textual": Package(r"apr_tui\..*"),
     "rich": Package(r"apr_tui\..*"),
     "numpy": Package(r"core\..*"),
-    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process)"),
+    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.judged)"),
     "platformdirs": Package(r"core\.system\.paths"),
 }
 LAZY_ONLY = {(module, "torch") for module in (

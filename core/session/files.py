@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from core.trace.record import Trace
 
 if TYPE_CHECKING:
     from core.audit.audit_file import Audit
+    from core.bundle.judged import Judged
 
 
 def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
@@ -27,6 +29,18 @@ def audit(path: Path, cancelled: IsCancelled = never) -> Audit:
     from core.audit.audit_file import audit_file
 
     return audit_file(path, cancelled)
+
+
+def is_judged(path: Path) -> bool:
+    """Say whether the path is the folder of a comparison, a bisection or a check."""
+    return all(os.path.isfile(path / name) for name in ("manifest.json", "verdict.json"))
+
+
+def open_judged(path: Path) -> Judged:
+    """Open the folder of a verdict as it was found; FileError."""
+    from core.bundle.judged import read_judged
+
+    return read_judged(path)
 
 
 def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Sequence[str]:
