@@ -12,7 +12,7 @@ from core.audit.facts import facts_of
 from core.audit.finding import Finding, Strength
 from core.audit.key_rules import KEY_RULES
 from core.audit.proofs import BYTE_RULES
-from core.audit.rule import Seen, hold
+from core.audit.rule import Rule, Seen, hold
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.model.arch import Arch, read_arch
@@ -67,8 +67,22 @@ def judge(seen: Seen) -> list[Finding]:
 
 def prove(file: ModelFile, arch: Arch | None, cancelled: IsCancelled = never) -> list[Finding]:
     """The proofs alone, from packed bytes and keys: nothing is decoded, so that a run may ask too; Cancelled."""
-    rules = [rule for rule in (*BYTE_RULES, *KEY_RULES) if rule.strength is Strength.PROOF]
-    return hold(rules, Seen(file, arch, scan_blocks(file, cancelled)))
+    return _proved((*BYTE_RULES, *KEY_RULES), file, arch, cancelled)
+
+
+def prove_bytes(file: ModelFile, cancelled: IsCancelled = never) -> list[Finding]:
+    """The proofs of tensors alone; each has its tensor. Cancelled."""
+    return _proved(BYTE_RULES, file, None, cancelled)
+
+
+def proof_note(proofs: Sequence[Finding], name: str) -> str:
+    """The proofs in one line, for whoever runs the file."""
+    more = f" and {len(proofs) - 1} more" if len(proofs) > 1 else ""
+    return f"audit proves: {proofs[0].sentence}{more} (apr-tui audit {name})"
+
+
+def _proved(rules: Sequence[Rule], file: ModelFile, arch: Arch | None, cancelled: IsCancelled) -> list[Finding]:
+    return hold([r for r in rules if r.strength is Strength.PROOF], Seen(file, arch, scan_blocks(file, cancelled)))
 
 
 def _arch_of(file: ModelFile) -> tuple[Arch | None, str | None]:
