@@ -39,7 +39,7 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.profiles|"
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.(profiles|spread)|"
                      r"core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
