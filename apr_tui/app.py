@@ -33,6 +33,7 @@ from apr_tui.style import THEME
 from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
+from core.system.cut_files import cut_error
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Console(CompatApp):
         self.run_seconds: float | None = None
         self._job_started: float | None = None
         self._leave_soon: Callable[[], object] | None = None  # from a signal handler
+        self._cut_soon: Callable[[], object] | None = None
         self._memory_read, self._memory = 0.0, ""
         self.animation_level = "none"
         self.register_theme(THEME)
@@ -78,6 +80,9 @@ class Console(CompatApp):
                 self.leave, leaving.SIGNAL_EXIT, context=context)
             for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+            self._cut_soon = lambda: loop.is_closed() or loop.call_soon_threadsafe(
+                self.fail, cut_error(), context=context)
+            leaving.on_cut_files(self._on_cut)
         self.base = TraceScreen(self.request)
         self.push_screen(self.base)
         self.set_interval(TICK_S, self._tick)
@@ -241,6 +246,11 @@ class Console(CompatApp):
     def action_interrupt(self) -> None:
         """Ctrl-C."""
         self.leave(leaving.SIGNAL_EXIT)
+
+    def _on_cut(self, number: int, frame: FrameType | None) -> None:
+        """A mapped file was cut: close with its sentence."""
+        if self._cut_soon is not None:
+            self._cut_soon()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Leave; not through the loop's own handlers, which a write to a closed terminal would block."""

@@ -15,6 +15,7 @@ import numpy as np
 from core.formats.model_file import LazyArray, Value
 from core.system.arrays import Bytes
 from core.system.errors import FileError
+from core.system.limits import ARRAY_ITEMS, HEADER_BYTES
 from core.system.mapped_file import quote_name
 
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -37,7 +38,17 @@ class HeaderReader:
         return FileError(f"{self.file}: {what} The header is damaged; copy or download the file again.")
 
     def needs(self, n_bytes: int, what: str) -> None:
-        """Check that so many bytes are left."""
+        """Check that so many bytes are left, and that a header may have them."""
+        self.holds(n_bytes, what)
+        self.allows(self.at + n_bytes, HEADER_BYTES, f"{what} ends at byte")
+
+    def allows(self, found: int, most: int, what: str) -> None:
+        """Hold a number to its limit: a file of a few bytes, or a sparse one, may claim anything."""
+        if found > most:
+            raise self.damaged(f"{what} {found}; at most {most} is read.")
+
+    def holds(self, n_bytes: int, what: str) -> None:
+        """Check that the file has so many bytes left."""
         if n_bytes > self.size - self.at:
             raise FileError(
                 f"{self.file} is cut short or damaged: {what} would end at byte {self.at + n_bytes}, "
@@ -96,7 +107,9 @@ class HeaderReader:
         name, code = VALUE_TYPES[kind]
         count = int(self.scalar("<Q", what))
         item_bytes = _U64.size if kind == STRING else struct.calcsize(code)
-        self.needs(count * item_bytes, f"{what} ({count} items)")
+        self.holds(count * item_bytes, f"{what} ({count} items)")
+        self.allows(count, ARRAY_ITEMS, f"the number of items of {what} is")
+        self.needs(count * item_bytes, what)
         begin, data = self.at, self.data
         if kind == STRING:
             self.skip_strings(count, what)

@@ -1,31 +1,60 @@
-"""Map a file into memory, read-only, and name what stands in the way. It knows no format."""
+"""Map a file into memory, read-only, and name what stands in the way. It knows no format.
+
+What happens where another process cuts the file: cut_files.py.
+"""
 
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 
 from core.system.arrays import Bytes
+from core.system.cut_files import note_mapped
 from core.system.errors import FileError, os_reason
+from core.system.regular_file import PIECE_BYTES, kind_of
+
+NO_MMAP = "APR_TUI_NO_MMAP"  # of the environment, so that child processes do alike; --no-mmap sets it
 
 
 def map_file(path: Path) -> Bytes:
     """Return the file's bytes, mapped and not read; FileError where there is no such file, or nothing in it."""
     try:
-        if path.is_dir():
-            raise FileError(f"{path} is a folder; a model file (.gguf or .apr) was needed. Name the file inside it.")
-        if path.exists() and not path.is_file():
-            raise FileError(f"{path} is not a regular file, so it cannot be mapped. Copy it to a file first.")
-        if path.stat().st_size == 0:
-            raise FileError(f"{path} is empty (0 bytes); a model file was needed. Copy or download it again.")
-        return np.asarray(np.memmap(path, np.uint8, mode="r"))
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(found.st_mode):
+                raise FileError(f"{path} is {kind_of(found.st_mode)}, not a regular file, so it cannot be mapped. "
+                                "Copy it to a file first.")
+            if found.st_size == 0:
+                raise FileError(f"{path} is empty (0 bytes); a model file was needed. Copy or download it again.")
+            if os.environ.get(NO_MMAP):
+                return _read_whole(path, file.fileno(), found.st_size)
+            note_mapped(path, found.st_size)
+            return np.asarray(np.memmap(file, np.uint8, mode="r", shape=(found.st_size,)))
     except FileNotFoundError:
         raise FileError(f"{path} does not exist. Give the path of a .gguf or .apr file.") from None
+    except IsADirectoryError:
+        raise FileError(
+            f"{path} is a folder; a model file (.gguf or .apr) was needed. Name the file inside it.") from None
     except (OSError, ValueError) as error:
         why = os_reason(error)
         raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error
+
+
+def _read_whole(path: Path, number: int, size: int) -> Bytes:
+    """Read a file into memory: what others do to it later changes nothing. In pieces, so that a run can be ended."""
+    data, at = np.empty(size, np.uint8), 0
+    while at < size:
+        taken = os.preadv(number, [data[at:at + 16 * PIECE_BYTES].data], at)
+        if not taken:
+            raise FileError(f"{path} became shorter while it was read. Wait until it is whole.")
+        at += taken
+    return data
 
 
 def drop_pages(data: Bytes) -> None:

@@ -17,6 +17,7 @@ from core.sources.imports.stated_facts import (
     without_unmeasured,
 )
 from core.system.errors import FileError
+from core.system.limits import CELLS, COLUMNS
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Stats
 
@@ -26,8 +27,15 @@ LONGEST = 64  # characters of a printed number
 def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
     """Read the table; an empty cell is absent. FileError names the line."""
     rows = csv.reader(io.StringIO(text), strict=True)
+    lines, n_cell = list[tuple[int, list[str]]](), 0
     try:
-        lines = [(rows.line_num, row) for row in rows if any(cell.strip() for cell in row)]
+        for row in rows:
+            n_cell += len(row)
+            if len(row) > COLUMNS or n_cell > CELLS:
+                raise bad_line(path, rows.line_num, f"a table of {COLUMNS} columns and {CELLS} cells at most",
+                               f"{len(row)} cells, {n_cell} in all")
+            if any(cell.strip() for cell in row):
+                lines.append((rows.line_num, row))
     except csv.Error as error:
         raise bad_line(path, rows.line_num, "a row of comma-separated cells", str(error)) from None
     columns = _columns(path, *lines[0])
