@@ -33,8 +33,8 @@ from apr_tui.style import THEME
 from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
-from core.system.cut_files import cut_error
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
+from core.system.mapped_file import cut_error
 
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training

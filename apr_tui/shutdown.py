@@ -29,7 +29,7 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
 def on_cut_files(handler: Callable[[int, FrameType | None], None]) -> None:
     """Have a mapped file that somebody cuts handled so, in the main thread, where this machine can guard it."""
     from core.kernels.cpu.build import guard_early
-    from core.system.cut_files import CUT_SIGNAL
+    from core.system.mapped_file import CUT_SIGNAL
 
     if CUT_SIGNAL is not None and threading.current_thread() is threading.main_thread():
         signal.signal(CUT_SIGNAL, handler)

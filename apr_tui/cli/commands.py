@@ -7,12 +7,14 @@ run needs is imported inside run: --help and a refusal load no numpy.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
 from typing import Any, Protocol, cast
 
 from apr_tui.options import CONSOLE, Arguments, Parser
+from core.system.mapped_file import NO_MMAP
 
 # in the order of --help
 COMMANDS = {
@@ -59,7 +61,15 @@ def read_arguments(name: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a command on the words behind its name and return its exit code."""
-    return find_command(name).run(read_arguments(name, words))
+    arguments = read_arguments(name, words)
+    settle_mapping(arguments)
+    return find_command(name).run(arguments)
+
+
+def settle_mapping(arguments: Arguments) -> None:
+    """Have this process and its children read model files at once where --no-mmap says so."""
+    if getattr(arguments, "no_mmap", False):  # a command that opens no model has no such option
+        os.environ[NO_MMAP] = "1"
 
 
 def console_parser() -> Parser:

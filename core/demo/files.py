@@ -18,8 +18,8 @@ from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.open_model import open_model
 from core.system.atomic_file import refuse_existing
-from core.system.errors import AprError, OutputError, os_reason
 from core.system.atomic_folder import make_parents, remove_empty
+from core.system.errors import AprError, OutputError, os_reason
 from core.system.paths import cache_folder, is_own, make_own
 
 NAMES = ("demo.gguf", "demo.apr")

@@ -24,7 +24,7 @@ from core.quant.types import QUANTS
 from core.system.atomic_file import new_file
 from core.system.errors import FileError
 from core.system.limits import METADATA_BYTES
-from core.system.mapped_file import quote_name
+from core.system.mapped_file import quote_name, refuse_cut
 
 
 def write_apr(path: Path, model: ModelFile, streams: Sequence[TensorStream] | None = None, force: bool = False) -> None:
@@ -38,6 +38,7 @@ def write_apr(path: Path, model: ModelFile, streams: Sequence[TensorStream] | No
     metadata = apr_metadata(model, renamed)
     with new_file(path, force) as part, part.open("wb") as out:
         write_container(out, metadata, renamed, flags)
+        refuse_cut()
 
 
 def write_container(

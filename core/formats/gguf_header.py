@@ -6,6 +6,7 @@ every read is checked against the end of the file.
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("
     5: ("INT32", "<i"), 6: ("FLOAT32", "<f"), 7: ("BOOL", "<?"), 8: ("STRING", ""), 9: ("ARRAY", ""),
     10: ("UINT64", "<Q"), 11: ("INT64", "<q"), 12: ("FLOAT64", "<d"),
 }
+_PIECE_NAME = re.compile(  # of split(1) and of those who cut a file by hand: .part1of3, .001, .aa
+    r"[._-]((part|piece|split)[-_]?[0-9a-z]{1,3}([-_]?of[-_]?[0-9]+)?|[0-9]{3}|a[a-z])$", re.IGNORECASE)
 _U64 = struct.Struct("<Q")
 
 
@@ -52,7 +55,7 @@ class HeaderReader:
         if n_bytes > self.size - self.at:
             raise FileError(
                 f"{self.file} is cut short or damaged: {what} would end at byte {self.at + n_bytes}, "
-                f"but the file has {self.size}. Copy or download it again.",
+                f"but the file has {self.size}. {self.repair()}",
             )
 
     def scalar(self, code: str, what: str) -> Any:  # noqa: ANN401 (a number of any type)
@@ -91,6 +94,12 @@ class HeaderReader:
             return self.text(what).decode(errors="replace"), name
         value: Value = self.scalar(code, what)
         return value, name
+
+    def repair(self) -> str:
+        """What to do with a file that ends early: the pieces of a cut one are joined, those of a split one are not."""
+        if _PIECE_NAME.search(self.file):
+            return "Its name is that of a piece: join all of them in order with cat, and open what comes of it."
+        return "Copy or download it again."
 
     def kind(self, what: str) -> int:
         """Read the id of a value's type."""

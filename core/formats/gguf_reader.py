@@ -103,7 +103,12 @@ def _read_part(path: Path) -> Part:
         raise walk.damaged(f"general.alignment is {alignment!r}; a power of 2 was needed.")
     start = walk.at + -walk.at % alignment
     walk.allows(start, HEADER_BYTES, "its tensors begin at byte")
-    _check_places(walk, list(entries.values()), start, alignment)
+    end = _check_places(walk, list(entries.values()), start, alignment)
+    if MAGIC in (bytes(data[end:end + 4]), bytes(data[end + -end % alignment:][:4])):
+        raise FileError(
+            f"{path.name} holds a second GGUF file behind the first: the parts of a split model were joined, but each "
+            "has a header. Give the parts as they are, under their names (-00001-of-0000N.gguf), or join them with "
+            "llama-gguf-split --merge.")
     return Part(path, keys, types, {e.name: _weight(e, data, start) for e in entries.values()}, data[:start], len(data))
 
 
@@ -143,8 +148,8 @@ def _read_entry(walk: HeaderReader) -> Entry:
     return Entry(name, quant, tuple(reversed(dims)), offset)
 
 
-def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignment: int) -> None:
-    """Hold every tensor to the file's end, the alignment and its neighbours."""
+def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignment: int) -> int:
+    """Hold every tensor to the file's end, the alignment and its neighbours; returns where the last one ends."""
     end, before = 0, ""
     for entry in sorted(entries, key=lambda e: e.offset):
         what = f"tensor {quote_name(entry.name)}"
@@ -154,6 +159,7 @@ def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignmen
         if entry.offset < end:
             raise walk.damaged(f"{what} overlaps {quote_name(before)}.")
         end, before = entry.offset + entry.size_bytes, entry.name
+    return start + end
 
 
 def _weight(entry: Entry, data: Bytes, start: int) -> Weight:

@@ -164,7 +164,7 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
     class Plain(yaml.SafeLoader):
         """YAML without anchors and aliases: a few of them inside one another make gigabytes of a few lines."""
 
-        def compose_node(self, parent: object, index: object) -> object:
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("it has an alias, which no contract needs")
             return super().compose_node(parent, index)

@@ -20,7 +20,7 @@ from pathlib import Path
 from core.kernels.cpu.instruction_sets import Level, usable_levels
 from core.system.atomic_file import atomic_file
 from core.system.child import find_program, run_program
-from core.system.cut_files import CUT_SIGNAL
+from core.system.mapped_file import CUT_SIGNAL
 from core.system.paths import cache_folder, cache_reason, is_own, make_own
 
 TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.cpp
