@@ -91,8 +91,8 @@ def drop_pages(data: Bytes) -> None:
     import numpy as np
 
     owner: object = data
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
+    while isinstance(owner, (np.ndarray, memoryview)):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
     if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return  # never on other memory: there the bytes themselves would go
     begin = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
