@@ -29,6 +29,7 @@ from core.train.log import (
 from core.train.records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
+GPU_FIELDS = ("util_pct", "memory_mib", "power_w", "temperature_c")
 CLOCK_S = 60.0    # by which the wall clock may have been set since
 
 
@@ -74,7 +75,7 @@ class RunReader:
         for row in rows[-1:]:
             self._grads = read_record(Grads, row)
         for row in self._tails[GPU].read()[0][-1:]:
-            self._gpu = row
+            self._gpu = {**row, **{name: _shown(row[name]) for name in GPU_FIELDS}}
 
     def _age(self) -> float | None:
         """Seconds since the newest step reached the log."""
@@ -89,6 +90,13 @@ class RunReader:
 def open_run(folder: Path) -> RunView:
     """Read a run's folder once; RunReader follows one."""
     return RunReader(folder).view()
+
+
+def _shown(value: object) -> float | None:
+    """A sample's number, None where the driver does not say; TypeError for anything else."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r:.80} is no sample of a GPU")
 
 
 def _is_run(run: Any) -> bool:  # noqa: ANN401 (a document is any value)
