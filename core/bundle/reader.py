@@ -69,7 +69,8 @@ def _bytes(path: Path) -> bytes:
         return read_file(path, DOCUMENT_BYTES if path.suffix == ".json" else TABLE_BYTES, _WHOLE)
     except FileError as error:
         if path.name == "stats.csv" and (path.parent / "verdict.json").exists():
-            raise FileError(f"{path.parent} is a comparison's folder. Open its a or its b.") from error
+            raise FileError(f"{path.parent} holds a verdict and no single trace. Give the bundle inside it: a, b or "
+                            "trace.") from error
         raise
 
 
