@@ -37,6 +37,7 @@ OPENERS = {
     "core/sources/engines/process.py": "a log of its own, its end only",
     "core/sources/imports/aprt.py": "12 bytes of a file that is_file() has seen",
     "core/bundle/writer.py": "what it has just written",
+    "core/bundle/junit.py": "50 bytes of a file that is_file() has seen",
     "core/trace/values_file.py": "what refuse_irregular has seen",
     "core/proof/reproducer.py": "text of a program that it writes",
     "apr_tui/render/status.py": "/proc",
