@@ -96,7 +96,7 @@ def _home(path: Path) -> Path:
 
 def _kept(path: Path) -> tuple[Stamp, str] | None:
     """The digest that was kept of a path, and the stamp that the file had; None where none can be read."""
-    with contextlib.suppress(FileError, ValueError, TypeError, KeyError, RecursionError):
+    with contextlib.suppress(FileError, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
         if not is_own(home := _home(path)):
             return None
         said = json.loads(read_file(home, CACHE_BYTES, ""))

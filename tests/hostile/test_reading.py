@@ -12,16 +12,18 @@ import pytest
 
 from apr_tui.cli.main import main
 from core.bundle.reader import read_bundle
+from core.formats import identity
 from core.formats.apr_reader import verify_footer
 from core.formats.open_model import open_model
 from core.proof.contract_gates import contract_gates
 from core.sources.imports.open_trace import import_trace
-from core.system import limits, mapped_file, regular_file
+from core.system import limits, mapped_file, paths, regular_file
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.regular_file import read_file, read_text
 from core.trace.request import Source, parse_source
 from core.train.config import TrainOptions, settle
+from core.train.data.vocabulary import read_vocabulary
 from core.train.log import Tail
 from core.train.reader import open_run
 from tests.support.small_models import write_model
@@ -245,3 +247,21 @@ def test_reading_every_byte_of_a_sparse_file_ends_within_a_second_of_ctrl_c(tmp_
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("text", ["1", "1.5", "null", '"a"', "[]", "[1]", "true"])
+def test_a_vocabulary_that_is_no_object_is_refused(text, tmp_path):
+    (tmp_path / "vocab.json").write_text(text)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(FileError, match="an object was needed"):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("text", [
+    '{"stamp": [1e999], "digest": "x"}', '{"stamp": 1}', "[]", '{"stamp": [null]}', "9" * 9999])
+def test_a_kept_digest_that_is_none_is_no_error(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    home = identity._home(tmp_path / "m")
+    paths.make_own(home.parent)
+    home.write_text(text)
+    assert identity._kept(tmp_path / "m") is None

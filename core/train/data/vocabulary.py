@@ -54,7 +54,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         lines = read_text(folder / "merges.txt", DOCUMENT_BYTES, _NEEDED).split("\n")
     except FileError as error:
         raise FileError(f"--tokenizer {folder}: {error}") from error
-    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+    if not isinstance(ids, dict):
+        raise FileError(f"{folder / 'vocab.json'} is a {type(ids).__name__}; an object was needed. {_NEEDED}")
+    if sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
         raise FileError(f"{folder / 'vocab.json'} does not map {len(ids)} tokens to the ids 0 to {len(ids) - 1}.")
     tokens = tuple(sorted(ids, key=lambda token: int(ids[token])))
     merges = tuple(line for line in lines if line and not line.startswith("#version"))
