@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
+from core.system.limits import MESSAGE_BYTES
 from core.system.progress import Phase
-from core.system.safe_text import safe_text
+from core.system.safe_text import safe_lines, safe_text
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check
@@ -40,7 +41,7 @@ def progress(arguments: Quiet) -> Emit:
             case FilesCompared(sentences):
                 print("".join(f"files: {safe_text(text)}\n" for text in sentences), end="", file=sys.stderr, flush=True)
             case Phase(text):
-                print(f"{text} ...", file=sys.stderr, flush=True)
+                print(f"{safe_text(text)} ...", file=sys.stderr, flush=True)
             case CellMeasured(place=(layer, "output")) if live:
                 done = (layer or 0) + 1
                 end = "\n" if done == n_layer[0] else "\r"
@@ -52,13 +53,13 @@ def progress(arguments: Quiet) -> Emit:
 def wrote(arguments: Quiet, path: Path | str) -> None:
     """Say what stands on the disk; from here on the work is done, and no signal calls it interrupted."""
     on_signals(lambda number, frame: None)
-    say(arguments, f"wrote {path}")
+    say(arguments, f"wrote {safe_text(str(path))}")
 
 
 def say(arguments: Quiet, message: str) -> None:
     """A message on stderr, unless --quiet."""
     if not arguments.quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(safe_lines(message, MESSAGE_BYTES), file=sys.stderr, flush=True)
 
 
 def check_out(arguments: OutArguments) -> None:

@@ -21,6 +21,8 @@ from core.proof.weights.fault import Overflow, WeightScan
 from core.system.atomic_folder import MANIFEST, SIDES, TRACE
 from core.system.errors import FileError
 from core.system.json_text import from_json, to_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file
 from core.trace.measures import Difference, LocalError, SideName
 
 JUDGED = "judged.json"
@@ -82,13 +84,10 @@ def read_judged(folder: Path) -> Judged:
 
     A bisection's reproducer stays in its folder.
     """
-    path = folder / JUDGED
-    try:
-        data = path.read_bytes()
-        manifest = from_json((folder / MANIFEST).read_bytes(), str(folder / MANIFEST), "Run it again with --out.")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}. An older apr-tui wrote none: "
-                        f"open {folder / SIDES[0]} or run it again with --out.") from error
+    path, again = folder / JUDGED, "Run it again with --out."
+    data = read_file(path, DOCUMENT_BYTES, f"An older apr-tui wrote none: open {folder / SIDES[0]} or run it again "
+                                           "with --out.")
+    manifest = from_json(read_file(folder / MANIFEST, DOCUMENT_BYTES, again), str(folder / MANIFEST), again)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(JUDGED) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{path} was changed after it was written. Run it again with --out.")
