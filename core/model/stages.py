@@ -30,7 +30,7 @@ class Stage:
     and operations, or lacks the stage: its nodes say so (layers.py), these columns are the usual layer's.
     weights: GGUF's tensors behind it, without "blk.N." and ".weight"; a linear stage joins their products in order.
     tied: the tensor in their place where the file has none of them.
-    llama_cpp: its nodes there, without "-N"; none where a weight tells it (the last node that reads the weight).
+    llama_cpp: its nodes there, without "-N"; none where a tensor tells it, which its node reads or which reads it.
     hf_output: the modules of transformers' layer (of its model, if whole) whose outputs, joined, it is; "" the layer.
     hf_input: the module whose input it is. aprt: stems of its APRT files, the last wins; none: its own name.
     """
@@ -62,25 +62,27 @@ STAGES = (
     Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"),
           hf_output=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), aprt=("qkv_matmul", "qkv_bias")),
     Stage("mla_kv_a_norm", "mla_kv_a_norm", "latent", ("mla_kv_a",), special=True, detail=True),
-    Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur",), aprt=("q_post_rope",)),
-    Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur",), aprt=("k_post_rope",)),
-    Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True, llama_cpp=("kqv_out",),
-          hf_input="self_attn.o_proj", aprt=("attention",)),
+    Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur", "Qcur_pos"),
+          aprt=("q_post_rope",)),
+    Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur", "Kcur_pos"),
+          aprt=("k_post_rope",)),
+    Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True, hf_input="self_attn.o_proj",
+           aprt=("attention",)),
     Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",), hf_output=("self_attn.o_proj",)),
     Stage("attn_post_norm", "D", "norm", ("attn_out",), special=True, detail=True),
-    Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True, llama_cpp=("ffn_inp",),
-          hf_input="post_attention_layernorm", aprt=("post_attn_residual",)),
+    Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True, hf_input="post_attention_layernorm",
+          aprt=("post_attn_residual",)),
     Stage("ffn_norm", "D", "norm", ("attn_resid",), ("ffn_norm",), hf_output=("post_attention_layernorm",)),
     Stage("moe_norm", "D", "norm", ("attn_resid",), special=True, detail=True),
-    Stage("moe_router", "E", "linear", ("ffn_norm",), special=True, detail=True, llama_cpp=("ffn_moe_logits",)),
+    Stage("moe_router", "E", "linear", ("ffn_norm",), special=True, detail=True),
     Stage("moe_weights", "E", "route", ("moe_router",), special=True, detail=True),
     Stage("ffn_gate", "F", "linear", ("ffn_norm",), ("ffn_gate",), hf_output=("mlp.gate_proj",)),
     Stage("ffn_up", "F", "linear", ("ffn_norm",), ("ffn_up",), hf_output=("mlp.up_proj",)),
     Stage("ffn_silu", "F", "activation", ("ffn_gate",), llama_cpp=("ffn_silu",), hf_output=("mlp.act_fn",)),
-    Stage("ffn_swigl", "F", "product", ("ffn_silu", "ffn_up"), llama_cpp=("ffn_swiglu", "ffn_gate_par"),
-          hf_input="mlp.down_proj"),
+    Stage("ffn_swigl", "F", "product", ("ffn_silu", "ffn_up"), hf_input="mlp.down_proj"),
     Stage("moe_down", "moe_down", "experts", ("ffn_swigl", "moe_weights"), special=True, detail=True),
-    Stage("moe_out", "D", "mixture", ("moe_down", "moe_weights"), special=True, detail=True),
+    Stage("moe_out", "D", "mixture", ("moe_down", "moe_weights"), special=True, detail=True,
+          llama_cpp=("ffn_moe_out",)),
     Stage("moe_post_norm", "D", "norm", ("moe_out",), special=True, detail=True),
     Stage("shexp_gate", "S", "linear", ("ffn_norm",), special=True, detail=True),
     Stage("shexp_up", "S", "linear", ("ffn_norm",), special=True, detail=True),

@@ -19,7 +19,7 @@ from core.model.forward import forward
 from core.model.lockstep import ForwardRun
 from core.model.model import Tap
 from core.model.stages import Place
-from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, missing_before, value_of
+from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, exact, missing_before, value_of
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import match_known_fault
 from core.proof.measure_pair import run_verified, same_logits
@@ -102,7 +102,7 @@ class StageChecker:
         self.lost: list[Place] = []
         self.overflow: Overflow | None = None
         self._side, self._tokens, self._values, self._on_error = side, tokens, values, on_error
-        self._exact = replace(side.model, dtype=torch.float64)
+        self._exact = replace(exact(side.model), dtype=torch.float64)
         self._source: dict[Place, Tensor] = {}   # at the places that the float64 run has yet to reach
         self._compute: dict[Place, Tensor] = {}  # likewise: what the compute makes of the source's values
         self._inputs: dict[str, Tensor] = {}     # stage -> what the float64 run goes on with, of the layer under way
