@@ -96,7 +96,7 @@ STAGES = (
     Stage("ple_gate", "ple_gate", "linear", ("attn_resid", "ffn_post_norm"), special=True, detail=True),
     Stage("ple_mix", "ple_gate", "mixture", ("ple_gate",), special=True, detail=True),
     Stage("ple_out", "D", "mixture", ("ple_mix",), special=True, detail=True),
-    Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out",), hf_output=("",),
+    Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out", "nemotron_h_block_out"), hf_output=("",),
           aprt=("layer_output", "post_ffn_residual")),
     Stage("final_norm", "D", "norm", (PREVIOUS,), ("output_norm",), whole=True, hf_output=("norm",)),
     Stage("logits", "V", "linear", ("final_norm",), ("output",), tied="token_embd", whole=True, aprt=("lm_head",)),

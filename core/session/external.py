@@ -66,7 +66,8 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
         file = found
         tokens, text_of = _encode(source, file, prompt)
         emit(Start(n_layer=file.arch.n_layer, tokens=tokens))
-        traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), own)
+        traced = _identified(trace_engine(
+            source, tokens, text_of, beside=file.file.path, emit=emit, cancelled=cancelled), own)
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
                                      f"{[t.id for t in traced.tokens]} instead of {[t.id for t in tokens]}.")
@@ -207,8 +208,8 @@ def _take(
         case EngineSide(source, own):
             file = own or shared.file
             trace = _identified(trace_engine(
-                source, shared.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
-                cancelled=ask.cancelled), own)
+                source, shared.tokens_of(file), file.tokenizer.token_text, beside=file.file.path, side=name,
+                emit=ask.emit, cancelled=ask.cancelled), own)
             return _capture(source, trace, file, ask, borrowed=own is None), trace
 
 

@@ -6,20 +6,21 @@ Shape letters: T tokens, E experts, K chosen, F channels of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.model.arch import Arch
 from core.model.layers import Layer, Node
-from core.model.stages import PREVIOUS, Place
+from core.model.stages import PREVIOUS, STAGES, Place
 from core.system.arrays import Floats32
 
 SUFFIXES = (".weight", ".bias")
 LAST = ("norm", "latent", "mixture", "residual", "experts")  # the value is what the last tensor's node makes
 
 Names = tuple[str, ...]
+Width = Callable[[Place], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,24 @@ def strip(name: str) -> str:
     return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), name)
 
 
-def join(by: StagesByTensor, arch: Arch, values: Mapping[str, Floats32]) -> dict[Place, Floats32]:
-    """Make the places of the tensors' values [T, ...]: joined, divided, and only where the width is the stage's."""
+def usual_stages(n_layer: int) -> StagesByTensor:
+    """What stages_by_tensor says of the usual decoder, of which no file is at hand."""
+    tensors: dict[Place, Names] = {}
+    inputs: dict[str, Place] = {}
+    for layer, stage in [(i, s) for i in (None, *range(n_layer)) for s in STAGES if s.whole == (i is None)]:
+        if stage.weights and stage.operation in ("norm", "linear", "lookup") and not stage.special:
+            prefix = "" if layer is None else f"blk.{layer}."
+            tensors[layer, stage.name] = made = tuple(prefix + name for name in stage.weights)
+            if stage.inputs != (PREVIOUS,) and len(stage.inputs) == 1:
+                inputs |= dict.fromkeys(made, (layer, stage.inputs[0]))
+    return StagesByTensor(tensors, {name: (place,) for place, names in tensors.items() for name in names}, inputs)
+
+
+def join(by: StagesByTensor, width: Width, values: Mapping[str, Floats32]) -> dict[Place, Floats32]:
+    """Make the places of the tensors' values [T, ...]: joined, divided, and only where the width is the stage's.
+
+    width: channels of a place; None where that is not known.
+    """
     found: dict[Place, Floats32] = {}
     for place, names in by.tensors.items():
         if not all(name in values for name in names):
@@ -75,7 +92,7 @@ def join(by: StagesByTensor, arch: Arch, values: Mapping[str, Floats32]) -> dict
             at = sharing.index(place)
             value = np.split(value, len(sharing), -1)[at] if value.shape[-1] % len(sharing) == 0 else value
         value = value.reshape(len(value), -1)
-        if value.shape[1] == arch.width(*place):
+        if width(place) in (None, value.shape[1]):
             found[place] = value
     return found
 

@@ -151,7 +151,7 @@ class Watcher:
                 self._shown[layer, ROUTED] = dense_weights(weight_TK, self._chosen[layer], e.n)
         found = {p: v.reshape(len(v), -1) for p, v in self._shown.items()}
         found = {p: v for p, v in found.items() if self.arch.width(*p) == v.shape[1]} | join(
-            self.by, self.arch, self._made)
+            self.by, lambda place: self.arch.width(*place), self._made)
         return {p: v for p, v in found.items() if self._is_wanted(p)}
 
     def _part(self, address: int) -> str | Place | None:

@@ -29,16 +29,20 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, side: SideName | None = None, emit: Emit,
+    layers: tuple[int, int] | None = None, witness: bool = True, beside: Path | None = None, side: SideName | None = None, emit: Emit,
     cancelled: IsCancelled,
 ) -> Trace:
-    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
+    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed.
+
+    beside: a file of the same model, where the source is a folder.
+    """
     check_path(source)
     if source.plant:
         raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. "
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
-    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
+    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness,
+              None if beside is None else str(beside.resolve()))
     answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
