@@ -157,7 +157,7 @@ class Watcher:
             self._keep_output(module, (int(inside[1]), "moe_out"))
         if not hasattr(module, "weight"):
             return
-        tensor = _tensor_names(self._name, self.n_layer)(name)
+        tensor = tensor_names(self._name, self.n_layer)(name)
         if tensor in self.by.places:
             self._handles.append(module.register_forward_hook(self._on_module(tensor)))
 
@@ -247,7 +247,7 @@ def _rows(x: Tensor) -> Floats32:
 
 
 @cache
-def _tensor_names(arch: str, n_layer: int) -> Callable[[str], str | None]:
+def tensor_names(arch: str, n_layer: int) -> Callable[[str], str | None]:
     """What GGUF calls a module of the architecture."""
     import gguf
 

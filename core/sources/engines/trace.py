@@ -29,8 +29,8 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, beside: Path | None = None, side: SideName | None = None, emit: Emit,
-    cancelled: IsCancelled,
+    layers: tuple[int, int] | None = None, witness: bool = True, beside: Path | None = None,
+    side: SideName | None = None, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
     """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed.
 
