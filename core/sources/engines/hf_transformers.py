@@ -126,10 +126,13 @@ class Watcher:
 
     def values(self) -> dict[Place, Floats32]:
         """Every stage that was seen."""
-        width = (lambda place: None) if self.arch is None else lambda place: self.arch.width(*place)
-        shown = {p: v for p, v in self._shown.items() if width(p) in (None, v.shape[1])}
-        found = shown | join(self.by, width, self._made)
+        shown = {p: v for p, v in self._shown.items() if self._width(p) in (None, v.shape[1])}
+        found = shown | join(self.by, self._width, self._made)
         return {p: np.ascontiguousarray(v) for p, v in found.items() if self._is_shown(p)}
+
+    def _width(self, place: Place) -> int | None:
+        """Channels of a place; None where that is not known."""
+        return None if self.arch is None else self.arch.width(*place)
 
     def _is_shown(self, place: Place) -> bool:
         """Whether a place is wanted, and has its channels in the order of the GGUF."""
@@ -158,7 +161,7 @@ class Watcher:
         if not hasattr(module, "weight"):
             return
         tensor = tensor_names(self._name, self.n_layer)(name)
-        if tensor in self.by.places:
+        if tensor is not None and tensor in self.by.places:
             self._handles.append(module.register_forward_hook(self._on_module(tensor)))
 
     def _hook_layer(self, layer: int, module: Any) -> None:  # noqa: ANN401
