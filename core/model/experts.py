@@ -56,21 +56,31 @@ def experts(
 def route(e: Experts, router_TE: Tensor, bias_E: Tensor | None) -> Tensor:
     """Return the weights [T, E] of the chosen experts, 0 where not chosen.
 
-    The e.used largest p (+ bias) of those in the best groups are chosen (a group's two largest, summed, say which);
-    their weights are p, softmax over the chosen for softmax_chosen, divided by their sum for norm, times scale.
+    The e.used largest p (+ bias) of those in the best groups are chosen (a group's two largest, summed, say which).
     """
-    p_TE = router_TE
-    if e.router == "softmax":
-        p_TE = router_TE.softmax(-1)
-    elif e.router == "sigmoid":
-        p_TE = router_TE.sigmoid()
-    pick_TE = p_TE if bias_E is None else p_TE + bias_E
+    p_TE, pick_TE = scores(e, router_TE, bias_E)
     if e.groups > 1:
         by_group = pick_TE.unflatten(-1, (e.groups, -1))  # type: ignore[no-untyped-call]
         best = by_group.topk(min(2, by_group.shape[-1]), -1).values.sum(-1).topk(e.groups_used, -1).indices
         kept = torch.zeros(by_group.shape[:2], dtype=torch.bool, device=p_TE.device).scatter(1, best, True)
         pick_TE = by_group.masked_fill(~kept[..., None], -math.inf).flatten(1)
-    index_TK = pick_TE.topk(e.used, -1).indices
+    return weigh(e, p_TE, pick_TE.topk(e.used, -1).indices)
+
+
+def scores(e: Experts, router_TE: Tensor, bias_E: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return p [T, E], by which experts are weighed, and p + bias, by which they are chosen."""
+    p_TE = router_TE
+    if e.router == "softmax":
+        p_TE = router_TE.softmax(-1)
+    elif e.router == "sigmoid":
+        p_TE = router_TE.sigmoid()
+    return p_TE, p_TE if bias_E is None else p_TE + bias_E
+
+
+def weigh(e: Experts, p_TE: Tensor, index_TK: Tensor) -> Tensor:
+    """Return the weights [T, E] of the chosen experts: p, softmax over them for softmax_chosen, divided by their sum
+    for norm, times scale.
+    """
     w_TK = p_TE.gather(1, index_TK)
     if e.router == "softmax_chosen":
         w_TK = w_TK.softmax(-1)

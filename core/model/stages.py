@@ -102,6 +102,7 @@ GRID_STAGES = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 USUAL = tuple(s for s in STAGES if not s.special)
 SUB_FFN = tuple(s.name for s in STAGES if s.width == "F" and not s.detail)  # the contracts' word: inside the FFN
 TRUNK = ("embedding", "output")  # the residual stream between layers: the next layer's PREVIOUS
+ROUTER = "moe_router"    # the logits by which experts are chosen
 ROUTED = "moe_weights"  # dense over the experts; its statistics are of the chosen ones
 PRODUCT = "ffn_swigl"  # whose factors' correlation is a statistic
 FACTORS = next(s.inputs for s in STAGES if s.name == PRODUCT)

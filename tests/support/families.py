@@ -96,10 +96,13 @@ CASES = {
 
 
 def write_family(
-    path: Path, name: str | FamilyCase, keys: Mapping[str, Any] | None = None, extra: Shapes | None = None, seed: int = 0,
-    change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, array: array,
+    path: Path, name: str | FamilyCase, keys: Mapping[str, Any] | None = None, extra: Shapes | None = None,
+    seed: int = 0, change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, array: array,
 ) -> Path:
-    """Write a case's file, F32; name: a row of CASES, or a case. extra: more tensors, by full name. change: a tensor, or None to leave it out."""
+    """Write a case's file, F32; name: a row of CASES, or a case.
+
+    extra: more tensors, by full name. change: a tensor, or None to leave it out.
+    """
     import gguf
 
     case, rng = CASES[name] if isinstance(name, str) else name, np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.model.stages import FACTORS, PRODUCT, place_order
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
@@ -128,6 +128,14 @@ def _device(source: Source) -> str:
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
+    if stage == ROUTED:
+        import torch
+
+        from core.trace.taps import measure_routes
+
+        router = values.get((layer, ROUTER))
+        return measure_routes(torch.from_numpy(values[place]), None if router is None else torch.from_numpy(router),
+                              n_token - len(values[place]))
     left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
     if stage == PRODUCT and left is not None and right is not None:
