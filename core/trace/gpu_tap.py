@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.model.model import Tap
-from core.model.stages import FACTORS, PRODUCT, Place
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
 from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
 from core.trace.taps import by_expert, counted, finish, routes_of
 
