@@ -55,7 +55,7 @@ PACKAGES = {
     "textual": Package(r"apr_tui\..*"),
     "rich": Package(r"apr_tui\..*"),
     "numpy": Package(r"core\..*"),
-    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process)"),
+    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.judged)"),
     "platformdirs": Package(r"core\.system\.paths"),
 }
 LAZY_ONLY = {(module, "torch") for module in (
