@@ -15,10 +15,10 @@ from torch import Tensor
 
 from core.faults.stage_inputs import StageInputs
 from core.model.arch import Arch
+from core.model.experts import TIE, Swap, with_ties_of
 from core.model.forward import forward
 from core.model.lockstep import ForwardRun
 from core.model.model import Tap
-from core.model.routes import TIE, Swap, with_ties_of
 from core.model.stages import ROUTED, ROUTER, Place
 from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, exact, missing_before, value_of
 from core.proof.distance import nmse, relative_l2

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from core.model.experts import TIE, Swap, swaps
 from core.model.lockstep import run_lockstep
-from core.model.routes import TIE, Swap, swaps
 from core.model.stages import ROUTED, ROUTER, Place, place_text
 from core.proof.capture import ExternalRun, value_of
 from core.proof.distance import relative_l2

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
+from core.model.experts import margins
 from core.model.model import Tap
-from core.model.routes import margins
 from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
-from core.system.arrays import Floats, Ints, Rows
+from core.system.arrays import Floats, Floats32, Ints, Rows
 from core.trace.stats import (
     MASSIVE_CHANNELS,
     MASSIVE_MULTIPLE,
@@ -65,8 +65,7 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
                 factors = dict(product)
                 product.clear()
             cell = finish(x, n_token - x.shape[0], table, index, peaks, factors)
-            if place[1] == ROUTER:
-                router = x
+            router = x if place[1] == ROUTER else router
             on_cell(place, replace(cell, routes=routes_of(full, router)) if place[1] == ROUTED else cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
@@ -98,9 +97,10 @@ def routes_of(weights_TE: Tensor, router_TE: Tensor | None) -> Routes:
     return Routes(weights_TE.shape[1], ids_TK.cpu().numpy(), weights, margin)
 
 
-def measure_routes(weights_TE: Tensor, router_TE: Tensor | None, first: int) -> TokenStats:
-    """Measure dense routing weights by themselves. first: position of row 0."""
-    place = (None, ROUTED)
+def measure_routes(weights: Floats32, router: Floats32 | None, first: int) -> TokenStats:
+    """Measure dense routing weights [T, E] by themselves; router: the logits. first: position of row 0."""
+    place, weights_TE = (None, ROUTED), torch.from_numpy(weights)
+    router_TE = None if router is None else torch.from_numpy(router)
     chosen_TK = counted(place, weights_TE)
     measured = by_expert(place, weights_TE, _measured_by_torch(chosen_TK))
     table, index, peaks = measured

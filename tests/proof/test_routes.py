@@ -10,10 +10,9 @@ import torch
 
 from core import session
 from core.formats.open_model import open_model
-from core.model.experts import route
+from core.model.experts import margins, route, swaps, with_ties_of
 from core.model.layers import Experts
 from core.model.lockstep import run_lockstep
-from core.model.routes import margins, swaps, with_ties_of
 from core.proof.check import check_stages
 from core.proof.check_result import Check
 from core.system.cancel import never

@@ -129,13 +129,9 @@ def _device(source: Source) -> str:
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
     if stage == ROUTED:
-        import torch
-
         from core.trace.taps import measure_routes
 
-        router = values.get((layer, ROUTER))
-        return measure_routes(torch.from_numpy(values[place]), None if router is None else torch.from_numpy(router),
-                              n_token - len(values[place]))
+        return measure_routes(values[place], values.get((layer, ROUTER)), n_token - len(values[place]))
     left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
     if stage == PRODUCT and left is not None and right is not None:
