@@ -1,16 +1,14 @@
 """Trace a Qwen3-30B-A3B-shaped file of random weights in Q4_K_M's mix: time, peak memory, and what of the file is read.
 
-usage: python -m tests.bench.experts FILE [--layers N] [--tokens N] [--keep] [--beside]
+usage: python -m tests.bench.experts FILE [--layers N] [--tokens N] [--keep]
 
 The file is written layer by layer (18 GB whole) where it is not there, and removed at the end but for --keep. The same
 few random blocks stand again and again. Touched: the bytes of every tensor, of the experts' those that were chosen.
---beside: llama.cpp traces the same tokens, too, by the same statistics; it reads the whole file.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import sys
 import time
@@ -111,34 +109,17 @@ def measure(path: Path, n_layer: int, n_token: int) -> None:
           f"{touched / MIB:.0f} MiB, peak memory {peak / MIB:.0f} MiB, {(peak - touched) / MIB:+.0f} MiB")
 
 
-def measure_beside(path: Path, n_token: int) -> None:
-    """Trace it in both engines, in turn, and print the medians of five."""
-    from tests.bench.engines import LlamaCpp, Ours
-
-    threads = len(os.sched_getaffinity(0))
-    engines = {"ours": Ours(path, threads), "llama.cpp": LlamaCpp(path, threads, repack=False)}
-    taken: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(6):
-        for name, engine in engines.items():
-            taken[name].append(engine.prompt(n_token, "traced"))
-    print(f"traced, {n_token} tokens, {threads} threads: " + ", ".join(
-        f"{name} {np.median(each[1:]):.3f} s" for name, each in taken.items()))
-
-
 def main() -> int:
     """Write, measure, remove."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, default=N_LAYER)
     parser.add_argument("--tokens", type=int, default=7)
-    parser.add_argument("--beside", action="store_true")
     parser.add_argument("--keep", action="store_true")
     asked = parser.parse_args()
     if not asked.file.is_file():
         write_experts(asked.file, asked.layers)
     measure(asked.file, asked.layers, asked.tokens)
-    if asked.beside:
-        measure_beside(asked.file, asked.tokens)
     if not asked.keep:
         asked.file.unlink()
     return 0

@@ -15,6 +15,6 @@ def test_a_sample_of_planted_faults_is_located_and_clean_pairs_are_not_accused()
 
 
 def test_a_sample_of_faults_is_named_in_each_mixer_and_router():
-    found = run_families(("deepseek2", "qwen35moe", "mamba", "mamba2", "lfm2"), sample=4)
+    found = run_families(("deepseek2", "qwen35moe", "mamba", "mamba2", "lfm2"), sample=2)
     assert len(found) == 10, found
-    assert all(counts["NAMED"] >= 2 and set(counts) <= set(SEEN) for counts in found.values()), found
+    assert all(counts["NAMED"] >= 1 and set(counts) <= set(SEEN) for counts in found.values()), found
