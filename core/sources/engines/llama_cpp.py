@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
-from core.model.arch import read_arch
+from core.model.arch import Arch, read_arch
 from core.model.layers import FeedForward
 from core.model.ops import TABLES
 from core.model.stages import ROUTED, STAGES, Place, stage_named
-from core.sources.engines.by_weight import dense_weights, join, sort_experts, stages_by_tensor, strip
+from core.sources.engines.by_weight import dense_weights, join, sort_experts, stages_by_tensor, strip, usual_stages
 from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
 from core.system.arrays import Floats32
-from core.system.errors import FileError
+from core.system.errors import ArchError, FileError
 from core.trace.engines import GELU_TABLE
 
 UNKNOWN = FeedForward(0, "", "none")
@@ -73,7 +74,8 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
         arch=_meta(api, model, "general.architecture"), n_layer=api.llama_model_n_layer(model),
         d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens, threads=threads, device="cpu",
         kernel="ggml CPU, weights as stored, KV cache float32, no flash attention" + (
-            f", {GELU_TABLE}" if any(layer.ffn and layer.ffn.act in TABLES for layer in watcher.arch.layers) else ""),
+            f", {GELU_TABLE}" if any(layer.ffn and layer.ffn.act in TABLES
+                                  for layer in (watcher.arch.layers if watcher.arch else ())) else ""),
         same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
     return answer, values
 
@@ -116,8 +118,9 @@ class Watcher:
     def __init__(self, ask: Ask, folder: Path, libraries: Path) -> None:
         """Read the file's layers, and open the ggml library beside the package's own."""
         file = open_model(Path(ask.path))
-        self.ask, self.folder, self.arch = ask, folder, read_arch(file)
-        self.by = stages_by_tensor(self.arch, frozenset(file.weights))
+        self.ask, self.folder, self.arch = ask, folder, _arch(file)
+        depth = 0 if self.arch else int(file.key(f"{file.key('general.architecture')}.block_count") or 0)
+        self.by = stages_by_tensor(self.arch, frozenset(file.weights)) if self.arch else usual_stages(depth)
         self.failure: Exception | None = None
         self.reads_packed = False  # whether a product reads weights that are not float32
         self._made: dict[str, Floats32] = {}    # of a tensor, what its last node made
@@ -146,13 +149,17 @@ class Watcher:
     def values(self) -> dict[Place, Floats32]:
         """Every stage that was seen: by the tensors that it reads, by its name, or as what a product reads."""
         for layer, weight_TK in self._weights.items():
-            e = (self.arch.layers[layer].ffn or UNKNOWN).experts
+            e = (self.arch.layers[layer].ffn or UNKNOWN).experts if self.arch else None
             if e is not None and layer in self._chosen and not e.down_scale:
                 self._shown[layer, ROUTED] = dense_weights(weight_TK, self._chosen[layer], e.n)
         found = {p: v.reshape(len(v), -1) for p, v in self._shown.items()}
-        found = {p: v for p, v in found.items() if self.arch.width(*p) == v.shape[1]} | join(
-            self.by, lambda place: self.arch.width(*place), self._made)
+        found = {p: v for p, v in found.items() if self._width(p) in (None, v.shape[1])} | join(
+            self.by, self._width, self._made)
         return {p: v for p, v in found.items() if self._is_wanted(p)}
+
+    def _width(self, place: Place) -> int | None:
+        """Channels of a place; None where the architecture is not known here."""
+        return None if self.arch is None else self.arch.width(*place)
 
     def _part(self, address: int) -> str | Place | None:
         """What the node is: the tensor that it reads, the place that it is; None where it is not wanted."""
@@ -171,7 +178,7 @@ class Watcher:
         if self._name(address) == SCALED:
             return None, "embedding"
         name, _, layer = self._name(address).rpartition("-")
-        if not layer.isdigit() or int(layer) >= self.arch.n_layer:
+        if not layer.isdigit() or (self.arch and int(layer) >= self.arch.n_layer):
             return None
         stage = ROUTED if name == WEIGHTED else BY_NODE.get((name, op)) or BY_NODE.get((name, ""))
         if stage is None or not self._is_wanted((int(layer), stage)) or not self._is_plain(int(layer), stage):
@@ -184,7 +191,7 @@ class Watcher:
 
     def _is_plain(self, layer: int, stage: str) -> bool:
         """Whether RoPE is the last that is done to a layer's queries or keys; other stages are."""
-        a = self.arch.layers[layer].attention
+        a = self.arch.layers[layer].attention if self.arch else None
         later = a is not None and (a.l2 or a.norm_after_rope or (a.temperature is not None and stage == "q_rope"))
         return not later or stage_named(stage).operation != "rope"
 
@@ -224,7 +231,7 @@ class Watcher:
             if self._ggml.ggml_nelements(at) != chosen.size * _Tensor.from_address(at).ne[0]:
                 return
             self._shown[place] = sort_experts(self._read(at).reshape(*chosen.shape, -1), chosen)
-        elif self._ggml.ggml_nelements(at) == len(self.ask.tokens) * (self.arch.width(*place) or 0):
+        elif self._ggml.ggml_nelements(at) == len(self.ask.tokens) * (self._width(place) or 0):
             self._shown[place] = self._read(at)
 
     def _read(self, address: int) -> Floats32:
@@ -252,6 +259,14 @@ class Watcher:
         if not known or int(np.prod(tensor.ne[:])) != self._ggml.ggml_nelements(address):
             raise FileError("this llama-cpp-python lays out its tensors in a way not known here. Install version 0.3.")
         self._checked = True
+
+
+def _arch(file: ModelFile) -> Arch | None:
+    """The architecture, where this build knows it."""
+    try:
+        return read_arch(file)
+    except ArchError:
+        return None
 
 
 def _open_ggml(libraries: Path) -> ctypes.CDLL:
