@@ -2,7 +2,7 @@
 
 It runs in the child process of process.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
 the KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations otherwise.
-A stage is known by the weight that its node reads, which every build names alike; what reads none, by the node's name.
+A stage is known by the weight that its node reads; what reads none, by the node's name.
 Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.
 """
 
@@ -52,7 +52,6 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     """Run the model watched and, for the witness, unwatched in a context of its own."""
     import llama_cpp
     from llama_cpp import llama_cpp as api
-
     tell(folder, "loading the model")
     api.llama_backend_init()
     options = api.llama_model_default_params()
@@ -158,7 +157,7 @@ class Watcher:
         return {p: v for p, v in found.items() if self._is_wanted(p)}
 
     def _width(self, place: Place) -> int | None:
-        """Channels of a place; None where the architecture is not known here."""
+        """Channels of a place; None where nobody knows."""
         return None if self.arch is None else self.arch.width(*place)
 
     def _part(self, address: int) -> str | Place | None:
@@ -204,16 +203,15 @@ class Watcher:
                 self._shown[part] = self._read(address)
             return
         value, op = self._read(address), self._ggml.ggml_op_name(tensor.op).decode()
-        layer = (self.by.places[part][0][0] if part in self.by.places else None) or 0
+        layer = self.by.places[part][0][0] or 0
         if layer > self._layer:
-            self._layer = layer
             tell(self.folder, f"layer {layer}")
+            self._layer = layer
         if op in PICKED:
             self._chosen[layer] = chosen = self._ids(tensor.src[2])
             value = sort_experts(value.reshape(*chosen.shape, -1), chosen)
         self._made[part] = value
-        read = self.by.inputs.get(part)
-        if read is not None and read not in self._shown and self._is_wanted(read):
+        if (read := self.by.inputs.get(part)) and read not in self._shown and self._is_wanted(read):
             self._take_read(tensor, op, read, layer)
 
     def _take_read(self, tensor: _Tensor, op: str, place: Place, layer: int) -> None:
@@ -231,7 +229,7 @@ class Watcher:
             if self._ggml.ggml_nelements(at) != chosen.size * _Tensor.from_address(at).ne[0]:
                 return
             self._shown[place] = sort_experts(self._read(at).reshape(*chosen.shape, -1), chosen)
-        elif self._ggml.ggml_nelements(at) == len(self.ask.tokens) * (self._width(place) or 0):
+        elif self._width(place) in (None, self._ggml.ggml_nelements(at) // len(self.ask.tokens)):
             self._shown[place] = self._read(at)
 
     def _read(self, address: int) -> Floats32:
@@ -293,9 +291,8 @@ def _meta(api: Any, model: Any, key: str) -> str:  # noqa: ANN401
 
 
 def _log_words(folder: Path) -> str:
-    """The last line of llama.cpp's own log that names an error: it is kept beside the child's words."""
-    log = folder / LOG
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    """The last line of llama.cpp's own log that names an error."""
+    lines = (folder / LOG).read_text(errors="replace").splitlines() if (folder / LOG).exists() else []
     return next((line.strip() for line in reversed(lines) if "error" in line.lower()), "it does not say why")
 
 
