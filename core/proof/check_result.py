@@ -128,7 +128,7 @@ class Check:
         left = len(self.lost)
         stages = "1 stage" if left == 1 else f"{left} stages"
         from_here = f", from {place_text(self.lost[0])} on" if left else ""
-        return (f"{stages} could not be judged{from_here}: no token of their inputs is finite",) if left else ()
+        return (f"{stages} could not be judged{from_here}: no token has finite inputs and results",) if left else ()
 
     @property
     def ties(self) -> tuple[str, ...]:
@@ -140,4 +140,4 @@ class Check:
 
     @property
     def _scanned(self) -> tuple[str, ...]:
-        return (self.scan.decoded_text,) if self.scan.decoded_text else ()
+        return tuple(text for text in (self.scan.decoded_text, self.scan.lone) if text)
