@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 # the lowest first; packages of one row know nothing of each other
-FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo", "proof sources",
+FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo", "audit", "proof sources",
           "bundle", "session", "apr_tui")
 FLOOR = {package: floor for floor, row in enumerate(FLOORS) for package in row.split()}
 MOST_FILES = 20  # modules of one folder
@@ -39,7 +39,7 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.system\.gpu_errors|"
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|audit|proof)\..*|core\.system\.gpu_errors|"
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),

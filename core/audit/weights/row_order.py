@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.proof.weights.survey import chunks, row_shape
+from core.audit.weights.survey import chunks, row_shape
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
