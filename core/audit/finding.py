@@ -15,7 +15,7 @@ class Strength(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding: its kind, where it is (None where that does not apply), the measured figure and the rule it broke."""
+    """One finding: its kind, where it is (None where that does not apply), the measured figure, the rule it broke."""
 
     kind: str
     strength: Strength

@@ -14,7 +14,7 @@ from core.audit.conversion.keys import expected_archs, key_findings
 from core.audit.conversion.original import Original, open_original
 from core.audit.conversion.plan import Plan, make_plan
 from core.audit.conversion.sizes import read_sizes
-from core.audit.conversion.tensors import Compared, State, compare_tensors, presence_findings
+from core.audit.conversion.tensors import VAGUE, Compared, State, compare_tensors, presence_findings
 from core.audit.conversion.vocabulary import tokenizer_findings
 from core.audit.finding import Finding, Strength
 from core.formats.model_file import ModelFile
@@ -24,13 +24,12 @@ from core.system.errors import Cancelled
 from core.system.mapped_file import quote_name
 
 OTHER_MODEL = 0.5    # of the tensors differ, and none by a known mistake: another model, or a fine-tune
-VAGUE = ("size", "shape", "merge")
 NAMED = 8            # names in a fact; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalResult:
-    """What a comparison with an original found: proofs in the order of keys, tensors, tokenizer; and what was compared."""
+    """What a comparison with an original found: proofs of keys, tensors, tokenizer; and what was compared."""
 
     findings: tuple[Finding, ...]
     facts: dict[str, object] = field(default_factory=dict)
@@ -74,7 +73,8 @@ def _facts(plan: Plan, source: Original, file: ModelFile, tensors: list[Compared
     known = {t.name for t in tensors}
     lists = {
         "original_without_a_name": plan.unknown, "original_left_out": plan.left_out,
-        "original_of_other_types": tuple(source.unread), "file_not_compared": tuple(n for n in file.weights if n not in known),
+        "original_of_other_types": tuple(source.unread),
+        "file_not_compared": tuple(n for n in file.weights if n not in known),
     }
     for name, found in lists.items():
         if found:

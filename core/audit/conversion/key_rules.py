@@ -17,8 +17,8 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in (
         "llama", "qwen2", "qwen3", "smollm3", "seed_oss", "ernie4_5", "arcee", "apertus", "phi3", "chatglm", "granite",
         "minicpm", "gemma", "gemma2", "gemma3", "gemma4", "glm4", "olmo2", "exaone4", "stablelm", "olmo", "cohere2",
-        "starcoder2", "gpt2", "bloom", "falcon", "nemotron", "olmoe", "granitemoe", "dots1", "afmoe", "llama4", "mistral4",
-        "lfm2", "mamba", "mamba2", "jamba", "mistral3")},
+        "starcoder2", "gpt2", "bloom", "falcon", "nemotron", "olmoe", "granitemoe", "dots1", "afmoe", "llama4",
+        "mistral4", "lfm2", "mamba", "mamba2", "jamba", "mistral3")},
     "mistral": ("llama",), "mixtral": ("llama",), "ministral3": ("mistral3",), "qwen2_moe": ("qwen2moe",),
     "qwen3_moe": ("qwen3moe",), "qwen3_next": ("qwen3next",), "qwen3_5": ("qwen35",), "qwen3_5_moe": ("qwen35moe",),
     "qwen3_vl": ("qwen3vl",), "qwen3_vl_moe": ("qwen3vlmoe",), "gpt_oss": ("gpt-oss",), "gpt_neox": ("gptneox",),
@@ -75,7 +75,7 @@ def rope(c: Config, name: str, of: str = "full_attention") -> object:
 
 
 def _scaling(c: Config) -> str | None:
-    return {"yarn": "yarn", "linear": "linear", "default": "none", None: "none"}.get(rope(c, "rope_type"))  # type: ignore[arg-type]
+    return {"yarn": "yarn", "linear": "linear", "default": "none", "None": "none"}.get(str(rope(c, "rope_type")))
 
 
 def _scaled(name: str, *kinds: str) -> Callable[[Config], object]:
@@ -129,12 +129,13 @@ def _kv_heads(c: Config) -> object:
 
 
 def _mla(c: Config, *names: str) -> object:
-    said = [c.get(n) for n in names]
-    return sum(said) if all(isinstance(v, int) for v in said) else None
+    said = [n for name in names if isinstance(n := c.get(name), int)]
+    return sum(said) if len(said) == len(names) else None
 
 
 def _ffn(c: Config) -> object:
-    said, width = first("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")(c), first("hidden_size", "n_embd")(c)
+    said = first("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")(c)
+    width = first("hidden_size", "n_embd")(c)
     if isinstance(said, int) or not isinstance(width, int):
         return said if isinstance(said, int) else None
     return 4 * width if c.get("model_type") in ("gpt2", "bloom", "falcon", "gpt_bigcode") else None

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 from core.audit.conversion.plan import Expected
 
-NORM_ROLES = ("norm",)
-
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -31,6 +29,8 @@ class Swap:
 
 SWAPS = (
     Swap("plus_one", "norm + 1 not folded", "is w where the family stores 1 + w: norm + 1 was not folded", ()),
+    Swap("plus_one", "norm + 1 not folded", "is (w + 1) - 1 where the family stores 1 + w: 1 was taken off again",
+         ("plus_one", "minus_one")),
     Swap("plus_one", "norm + 1 folded twice", "is w + 2 where the family stores 1 + w: norm + 1 was folded twice",
          ("plus_one", "plus_one")),
     Swap("plus_one", "norm + 1 subtracted", "is w - 1 where the family stores 1 + w", ("minus_one",)),
@@ -49,13 +49,13 @@ SWAPS = (
     Swap("neg_exp", "exp not taken", "is A_log itself, where -exp(A_log) is stored", ()),
     Swap("neg_exp", "exp not taken", "is -A_log, where -exp(A_log) is stored", ("negate",)),
     Swap("neg_exp", "exp taken twice", "is -exp(-exp(A_log)), where -exp(A_log) is stored", ("neg_exp", "neg_exp")),
-    Swap("by_head", "fused order", "its rows stand as in the original, head by head (q, k, v), where all q, all k, all v "
-         "are stored", ()),
+    Swap("by_head", "fused order", "its rows stand as in the original, head by head (q, k, v), where all q, all k, all "
+         "v are stored", ()),
     Swap("by_group", "fused order", "its rows stand as in the original, group by group, where all q, all k, all v are "
          "stored", ()),
     *(Swap(step, "value heads' order", "its value heads stand as in the original (by key head), where they are stored "
            "round by round", ()) for step in ("tiled_rows", "tiled_heads", "tiled_columns", "tiled_tail")),
-    *(Swap(f"{step}:{i}", "gate and up exchanged", "has the other half of the joined gate and up: gate and up exchanged",
+    *(Swap(f"{step}:{i}", "gate and up exchanged", "has the other half of the joined gate and up: exchanged",
            (f"{step}:{1 - i}",)) for step in ("half", "last_half", "every_second") for i in (0, 1)),
     *(Swap(f"every_second:{i}", "not interleaved", "has a half of the joined gate and up, which alternate in the "
            "original: gate and up not taken apart", (f"last_half:{i}",)) for i in (0, 1)),
@@ -97,5 +97,5 @@ def mistakes_of(item: Expected, has_delta: bool) -> Iterator[Mistake]:
             steps = (*item.steps[:at], *swap.instead, *item.steps[at + 1:])
             yield Mistake(swap.kind, swap.sentence, replace(item, steps=steps))
     for role, step, kind, sentence in ADDED:
-        if role in item.name and step not in item.steps:
+        if role in item.name and step not in item.steps and not (step == "minus_one" and "plus_one" in item.steps):
             yield Mistake(kind, sentence, replace(item, steps=(*item.steps, step)))

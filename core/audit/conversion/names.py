@@ -1,4 +1,4 @@
-"""What a tensor of an original is called in a GGUF file. The common names are gguf-py's table; OWN has what it lacks."""
+"""What a tensor of an original is called in a GGUF file. Common names: gguf-py's table; OWN has what it lacks."""
 
 from __future__ import annotations
 

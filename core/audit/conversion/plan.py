@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -23,6 +23,7 @@ from core.quant.dequantize import decode_weight
 from core.quant.weight import Weight
 
 TIED = "token_embd.weight"
+Find = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,11 @@ def make_plan(original: Original, file: ModelFile, arch: str, sizes: Sizes) -> P
         if not targets:
             unknown.append(name)
         for target in targets:
-            sources[target].append((expert or 0, name))
+            if expert is not None or target not in sources:
+                sources[target].append((expert or 0, name))
     expected: dict[str, Expected] = {}
-    for (target, steps), found in sources.items():
-        if target not in expected:
-            expected[target] = Expected(target, tuple(name for _, name in sorted(found)), steps)
+    for (called, steps), found in sources.items():
+        expected.setdefault(called, Expected(called, tuple(name for _, name in sorted(found)), steps))
     _tie(expected, original, file)
     return Plan(original, sizes, expected, tuple(unknown), tuple(left_out), rope_tables(sizes, arch),
                 low_rank_deltas(original))
@@ -111,16 +112,17 @@ def _n_layer(original: Original, file: ModelFile, arch: str) -> int:
     return min(4096, max([told if isinstance(told, int) else 1, *(n + 1 for n in numbers)]))
 
 
-def _targets(name: str, arch: str, file: ModelFile, find: object) -> list[tuple[str, tuple[str, ...]]]:
+def _targets(name: str, arch: str, file: ModelFile, find: Find) -> list[tuple[str, tuple[str, ...]]]:
     """GGUF names of one tensor of the original, each with its steps."""
     layer, split = layer_number(name), split_of(name, arch)
     prefix = f"blk.{layer}."
     if split is not None and layer is not None:
         whole = prefix + split.joined
         if not split.joined or whole not in file.weights:
-            return [(prefix + part, (*steps, *steps_of(part, arch))) for part, steps in _parts(split.parts, prefix, file)]
+            parts = _parts(split.parts, prefix, file)
+            return [(prefix + part, (*steps, *steps_of(part, arch))) for part, steps in parts]
         return [(whole, steps_of(split.joined, arch))]
-    found = find(name)  # type: ignore[operator]
+    found = find(name)
     if found is None:
         return []
     role = found.split(".", 2)[2] if found.startswith("blk.") else found

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import TypeGuard
 
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
@@ -48,8 +49,8 @@ def read_safetensors(path: Path) -> TensorFile:
         if name == "__metadata__":
             continue
         dtype, shape, begin, end = _entry(path, name, entry)
-        if dtype not in TYPES:
-            unread[name] = dtype
+        if dtype not in TYPES or not prod(shape):
+            unread[name] = dtype if prod(shape) else "empty"
             continue
         weights[name] = _weight(path, name, dtype, shape, (begin, end), data[8 + size:])
     return TensorFile(weights, unread)
@@ -59,17 +60,20 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], 
     """A header's line: type, shape, first byte and end in the data."""
     found = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (found.get(key) for key in ("dtype", "shape", "data_offsets"))
-    sizes = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in sizes)
-    if not isinstance(dtype, str) or not whole or len(sizes) - len(shape) != 2 or len(shape) > MAX_DIMS:
+    if not isinstance(dtype, str) or not _are_sizes(shape, MAX_DIMS) or not _are_sizes(offsets, 2) or len(offsets) != 2:
         raise FileError(f"{path.name}: the header's line of {quote_name(name)} is damaged. {REPAIR}")
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _are_sizes(value: object, most: int) -> TypeGuard[list[int]]:
+    """Whether a value of the header is a list of at most so many whole numbers."""
+    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
 def _weight(path: Path, name: str, dtype: str, shape: tuple[int, ...], at: tuple[int, int], data: Bytes) -> Weight:
     begin, end = at
     needed = tensor_bytes(QUANTS[dtype], shape)
-    if end - begin != needed or end > len(data) or not prod(shape):
-        raise FileError(f"{path.name}: {quote_name(name)} has {list(shape)} values of {dtype}, {needed} bytes; its place "
-                        f"is {begin}..{end} of {len(data)}. {REPAIR}")
+    if end - begin != needed or end > len(data):
+        raise FileError(f"{path.name}: {quote_name(name)} has {list(shape)} values of {dtype}, {needed} bytes; its "
+                        f"place is {begin}..{end} of {len(data)}. {REPAIR}")
     return Weight(name, dtype, shape, data[begin:end])

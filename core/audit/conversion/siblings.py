@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from core.audit.conversion.plan import Expected, Plan
 from core.audit.conversion.words import layer_of
@@ -10,7 +11,6 @@ from core.formats.model_file import ModelFile
 from core.quant.weight import Weight
 
 MOST = 160  # tensors that are tried; each is made and compared
-PARTNERS = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate", "attn_q": "attn_k", "attn_k": "attn_q"}
 
 
 def find_sibling(
@@ -39,16 +39,14 @@ def _told(name: str, other: str) -> tuple[str, str]:
         roles = {name.split(".")[-2].split("_exps")[0], other.split(".")[-2].split("_exps")[0]}
         if {part.removesuffix("_shexp") for part in roles} == {"ffn_gate", "ffn_up"}:
             return "gate and up exchanged", f"is the original's {other}: gate and up exchanged"
-        return "exchanged", f"is the original's {other}: exchanged, or written under a wrong name"
+        return "exchanged", f"is the original's {other}: exchanged, or under a wrong name"
     if name.split(".")[2:] == other.split(".")[2:]:
         return "another layer's", f"is layer {there}'s of the original ({other})"
     return "another tensor's", f"is the original's {other}"
 
 
 def _other_experts(item: Expected) -> list[tuple[Expected, tuple[str, str]]]:
-    """The experts of one stack in another order: two neighbours or the ends exchanged, reversed, or one told for all."""
-    from dataclasses import replace
-
+    """The experts of one stack in another order: reversed, or by the text of their numbers."""
     n = len(item.sources)
     if n < 2:
         return []

@@ -92,7 +92,7 @@ def _qkvz(values: Tensor, sizes: Sizes, which: int) -> Tensor:
     """in_proj_qkvz, by key head (q, k, its v, its z) -> all q, k, v (0) or all z (1)."""
     each = sizes.v_heads // sizes.k_heads * sizes.v_width
     rows = values.view(sizes.k_heads, 2 * sizes.k_width + 2 * each, *values.shape[1:])
-    parts = rows.split([sizes.k_width, sizes.k_width, each, each], 1)
+    parts = torch.split(rows, [sizes.k_width, sizes.k_width, each, each], 1)
     chosen = parts[3:] if which else parts[:3]
     return torch.cat([p.reshape(-1, *values.shape[1:]) for p in chosen])
 

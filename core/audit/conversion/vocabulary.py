@@ -1,11 +1,11 @@
-"""Hold a file's tokenizer to its original's: each token, the merges, special ids, a torture text, the chat template.
+"""Hold a file's tokenizer to its original's: tokens, merges, special ids, a torture text, the chat template.
 
-Only what both can do is compared: a file of another kind of tokenizer (SentencePiece beside a byte-level one) is a fact.
+Only what both can do is compared: another kind of tokenizer (SentencePiece beside a byte-level one) is a fact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.audit.conversion.original import Original
@@ -21,12 +21,13 @@ TEMPLATE_RULE = "the chat template is the original's, letter for letter"
 TORTURE = (
     "Hello world", " leading and  double   spaces\t\ttabs\n\nlines\r\n", "I'm you've THEY'LL it's'nt",
     "1234567890 3.14159 1,000,000 0x1F", "def f(x):\n    return x**2 + {'a': [1, 2]}  # \u00e9",
-    "Stra\u00dfe na\u00efve \u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+    "Stra\u00dfe na\u00efve \u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac",
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439",
     "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 \ud55c\uad6d\uc5b4 \u4e2d\u6587\uff0c\u3002",
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u200b\ufeff", "!!!???...---===<<<>>> <|x|> </s> [INST]", "a" * 40,
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u200b\ufeff", "!!!???...---===<<<>>> <|x|> </s> [INST]",
+    "a" * 40,
 )
 SPECIALS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-ENOUGH = 0.5      # of the tokens alike: two forms of one vocabulary
 MAX_TOKENS = 1 << 21
 BYTE_SPACE, SPM_SPACE = "\u0120", "\u2581"
 
@@ -46,10 +47,11 @@ def tokenizer_findings(file: ModelFile, original: Original, facts: dict[str, obj
             yield from _merges(document, file)
             yield from _torture(document, file, facts)
         else:
-            facts["tokenizer"] = "tokens compared; the original's tokenizer.json has no merges, so that no text is encoded"
+            facts["tokenizer"] = "tokens compared; the original's tokenizer.json has no merges: no text is encoded"
     else:
-        facts["tokenizer"] = ("not compared: " + ("the original has no tokenizer.json" if not wanted else "the file has "
-                              "no tokens" if not isinstance(tokens, list) else "one is byte-level, the other not"))
+        why = ("the original has no tokenizer.json" if not wanted else "the file has no tokens"
+               if not isinstance(tokens, list) else "one is byte-level, the other not")
+        facts["tokenizer"] = f"not compared: {why}"
     yield from _special_ids(file, original, wanted)
     yield from _template(file, original)
 
@@ -74,8 +76,9 @@ def _vocabulary(document: object) -> dict[int, str]:
 
 def _added(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 (parsed JSON)
     entries = document.get("added_tokens") if isinstance(document, dict) else None
-    return [e for e in entries if isinstance(e, dict) and type(e.get("id")) is int and isinstance(e.get("content"), str)
-            ] if isinstance(entries, list) else []
+    entries = entries if isinstance(entries, list) else []
+    return [e for e in entries if isinstance(e, dict) and type(e.get("id")) is int and 0 <= e["id"] < MAX_TOKENS
+            and isinstance(e.get("content"), str)]
 
 
 def _kind(tokens: Any) -> str:  # noqa: ANN401 (any iterable of tokens)
@@ -104,8 +107,8 @@ def _types(document: object, file: ModelFile, tokens: list[Any]) -> Iterator[Fin
     cut = [e for e in _added(document) if e.get("special") is True and e["id"] < min(len(types), len(tokens))
            and tokens[e["id"]] == e["content"] and types[e["id"]] not in (CONTROL, USER_DEFINED, 2)]
     if cut:
-        yield _finding("token type", f"token {cut[0]['id']} ({quote_name(cut[0]['content'])}) is special in the original "
-                       f"and of type {types[cut[0]['id']]} in the file: it is cut up; {len(cut)} such tokens", len(cut))
+        yield _finding("token type", f"token {cut[0]['id']} ({quote_name(cut[0]['content'])}) is special in the "
+                       f"original and of type {types[cut[0]['id']]} in the file: it is cut up; {len(cut)} such tokens", len(cut))
 
 
 def _merges(document: Any, file: ModelFile) -> Iterator[Finding]:  # noqa: ANN401 (parsed JSON)
@@ -115,7 +118,7 @@ def _merges(document: Any, file: ModelFile) -> Iterator[Finding]:  # noqa: ANN40
     texts = [" ".join(map(str, m)) if isinstance(m, list) else str(m) for m in wanted]
     if texts == found:
         return
-    at = next((i for i, (a, b) in enumerate(zip(texts, found, strict=False)) if a != b), min(len(texts), len(found)))
+    at = _first_unlike(texts, found)
     yield _finding("merges", f"the file has {len(found)} merges and the original {len(texts)}; merge {at} is the first "
                    "that differs", at)
 
@@ -131,7 +134,7 @@ def _torture(document: object, file: ModelFile, facts: dict[str, object]) -> Ite
 
         engine = Tokenizer.from_str(to_json(document))
         wanted = [engine.encode(text, add_special_tokens=False).ids for text in TORTURE]
-    except BaseException as error:  # noqa: BLE001 (the library's panics are no Exception)
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         facts["tokenizer"] = "not run: the tokenizers library does not read the original's tokenizer.json"
@@ -145,7 +148,7 @@ def _torture(document: object, file: ModelFile, facts: dict[str, object]) -> Ite
     unlike = [i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b]
     if unlike:
         i = unlike[0]
-        yield _finding("tokenizer", f"{ascii(TORTURE[i])} is {_few(found[i])} by the file and {_few(wanted[i])} by the "
+        yield _finding("tokenizer", f"{TORTURE[i]!a} is {_few(found[i])} by the file and {_few(wanted[i])} by the "
                        f"original; {len(unlike)} of {len(TORTURE)} texts differ", len(unlike))
 
 
@@ -170,19 +173,21 @@ def _special_ids(file: ModelFile, original: Original, wanted: Mapping[int, str])
         token = settings.get(word)
         token = token.get("content") if isinstance(token, dict) else token
         named = by_text.get(token) if isinstance(token, str) else None
-        said = {i for c in (original.config, generation) for i in _ids(c.get(f"{word}_id"))} | {named} - {None}
+        ids = {i for c in (original.config, generation) for i in _ids(c.get(f"{word}_id"))}
+        ids |= {named} if named is not None else set()
         found = file.key(f"tokenizer.ggml.{name}_token_id")
         if found is None and named is not None and name in ("bos", "eos"):
             yield _finding("special id", f"tokenizer.ggml.{name}_token_id is absent; the original's {word} is {named}")
-        elif found is not None and said and found not in said:
-            text = " or ".join(str(i) for i in sorted(i for i in said if i is not None))
+        elif found is not None and ids and found not in ids:
+            text = " or ".join(map(str, sorted(ids)))
             yield _finding("special id", f"tokenizer.ggml.{name}_token_id is {found}; the original's {word} is {text}")
     document = original.documents.get("tokenizer.json")
     is_template = isinstance(document, dict) and document.get("post_processor") is not None
     for name in ("add_bos_token", "add_eos_token"):
         said, found = settings.get(name), file.key(f"tokenizer.ggml.{name}")
         if isinstance(said, bool) and isinstance(found, bool) and said != found and not is_template:
-            yield _finding("special id", f"tokenizer.ggml.{name} is {found}; the original's tokenizer_config says {said}")
+            text = f"tokenizer.ggml.{name} is {found}; the original's tokenizer_config says {said}"
+            yield _finding("special id", text)
 
 
 def _ids(said: object) -> list[int]:
@@ -203,10 +208,15 @@ def _template(file: ModelFile, original: Original) -> Iterator[Finding]:
     if not isinstance(found, str):
         text = f"the file has no chat template; the original's has {len(wanted)} letters"
     else:
-        at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-        text = (f"the chat template is not the original's: from letter {at} on {ascii(found[at:at + 24])} stands where "
-                f"the original has {ascii(wanted[at:at + 24])}")
+        at = _first_unlike(found, wanted)
+        text = (f"the chat template is not the original's: from letter {at} on {found[at:at + 24]!a} stands where "
+                f"the original has {wanted[at:at + 24]!a}")
     yield Finding("chat template", Strength.PROOF, text, TEMPLATE_RULE)
+
+
+def _first_unlike(one: Sequence[object], other: Sequence[object]) -> int:
+    """The first place at which two sequences differ; the shorter one's length where one begins the other."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _finding(kind: str, text: str, measured: float | None = None) -> Finding:

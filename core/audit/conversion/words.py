@@ -18,4 +18,5 @@ def about_original(sentence: str) -> str:
 def layer_of(name: str) -> int | None:
     """The layer of a file's tensor; None of the whole model."""
     parts = name.split(".")
-    return int(parts[1]) if len(parts) > 2 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdecimal() else None
+    is_layer = len(parts) > 2 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdecimal()
+    return int(parts[1]) if is_layer else None
