@@ -43,9 +43,11 @@ PACKAGES = {
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
-    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
+    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults|audit\.conversion\.names)",
+                    lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
-    "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace)",
+    "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace|"
+                          r"audit\.conversion\.vocabulary)",
                           lazy=True),
     "jinja2": Package(r"core\.text\.chat_sandbox", lazy=True),
     "yaml": Package(r"core\.(proof\.contract_gates|sources\..*)", lazy=True),

@@ -107,8 +107,9 @@ def _types(document: object, file: ModelFile, tokens: list[Any]) -> Iterator[Fin
     cut = [e for e in _added(document) if e.get("special") is True and e["id"] < min(len(types), len(tokens))
            and tokens[e["id"]] == e["content"] and types[e["id"]] not in (CONTROL, USER_DEFINED, 2)]
     if cut:
-        yield _finding("token type", f"token {cut[0]['id']} ({quote_name(cut[0]['content'])}) is special in the "
-                       f"original and of type {types[cut[0]['id']]} in the file: it is cut up; {len(cut)} such tokens", len(cut))
+        id, text = cut[0]["id"], quote_name(cut[0]["content"])
+        yield _finding("token type", f"token {id} ({text}) is special in the original and of type {types[id]} in the "
+                       f"file: it is cut up; {len(cut)} such tokens", len(cut))
 
 
 def _merges(document: Any, file: ModelFile) -> Iterator[Finding]:  # noqa: ANN401 (parsed JSON)
