@@ -103,19 +103,25 @@ OPTIONS: dict[str, Option] = {
     "--prompts": Option("one prompt per line; the worst verdict counts", "FILE", Path),
     "--out": Option("write the evidence there", "DIR", Path),
     "--force": Option("replace what is there"),
+    "--junit": Option("write the verdict as JUnit XML, for CI", "FILE", Path),
     "--json": Option("one JSON document on stdout"),
     "--quiet": Option("no progress on stderr"),
 }
 FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
 RUN = ("--device", "--compute", "--threads", "--plant", "--scope", "--threshold")
+JUNIT = ("--junit",)
 OUT = ("--out", "--force", "--json", "--quiet")
 CONSOLE = (*FEED, *RUN, "--layers", "--generate")
 
 
 class Arguments:
-    """Arguments of every command. command: the whole line, for the manifest; words: as they were typed."""
+    """Arguments of every command. command: the whole line, for the manifest; words: as they were typed.
+
+    repeat: the command that gives the same numbers, in normal form.
+    """
 
     command: str
+    repeat: str
     words: list[str]
 
 
@@ -146,6 +152,12 @@ class OutArguments(Arguments):
     quiet: bool
 
 
+class JudgeArguments(OutArguments):
+    """The options of OUT and JUNIT."""
+
+    junit: Path | None
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises UsageError, so that every refusal is a UsageError. taken: the options of the table."""
 
@@ -156,6 +168,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """What the command takes, in order; argparse has no public name for it."""
+        return self._actions
 
     def take(self, *names: str, **changes: Any) -> None:  # noqa: ANN401 (as argparse)
         """Add options of the table, with this command's changes to what argparse is given."""

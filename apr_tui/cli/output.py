@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from core import session
 from core.bundle.report import WITNESS, report_text, wrapped
+from core.bundle.verdicts import bisection_document, check_document, comparison_document
 from core.model.stages import GRID_STAGES, place_text
 from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows
@@ -54,6 +55,17 @@ def trace_json(trace: Trace, scope: str, findings: Sequence[Finding], gates: Seq
 def gates_text(gates: Sequence[Gate]) -> str:
     """A line a gate; "" where there is none."""
     return "".join(f"{g.verdict:<12} {safe_text(g.id)}: {safe_text(g.measured)}\n" for g in gates)
+
+
+def judged_text(judged: Comparison | Check | Bisection, *, as_json: bool) -> str:
+    """A verdict that was read from its folder, as the command that found it said it."""
+    match judged:
+        case Check():
+            return to_json(check_document(judged)) + "\n" if as_json else check_text(judged)
+        case Bisection():
+            return to_json(bisection_document(judged)) + "\n" if as_json else bisection_text(judged)
+        case Comparison():
+            return to_json(comparison_document(judged)) + "\n" if as_json else comparison_text(judged)
 
 
 def comparison_text(c: Comparison) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from apr_tui.options import OutArguments
+from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
 from core.system.progress import Phase
 
 if TYPE_CHECKING:
+    from core.proof.check_result import Check
+    from core.proof.verdict import Bisection, Comparison
     from core.trace.events import Emit, Event
 
 
@@ -59,3 +62,17 @@ def check_out(arguments: OutArguments) -> None:
     """Refuse an output that cannot be written before the work, not after it."""
     if arguments.out is not None:
         session.check_out(arguments.out, force=arguments.force)
+    junit = getattr(arguments, "junit", None)
+    if junit is not None:
+        from core.bundle.junit import refuse_foreign
+
+        refuse_foreign(junit, arguments.force)
+
+
+def wrote_junit(arguments: JudgeArguments, judged: Sequence[Comparison | Check | Bisection]) -> None:
+    """Write --junit where it was asked for, and say so."""
+    if arguments.junit is not None:
+        from core.bundle.junit import write_junit
+
+        write_junit(arguments.junit, judged)
+        wrote(arguments, arguments.junit)

@@ -48,7 +48,7 @@ def run(arguments: Arguments) -> int:
     findings = session.hints(traced, options.scope, options.threshold)
     if arguments.out is not None:
         session.export(traced, arguments.out, options, force=arguments.force, command=arguments.command,
-                       durations={"trace_seconds": time.monotonic() - started})
+                       repeat=arguments.repeat, durations={"trace_seconds": time.monotonic() - started})
         wrote(arguments, arguments.out)
     if arguments.csv is not None:
         session.export_csv(traced, arguments.csv, options.scope)

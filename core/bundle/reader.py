@@ -65,7 +65,8 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         if path.name == "stats.csv" and (path.parent / "verdict.json").exists():
-            raise FileError(f"{path.parent} is a comparison's folder. Open its a or its b.") from error
+            raise FileError(f"{path.parent} holds a verdict and no single trace. Give the bundle inside it: a, b or "
+                            "trace.") from error
         why = error.strerror or str(error)
         raise FileError(f"{path} cannot be read: {why}. A whole bundle was needed; trace again with --out.") from error
 

@@ -16,11 +16,12 @@ from core.trace.request import DEFAULTS, RunOptions
 
 def export(
     result: Trace | Check | Comparison | Bisection, out: Path, options: RunOptions = DEFAULTS, *, force: bool = False,
-    command: str = "", durations: Mapping[str, float] | None = None,
+    command: str = "", repeat: str = "", durations: Mapping[str, float] | None = None,
 ) -> Path:
     """Write what was found as a folder, whole or not at all; UsageError where it exists without force, OutputError.
 
-    options: the scope of a trace's tables and the threshold of its hints. command: what was asked, for the manifest.
+    options: the scope of a trace's tables and the threshold of its hints. command: what was asked, for the manifest;
+    repeat: the same in normal form, for the reports.
     """
     from core.bundle import verdicts
     from core.bundle.writer import write_bundle
@@ -30,16 +31,18 @@ def export(
         case Trace():
             return write_bundle(
                 out, result, scope=scope, findings=hints(result, scope, threshold), threshold=threshold, force=force,
-                values=result.values is not None,
+                values=result.values is not None, repeat=repeat,
                 manifest_extra={"command": command, "durations": dict(durations or {})})
         case Check():
-            return verdicts.write_check(out, result, force=force, command=command)
+            return verdicts.write_check(out, result, hints(result.trace, DEFAULTS.scope, threshold),
+                                        threshold=threshold, force=force, command=command, repeat=repeat)
         case Bisection(comparison=pair):
             return verdicts.write_comparison(out, pair, _pair_hints(pair, threshold), threshold=threshold, force=force,
-                                             command=command, bisection=result)
+                                             command=command, repeat=repeat, bisection=result)
         case Comparison():
             return verdicts.write_comparison(
-                out, result, _pair_hints(result, threshold), threshold=threshold, force=force, command=command)
+                out, result, _pair_hints(result, threshold), threshold=threshold, force=force, command=command,
+                repeat=repeat)
 
 
 def export_csv(trace: Trace, path: Path, scope: str) -> None:

@@ -18,8 +18,8 @@ from core.system.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
 FAMILY = re.compile(r"apr-tui(-corpus)?/[0-9]+")  # of the schemas of all manifests
-BUNDLES = ("a", "b")                            # folders beside a verdict, as is REPRODUCER
-REPRODUCER = "reproducer"
+SIDES, TRACE = ("a", "b"), "trace"              # bundles beside a verdict: of a pair, of a check
+REPRODUCER = "reproducer"                       # beside a bisection's
 CASE = {"case.safetensors", "case.json", "test_case.py"}
 RUN = {"__pycache__", ".pytest_cache"}          # what pytest leaves in a reproducer
 VOCABULARY = {"vocab.json", "merges.txt"}       # beside the shards of a corpus
@@ -130,7 +130,7 @@ def _listed(manifest: dict[str, object]) -> set[str]:
 def _strange_folder(folder: Path, is_beside_verdict: bool) -> str | None:
     """What is strange in a folder inside: beside a verdict stand a bundle of each side, and the reproducer."""
     name = folder.name
-    if is_beside_verdict and name in BUNDLES:
+    if is_beside_verdict and name in (*SIDES, TRACE):
         inside = strange_in(folder)
         return None if inside is None else f"in {name}: {inside}"
     if is_beside_verdict and name == REPRODUCER:
