@@ -39,13 +39,13 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.(profiles|(weights|conversion)\..*)|"
-                     r"core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|"
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|"
+                     r"core\.audit\.(profiles|weights\..*|conversion\..*)|core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|"
                      r"core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
-    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults|audit\.conversion\.names)",
-                    lazy=True),
+    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults|"
+                    r"audit\.conversion\.names)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
     "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace|"
                           r"audit\.conversion\.vocabulary)",

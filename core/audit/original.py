@@ -6,9 +6,10 @@ Proofs only: what a converter must write is declared (conversion/), so that noth
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from core.audit.audit_file import Audit, audit_file
 from core.audit.conversion.key_rules import ARCHITECTURES
 from core.audit.conversion.keys import expected_archs, key_findings
 from core.audit.conversion.original import Original, open_original
@@ -19,7 +20,7 @@ from core.audit.conversion.vocabulary import tokenizer_findings
 from core.audit.finding import Finding, Strength
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
-from core.system.cancel import IsCancelled
+from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.mapped_file import quote_name
 
@@ -33,6 +34,21 @@ class OriginalResult:
 
     findings: tuple[Finding, ...]
     facts: dict[str, object] = field(default_factory=dict)
+    compared: frozenset[str] = frozenset()
+
+
+def audit_beside(path: Path, original: Path, cancelled: IsCancelled = never) -> Audit:
+    """Audit a file by itself and beside its original: what one says of a tensor, the other does not say again.
+
+    Hints on what was compared are left out: the original decides it. FileError, Cancelled.
+    """
+    beside = compare_with_original(path, original, cancel=cancelled)
+    alone = audit_file(path, cancelled)
+    told = {f.tensor for f in beside.findings}
+    own = [f for f in alone.proofs if f.tensor is None or f.tensor not in told]
+    hints = [f for f in alone.hints if f.tensor is not None and f.tensor not in beside.compared]
+    facts = {**alone.facts, "original": beside.facts}
+    return replace(alone, facts=facts, findings=[*beside.findings, *own, *hints], original=original.name)
 
 
 def compare_with_original(path: Path, original: Path, *, cancel: IsCancelled) -> OriginalResult:
@@ -53,7 +69,8 @@ def compare_with_original(path: Path, original: Path, *, cancel: IsCancelled) ->
     presence = presence_findings(plan, file)
     words = list(tokenizer_findings(file, source, facts))
     facts.update(_facts(plan, source, file, tensors))
-    return OriginalResult((*keys, *presence, *_told(tensors, source), *words), facts)
+    return OriginalResult((*keys, *presence, *_told(tensors, source), *words), facts,
+                          frozenset(t.name for t in tensors))
 
 
 def _told(tensors: list[Compared], source: Original) -> list[Finding]:
@@ -69,20 +86,20 @@ def _told(tensors: list[Compared], source: Original) -> list[Finding]:
 
 def _facts(plan: Plan, source: Original, file: ModelFile, tensors: list[Compared]) -> dict[str, object]:
     states = Counter(t.state for t in tensors)
-    facts: dict[str, object] = {"original_tensors": {state.value: states[state] for state in State}}
+    facts: dict[str, object] = {"tensors": {state.value: states[state] for state in State}}
     known = {t.name for t in tensors}
     lists = {
-        "original_without_a_name": plan.unknown, "original_left_out": plan.left_out,
-        "original_of_other_types": tuple(source.unread),
-        "file_not_compared": tuple(n for n in file.weights if n not in known),
+        "without_a_name": plan.unknown, "left_out": plan.left_out,
+        "of_other_types": tuple(source.unread),
+        "not_compared": tuple(n for n in file.weights if n not in known),
     }
     for name, found in lists.items():
         if found:
             more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
             facts[name] = [*found[:NAMED], *more]
     if source.config and not expected_archs(source.config):
-        facts["original_model_type"] = (f"{quote_name(str(source.config.get('model_type')))} is not in the table of "
+        facts["model_type"] = (f"{quote_name(str(source.config.get('model_type')))} is not in the table of "
                                         f"{len(ARCHITECTURES)} types; the file's architecture was taken")
     if source.adapter:
-        facts["original_adapter"] = f"merged into {len(plan.deltas)} tensors"
+        facts["adapter"] = f"merged into {len(plan.deltas)} tensors"
     return facts
