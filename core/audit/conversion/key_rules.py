@@ -70,6 +70,8 @@ def rope(c: Config, name: str, of: str = "full_attention") -> object:
         return part.get(name)
     if of != "full_attention":
         return None
+    if name == "rope_theta" and found.get("alpha") is not None:
+        return None  # Hunyuan's base is scaled by the converter
     said = found.get(name)
     return c.get(name) if said is None and name in ("rope_theta", "partial_rotary_factor") else said
 
@@ -166,7 +168,7 @@ MIXED_FFN = ("lfm2", "lfm2moe", "llama4", "nemotron_h", "nemotron_h_moe", "gemma
              "ernie4_5-moe", "afmoe")
 KEY_RULES = (
     KeyRule("context_length", first("max_position_embeddings", "n_positions", "seq_length", "n_ctx"), UNSAID,
-            but_archs=("mamba", "mamba2", "jamba")),
+            but_archs=("mamba", "mamba2", "jamba", "falcon", "bloom")),
     KeyRule("embedding_length", first("hidden_size", "n_embd", "d_model"), REQUIRED),
     KeyRule("block_count", _layers, REQUIRED),
     KeyRule("feed_forward_length", _ffn, UNSAID, but_archs=MIXED_FFN),
@@ -230,5 +232,5 @@ KEY_RULES = (
     KeyRule("full_attention_interval", first("full_attention_interval"), UNSAID, DELTA),
     KeyRule("attention.recurrent_layers", _kinds("linear_attention"), UNSAID, DELTA),
     KeyRule("shortconv.l_cache", first("conv_L_cache"), UNSAID, ("lfm2", "lfm2moe")),
-    KeyRule("vocab_size", first("vocab_size"), UNSAID),
+    KeyRule("vocab_size", first("vocab_size"), UNSAID, but_archs=("mamba", "mamba2")),
 )

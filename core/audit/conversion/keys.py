@@ -79,6 +79,8 @@ def fits(found: object, wanted: object) -> bool:
         return all(fits(value, wanted) for value in found if value not in (0, 0.0))
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(fits(a, b) for a, b in zip(found, wanted, strict=True))
+    if isinstance(wanted, list):  # one value a layer, where the file has one for all
+        return bool(wanted) and all(fits(found, value) for value in wanted)
     if isinstance(wanted, bool) or isinstance(found, bool) or isinstance(wanted, str) or isinstance(found, str):
         return found == wanted
     if isinstance(found, int | float) and isinstance(wanted, int | float):

@@ -56,9 +56,11 @@ SWAPS = (
     *(Swap(step, "value heads' order", "its value heads stand as in the original (by key head), where they are stored "
            "round by round", ()) for step in ("tiled_rows", "tiled_heads", "tiled_columns", "tiled_tail")),
     *(Swap(f"{step}:{i}", "gate and up exchanged", "has the other half of the joined gate and up: exchanged",
-           (f"{step}:{1 - i}",)) for step in ("half", "last_half", "every_second") for i in (0, 1)),
+           (f"{step}:{1 - i}",)) for step in ("half", "last_half", "every_second", "row_second") for i in (0, 1)),
     *(Swap(f"every_second:{i}", "not interleaved", "has a half of the joined gate and up, which alternate in the "
            "original: gate and up not taken apart", (f"last_half:{i}",)) for i in (0, 1)),
+    *(Swap(f"row_second:{i}", "not interleaved", "has a half of the joined gate and up, which alternate in the "
+           "original: gate and up not taken apart", (f"half:{i}",)) for i in (0, 1)),
     *(Swap(f"{step}:{i}", "taken as interleaved", "has every second row of the joined gate and up, which are halves in "
            "the original", (f"every_second:{i}",)) for step in ("last_half",) for i in (0, 1)),
     *(Swap(step, "multiplier not folded", f"lacks the configuration's multiplier ({step}) that is folded in", ())

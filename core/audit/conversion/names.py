@@ -9,7 +9,7 @@ PREFIXES = ("model.", "backbone.", "transformer.", "gpt_neox.", "model.decoder."
 OTHERS = (  # parts of a model that a text model's file leaves out, and buffers that are no weights
     r"(^|\.)(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|embed_vision|embed_audio)\.",
     r"(^|\.)mtp\.", r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"\.attention\.(masked_)?bias$",
-    r"rotary_emb\.(cos|sin)_cached$",
+    r"rotary_emb\.(cos|sin)_cached$", r"\.mlp\.act_fn\.",  # the last become keys (xielu.*)
 )
 OWN = (  # the end of a name -> its GGUF name without the layer
     (r"e_score_correction_bias", "exp_probs_b.bias"),
@@ -19,6 +19,7 @@ OWN = (  # the end of a name -> its GGUF name without the layer
     (r"experts\.(w1|gate_proj)(\.weight)?", "ffn_gate_exps.weight"),
     (r"experts\.(w2|down_proj)(\.weight)?|block_sparse_moe\.output_linear\.weight", "ffn_down_exps.weight"),
     (r"experts\.(w3|up_proj)(\.weight)?", "ffn_up_exps.weight"),
+    (r"experts\.down_proj_blocks", "ffn_down_exps.weight"),
     (r"experts\.(gate|up|down)_proj_bias", r"ffn_\1_exps.bias"),
     (r"shared_mlp\.output_linear\.weight", "ffn_down.weight"),
     (r"mixer\.(q|k|v)_proj\.weight", r"attn_\1.weight"),
@@ -67,7 +68,7 @@ def name_table(arch: str, n_layer: int) -> Callable[[str], str | None]:
             found = table.get_name(spelt, try_suffixes=(".weight", ".bias"))
             if found is not None:
                 return _with_suffix(str(found))
-        return None
+        return "output.weight" if name in SAME_HEAD else None
 
     return find
 

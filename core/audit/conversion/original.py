@@ -5,6 +5,7 @@ Records: an Original has a folder's configuration and documents, or the model fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.quant.weight import Weight
 from core.system.errors import FileError, os_reason
-from core.system.json_text import from_json
 from core.system.mapped_file import quote_name
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -127,7 +127,11 @@ def flat_config(document: object) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
-    return from_json(_read(path), path.name, REPAIR)
+    """Parse a document; Python's literals NaN and Infinity stand in configurations (time_step_limit of Mamba 2)."""
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path.name} is not a JSON document: {error}. {REPAIR}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from core.audit.conversion.merge import low_rank_deltas
+from core.audit.conversion.mxfp4 import BLOCKS, SCALES, scales_of, take_pair
 from core.audit.conversion.names import SAME_HEAD, is_left_out, layer_number, name_table, without_expert
 from core.audit.conversion.original import Original
 from core.audit.conversion.rope_tables import rope_tables
 from core.audit.conversion.rules import split_of, steps_before, steps_of
-from core.audit.conversion.sizes import Sizes
+from core.audit.conversion.sizes import Sizes, whole
 from core.audit.conversion.steps import take
 from core.formats.model_file import ModelFile
 from core.quant.dequantize import decode_weight
@@ -61,14 +62,18 @@ class Plan:
 
     def build(self, item: Expected) -> Weight:
         """Make the tensor: the original's own bytes where it is a copy, else float32; raises DoesNotFit."""
-        if item.is_copy and not (item.sources[0] in self.deltas and item.merge):
-            return replace(self.original.weights[item.sources[0]], name=item.name)
+        source = item.sources[0]
+        if item.is_copy and not source.endswith(BLOCKS) and not (source in self.deltas and item.merge):
+            return replace(self.original.weights[source], name=item.name)
         parts = [self._source(name, item.merge) for name in item.sources]
         values = torch.stack(parts) if len(parts) > 1 else parts[0]
         return as_weight(item.name, take(values, item.steps, self.sizes))
 
     def _source(self, name: str, merge: float) -> Tensor:
-        values = decode_weight(self.original.weights[name])
+        weights = self.original.weights
+        if name.endswith(BLOCKS):
+            return take_pair(weights[name], weights.get(scales_of(name)))
+        values = decode_weight(weights[name])
         delta = self.deltas.get(name)
         return values if delta is None else values + merge * delta
 
@@ -88,9 +93,11 @@ def make_plan(original: Original, file: ModelFile, arch: str, sizes: Sizes) -> P
     sources: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = defaultdict(list)
     unknown, left_out = [], []
     for name in original.weights:
-        if is_left_out(name):
+        if is_left_out(name) or _is_unwritten_layer(name, original, file):
             left_out.append(name)
             continue
+        if name.endswith(SCALES) and name.removesuffix(SCALES) + BLOCKS in original.weights:
+            continue  # read with its blocks
         bare, expert = without_expert(name)
         targets = _targets(bare, arch, file, find)
         if not targets:
@@ -106,6 +113,12 @@ def make_plan(original: Original, file: ModelFile, arch: str, sizes: Sizes) -> P
                 low_rank_deltas(original))
 
 
+def _is_unwritten_layer(name: str, original: Original, file: ModelFile) -> bool:
+    """Whether a tensor is of a layer after the last (multi-token prediction) that the file leaves out altogether."""
+    layer, n = layer_number(name), whole(original.config.get("num_hidden_layers"))
+    return bool(n and layer is not None and layer >= n and not any(w.startswith(f"blk.{layer}.") for w in file.weights))
+
+
 def _n_layer(original: Original, file: ModelFile, arch: str) -> int:
     numbers = [n for name in original.weights if not is_left_out(name) and (n := layer_number(name)) is not None]
     told = file.keys.get(f"{arch}.block_count")
@@ -117,26 +130,27 @@ def _targets(name: str, arch: str, file: ModelFile, find: Find) -> list[tuple[st
     layer, split = layer_number(name), split_of(name, arch)
     prefix = f"blk.{layer}."
     if split is not None and layer is not None:
-        whole = prefix + split.joined
-        if not split.joined or whole not in file.weights:
-            parts = _parts(split.parts, prefix, file)
-            return [(prefix + part, (*steps, *steps_of(part, arch))) for part, steps in parts]
-        return [(whole, steps_of(split.joined, arch))]
+        joined = prefix + split.joined
+        if not split.joined or joined not in file.weights:
+            return [(prefix + _shared(part, name, prefix, file), (*steps, *steps_of(part, arch)))
+                    for part, steps in split.parts]
+        return [(joined, steps_of(split.joined, arch))]
     found = find(name)
     if found is None:
         return []
     role = found.split(".", 2)[2] if found.startswith("blk.") else found
+    if found.startswith("blk."):
+        found = prefix + _shared(role, name, prefix, file)
+    bare = found.removesuffix(".weight")
+    found = bare if found not in file.weights and bare in file.weights else found  # falcon-h1 writes ffn_norm so
     return [(found, (*steps_before(name, arch), *steps_of(role, arch)))]
 
 
-def _parts(
-    parts: Sequence[tuple[str, tuple[str, ...]]], prefix: str, file: ModelFile
-) -> list[tuple[str, tuple[str, ...]]]:
-    """The parts under the names that the file has: a shared feed-forward beside experts is *_shexp."""
-    if any(f"{prefix}ffn_gate_inp.weight" == name for name in file.weights):
-        return [(part.replace("ffn_gate.", "ffn_gate_shexp.").replace("ffn_up.", "ffn_up_shexp."), steps)
-                for part, steps in parts]
-    return list(parts)
+def _shared(role: str, name: str, prefix: str, file: ModelFile) -> str:
+    """A shared feed-forward is *_shexp where it stands beside experts."""
+    if ".shared_mlp." not in name or f"{prefix}ffn_gate_inp.weight" not in file.weights:
+        return role
+    return role.replace(".weight", "_shexp.weight")
 
 
 def _tie(expected: dict[str, Expected], original: Original, file: ModelFile) -> None:

@@ -75,6 +75,7 @@ def _gate_up(suffix: str, *steps: str, kind: str = "exps") -> tuple[tuple[str, t
 
 SPLITS = (
     Split(r"experts\.gate_up_proj", _gate_up(".weight", "every_second", "transpose"), archs=("gpt-oss",)),
+    Split(r"experts\.gate_up_proj_blocks", _gate_up(".weight", "row_second"), archs=("gpt-oss",)),
     Split(r"experts\.gate_up_proj_bias", _gate_up(".bias", "every_second"), archs=("gpt-oss",)),
     Split(r"experts\.gate_up_proj", _gate_up(".weight", "last_half", "transpose"), archs=("llama4",)),
     Split(r"(experts\.gate_up_proj|block_sparse_moe\.input_linear)(\.weight)?", _gate_up(".weight", "half"),

@@ -129,6 +129,7 @@ STEPS: dict[str, Step] = {
     "half": lambda v, s, n: _half(v, 1 if v.ndim == 3 else 0, n),  # rows, of each expert
     "last_half": lambda v, s, n: _half(v, -1, n),
     "every_second": lambda v, s, n: v[..., n::2],
+    "row_second": lambda v, s, n: v[..., n::2, :],
     "by_head": _by_head,
     "by_group": _by_group,
     "kv_b": _kv_b,

@@ -13,6 +13,7 @@ from core.audit.conversion.low_rank import rank_of_difference
 from core.audit.conversion.mistakes import mistakes_of
 from core.audit.conversion.plan import TIED, Expected, Plan, as_weight, fit_shape
 from core.audit.conversion.siblings import find_sibling
+from core.audit.conversion.sizes import whole
 from core.audit.conversion.steps import DoesNotFit
 from core.audit.conversion.words import about_original, layer_of
 from core.audit.finding import Finding, Strength
@@ -193,11 +194,18 @@ def _finding(item: Expected, kind: str, text: str, measured: float | None = None
     return Finding(kind, Strength.PROOF, f"{item.name}: {text}", RULE, measured, item.name, layer_of(item.name))
 
 
+def _shares_keys(plan: Plan, name: str) -> bool:
+    """Whether a layer takes the keys and values of an earlier one (Gemma 4), so that its own are not written."""
+    n, shared = (whole(plan.sizes.config.get(k)) for k in ("num_hidden_layers", "num_kv_shared_layers"))
+    layer = layer_of(name)
+    return bool(shared) and layer is not None and layer >= n - shared and (".attn_k" in name or ".attn_v." in name)
+
+
 def presence_findings(plan: Plan, file: ModelFile) -> list[Finding]:
     """Tensors that one side lacks. Where the original has names that no table knows, an extra tensor is no proof."""
     found = []
     for name, item in plan.expected.items():
-        if name not in file.weights:
+        if name not in file.weights and not _shares_keys(plan, name):
             what = "bias dropped" if name.endswith(".bias") else "missing tensor"
             why = "the bias was dropped: " if name.endswith(".bias") else ""
             found.append(_finding(item, what, f"{why}its original has {item.sources[0]}, and the file lacks it"))
