@@ -39,9 +39,9 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|"
-                     r"core\.audit\.(profiles|weights\..*|conversion\..*)|core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|"
-                     r"core\.session\.(prepare|external|judge|run_trace)"),
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.system\.gpu_errors|"
+                     r"core\.audit\.(profiles|spread|weights\..*|conversion\..*)|"
+                     r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
     "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults|"

@@ -11,6 +11,7 @@ from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
 from core.system.progress import Phase
+from core.system.safe_text import safe_text
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check
@@ -28,7 +29,7 @@ def progress(arguments: Quiet) -> Emit:
     """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
     if arguments.quiet:
         return lambda event: None
-    from core.trace.events import CellMeasured, Start
+    from core.trace.events import CellMeasured, FilesCompared, Start
 
     live, n_layer = sys.stderr.isatty(), [0]
 
@@ -36,6 +37,8 @@ def progress(arguments: Quiet) -> Emit:
         match event:
             case Start():
                 n_layer[0] = event.n_layer or 0
+            case FilesCompared(sentences):
+                print("".join(f"files: {safe_text(text)}\n" for text in sentences), end="", file=sys.stderr, flush=True)
             case Phase(text):
                 print(f"{text} ...", file=sys.stderr, flush=True)
             case CellMeasured(place=(layer, "output")) if live:

@@ -27,7 +27,7 @@ def audit_document(audit: Audit) -> dict[str, Any]:
 
 def audit_text(audit: Audit) -> str:
     """The facts, then the proofs, then the hints."""
-    lines = [safe_text(line) for line in _fact_lines(audit)]
+    lines = [safe_text(line) for line in fact_lines(audit)]
     return wrapped([*lines, *_listed("Proofs", audit.proofs), *_listed("Hints, for a person to weigh", audit.hints)])
 
 
@@ -37,7 +37,8 @@ def _listed(title: str, findings: Sequence[Finding]) -> list[str]:
     return [f"{title}:", *(f"- {safe_text(f.sentence)} ({f.kind}: {f.rule})" for f in findings)]
 
 
-def _fact_lines(audit: Audit) -> Iterator[str]:
+def fact_lines(audit: Audit) -> Iterator[str]:
+    """The facts for a person, a line each; not yet safe to show."""
     facts = audit.facts
     types = ", ".join(f"{each['tensors']} x {quant}" for quant, each in facts["types"].items())
     name = f" ({facts['name']})" if facts["name"] else ""

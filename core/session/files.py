@@ -14,6 +14,7 @@ from core.trace.record import Trace
 
 if TYPE_CHECKING:
     from core.audit.audit_file import Audit
+    from core.audit.spread import Spread
     from core.bundle.judged import Judged
 
 
@@ -67,6 +68,13 @@ def sibling(path: Path) -> Path | None:
 def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[tuple[str, str, tuple[int, ...]]]:
     """Name, quant type and shape of each weight that makes a stage."""
     return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, layer, stage))]
+
+
+def weight_spread(model: ModelFile, name: str) -> Spread | None:
+    """Level of a weight beside the same weight of other layers, from a few rows of each; None where it has no other."""
+    from core.audit.spread import weight_spread
+
+    return weight_spread(model, name)
 
 
 def ensure_demo() -> tuple[Path, Path]:
