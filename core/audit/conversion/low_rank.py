@@ -1,6 +1,8 @@
-"""Whether two tensors differ by a matrix of low rank, as a merged adapter leaves it."""
+"""Whether two tensors differ by a matrix of low rank, as a merged adapter leaves it, or by the order of their values."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 
@@ -12,9 +14,19 @@ MOST_RANK = 64
 SKETCH = 80
 PART = 3           # of the smaller side: a rank above a third of it is not low
 CLEAR = 4.0        # times the rounding that the difference must be
+SORTED = 1e-3       # relative: beyond it two draws of one kind look alike when they are sorted
 LEFT = 1e-4        # of the difference's size, what may stay beside the rank without rounding
 SEED = 5
 MOST_VALUES = 1 << 28
+
+
+def has_same_values(a: Weight, b: Weight, noise: Noise) -> bool:
+    """Whether B has A's values in other places: sorted they are equal. Only where rounding is finer than SORTED."""
+    if noise.error >= SORTED or a.shape != b.shape or prod(a.shape) > MOST_VALUES:
+        return False
+    x, y = (decode_weight(w).flatten().sort().values.double() for w in (a, b))
+    size = float(x.norm())
+    return size > 0 and float((y - x).norm()) <= SORTED * size and float(x[-1]) > float(x[0])
 
 
 def rank_of_difference(a: Weight, b: Weight, noise: Noise) -> int | None:

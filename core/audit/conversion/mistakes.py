@@ -85,6 +85,8 @@ ADDED = (  # roles -> steps that this architecture does not take
     ("norm", "minus_one", "norm + 1 subtracted", "is w - 1, where this architecture stores w"),
     ("conv", "flip_columns", "kernel reversed", "its kernel runs backwards"),
     ("", "transpose", "transposed", "is transposed"),
+    ("", "written_turned", "transposed", "is transposed, and written in the other shape"),
+    ("", "read_turned", "transposed", "is transposed after it was read in the other shape"),
     ("", "negate", "sign", "has the other sign"),
 )
 

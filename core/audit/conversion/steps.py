@@ -126,6 +126,8 @@ STEPS: dict[str, Step] = {
     "neg_exp": lambda v, s, n: -v.exp(),
     "log": lambda v, s, n: v.log(),
     "transpose": lambda v, s, n: v.transpose(-2, -1),
+    "written_turned": lambda v, s, n: v.transpose(-2, -1).reshape(v.shape),
+    "read_turned": lambda v, s, n: v.reshape(*v.shape[:-2], v.shape[-1], v.shape[-2]).transpose(-2, -1),
     "half": lambda v, s, n: _half(v, 1 if v.ndim == 3 else 0, n),  # rows, of each expert
     "last_half": lambda v, s, n: _half(v, -1, n),
     "every_second": lambda v, s, n: v[..., n::2],

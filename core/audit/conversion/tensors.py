@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from core.audit.conversion.low_rank import rank_of_difference
+from core.audit.conversion.low_rank import has_same_values, rank_of_difference
 from core.audit.conversion.mistakes import mistakes_of
 from core.audit.conversion.plan import TIED, Expected, Plan, as_weight, fit_shape
 from core.audit.conversion.siblings import find_sibling
@@ -161,6 +161,8 @@ def _differs(
     if said.kind in ("size", "cousin") and (rank := rank_of_difference(wanted, stored, noise)):
         return _finding(item, "merge", f"differs by a matrix of rank {rank}: a low-rank merge (LoRA) that one side has "
                         "and the other lacks; the merge had no effect, or another was merged", measured)
+    if said.kind == "size" and has_same_values(wanted, stored, noise):
+        return _finding(item, "reordered", "has the original's values, each of them, in another order", measured)
     sentence = about_original(said.sentence) + _expert_text(wanted, said.row)
     finding = _finding(item, said.kind.value, sentence, measured)
     return replace(finding, row=said.row, block=said.block)
@@ -183,6 +185,9 @@ def _compare_computed(plan: Plan, stored: Weight, file: ModelFile, cancelled: Is
     if found is None:
         text = f"is {list(stored.shape)}; the configuration's RoPE makes {list(wanted.shape)}"
         return Compared(stored.name, State.DIFFERENT, _finding(item, "shape", text))
+    if bool((read_rows(stored, 0, 1) == 1).all()):
+        text = "is all ones: the RoPE scaling of the configuration is not in it"
+        return Compared(stored.name, State.DIFFERENT, _finding(item, "rope factors", text, found.relative))
     pair = Pair(wanted, stored, replace(file, weights={}), file, noise_of(item, wanted, stored))
     said = describe(pair, found, cancelled)
     text = about_original(said.sentence)
