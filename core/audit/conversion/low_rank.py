@@ -1,4 +1,4 @@
-"""Whether two tensors differ by a matrix of low rank, as a merged adapter leaves it, or by the order of their values."""
+"""Whether two tensors differ by a matrix of low rank, as a merged adapter leaves it, or by the order of values."""
 
 from __future__ import annotations
 
