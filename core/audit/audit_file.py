@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from core.audit.blocks import scan_blocks
 from core.audit.facts import facts_of
 from core.audit.finding import Finding, Strength
@@ -64,8 +66,9 @@ def judge(seen: Seen) -> list[Finding]:
     from core.audit.level_rules import COLUMN_RULES, LEVEL_RULES, is_trained
     from core.audit.order_rules import ORDER_RULES
 
-    hints = (*LEVEL_RULES, *ORDER_RULES) if is_trained(seen.profiles) else ()
-    findings = hold((*BYTE_RULES, *COLUMN_RULES, *KEY_RULES, *hints), seen)
+    with np.errstate(all="ignore"):  # levels of a file at fault may be zero or beyond float32
+        hints = (*LEVEL_RULES, *ORDER_RULES) if is_trained(seen.profiles) else ()
+        findings = hold((*BYTE_RULES, *COLUMN_RULES, *KEY_RULES, *hints), seen)
     return sorted(findings, key=lambda f: f.strength is Strength.HINT)
 
 

@@ -79,6 +79,8 @@ def scan_blocks(file: ModelFile, cancelled: IsCancelled) -> dict[str, BlockScan]
 def scan_tensor(weight: Weight, cancelled: IsCancelled) -> BlockScan:
     """Look at one tensor; raises Cancelled."""
     quant = QUANTS[weight.quant]
+    if not weight.data.size:
+        return BlockScan(weight)
     if quant.name in PLAIN:
         return _scan_plain(weight, cancelled)
     if quant.is_plain:

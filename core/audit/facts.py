@@ -26,7 +26,7 @@ def facts_of(seen: Seen, not_run: str | None) -> dict[str, Any]:
     """Collect them. not_run: why this build does not run the file, None where it does."""
     file = seen.file
     return {
-        "architecture": arch_name(file) or None, "name": file.keys.get("general.name"), "format": file.format,
+        "architecture": arch_name(file) or None, "name": _word(file, "general.name"), "format": file.format,
         "bytes": file.size_bytes, "not_run": not_run, "unread": _unread(file), "keys": _deciding_keys(file),
         "known": _known(file), "types": _types(file), "tokenizer": _tokenizer(file), "template": _template(file),
         "zero_token_rows": sum(int(s.zero_R.sum()) for n, s in seen.blocks.items()
@@ -55,6 +55,12 @@ def _short(file: ModelFile, key: str) -> Any:  # noqa: ANN401 (metadata has any 
     return file.key(key) if value.count <= LISTED else f"{value.count} x {value.type}"
 
 
+def _word(file: ModelFile, key: str) -> str | None:
+    """A key that is a text; None where it is none."""
+    value = file.keys.get(key)
+    return value if isinstance(value, str) else None
+
+
 def _known(file: ModelFile) -> dict[str, Any] | None:
     row = known_model(file)
     if row is None:
@@ -74,7 +80,7 @@ def _types(file: ModelFile) -> dict[str, dict[str, int]]:
 
 
 def _tokenizer(file: ModelFile) -> dict[str, Any]:
-    model, pre = (file.keys.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    model, pre = (_word(file, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     embedding = file.weights.get("token_embd.weight")
     n_row = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
     opened = open_tokenizer(file)

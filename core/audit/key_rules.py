@@ -92,11 +92,12 @@ def _layers(seen: Seen) -> Iterator[Spot]:
     found = sorted({layer for name in seen.file.weights if (layer := layer_of(name)) is not None})
     if n_layer is None or not found:
         return
-    missing = [i for i in range(n_layer) if i not in set(found)]
+    known = set(found)
+    missing = next((i for i in range(n_layer) if i not in known), None)
     if found[-1] >= n_layer:
         yield Spot(None, float(found[-1]), words={"n": n_layer, "what": f"has tensors of layer {found[-1]}"})
-    elif missing:
-        yield Spot(None, float(missing[0]), words={"n": n_layer, "what": f"has no tensor of layer {missing[0]}"})
+    elif missing is not None:
+        yield Spot(None, float(missing), words={"n": n_layer, "what": f"has no tensor of layer {missing}"})
 
 
 def _heads(seen: Seen) -> Iterator[Spot]:

@@ -6,6 +6,7 @@ in float32; what is not finite counts as 0 (proofs.py names it).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.arrays import Floats32
 from core.system.cancel import IsCancelled
-from core.system.errors import Cancelled
+from core.system.errors import Cancelled, FileError
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time
 PLAIN_BLOCK = 32         # values of a row that count as one block where the type has none
@@ -54,12 +55,17 @@ class Profile:
 
 
 def profile_file(file: ModelFile, cancelled: IsCancelled) -> Mapping[str, Profile]:
-    """Profile every tensor that holds numbers; raises Cancelled, and FileError for a type that nothing decodes."""
-    return {name: profile(weight, cancelled) for name, weight in file.weights.items() if weight.data.size}
+    """Profile every tensor that holds numbers and that a decoder reads; raises Cancelled."""
+    found = {}
+    for name, weight in file.weights.items():
+        if weight.data.size:
+            with contextlib.suppress(FileError):  # a type that nothing decodes: its packed bytes were looked at
+                found[name] = profile(weight, cancelled)
+    return found
 
 
 def profile(weight: Weight, cancelled: IsCancelled) -> Profile:
-    """Profile one tensor; the errors of profile_file."""
+    """Profile one tensor; FileError for a type that nothing decodes, Cancelled."""
     if len(weight.shape) < 2:
         values = decode_rows(weight, 0, weight.shape[0] if weight.shape else 1).nan_to_num(0.0, 0.0, 0.0).numpy()
         return Profile(weight, float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))), values=values)

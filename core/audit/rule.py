@@ -14,6 +14,8 @@ from core.model.arch import Arch
 if TYPE_CHECKING:
     from core.audit.profiles import Profile  # which imports torch
 
+MOST_DIGITS = 10  # of a layer in a tensor's name
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -63,7 +65,8 @@ def hold(rules: Iterable[Rule], seen: Seen) -> list[Finding]:
 def layer_of(name: str) -> int | None:
     """The layer of a tensor's name: blk.3.ffn_up.weight is of layer 3; None of the whole model."""
     parts = name.split(".")
-    is_layer = len(parts) > 2 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdecimal()
+    is_layer = len(parts) > 2 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdecimal() and (
+        len(parts[1]) < MOST_DIGITS)
     return int(parts[1]) if is_layer else None
 
 

@@ -14,7 +14,8 @@ from core.formats.model_file import ModelFile
 from core.system.errors import AprError
 from core.system.json_text import to_json
 from core.system.mapped_file import quote_name
-from core.text.tokenizer import CONTROL, USER_DEFINED, open_tokenizer
+from core.text.tokenizer import open_tokenizer
+from core.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
 
 RULE = "the tokenizer is the original's: tokens, merges, special ids, and the ids of a text"
 TEMPLATE_RULE = "the chat template is the original's, letter for letter"
@@ -105,7 +106,7 @@ def _types(document: object, file: ModelFile, tokens: list[Any]) -> Iterator[Fin
     if not isinstance(types, list):
         return
     cut = [e for e in _added(document) if e.get("special") is True and e["id"] < min(len(types), len(tokens))
-           and tokens[e["id"]] == e["content"] and types[e["id"]] not in (CONTROL, USER_DEFINED, 2)]
+           and tokens[e["id"]] == e["content"] and types[e["id"]] not in (UNKNOWN, CONTROL, USER_DEFINED)]
     if cut:
         id, text = cut[0]["id"], quote_name(cut[0]["content"])
         yield _finding("token type", f"token {id} ({text}) is special in the original and of type {types[id]} in the "
