@@ -9,9 +9,9 @@ import math
 
 import torch
 
-from core.proof.weights.describe_moves import moved
-from core.proof.weights.describe_spots import few_elements, few_groups
-from core.proof.weights.description import (
+from core.audit.weights.describe_moves import moved
+from core.audit.weights.describe_spots import few_elements, few_groups
+from core.audit.weights.description import (
     ERROR_TOLERANCE,
     TOLERANCE,
     Description,
@@ -20,8 +20,8 @@ from core.proof.weights.description import (
     factor_text,
     runs_text,
 )
-from core.proof.weights.rounding_slope import MOST_SLANT, Survey
-from core.proof.weights.survey import Sums, read_rows
+from core.audit.weights.rounding_slope import MOST_SLANT, Survey
+from core.audit.weights.survey import Sums, read_rows
 from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
