@@ -17,7 +17,9 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from apr_tui import shutdown as leaving
+from apr_tui.ground import theme_of
 from apr_tui.host import JobOwner
+from apr_tui.palette import DARK, PALETTES
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request, typed_path
 from apr_tui.screens.check import CheckScreen
@@ -29,7 +31,7 @@ from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
 from apr_tui.screens.trace_layer import TraceLayerScreen
 from apr_tui.session import GetSession, get_session
-from apr_tui.style import THEME
+from apr_tui.style import paint, textual_theme
 from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
@@ -67,8 +69,10 @@ class Console(CompatApp):
         self._leave_soon: Callable[[], object] | None = None  # from a signal handler
         self._memory_read, self._memory = 0.0, ""
         self.animation_level = "none"
-        self.register_theme(THEME)
-        self.theme = "apr"
+        palette = PALETTES[DARK.name if request.theme == "auto" else request.theme]
+        paint(palette)
+        self.register_theme(textual_theme(palette))
+        self.theme = f"apr-{palette.name}"
 
     def on_mount(self) -> None:
         """Show the main screen, then start: the first paint waits for nothing."""
@@ -256,7 +260,7 @@ def run_console(request: Request, session: Any = None, training: Training | None
 
     Errors: an internal error is raised again once the screen is closed; the caller writes its log.
     """
-    app = Console(request, session, training)
+    app = Console(replace(request, theme=theme_of(request.theme)), session, training)
     code: int | None = None
     error: BaseException | None = None
     try:

@@ -46,7 +46,7 @@ class Terminal:
     def __init__(self, fake: str = "", **env: str) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            known = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+            known = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "COLORFGBG": "15;0", "PYTHONPATH": str(ROOT)}
             kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM", "APR_TUI_ASCII")}
             os.execve(sys.executable, [sys.executable, "-c", SCRIPT.format(fake=fake)], kept | known | env)
         termios.tcsetwinsize(self.fd, (24, 80))
