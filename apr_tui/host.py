@@ -13,6 +13,7 @@ from textual.screen import Screen
 
 if TYPE_CHECKING:
     from apr_tui.request import Request
+    from apr_tui.screens.exports import Exports
     from apr_tui.session import GetSession
     from apr_tui.workers.run import Frame, JobProgress
     from apr_tui.workers.train import Training
@@ -38,6 +39,10 @@ class Host(Protocol):
     run_seconds: float | None   # of the job that ended last
     training: Training | None   # this console's run, or the one that it watches
 
+    exports: Exports
+
+    @property
+    def job(self) -> str: ...
     @property
     def has_run(self) -> bool: ...
     def run_job(self, owner: JobOwner, kind: str, job: Callable[[JobProgress], Any]) -> None: ...
@@ -48,7 +53,6 @@ class Host(Protocol):
     def ask(
         self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False,
     ) -> None: ...
-    def ask_export(self, screen: JobOwner, request: Request, shown: Any, out: Path) -> None: ...  # noqa: ANN401
     def trace_file(self, path: Path) -> None: ...
     def show_pair(self, request: Request, a: Path, b: Path) -> None: ...
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None: ...

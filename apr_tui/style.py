@@ -155,6 +155,11 @@ def crop(spans: Iterable[Span], width: int) -> list[Span]:
     return [*found, (" " * width, "text")]
 
 
+def crop_text(spans: Sequence[Span], width: int) -> list[Span]:
+    """Cut spans to width cells, unpadded; a cut shows."""
+    return list(spans) if spans_width(spans) <= width else crop(spans, width)
+
+
 def bar(share: float, width: int) -> str:
     """A horizontal bar of width cells, filled to share (0 to 1)."""
     full = round(max(0.0, min(1.0, share)) * width)
