@@ -13,7 +13,6 @@ from textual.screen import Screen
 
 if TYPE_CHECKING:
     from apr_tui.request import Request
-    from apr_tui.screens.exports import Exports
     from apr_tui.session import GetSession
     from apr_tui.workers.run import Frame, JobProgress
     from apr_tui.workers.train import Training
@@ -39,7 +38,7 @@ class Host(Protocol):
     run_seconds: float | None   # of the job that ended last
     training: Training | None   # this console's run, or the one that it watches
 
-    exports: Exports
+    exports: Any                # screens.exports.Exports, which knows this
 
     @property
     def job(self) -> str: ...
