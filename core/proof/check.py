@@ -67,21 +67,22 @@ def check_run(
 
 def check_stages(
     side: Side, tokens: Sequence[int], *, values: Values | None = None, last_layer: int | None = None,
-    cancelled: IsCancelled,
+    cancelled: IsCancelled, on_error: OnError = lambda place, error: None,
 ) -> dict[Place, LocalError]:
     """Return the local error of every stage up to last_layer (None: all); none of a stage without finite inputs.
 
     values: of a source that is not run here; side is then its model at its declared compute.
     """
-    return judge_stages(side, tokens, values=values, last_layer=last_layer, cancelled=cancelled).errors
+    return judge_stages(
+        side, tokens, values=values, last_layer=last_layer, cancelled=cancelled, on_error=on_error).errors
 
 
 def judge_stages(
     side: Side, tokens: Sequence[int], *, values: Values | None = None, last_layer: int | None = None,
-    cancelled: IsCancelled,
+    cancelled: IsCancelled, on_error: OnError = lambda place, error: None,
 ) -> StageChecker:
     """Do what check_stages does, and return all that was found."""
-    checker = StageChecker(side, tokens, values)
+    checker = StageChecker(side, tokens, values, on_error)
     source = side.forward_run(tokens, chain(side.bug(), checker.on_source)) if values is None else None
     run_verified((source, *checker.runs()), (side.model.file,), cancelled,
                    enough=lambda: last_layer is not None and checker.has_reached((last_layer, "output")))
