@@ -20,6 +20,7 @@ from apr_tui import shutdown as leaving
 from apr_tui.host import JobOwner
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request, typed_path
+from apr_tui.screens.audit import AuditScreen
 from apr_tui.screens.check import CheckScreen
 from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
@@ -203,6 +204,10 @@ class Console(CompatApp):
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None:
         """Open the check of a model file against float64."""
         self.push_screen(CheckScreen(request, path, model))
+
+    def show_audit(self, path: Path) -> None:
+        """Open the audit of a model file by itself."""
+        self.push_screen(AuditScreen(path))
 
     def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
         """Open the layer under the cursor of a trace, a comparison or a check."""

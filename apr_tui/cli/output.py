@@ -73,6 +73,7 @@ def comparison_text(c: Comparison) -> str:
     names = [safe_text(name) for name in c.names]
     of_one = f", {safe_text(c.a.name)}" if c.names != (c.a.name, c.b.name) else ""
     lines = [f"A {names[0]} against B {names[1]}{of_one}"]
+    lines += wrapped(f"files: {safe_text(text)}" for text in c.files).splitlines()
     lines += [f"PLANTED {safe_text(t.planted)} in {name}" for name, t in (("A", c.a), ("B", c.b)) if t.planted]
     lines.append(f"{c.verdict}: {c.meaning}")
     if c.first is not None:

@@ -12,7 +12,11 @@ from apr_tui.shutdown import on_signals
 from core import session
 from core.system.limits import MESSAGE_BYTES
 from core.system.progress import Phase
+<<<<<<< HEAD
 from core.system.safe_text import safe_lines, safe_text
+=======
+from core.system.safe_text import safe_text
+>>>>>>> main
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check
@@ -30,7 +34,7 @@ def progress(arguments: Quiet) -> Emit:
     """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
     if arguments.quiet:
         return lambda event: None
-    from core.trace.events import CellMeasured, Start
+    from core.trace.events import CellMeasured, FilesCompared, Start
 
     live, n_layer = sys.stderr.isatty(), [0]
 
@@ -38,6 +42,8 @@ def progress(arguments: Quiet) -> Emit:
         match event:
             case Start():
                 n_layer[0] = event.n_layer or 0
+            case FilesCompared(sentences):
+                print("".join(f"files: {safe_text(text)}\n" for text in sentences), end="", file=sys.stderr, flush=True)
             case Phase(text):
                 print(f"{safe_text(text)} ...", file=sys.stderr, flush=True)
             case CellMeasured(place=(layer, "output")) if live:

@@ -22,6 +22,7 @@ from core.model.stages import UNKNOWN_SCOPE, read_whole
 from core.system.errors import Cancelled
 from core.system.safe_text import join_words
 
+PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
@@ -85,6 +86,8 @@ class TraceScreen(GridScreen):
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
             self.view.set_result(result.trace, result.findings)
+            proved = next((note for note in result.trace.notes if note.startswith(PROVED)), None)
+            self.note = (f"X {escape_untrusted(proved)}", "bad") if proved else None
             if result.bundle is not None:  # it may lack the scope that was asked for
                 self.view.select(scope=result.scope)
             elif result.scope != self.view.scope:  # it was changed while the trace ran
@@ -231,6 +234,13 @@ class TraceScreen(GridScreen):
             self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
         else:
             self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
+
+    def action_audit(self) -> None:
+        """Audit the open file by itself."""
+        if self.request.path is None:
+            self.say("There is no model file to audit: open one with f.", "watch")
+        else:
+            self.console.show_audit(self.request.path)
 
     def action_export(self) -> None:
         """Write the evidence."""

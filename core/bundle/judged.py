@@ -49,6 +49,7 @@ class SavedPair:
     cells: Entries[Difference]
     is_bisection: bool
     ladder: LayerBisection | None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def judged_text(judged: Judged) -> str:
         c = judged.comparison if isinstance(judged, Bisection) else judged
         saved = SavedPair(
             c.verdict, c.reasons, c.scope, c.first, c.token, c.channel, c.side, c.measured, c.floor, c.error, c.why,
-            _entries(c.cells), isinstance(judged, Bisection), judged.ladder if isinstance(judged, Bisection) else None)
+            _entries(c.cells), isinstance(judged, Bisection), judged.ladder if isinstance(judged, Bisection) else None,
+            c.files)
     return to_json(saved) + "\n"
 
 
@@ -96,7 +98,7 @@ def read_judged(folder: Path) -> Judged:
     s = _read(SavedPair, data, path)
     a, b = (read_bundle(folder / side) for side in SIDES)
     pair = Comparison(s.verdict, s.reasons, a, b, s.scope, s.first, s.token, s.channel, s.side, s.measured, s.floor,
-                      s.error, _places(s.cells), s.why)
+                      s.error, _places(s.cells), s.why, s.files)
     return Bisection(pair, s.ladder) if s.is_bisection else pair
 
 

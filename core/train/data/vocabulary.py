@@ -20,7 +20,8 @@ from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_text
-from core.text.bpe import BYTE_LETTERS, PRE_NAMED
+from core.text.bpe import BYTE_LETTERS
+from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document
