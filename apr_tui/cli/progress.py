@@ -12,11 +12,7 @@ from apr_tui.shutdown import on_signals
 from core import session
 from core.system.limits import MESSAGE_BYTES
 from core.system.progress import Phase
-<<<<<<< HEAD
 from core.system.safe_text import safe_lines, safe_text
-=======
-from core.system.safe_text import safe_text
->>>>>>> main
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check
