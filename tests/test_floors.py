@@ -43,7 +43,7 @@ PACKAGES = {
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
-    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
+    "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
     "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace)",
                           lazy=True),

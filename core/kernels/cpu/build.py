@@ -38,6 +38,8 @@ class Library:
     level: Level
     reason: str
     multiply: Callable[..., int]
+    decode: Callable[..., int]
+    take_grid: Callable[..., int]
     measure: Callable[..., int]
     massive: Callable[..., int]
     correlate: Callable[..., int]
@@ -97,7 +99,7 @@ def load(level: Level, reason: str) -> Library:
     try:
         shared = ctypes.CDLL(str(path))
         multiply, measure, ready = shared.multiply, shared.measure, shared.ready
-        massive, correlate = shared.massive, shared.correlate
+        massive, correlate, decode, take_grid = shared.massive, shared.correlate, shared.decode, shared.take_grid
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
     if not ready():
@@ -106,10 +108,12 @@ def load(level: Level, reason: str) -> Library:
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     text = ctypes.c_char_p
     multiply.argtypes = (text, count, pointer, size, size, pointer, size, size, pointer, size, count)
+    decode.argtypes = (text, pointer, size, size, pointer, count)
+    take_grid.argtypes = (text, pointer, size)
     measure.argtypes = (pointer, size, pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
-    return Library(level, reason, multiply, measure, massive, correlate)
+    return Library(level, reason, multiply, decode, take_grid, measure, massive, correlate)
 
 
 def _keep_freed_memory() -> None:
@@ -175,6 +179,6 @@ def _compiler() -> str | None:
 def _object_file(level: Level) -> Path:
     """Where a level's build is kept: under a digest of the sources and the flags."""
     digest = hashlib.sha256(repr((FLAGS, SHARED, level.flags)).encode())
-    for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.glob("*.h")):
+    for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.rglob("*.h")):
         digest.update(source.read_bytes())
     return cache_folder() / f"kernels-{digest.hexdigest()[:12]}" / f"{level.name}.so"

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from core.formats.model_file import ModelFile
+from core.kernels.cpu.decoding import decode_rows
 from core.model.arch import Arch, stage_weights
 from core.model.stages import STAGES, Place
 from core.proof.weights.fault import WeightFault, WeightScan
-from core.quant.dequantize import decode_by_gguf, decode_rows
+from core.quant.dequantize import decode_by_gguf
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
