@@ -1,0 +1,51 @@
+"""Measure what a quantised file costs: KL between two sources over a text, and the bill of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.session.prepare import is_bundle, make_side, open_once, prepare_opened
+from core.system.cancel import IsCancelled, never
+from core.system.errors import UsageError
+from core.trace.events import Emit, no_emit
+from core.trace.request import Source
+
+if TYPE_CHECKING:
+    from core.damage.result import Damage
+    from core.trace.run import Side
+
+
+def damage(
+    source: Source, *, original: Path | None = None, corpus: Path | None = None, exact: bool = False,
+    budget: int | None = None, context: int = 128, emit: Emit = no_emit, cancelled: IsCancelled = never,
+) -> Damage:
+    """Bill each tensor of a file with its share of the output's KL; original: the same model before it was quantised.
+
+    corpus: a text file, None for the project's own. budget: bytes that a recipe may add. UsageError where exact is
+    asked for without an original; NotComparableError where the original is of another model.
+    """
+    if exact and original is None:
+        raise UsageError("--exact swaps tensors of the original: give --original FILE.")
+    if source.compute != "f32":
+        raise UsageError(f"--compute {source.compute}: damage is taken in float32.")
+    side = open_file_side(source, emit)
+    from core.damage.bill import DamageOptions
+    from core.damage.bill import damage as bill
+    from core.damage.corpus import read_corpus
+
+    other = None if original is None else open_file_side(replace(source, path=original, plant=None), emit)
+    text = read_corpus(corpus, side.tokenizer, context)
+    return bill(side, other, text, DamageOptions(exact, budget, emit, cancelled))
+
+
+def open_file_side(source: Source, emit: Emit) -> Side:
+    """A model file under its settings, on the CPU; UsageError for what is no file of weights."""
+    if source.scheme or is_bundle(source.path) or source.path.is_dir():
+        raise UsageError(f"{source.path}: a GGUF or .apr file is needed, whose tensors are read here.")
+    if source.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {source.device}: gradients through packed weights are taken on the CPU.")
+    opened = open_once(source.path)
+    on_cpu = replace(source, device="cpu")
+    return make_side(prepare_opened(opened, (), on_cpu, emit), on_cpu, emit)
