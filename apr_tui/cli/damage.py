@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
     parser.add_argument("FILE")
     parser.add_argument("--original", type=Path, metavar="FILE", help="the same model before it was quantised")
-    parser.add_argument("--corpus", type=Path, metavar="FILE", help="the text to measure on (default: the project's own)")
+    parser.add_argument("--corpus", type=Path, metavar="FILE", help="the text (default: the project's own)")
     parser.add_argument("--exact", action="store_true", help="swap one tensor at a time; needs --original")
     parser.add_argument("--budget", type=read_count, metavar="BYTES", help="bytes that a recipe may add to the file")
     parser.add_argument("--context", type=read_count, metavar="N", default=128, help="tokens of a chunk (default 128)")

@@ -112,7 +112,7 @@ def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Ten
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if stage == "final_norm":
             found.append(value)
-        return value.detach().requires_grad_() if stage == "embedding" else value
+        return _embedding(model, tokens, value, bill) if stage == "embedding" else value
 
     steps, y = forward(model, tokens, tap, Cache()), None
     with torch.enable_grad():
@@ -125,6 +125,21 @@ def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Ten
                 y = _product(ask, bill)
     steps.close()
     return found[0]
+
+
+def _embedding(model: Model, tokens: Sequence[int], value_TD: Tensor, bill: Charged) -> Tensor:
+    """The embedding as the graph's root, which charges the rows of its tokens; a token's gradients are summed first."""
+    weight, scale = model.file.weight("token_embd.weight"), model.arch.embed_scale
+    ids, at_T = torch.tensor(list(tokens)).unique(return_inverse=True)
+
+    def charge(grad_TD: Tensor) -> None:
+        sums = torch.zeros(len(ids), grad_TD.shape[1]).index_add_(0, at_T, grad_TD * scale)
+        for row, grad in zip(ids.tolist(), sums, strict=True):
+            bill.add(weight, None, row, grad[None])
+
+    root = value_TD.detach().requires_grad_()
+    root.register_hook(charge)
+    return root
 
 
 def _product(ask: Product, bill: Charged) -> Tensor:
@@ -146,45 +161,48 @@ def _packed(x: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Ten
 
 
 def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch.Generator) -> Tensor:
-    """Draw a token at each position K times; returns the gradients [K, T, D] of -log p of the draws, at the hidden state.
-
+    """Draw a token at each position K times; returns the gradients [K, T, D] of -log p of the draws there.
 
     The head is billed on the way. Two passes over the head's rows: the first finds each position's normaliser and its
     draws (by the largest of logit plus Gumbel noise), the second the gradients.
     """
-    n_draw, scale, cap = bill.draws, model.arch.logit_scale, model.arch.logit_cap
-    weight, bias = head_weight(model), model.vector(model.head + ".bias")
-
-    def blocks() -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        for start, w_RD in rows_of(weight, None, bill):
-            y_TR = hidden_TD @ w_RD.T
-            y_TR = y_TR if bias is None else y_TR + bias[start:start + len(w_RD)]
-            y_TR = y_TR if scale == 1 else y_TR * scale
-            slope = torch.full_like(y_TR, scale)
-            if cap:
-                y_TR = cap * torch.tanh(y_TR / cap)
-                slope = scale * (1 - (y_TR / cap) ** 2)
-            yield start, w_RD, y_TR, slope
-
+    weight = head_weight(model)
     total_T = torch.full((len(hidden_TD),), -torch.inf)
-    best_KT, drawn_KT = torch.full((n_draw, len(hidden_TD)), -torch.inf), torch.zeros(n_draw, len(hidden_TD)).long()
-    for start, _, y_TR, _ in blocks():
+    best_KT = total_T.repeat(bill.draws, 1)
+    drawn_KT = torch.zeros(best_KT.shape, dtype=torch.long)
+    for start, _, y_TR, _ in _head_blocks(model, hidden_TD, bill):
         total_T = torch.logaddexp(total_T, y_TR.logsumexp(-1))
-        for k in range(n_draw):
+        for k in range(bill.draws):
             noise = torch.empty(y_TR.shape).exponential_(generator=generator).log_()
             value_T, at_T = (y_TR - noise).max(-1)
             better = value_T > best_KT[k]
             best_KT[k] = torch.where(better, value_T, best_KT[k])
             drawn_KT[k] = torch.where(better, at_T + start, drawn_KT[k])
-    grads_KTD = torch.zeros(n_draw, *hidden_TD.shape)
+    grads_KTD = torch.zeros(bill.draws, *hidden_TD.shape)
     rows = torch.arange(len(hidden_TD))
-    for start, w_RD, y_TR, slope in blocks():
+    for start, w_RD, y_TR, slope_TR in _head_blocks(model, hidden_TD, bill):
         p_TR = (y_TR - total_T[:, None]).exp()
-        for k in range(n_draw):
+        for k in range(bill.draws):
             d_TR = p_TR.clone()
             inside = (drawn_KT[k] >= start) & (drawn_KT[k] < start + len(w_RD))
             d_TR[rows[inside], drawn_KT[k][inside] - start] -= 1
-            d_TR *= slope
+            d_TR *= slope_TR
             grads_KTD[k] += d_TR @ w_RD
             bill.add(weight, None, start, d_TR.T @ hidden_TD)
     return grads_KTD
+
+
+def _head_blocks(
+    model: Model, hidden_TD: Tensor, bill: Charged
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield the head's rows: the first, the weights [R, D], the logits [T, R], and their slope by the bare product."""
+    scale, cap = model.arch.logit_scale, model.arch.logit_cap
+    bias = model.vector(model.head + ".bias")
+    for start, w_RD in rows_of(head_weight(model), None, bill):
+        y_TR = hidden_TD @ w_RD.T
+        y_TR = (y_TR if bias is None else y_TR + bias[start:start + len(w_RD)]) * scale
+        slope_TR = torch.full_like(y_TR, scale)
+        if cap:
+            y_TR = cap * torch.tanh(y_TR / cap)
+            slope_TR = scale * (1 - (y_TR / cap) ** 2)
+        yield start, w_RD, y_TR, slope_TR

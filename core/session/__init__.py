@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.session.damage import damage
+    from core.session.costs import damage
     from core.session.evidence import check_out, default_out, export, export_csv
     from core.session.files import (
         arch_facts,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {  # module -> the names that it hands on
     "core.trace.request": ("Source", "Prompt", "RunOptions"),
     "core.session.run_trace": ("trace", "hints"),
-    "core.session.damage": ("damage",),
+    "core.session.costs": ("damage",),
     "core.session.judge": ("compare", "bisect", "check"),
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
     "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
