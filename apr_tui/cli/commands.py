@@ -23,6 +23,7 @@ COMMANDS = {
     "check": "check a source against float64 on its own inputs",
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
+    "kl": "KL of B from A over a text, and why the worst tokens differ",
     "damage": "what each tensor of a quantised file costs, and what to raise for a budget",
     "train": "step a training run, with its gates and checkpoints that can be traced",
     "import": "turn another tool's trace into a bundle",

@@ -7,6 +7,9 @@ from typing import Any
 from core.bundle.manifest import SCHEMA
 from core.damage.recipe import quantize_lines
 from core.damage.result import ESTIMATED, Damage
+from core.damage.run_kl import KlResult
+from core.damage.worst import Cause, text_of
+from core.model.stages import place_text
 from core.system.numbers import short
 from core.system.safe_text import safe_text
 
@@ -51,3 +54,38 @@ def _recipe_lines(found: Damage) -> list[str]:
     told = (f"{ESTIMATED}: nothing is measured without an original" if found.measured is None else
             f"KL {short(found.measured.before)} before, {short(found.measured.after)} after, on {found.measured.text}")
     return ["", f"For {size} bytes more ({told}):", *quantize_lines(found.recipe)]
+
+
+def kl_document(found: KlResult) -> dict[str, Any]:
+    """The document of `kl --json`."""
+    s = found.summary
+    named = ("tokens", "mean", "median", "p90", "p99", "p999", "max", "top1", "ppl_a", "ppl_b", "interval", "floor",
+             "buckets")
+    worst = [{"position": w.position, "token": w.token, "text": w.text, "kl": w.kl,
+              "cause": None if w.cause is None else _cause(w.cause)} for w in found.worst]
+    return {"schema": SCHEMA, "a": found.a, "b": found.b, "text": found.text,
+            **{name: getattr(s, name) for name in named}, "worst": worst}
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {"place": None if cause.place is None else place_text(cause.place), "recovered": cause.recovered,
+            "tensors": list(cause.tensors), "tensors_recovered": cause.tensors_recovered}
+
+
+def kl_text(found: KlResult) -> str:
+    """The summary and the worst tokens, for a person."""
+    s = found.summary
+    lines = [f"KL of B {safe_text(found.b)} from A {safe_text(found.a)}, {s.tokens} tokens of {safe_text(found.text)}",
+             f"mean {short(s.mean)} nats a token (95 %: {short(s.interval[0])} to {short(s.interval[1])}; "
+             f"floor {short(s.floor)})",
+             f"median {short(s.median)}  p90 {short(s.p90)}  p99 {short(s.p99)}  p99.9 {short(s.p999)}  "
+             f"max {short(s.max)}",
+             f"same first token {s.top1:.1%}; perplexity A {s.ppl_a:.4g}, B {s.ppl_b:.4g}", "",
+             "A's confidence    tokens     KL  same"]
+    lines += [f"{b['from']:>6g} to {b['to']:<6g} {b['tokens']:>8} {short(b['mean']):>6} "
+              f"{'-' if b['top1'] is None else format(b['top1'], '.0%'):>5}" for b in s.buckets]
+    lines += ["", "Worst tokens:"] if found.worst else []
+    for w in found.worst:
+        cause = "" if w.cause is None else f"  {text_of(w.cause)}"
+        lines.append(f"{w.position:>7} {short(w.kl):>7} {safe_text(repr(w.text)):<16}{safe_text(cause)}")
+    return "\n".join(lines) + "\n"

@@ -130,7 +130,7 @@ def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Ten
 def _embedding(model: Model, tokens: Sequence[int], value_TD: Tensor, bill: Charged) -> Tensor:
     """The embedding as the graph's root, which charges the rows of its tokens; a token's gradients are summed first."""
     weight, scale = model.file.weight("token_embd.weight"), model.arch.embed_scale
-    ids, at_T = torch.tensor(list(tokens)).unique(return_inverse=True)
+    ids, at_T = torch.unique(torch.tensor(list(tokens)), return_inverse=True)
 
     def charge(grad_TD: Tensor) -> None:
         sums = torch.zeros(len(ids), grad_TD.shape[1]).index_add_(0, at_T, grad_TD * scale)
@@ -138,7 +138,7 @@ def _embedding(model: Model, tokens: Sequence[int], value_TD: Tensor, bill: Char
             bill.add(weight, None, row, grad[None])
 
     root = value_TD.detach().requires_grad_()
-    root.register_hook(charge)
+    root.register_hook(charge)  # type: ignore[no-untyped-call]
     return root
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from core.session.prepare import is_bundle, make_side, open_once, prepare_opened
 from core.system.cancel import IsCancelled, never
-from core.system.errors import UsageError
+from core.system.errors import NotComparableError, UsageError
 from core.trace.events import Emit, no_emit
 from core.trace.request import Source
 
 if TYPE_CHECKING:
     from core.damage.result import Damage
+    from core.damage.run_kl import KlResult
     from core.trace.run import Side
 
 
@@ -49,3 +50,29 @@ def open_file_side(source: Source, emit: Emit) -> Side:
     opened = open_once(source.path)
     on_cpu = replace(source, device="cpu")
     return make_side(prepare_opened(opened, (), on_cpu, emit), on_cpu, emit)
+
+
+def kl(
+    a: Source, b: Source, *, corpus: Path | None = None, context: int = 512, tokens: int | None = None, worst: int = 20,
+    state: Path | None = None, emit: Emit = no_emit, cancelled: IsCancelled = never,
+) -> KlResult:
+    """KL(A || B) of every token of a text, teacher-forced, and why the worst tokens differ.
+
+    state: a folder that holds what is measured, so that the same call goes on where a killed one stopped.
+    """
+    from core.damage.corpus import read_corpus
+    from core.damage.run_kl import ChunkStore, measure_kl
+
+    left, right = open_file_side(a, emit), open_file_side(b, emit)
+    if left.model.arch.n_vocab != right.model.arch.n_vocab:
+        raise NotComparableError(f"{a.path.name} has {left.model.arch.n_vocab} tokens, {b.path.name} "
+                                 f"{right.model.arch.n_vocab}: their distributions cannot be held side by side.")
+    text = read_corpus(corpus, left.tokenizer, min(context, left.model.arch.n_ctx, right.model.arch.n_ctx), tokens)
+    store = None if state is None else ChunkStore.open(
+        state, *(open_identity(source) for source in (a, b)), text.chunks)
+    return measure_kl(left, right, (a.path.name, b.path.name), text, worst, store, emit, cancelled)
+
+
+def open_identity(source: Source) -> tuple[object, ...]:
+    """What the numbers of a side depend on: the file's bytes and how it is computed."""
+    return open_once(source.path).identity.digest(), source.compute, source.threads, source.plant
