@@ -47,8 +47,8 @@ PACKAGES = {
                     r"damage\.recipe)",
                     lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
-    "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace)",
-                          lazy=True),
+    "tokenizers": Package(r"core\.(text\.(bpe|other_encoders)|demo\.weights|train\.data\.vocabulary|"
+                          r"sources\.engines\.trace)", lazy=True),
     "jinja2": Package(r"core\.text\.chat_sandbox", lazy=True),
     "yaml": Package(r"core\.(proof\.contract_gates|sources\..*)", lazy=True),
     "safetensors": Package(r"core\.(trace\.values_file|proof\.reproducer|train\.checkpoint)"),

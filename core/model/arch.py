@@ -9,10 +9,10 @@ from typing import Any
 from core.formats.architectures import ARCHS, REFUSED, Family
 from core.formats.model_file import ModelFile
 from core.model.families import resolve_layer
-from core.model.file_facts import FileFacts
+from core.model.file_facts import ELSEWHERE, FileFacts
 from core.model.layers import Layer, Node, Rope
 from core.model.stages import stage_named
-from core.system.errors import FileError
+from core.system.errors import ArchError, FileError
 from core.system.mapped_file import quote_name
 
 KINDS = {  # general.type of files that are no whole model
@@ -122,11 +122,11 @@ def read_arch(model: ModelFile) -> Arch:
         raise FileError(f"{model.path.name} has no key general.architecture: its tensors are not said to be a model. "
                         "Give a model's own file, or convert it again.")
     if name in REFUSED:
-        raise FileError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. It is not run.")
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. "
+                        f"{ELSEWHERE}")
     if family is None:
-        raise FileError(
-            f"{model.path.name} holds architecture {quote_name(name)}; this build knows {', '.join(ARCHS)}."
-        )
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}, which is none of the {len(ARCHS)} "
+                        f"that this build runs. {ELSEWHERE}")
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
     facts = FileFacts(model, name)

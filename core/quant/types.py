@@ -21,7 +21,7 @@ class Quant:
 
     block: values that share one block; block_bytes: its size. ggml_id, apr_code: None where that format lacks the type.
     error: |decoded - original| / |original| that plain rounding leaves on weights of a model, None where nobody knows
-    it, so that it explains nothing. Measured by `python -m tests.bench.quant_error` on 2^22 normal weights; APR_Q8, one
+    it, so that it explains nothing. Measured by `python -m tests.bench.quant_error` on 2^22 normal weights (2^18 for IQ and TQ); APR_Q8, one
     scale for a whole tensor, on heavy tails (student-5).
     half_steps: how many times its float16 scale a value can be, so what a scale too small for float16 costs, in 2^-25.
     scales_at: the bytes of a block where its float16 scales and minima stand.
@@ -72,19 +72,19 @@ _ROWS = (
     Quant("Q4_K", 12, 256, 144, 7.8e-2, 945, (0, 2), rounds="Q8_K", kernels=BOTH, apr_code=12),
     Quant("Q5_K", 13, 256, 176, 3.8e-2, 1953, (0, 2), rounds="Q8_K", kernels=BOTH),
     Quant("Q6_K", 14, 256, 210, 1.9e-2, 4096, (208,), rounds="Q8_K", kernels=BOTH, apr_code=14),
-    Quant("IQ2_XXS", 16, 256, 66, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ2_XS", 17, 256, 74, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ3_XXS", 18, 256, 98, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ1_S", 19, 256, 50, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ4_NL", 20, 32, 18, scales_at=(0,), kernels=BY_CPU),
-    Quant("IQ3_S", 21, 256, 110, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ2_S", 22, 256, 82, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ4_XS", 23, 256, 136, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("IQ1_M", 29, 256, 56, rounds="Q8_K", kernels=BY_CPU),
-    Quant("TQ1_0", 34, 256, 54, scales_at=(52,), rounds="Q8_K", kernels=BY_CPU),
-    Quant("TQ2_0", 35, 256, 66, scales_at=(64,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ2_XXS", 16, 256, 66, 0.34, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ2_XS", 17, 256, 74, 0.3, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ3_XXS", 18, 256, 98, 0.18, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ1_S", 19, 256, 50, 0.48, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ4_NL", 20, 32, 18, 7.5e-2, scales_at=(0,), kernels=BY_CPU),
+    Quant("IQ3_S", 21, 256, 110, 0.14, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ2_S", 22, 256, 82, 0.25, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ4_XS", 23, 256, 136, 7.5e-2, scales_at=(0,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("IQ1_M", 29, 256, 56, 0.45, rounds="Q8_K", kernels=BY_CPU),
+    Quant("TQ1_0", 34, 256, 54, 0.81, scales_at=(52,), rounds="Q8_K", kernels=BY_CPU),
+    Quant("TQ2_0", 35, 256, 66, 0.81, scales_at=(64,), rounds="Q8_K", kernels=BY_CPU),
     Quant("MXFP4", 39, 32, 17, 0.11, kernels=BY_CPU),
-    Quant("NVFP4", 40, 64, 36, kernels=BY_CPU),
+    Quant("NVFP4", 40, 64, 36, 0.1, kernels=BY_CPU),
     Quant("APR_Q4", None, 32, 18, 9.7e-2, 8, (0,), apr_code=128, apr_legacy=8, whole=True),
     Quant("APR_Q8", None, 1, 1, 6.7e-2, apr_code=129, apr_legacy=9, whole=True, head_bytes=4),
 )

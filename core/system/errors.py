@@ -29,6 +29,10 @@ class FileError(AprError):
     code = 3
 
 
+class ArchError(FileError):
+    """A model file whose architecture this build does not run; another engine may."""
+
+
 class NotComparableError(AprError):
     """A comparison or check that has nothing fair to stand on."""
 

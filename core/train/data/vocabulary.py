@@ -17,7 +17,8 @@ from typing import Any
 
 from core.formats.model_file import LazyArray, ModelFile, Value
 from core.system.errors import FileError, UsageError, os_reason
-from core.text.bpe import BYTE_LETTERS, PRE_NAMED
+from core.text.bpe import BYTE_LETTERS
+from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document
