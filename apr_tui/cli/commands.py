@@ -75,7 +75,7 @@ def normal_form(name: str, words: Sequence[str]) -> str:
         if not action.option_strings:
             positional.append(_by_name(str(value)))
             continue
-        row = OPTIONS.get(action.option_strings[0])
+        row = OPTIONS.get(action.option_strings[0]) if action.option_strings[0] in parser.taken else None
         written = row.write(value) if row is not None and not isinstance(value, Path) else value
         told = [] if action.nargs == 0 else [written.name if isinstance(written, Path) else str(written)]
         options += [action.option_strings[0], *told]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def damage(side: Side, original: Side | None, text: Corpus, ask: DamageOptions) 
     weights = quantised_weights(side)
     if original is not None:
         refuse_other_shapes(side, original)
-        weights = {name: w for name, w in weights.items() if w.data is not original.model.file.weight(name).data}
+        weights = {name: w for name, w in weights.items() if not is_same(w, original.model.file.weight(name))}
     names = list(weights)
     truth = [] if original is None else _walk(original, first, ask)
     if ask.exact and original is not None:
@@ -63,13 +64,18 @@ def damage(side: Side, original: Side | None, text: Corpus, ask: DamageOptions) 
     whole = None if original is None else swap_kl(original, weights, truth, ask.cancelled)
     control = swap_kl(side if original is None else original, {}, truth or _walk(side, _one(first), ask), ask.cancelled)
     found = Damage(method, first.name, total, whole, control, tensors)
-    return found if ask.budget is None else _with_recipe(found, side, original, weights, held, ask)
+    return found if ask.budget is None else with_recipe(found, side, original, weights, held, ask)
 
 
 def quantised_weights(side: Side) -> dict[str, Weight]:
     """The matrices of a file whose type rounds: what a bill is of."""
     return {name: w for name, w in side.model.file.weights.items()
             if len(w.shape) >= 2 and not (QUANTS[w.quant].is_plain and w.quant == "F32")}
+
+
+def is_same(a: Weight, b: Weight) -> bool:
+    """Whether both are stored alike, byte for byte: such a tensor costs nothing and is left out of a bill."""
+    return a.quant == b.quant and (a.data is b.data or np.array_equal(a.data, b.data))
 
 
 def refuse_other_shapes(side: Side, original: Side) -> None:
@@ -135,7 +141,7 @@ def squared_difference(original: Side) -> Callable[[Weight, int, int], Tensor]:
     return square
 
 
-def _with_recipe(
+def with_recipe(
     found: Damage, side: Side, original: Side | None, weights: Mapping[str, Weight], held: Corpus, ask: DamageOptions
 ) -> Damage:
     """Add the recipe, re-measured on the held-out text where there is an original; refused where it does not help."""
