@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from apr_tui.cli.launch import source_of
-from apr_tui.cli.progress import progress
+from apr_tui.cli.progress import progress, wrote
 from apr_tui.options import Parser, RunArguments, read_count
 from core import session
 
@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--tokens", dest="most", type=read_count, metavar="N", help="stop after N tokens of the text")
     parser.add_argument("--worst", type=read_count, metavar="K", default=20, help="tokens to explain (default 20)")
     parser.take("--compute", "--device", "--threads", "--plant")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the state there; the same command goes on")
+    parser.take("--out", help="keep state and reports there; the same command goes on")
     parser.take("--json", "--quiet")
 
 
@@ -47,5 +47,9 @@ def run(arguments: Arguments) -> int:
         source_of(arguments, arguments.A, arguments.plant), source_of(arguments, arguments.B),
         corpus=arguments.corpus, context=arguments.context, tokens=arguments.most, worst=arguments.worst,
         state=arguments.out, emit=progress(arguments))
+    if arguments.out is not None:
+        session.write_cost(arguments.out, found, (found.a, found.b), command=arguments.command,
+                           repeat=arguments.repeat)
+        wrote(arguments, arguments.out)
     sys.stdout.write(to_json(kl_document(found)) + "\n" if arguments.json else kl_text(found))
     return 0

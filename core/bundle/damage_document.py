@@ -42,18 +42,19 @@ def damage_text(found: Damage, file: str) -> str:
         rest = found.tensors[SHOWN:]
         lines.append(f"{f'and {len(rest)} more':<40} {'':<8} {sum(t.bytes for t in rest):>11} "
                      f"{short(sum(t.kl for t in rest)):>8} {sum(t.share for t in rest):>7.1%}")
-    return "\n".join([*lines, *_recipe_lines(found)]) + "\n"
+    return "\n".join([*lines, *(['', *told] if (told := recipe_lines(found)) else [])]) + "\n"
 
 
-def _recipe_lines(found: Damage) -> list[str]:
+def recipe_lines(found: Damage) -> list[str]:
+    """What the recipe costs and brings, then its options of llama-quantize; or why there is none."""
     if found.refusal:
-        return ["", f"No recipe: {found.refusal}."]
+        return [f"No recipe: {found.refusal}."]
     if not found.recipe:
         return []
     size = sum(r.bytes for r in found.recipe)
     told = (f"{ESTIMATED}: nothing is measured without an original" if found.measured is None else
             f"KL {short(found.measured.before)} before, {short(found.measured.after)} after, on {found.measured.text}")
-    return ["", f"For {size} bytes more ({told}):", *quantize_lines(found.recipe)]
+    return [f"For {size} bytes more ({told}):", *quantize_lines(found.recipe)]
 
 
 def kl_document(found: KlResult) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def kl_document(found: KlResult) -> dict[str, Any]:
 
 def _cause(cause: Cause) -> dict[str, Any]:
     return {"place": None if cause.place is None else place_text(cause.place), "recovered": cause.recovered,
-            "tensors": list(cause.tensors), "tensors_recovered": cause.tensors_recovered}
+            "tensors": list(cause.tensors)}
 
 
 def kl_text(found: KlResult) -> str:

@@ -14,12 +14,14 @@ from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
 from core.damage.worst import Cause, cause_of
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
-from core.system.errors import UsageError
+from core.system.errors import OutputError, UsageError, os_reason
 from core.system.progress import Phase
 from core.trace.events import Emit
 from core.trace.run import Side
 
 COLUMNS = TokenKl.__slots__
+MARK = "state-of-kl"  # the file that says whose state a folder holds
+DIGEST = 32  # bytes of a sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,15 @@ class WorstToken:
 
 @dataclass(frozen=True, slots=True)
 class KlResult:
-    """KL of B from A over a text."""
+    """KL of B from A over a text. ids and tokens: of every token, in the text's order."""
 
     a: str
     b: str
     text: str
     summary: KlSummary
     worst: tuple[WorstToken, ...]
+    ids: tuple[int, ...]
+    tokens: TokenKl
 
 
 def measure_kl(
@@ -60,7 +64,9 @@ def measure_kl(
         done.append(found)
     emit(Phase("measuring the floor: A against A with rounding-size noise"))
     summary = summarise(done, noise_floor(a, text.chunks[0], cancelled))
-    return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, emit, cancelled))
+    every = TokenKl(*(np.concatenate([getattr(chunk, name) for chunk in done]) for name in COLUMNS))
+    return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, emit, cancelled),
+                    tuple(i for chunk in text.chunks for i in chunk), every)
 
 
 def _worst(
@@ -85,33 +91,52 @@ def can_graft(a: Side, b: Side) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ChunkStore:
-    """A folder with each measured chunk's numbers, under a key of everything that they depend on."""
+    """A folder with each measured chunk's numbers, begun by a mark of everything that they depend on.
+
+    A chunk's file is its numbers behind their sha256: what is torn or was changed is measured again.
+    """
 
     folder: Path
-    key: str
 
     @staticmethod
     def open(folder: Path, *told: object) -> ChunkStore:
-        """Open or make it; UsageError where it holds another run's numbers."""
-        key = hashlib.sha256(repr(told).encode()).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / "key"
-        if mark.is_file() and mark.read_text() != key:
-            raise UsageError(f"{folder} holds the state of another run. Give another --out, or remove it.")
-        with atomic_file(mark) as part:
-            part.write_text(key)
-        return ChunkStore(folder, key)
+        """Make it, or open that of the same run; UsageError where anything else stands there, OutputError."""
+        key = hashlib.sha256(repr((MARK, *told)).encode()).hexdigest()
+        mark = folder / MARK
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} exists and is no folder. Give another name to --out.")
+            folder.mkdir(parents=True, exist_ok=True)
+            if mark.is_file() and mark.read_bytes() != key.encode():
+                raise UsageError(f"{folder} holds another run's state (other files, settings or text). "
+                                 "Give another --out, or remove it.")
+            if not mark.is_file() and any(folder.iterdir()):
+                raise UsageError(f"{folder} exists and holds no state of kl. Give another --out.")
+            with atomic_file(mark) as part:
+                part.write_text(key, encoding="ascii")
+        except OSError as error:
+            raise OutputError(f"{folder} could not be written: {os_reason(error)}. Give another --out.") from error
+        return ChunkStore(folder)
 
     def read(self, index: int, n_token: int) -> TokenKl | None:
-        """A chunk's numbers; None where they are not there, or torn."""
+        """A chunk's numbers; None where they are not there, or not as they were written."""
+        path = self.folder / f"{index}.f64"
         try:
-            raw = np.frombuffer((self.folder / f"{index}.f64").read_bytes(), dtype="<f8")
-        except (OSError, ValueError):
+            data = path.read_bytes() if path.is_file() else b""
+        except OSError:
             return None
-        return TokenKl(*raw.reshape(len(COLUMNS), n_token)) if raw.size == len(COLUMNS) * n_token else None
+        told, numbers = data[:DIGEST], data[DIGEST:]
+        if hashlib.sha256(numbers).digest() != told or len(numbers) != 8 * len(COLUMNS) * n_token:
+            return None
+        return TokenKl(*np.frombuffer(numbers, dtype="<f8").reshape(len(COLUMNS), n_token))
 
     def write(self, index: int, found: TokenKl) -> None:
-        """Keep a chunk's numbers, whole or not at all."""
+        """Keep a chunk's numbers, whole or not at all; OutputError."""
         data = np.stack([np.asarray(getattr(found, name), dtype="<f8") for name in COLUMNS]).tobytes()
-        with atomic_file(self.folder / f"{index}.f64") as part:
-            part.write_bytes(data)
+        path = self.folder / f"{index}.f64"
+        try:
+            with atomic_file(path) as part:
+                part.write_bytes(hashlib.sha256(data).digest() + data)
+        except OSError as error:
+            raise OutputError(f"{path} could not be written: {os_reason(error)}. Free some space; the same command "
+                              "goes on from what is there.") from error

@@ -32,13 +32,12 @@ MOST_TENSORS = 5
 class Cause:
     """Why a token's KL is what it is. place: None where no graft brings it back; recovered: what that graft does.
 
-    tensors: of A's in B, in order of choice; tensors_recovered: what they do together.
+    tensors: the fewest of A's in B that bring it back too, in order of choice; none where MOST_TENSORS do not.
     """
 
     place: Place | None
     recovered: float | None
     tensors: tuple[str, ...] = ()
-    tensors_recovered: float | None = None
 
 
 @dataclass(slots=True)
@@ -76,8 +75,8 @@ def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) ->
         return 1 - _kl_last(a, side, hidden_a, hidden, cancelled) / whole
 
     place, back = _earliest(a, values, lambda p: recovered(b, patch({p: lambda old: values[p].to(old)})))
-    names, together = _fewest_tensors(a, b, tokens, hidden_a, lambda side: recovered(side, untapped(1)[0]), cancelled)
-    return Cause(place, back, names, together)
+    names = _fewest_tensors(a, b, tokens, hidden_a, lambda side: recovered(side, untapped(1)[0]), cancelled)
+    return Cause(place, back, names)
 
 
 def _keep(into: dict[Place, Tensor]) -> Tap:
@@ -121,10 +120,9 @@ def _earliest(
 def _fewest_tensors(
     a: Side, b: Side, tokens: Sequence[int], hidden_a: Tensor, recovers: Callable[[Side], float],
     cancelled: IsCancelled,
-) -> tuple[tuple[str, ...], float | None]:
+) -> tuple[str, ...]:
     """Put A's tensors into B, each time the one that the gradient says brings most, until enough is back."""
     chosen: dict[str, Weight] = {}
-    back: float | None = None
     while len(chosen) < MOST_TENSORS:
         side = with_weights(b, chosen)
         pull = _pulls(a, side, tokens, hidden_a, cancelled)
@@ -132,10 +130,9 @@ def _fewest_tensors(
         if name is None or pull[name] >= 0:
             break
         chosen[name] = a.model.file.weight(name)
-        back = recovers(with_weights(b, chosen))
-        if back >= RECOVERED:
-            break
-    return tuple(chosen), back
+        if recovers(with_weights(b, chosen)) >= RECOVERED:
+            return tuple(chosen)
+    return ()
 
 
 def _pulls(a: Side, b: Side, tokens: Sequence[int], hidden_a: Tensor, cancelled: IsCancelled) -> dict[str, float]:
@@ -163,5 +160,5 @@ def text_of(cause: Cause) -> str:
     """The cause in a line."""
     if cause.place is None:
         return "no graft brings it back"
-    tensors = f"; {', '.join(cause.tensors)} ({cause.tensors_recovered:.0%})" if cause.tensors else ""
+    tensors = f"; so do {', '.join(cause.tensors)}" if cause.tensors else f"; no {MOST_TENSORS} tensors do"
     return f"{place_text(cause.place)} brings back {cause.recovered:.0%}{tensors}"

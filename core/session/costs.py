@@ -76,3 +76,31 @@ def kl(
 def open_identity(source: Source) -> tuple[object, ...]:
     """What the numbers of a side depend on: the file's bytes and how it is computed."""
     return open_once(source.path).identity.digest(), source.compute, source.threads, source.plant
+
+
+def write_cost(
+    out: Path, found: Damage | KlResult, names: tuple[str, str | None], *, force: bool = False, command: str = "",
+    repeat: str = "",
+) -> None:
+    """Write what damage or kl found as a folder. names: of the file and its original. UsageError, OutputError."""
+    from core.bundle import costs
+    from core.damage.result import Damage
+
+    if isinstance(found, Damage):
+        costs.write_damage(out, found, names, force=force, command=command, repeat=repeat)
+    else:
+        costs.write_kl(out, found, command=command, repeat=repeat)
+
+
+def is_cost(path: Path) -> bool:
+    """Say whether the path is the folder of a bill or of a KL."""
+    from core.bundle import costs
+
+    return costs.is_cost(path)
+
+
+def read_cost(path: Path, *, as_json: bool) -> str:
+    """What such a folder says, as text or as its document; FileError."""
+    from core.bundle import costs
+
+    return costs.read_cost(path, as_json=as_json)

@@ -155,6 +155,19 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys, words, code, said)
     assert said in capsys.readouterr().err
 
 
+def test_a_bills_folder_has_its_table_and_reports_and_is_shown_again(tmp_path, capsys):
+    path = write_model(tmp_path / "m.gguf", "Q4_0", tokenizer="bpe")
+    words = ["damage", str(path), "--quiet", "--json", "--budget", "4000", "--out", str(tmp_path / "o")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    found, page = json.loads(said), (tmp_path / "o" / "report.html").read_text()
+    assert all(str(t["kl"]) in page and t["name"] in page for t in found["tensors"]) and "ESTIMATED" in page
+    assert len((tmp_path / "o" / "tensors.csv").read_text().splitlines()) == 1 + len(found["tensors"])
+    assert main(["show", str(tmp_path / "o"), "--json"]) == 0 and capsys.readouterr().out == said
+    assert main(words) == 2 and "--force" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0 and (tmp_path / "o" / "report.html").read_text() == page
+
+
 def test_another_model_is_no_original(tmp_path, capsys):
     path = write_model(tmp_path / "m.gguf", "Q4_0", tokenizer="bpe")
     other = write_model(tmp_path / "o.gguf", "F32", tokenizer="bpe", d_ff=64)
