@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from apr_tui.cli.commands import command_parser
 from apr_tui.options import OPTIONS
+from core.system.safe_text import join_words
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 
 
@@ -25,6 +25,7 @@ class Request:
     settings: Source = field(default_factory=lambda: Source(Path()))
     prompt: Prompt = field(default_factory=Prompt)
     options: RunOptions = DEFAULTS
+    theme: str = "auto"  # of the screen: a palette's name, or auto
 
     def source(self, path: Path) -> Source:
         """A file under the settings, with the bug that is to be planted."""
@@ -50,7 +51,7 @@ class Request:
             key = option.field or name.removeprefix("--")
             if name in known and asked.get(key) != usual.get(key):
                 words += [name] if option.metavar is None else [name, option.write(asked[key])]
-        return shlex.join(words)
+        return join_words(words)
 
 
 def _told(request: Request) -> dict[str, Any]:

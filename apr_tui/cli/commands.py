@@ -7,7 +7,7 @@ run needs is imported inside run: --help and a refusal load no numpy.
 from __future__ import annotations
 
 import argparse
-import shlex
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from apr_tui.options import CONSOLE, OPTIONS, Arguments, Parser
+from core.system.mapped_file import NO_MMAP
+from core.system.safe_text import join_words
 from core.trace.engines import ENGINES
 
 # in the order of --help
@@ -23,6 +25,7 @@ COMMANDS = {
     "check": "check a source against float64 on its own inputs",
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
+    "audit": "say what a file shows by itself: proofs and hints, without a forward",
     "kl": "KL of B from A over a text, and why the worst tokens differ",
     "damage": "what each tensor of a quantised file costs, and what to raise for a budget",
     "train": "step a training run, with its gates and checkpoints that can be traced",
@@ -79,7 +82,7 @@ def normal_form(name: str, words: Sequence[str]) -> str:
         written = row.write(value) if row is not None and not isinstance(value, Path) else value
         told = [] if action.nargs == 0 else [written.name if isinstance(written, Path) else str(written)]
         options += [action.option_strings[0], *told]
-    return shlex.join(["apr-tui", name, *positional, *options])
+    return join_words(["apr-tui", name, *positional, *options])
 
 
 def _by_name(source: str) -> str:
@@ -91,7 +94,15 @@ def _by_name(source: str) -> str:
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a command on the words behind its name and return its exit code."""
-    return find_command(name).run(read_arguments(name, words))
+    arguments = read_arguments(name, words)
+    settle_mapping(arguments)
+    return find_command(name).run(arguments)
+
+
+def settle_mapping(arguments: Arguments) -> None:
+    """Have this process and its children read model files at once where --no-mmap says so."""
+    if getattr(arguments, "no_mmap", False):  # a command that opens no model has no such option
+        os.environ[NO_MMAP] = "1"
 
 
 def console_parser() -> Parser:
@@ -103,5 +114,5 @@ def console_parser() -> Parser:
         epilog=f"commands:\n{commands}\n\n`apr-tui COMMAND --help` lists a command's options.")
     parser.add_argument("MODEL", nargs="?")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.take(*CONSOLE)
+    parser.take(*CONSOLE, "--theme")
     return parser

@@ -73,6 +73,7 @@ def comparison_text(c: Comparison) -> str:
     names = [safe_text(name) for name in c.names]
     of_one = f", {safe_text(c.a.name)}" if c.names != (c.a.name, c.b.name) else ""
     lines = [f"A {names[0]} against B {names[1]}{of_one}"]
+    lines += wrapped(f"files: {safe_text(text)}" for text in c.files).splitlines()
     lines += [f"PLANTED {safe_text(t.planted)} in {name}" for name, t in (("A", c.a), ("B", c.b)) if t.planted]
     lines.append(f"{c.verdict}: {c.meaning}")
     if c.first is not None:
@@ -81,7 +82,7 @@ def comparison_text(c: Comparison) -> str:
         lines.append(f"first: {place_text(c.first)}{where}{side}")
     if c.measured is not None:
         floor = f", floor {c.floor:.3g}, {c.multiple:.3g} x" if c.floor is not None and c.multiple is not None else ""
-        lines.append(f"measured: relative L2 {c.measured:.3g}{floor}")
+        lines.append(f"measured: {c.broken or f'relative L2 {c.measured:.3g}{floor}'}")
     return "\n".join(lines) + "\n" + wrapped(f"- {safe_text(r)}" for r in c.reasons)
 
 

@@ -40,6 +40,7 @@ class CompareScreen(VerdictScreen):
         super().__init__(PairView(request.options.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
+        self.files: tuple[str, ...] = ()  # what the files differ in, known before the verdict
 
     @property
     def comparison(self) -> Comparison | None:
@@ -50,6 +51,7 @@ class CompareScreen(VerdictScreen):
 
     def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far; before the verdict A's are shown."""
+        self.files = frame.files or self.files
         return self.view.update(frame.cells, frame.n_layer)
 
     def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
@@ -99,7 +101,9 @@ class CompareScreen(VerdictScreen):
         """The verdict, then as many reasons as there is room for."""
         found = self.comparison
         if found is None:
-            return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
+            waits = self.end or "the verdict comes when both sides are measured"
+            told = [part for text in self.files for part in wrap(f"files: {escape_untrusted(text)}", width - 2)]
+            return [*([(f" {part}", "text")] for part in told[:2]), [(f" {waits}", "quiet")]]
         lines: Rows = [verdict_spans(found, width)]
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")]
@@ -153,7 +157,7 @@ class CompareScreen(VerdictScreen):
 
     def action_run(self) -> None:
         """Compare, again or for the first time."""
-        self.note, self.progress, self.seconds, self.end = None, None, None, ""
+        self.note, self.progress, self.seconds, self.end, self.files = None, None, None, "", ()
         self.view.clear()
         self.view.metric, self.bisection = "A", None
         self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.get_session))
@@ -165,7 +169,9 @@ class CompareScreen(VerdictScreen):
 
     def action_bisect(self) -> None:
         """Prove the cause by grafts; once that is done, show the ladder."""
-        if self.bisection is not None:
+        if self.console.owner is self and self.console.job == "bisect":
+            self.say("It bisects already: esc cancels.", "quiet")
+        elif self.bisection is not None:
             self._show_ladder(self.bisection)
         elif self.comparison is None:
             self.say("There is no verdict yet: the comparison has to end first.", "watch")
@@ -206,4 +212,4 @@ class CompareScreen(VerdictScreen):
         out = self.console.get_session().default_out(self.comparison.a)
         word = "pair" if self.bisection is None else "bisect"
         shown = self.bisection or self.comparison
-        self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))
+        self.console.exports.ask(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
 from core.model.stages import UNKNOWN_SCOPE, read_whole
 from core.system.errors import Cancelled
+from core.system.safe_text import join_words
 
+PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
@@ -85,6 +86,8 @@ class TraceScreen(GridScreen):
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
             self.view.set_result(result.trace, result.findings)
+            proved = next((note for note in result.trace.notes if note.startswith(PROVED)), None)
+            self.note = (f"X {escape_untrusted(proved)}", "bad") if proved else None
             if result.bundle is not None:  # it may lack the scope that was asked for
                 self.view.select(scope=result.scope)
             elif result.scope != self.view.scope:  # it was changed while the trace ran
@@ -125,7 +128,7 @@ class TraceScreen(GridScreen):
 
     def cell_spans(self, width: int) -> list[Span]:
         """Place, its number, ratio, and who carries it."""
-        return cell_spans(self.view, self.grid.place)
+        return cell_spans(self.view, self.grid.place, width)
 
     def status_spans(self, width: int) -> list[Span]:
         """The prompt and what the model says next; or how the run ended without."""
@@ -225,12 +228,19 @@ class TraceScreen(GridScreen):
         """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
         bundle = self.traced.bundle if self.traced else self.request.bundle
         if bundle is not None:
-            command = shlex.join(["apr-tui", "check", str(bundle), "--model"])
+            command = join_words(["apr-tui", "check", str(bundle), "--model"])
             self.say(f"A bundle is checked against its model's weights: {escape_untrusted(command)} FILE", "watch")
         elif self.request.path is None:
             self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
         else:
             self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
+
+    def action_audit(self) -> None:
+        """Audit the open file by itself."""
+        if self.request.path is None:
+            self.say("There is no model file to audit: open one with f.", "watch")
+        else:
+            self.console.show_audit(self.request.path)
 
     def action_export(self) -> None:
         """Write the evidence."""
@@ -238,7 +248,7 @@ class TraceScreen(GridScreen):
             self.say("There is nothing to export yet: the trace has to end first.", "watch")
             return
         out = self.console.get_session().default_out(self.traced.trace)
-        self.console.ask_export(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
+        self.console.exports.ask(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
 
     def action_train(self) -> None:
         """Show the training run, or ask for one."""

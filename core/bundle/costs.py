@@ -20,10 +20,12 @@ from core.bundle.page_html import page_html
 from core.bundle.page_markdown import page_markdown
 from core.damage.result import Damage
 from core.damage.run_kl import COLUMNS, KlResult
+from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.atomic_folder import MANIFEST, new_folder
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, to_json
+from core.system.regular_file import read_file
 
 DOCUMENTS = ("kl.json", "damage.json")  # what makes a folder one of a cost
 TEXT = "report.txt"
@@ -51,7 +53,7 @@ def write_kl(out: Path, found: KlResult, *, command: str, repeat: str) -> None:
     files = {"kl.json": to_json(kl_document(found)) + "\n", "kl.csv": tokens, TEXT: kl_text(found),
              **_pages(kl_page(found, repeat))}
     try:
-        state = {path.name: path.read_bytes() for path in sorted(out.glob("*.f64")) if path.is_file()}
+        state = {path.name: read_file(path, limits.CACHE_BYTES, "") for path in sorted(out.glob("*.f64"))}
         (out / MANIFEST).unlink(missing_ok=True)
         for name, text in files.items():
             with atomic_file(out / name) as part:
@@ -80,11 +82,9 @@ def read_cost(folder: Path, *, as_json: bool) -> str:
     """The document or the text of a folder that write_kl or write_damage made; FileError where it was changed."""
     name = next((d for d in DOCUMENTS if (folder / d).is_file()), DOCUMENTS[0]) if as_json else TEXT
     repair = "Run it again with --out."
-    try:
-        manifest: Any = from_json((folder / MANIFEST).read_bytes(), str(folder / MANIFEST), repair)
-        data = (folder / name).read_bytes()
-    except OSError as error:
-        raise FileError(f"{folder / name} cannot be read: {os_reason(error)}. {repair}") from error
+    told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, repair)
+    manifest: Any = from_json(told, str(folder / MANIFEST), repair)
+    data = read_file(folder / name, limits.DOCUMENT_BYTES, repair)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{folder / name} was changed after it was written. {repair}")

@@ -21,6 +21,8 @@ from core.proof.weights.fault import Overflow, WeightScan
 from core.system.atomic_folder import MANIFEST, SIDES, TRACE
 from core.system.errors import FileError
 from core.system.json_text import from_json, to_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file
 from core.trace.measures import Difference, LocalError, SideName
 
 JUDGED = "judged.json"
@@ -47,6 +49,7 @@ class SavedPair:
     cells: Entries[Difference]
     is_bisection: bool
     ladder: LayerBisection | None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ def judged_text(judged: Judged) -> str:
         c = judged.comparison if isinstance(judged, Bisection) else judged
         saved = SavedPair(
             c.verdict, c.reasons, c.scope, c.first, c.token, c.channel, c.side, c.measured, c.floor, c.error, c.why,
-            _entries(c.cells), isinstance(judged, Bisection), judged.ladder if isinstance(judged, Bisection) else None)
+            _entries(c.cells), isinstance(judged, Bisection), judged.ladder if isinstance(judged, Bisection) else None,
+            c.files)
     return to_json(saved) + "\n"
 
 
@@ -80,13 +84,10 @@ def read_judged(folder: Path) -> Judged:
 
     A bisection's reproducer stays in its folder.
     """
-    path = folder / JUDGED
-    try:
-        data = path.read_bytes()
-        manifest = from_json((folder / MANIFEST).read_bytes(), str(folder / MANIFEST), "Run it again with --out.")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}. An older apr-tui wrote none: "
-                        f"open {folder / SIDES[0]} or run it again with --out.") from error
+    path, again = folder / JUDGED, "Run it again with --out."
+    data = read_file(path, DOCUMENT_BYTES, f"An older apr-tui wrote none: open {folder / SIDES[0]} or run it again "
+                                           "with --out.")
+    manifest = from_json(read_file(folder / MANIFEST, DOCUMENT_BYTES, again), str(folder / MANIFEST), again)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(JUDGED) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{path} was changed after it was written. Run it again with --out.")
@@ -97,7 +98,7 @@ def read_judged(folder: Path) -> Judged:
     s = _read(SavedPair, data, path)
     a, b = (read_bundle(folder / side) for side in SIDES)
     pair = Comparison(s.verdict, s.reasons, a, b, s.scope, s.first, s.token, s.channel, s.side, s.measured, s.floor,
-                      s.error, _places(s.cells), s.why)
+                      s.error, _places(s.cells), s.why, s.files)
     return Bisection(pair, s.ladder) if s.is_bisection else pair
 
 

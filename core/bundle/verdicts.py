@@ -35,6 +35,7 @@ def comparison_document(c: Comparison) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "verdict": c.verdict, "first": _first(c.first, c.token, c.channel), "side": c.side,
         "measured": c.measured, "floor": c.floor, "multiple": c.multiple, "reasons": list(c.reasons),
+        "files": list(c.files),
         "compared": {"tokens": [t.id for t in c.a.tokens], "scope": c.scope, "a": sides[0], "b": sides[1]},
     }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.system.errors import FileError, UsageError, os_reason
+from core.system import limits
+from core.system.errors import UsageError
+from core.system.regular_file import read_text
 from core.text.tokenizer import Tokenizer
 
 OWN = Path(__file__).parent / "corpus.txt"
-MOST_BYTES = 64 << 20  # of a text that is read whole
 LEAST = 2  # tokens of a chunk: one has a next token to predict
 
 
@@ -42,14 +43,7 @@ def read_corpus(path: Path | None, tokenizer: Tokenizer, context: int, most: int
     Errors: FileError where it is no UTF-8 text of a regular file, UsageError where it is too short.
     """
     source = OWN if path is None else path
-    try:
-        if not source.is_file():
-            raise FileError(f"--corpus {source} is no regular file; a UTF-8 text is needed.")
-        if source.stat().st_size > MOST_BYTES:
-            raise FileError(f"--corpus {source} is larger than {MOST_BYTES >> 20} MiB. Give a part of it.")
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"--corpus {source}: {os_reason(error)}. A UTF-8 text file is needed.") from error
+    text = read_text(source, limits.CORPUS_BYTES, "--corpus takes a UTF-8 text file, or a part of one.")
     ids = tokenizer.encode(text)[:most]
     chunks = cut(ids, context)
     if not chunks:

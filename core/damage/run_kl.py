@@ -12,10 +12,12 @@ import numpy as np
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
 from core.damage.worst import Cause, cause_of
+from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
-from core.system.errors import OutputError, UsageError, os_reason
+from core.system.errors import FileError, OutputError, UsageError, os_reason
 from core.system.progress import Phase
+from core.system.regular_file import read_file
 from core.trace.events import Emit
 from core.trace.run import Side
 
@@ -99,7 +101,7 @@ class ChunkStore:
     folder: Path
 
     @staticmethod
-    def open(folder: Path, *told: object) -> ChunkStore:
+    def begin(folder: Path, *told: object) -> ChunkStore:
         """Make it, or open that of the same run; UsageError where anything else stands there, OutputError."""
         key = hashlib.sha256(repr((MARK, *told)).encode()).hexdigest()
         mark = folder / MARK
@@ -107,7 +109,7 @@ class ChunkStore:
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder} exists and is no folder. Give another name to --out.")
             folder.mkdir(parents=True, exist_ok=True)
-            if mark.is_file() and mark.read_bytes() != key.encode():
+            if mark.is_file() and read_file(mark, limits.CACHE_BYTES, "") != key.encode():
                 raise UsageError(f"{folder} holds another run's state (other files, settings or text). "
                                  "Give another --out, or remove it.")
             if not mark.is_file() and any(folder.iterdir()):
@@ -122,8 +124,8 @@ class ChunkStore:
         """A chunk's numbers; None where they are not there, or not as they were written."""
         path = self.folder / f"{index}.f64"
         try:
-            data = path.read_bytes() if path.is_file() else b""
-        except OSError:
+            data = read_file(path, DIGEST + 8 * len(COLUMNS) * n_token, "")
+        except FileError:
             return None
         told, numbers = data[:DIGEST], data[DIGEST:]
         if hashlib.sha256(numbers).digest() != told or len(numbers) != 8 * len(COLUMNS) * n_token:

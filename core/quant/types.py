@@ -21,8 +21,8 @@ class Quant:
 
     block: values that share one block; block_bytes: its size. ggml_id, apr_code: None where that format lacks the type.
     error: |decoded - original| / |original| that plain rounding leaves on weights of a model, None where nobody knows
-    it, so that it explains nothing. Measured by `python -m tests.bench.quant_error` on 2^22 normal weights (2^18 for IQ and TQ); APR_Q8, one
-    scale for a whole tensor, on heavy tails (student-5).
+    it, so that it explains nothing. Measured by `python -m tests.bench.quant_error` on 2^22 normal weights (IQ and TQ:
+    2^18); APR_Q8, one scale for a whole tensor, on heavy tails (student-5).
     half_steps: how many times its float16 scale a value can be, so what a scale too small for float16 costs, in 2^-25.
     scales_at: the bytes of a block where its float16 scales and minima stand.
     rounds: the type to which q8 rounds the activations that meet it; Q8_K falls back to Q8_0, F32 is as it is.

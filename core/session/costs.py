@@ -68,7 +68,7 @@ def kl(
         raise NotComparableError(f"{a.path.name} has {left.model.arch.n_vocab} tokens, {b.path.name} "
                                  f"{right.model.arch.n_vocab}: their distributions cannot be held side by side.")
     text = read_corpus(corpus, left.tokenizer, min(context, left.model.arch.n_ctx, right.model.arch.n_ctx), tokens)
-    store = None if state is None else ChunkStore.open(
+    store = None if state is None else ChunkStore.begin(
         state, *(open_identity(source) for source in (a, b)), text.chunks)
     return measure_kl(left, right, (a.path.name, b.path.name), text, worst, store, emit, cancelled)
 

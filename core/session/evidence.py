@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from core.session.run_trace import hints
 from core.trace.finding import Finding
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, RunOptions
+
+MOST_NAME = 100  # characters of a folder's name that a file gives
 
 
 def export(
@@ -63,7 +66,8 @@ def default_out(trace: Trace) -> Path:
     """./evidence/<model>-<first 8 hex digits of the input's hash>."""
     ids = ",".join(str(t.id) for t in trace.tokens)
     digest = hashlib.sha256(f"{trace.origin.get('header_sha256')} {ids}".encode()).hexdigest()
-    return Path("evidence") / f"{Path(trace.name).stem}-{digest[:8]}"
+    name = re.sub(r"[^\w.+-]+", "_", Path(trace.name).stem)[:MOST_NAME]  # a stranger's bundle may be called anything
+    return Path("evidence") / f"{name}-{digest[:8]}"
 
 
 def _pair_hints(pair: Comparison, threshold: float) -> list[Sequence[Finding]]:

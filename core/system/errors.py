@@ -61,6 +61,13 @@ def system_error(error: OSError) -> FileError | OutputError:
     return FileError(f"{named} could not be read: {os_reason(error)}. Check the path and its permissions.")
 
 
+class FileCut(BaseException):
+    """A mapped file was cut while it was read: numbers since then are of nothing. No Exception: nobody may go on.
+
+    Whoever catches it tells mapped_file.cut_error.
+    """
+
+
 class Cancelled(AprError):
     """The user, a signal or a dropped line ended the run."""
 

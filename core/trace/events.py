@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.model.stages import Place
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.measures import LocalError, SideName
 from core.trace.record import Token
 
@@ -50,7 +50,14 @@ class StageJudged:
     error: LocalError
 
 
-Event: TypeAlias = Phase | Start | CellMeasured | TokenGenerated | StageJudged
+@dataclass(frozen=True, slots=True)
+class FilesCompared:
+    """What the files of a pair differ in, in words; known before any forward."""
+
+    sentences: tuple[str, ...]
+
+
+Event: TypeAlias = Phase | Reached | Start | CellMeasured | TokenGenerated | StageJudged | FilesCompared
 Emit = Callable[[Event], None]
 
 

@@ -24,6 +24,8 @@ from apr_tui.request import Request
 from apr_tui.screens import check as check_screen
 from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
+from core.audit.audit_file import Audit
+from core.audit.spread import Spread
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
@@ -78,6 +80,7 @@ class FakeSession:
 
     traced: Trace = field(default_factory=spiky_trace)
     comparison: Comparison | None = None
+    audited: Audit | None = None
     stop_at: tuple[int, str] | None = None
     fail: Exception | None = None
     sibling_path: Path | None = Path("tiny.apr")
@@ -150,6 +153,15 @@ class FakeSession:
         """One weight."""
         return [(f"blk.{layer}.{stage}.weight", "Q4_K", (64, 32))]
 
+    def weight_spread(self, model, name):
+        """A level in the middle of its siblings'."""
+        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2)
+
+    def audit(self, path, cancelled):
+        """The ready audit."""
+        self.calls.append(("audit", path))
+        return self.audited
+
     def ensure_demo(self):
         """No building here."""
         return Path("demo.gguf"), Path("demo.apr")
@@ -177,7 +189,8 @@ def request_of(path: Path | None = None, bundle: Path | None = None, **options: 
     """A request with these options, each by the field that it sets; prompt is the text."""
     told = SimpleNamespace(**options, **({"text": options["prompt"]} if "prompt" in options else {}))
     settings = record_of(Source, told, path=Path())
-    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told))
+    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told),
+                   str(options.get("theme", "auto")))
 
 
 def file_error() -> FileError:

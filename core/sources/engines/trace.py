@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.model.stages import FACTORS, PRODUCT, place_order
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file
 from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
@@ -29,16 +31,20 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, side: SideName | None = None, emit: Emit,
-    cancelled: IsCancelled,
+    layers: tuple[int, int] | None = None, witness: bool = True, beside: Path | None = None,
+    side: SideName | None = None, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
-    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
+    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed.
+
+    beside: a file of the same model, where the source is a folder.
+    """
     check_path(source)
     if source.plant:
         raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. "
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
-    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
+    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness,
+              None if beside is None else str(beside.resolve()))
     answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
@@ -94,10 +100,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
 def _vocab_size(path: Path) -> int | None:
     """The vocabulary that a config.json states; None where it states none."""
     repair = "Give a folder that transformers reads."
-    try:
-        config = from_json(path.read_bytes(), str(path), repair)
-    except OSError as error:
-        raise FileError(f"{path} could not be read: {os_reason(error)}. {repair}") from error
+    config = from_json(read_file(path, DOCUMENT_BYTES, repair), str(path), repair)
     found = config.get("vocab_size") if isinstance(config, dict) else None
     return found if type(found) is int else None
 
@@ -105,7 +108,7 @@ def _vocab_size(path: Path) -> int | None:
 def _open_tokenizer(path: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
-    if not path.is_file():
+    if not path.is_file():  # neither a pipe nor a device
         return None
     try:
         return Tokenizer.from_file(str(path))
@@ -124,6 +127,10 @@ def _device(source: Source) -> str:
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
+    if stage == ROUTED:
+        from core.trace.taps import measure_routes
+
+        return measure_routes(values[place], values.get((layer, ROUTER)), n_token - len(values[place]))
     left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
     if stage == PRODUCT and left is not None and right is not None:
