@@ -130,7 +130,7 @@ def test_a_folder_of_a_kl_is_shown_again_and_a_changed_one_is_refused(pair, tmp_
     (lambda o: (o.mkdir(), (o / "mine").write_text("x")), (), 2, "holds no state"),
     (lambda o: (o.mkdir(), (o / "state-of-kl").write_bytes(b"\xff")), (), 2, "another run"),
     (lambda o: (o.parent / "p").write_text("x"), ("--out", "p/o"), 7, "could not be written"),
-    (lambda o: None, ("--corpus", "."), 3, "a folder"),
+    (lambda o: None, ("--corpus", "."), 3, "irectory"),
     (lambda o: o.with_name("e").write_bytes(b"\xff\xfe"), ("--corpus", "e"), 3, "UTF-8"),
     (lambda o: o.with_name("e").write_bytes(b""), ("--corpus", "e"), 2, "tokens"),
 ])
