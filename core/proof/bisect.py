@@ -58,13 +58,10 @@ def bisect_layers(
         patch_at([(None, "embedding"), (None, "final_norm")])
         return LayerBisection(kl, tuple(results), None)
     emit(Phase(f"grafting the stages of layer {entry}", n_step, n_step))
-    stages = tuple(a.model.arch.layers[entry].nodes)
-    inside: set[Place] = {(entry, s) for s in stages}
-    run_lockstep([b.forward_run(tokens, chain(b.bug(), _keep(inside, values)),
-                                resume=_resume_at(b, entry, values))], cancelled,
-                 enough=lambda: (entry, "output") in values
-          and inside <= values.keys())
-    patch_at([(entry, s) for s in stages if s != "output"])
+    inside: list[Place] = [(entry, s) for s in a.model.arch.layers[entry].nodes]
+    again = b.forward_run(tokens, chain(b.bug(), _keep(set(inside), values)), resume=_resume_at(b, entry, values))
+    run_lockstep([again], cancelled, enough=lambda: {(entry, "output"), *inside} <= values.keys())
+    patch_at([place for place in inside if place[1] != "output"])
     return LayerBisection(kl, tuple(results), entry)
 
 
