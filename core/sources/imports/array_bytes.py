@@ -56,7 +56,7 @@ def floats(name: str, x: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     if x.dtype.kind != "f":
         raise FileError(f"{name} holds {x.dtype.name}; floats were needed. {AGAIN}")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(x, dtype=np.float32)
+        return np.array(x, dtype=np.float32, order="C")
 
 
 def _npy(name: str, data: bytes) -> Array:
