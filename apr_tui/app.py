@@ -17,22 +17,24 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from apr_tui import shutdown as leaving
+from apr_tui.ground import theme_of
 from apr_tui.host import JobOwner
+from apr_tui.palette import DARK, PALETTES
 from apr_tui.render.status import memory_text
-from apr_tui.request import Request, typed_path
+from apr_tui.request import Request
 from apr_tui.screens.audit import AuditScreen
 from apr_tui.screens.check import CheckScreen
 from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
 from apr_tui.screens.compare_layer import CompareLayerScreen
-from apr_tui.screens.dialogs import AskScreen, ConfirmScreen
+from apr_tui.screens.dialogs import AskScreen
+from apr_tui.screens.exports import Exports
 from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
 from apr_tui.screens.trace_layer import TraceLayerScreen
 from apr_tui.session import GetSession, get_session
-from apr_tui.style import THEME
+from apr_tui.style import paint, textual_theme
 from apr_tui.textual_compat import CompatApp
-from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
 from core.system.mapped_file import cut_error
@@ -61,6 +63,7 @@ class Console(CompatApp):
         self.request = request
         self.get_session: GetSession = get_session if session is None else lambda: session
         self.worker = RunWorker(self)
+        self.exports = Exports(self)
         self.training = training  # shown first, where it is given
         self.base: TraceScreen  # under all the others, from on_mount on
         self.owner: JobOwner | None = None  # the screen whose job runs
@@ -70,8 +73,10 @@ class Console(CompatApp):
         self._cut_soon: Callable[[], object] | None = None
         self._memory_read, self._memory = 0.0, ""
         self.animation_level = "none"
-        self.register_theme(THEME)
-        self.theme = "apr"
+        palette = PALETTES[DARK.name if request.theme == "auto" else request.theme]
+        paint(palette)
+        self.register_theme(textual_theme(palette))
+        self.theme = f"apr-{palette.name}"
 
     def on_mount(self) -> None:
         """Show the main screen, then start: the first paint waits for nothing."""
@@ -97,7 +102,7 @@ class Console(CompatApp):
 
     def run_job(self, owner: JobOwner, kind: str, job: Callable[[JobProgress], Any]) -> None:
         """Run a job for a screen; what ran before is cancelled, and its screen notified."""
-        if self.owner is not None and self.owner is not owner and self.worker.kind != "export":
+        if self.owner is not None and self.owner is not owner:
             self.owner.job_finished(self.worker.kind, None, Cancelled("another run began"))
         self.owner, self._job_started = owner, time.monotonic()
         self.worker.start(kind, job)
@@ -105,6 +110,11 @@ class Console(CompatApp):
     def cancel_job(self) -> bool:
         """Ask the running job to end; False where none runs."""
         return self.owner is not None and self.worker.cancel()
+
+    @property
+    def job(self) -> str:
+        """The kind of the job that runs; empty where none does."""
+        return "" if self.owner is None else self.worker.kind
 
     @property
     def has_run(self) -> bool:
@@ -123,7 +133,9 @@ class Console(CompatApp):
 
     def on_progress(self, message: Progress) -> None:
         """Give a newer frame to the screen that asked for it; dropped while the line is behind."""
-        if message.frame.serial != self.worker.serial or self.owner is None or not self.screen_stack:
+        if message.frame.kind == "export" or message.frame.serial != self.worker.serial:
+            return
+        if self.owner is None or not self.screen_stack:
             return
         if self.is_behind():
             progress = self.worker.progress
@@ -135,7 +147,12 @@ class Console(CompatApp):
 
     def on_job_finished(self, message: JobFinished) -> None:
         """Give the end of a job to its screen; an internal error closes the console."""
-        if message.serial != self.worker.serial or self.owner is None or not self.screen_stack:  # it is closing
+        if not self.screen_stack:  # it is closing
+            return
+        if message.kind == "export":
+            self.exports.finished(message)
+            return
+        if message.serial != self.worker.serial or self.owner is None:
             return
         owner, self.owner = self.owner, None
         self.run_seconds = time.monotonic() - (self._job_started or time.monotonic())
@@ -176,26 +193,6 @@ class Console(CompatApp):
                 answer(text)
 
         self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
-
-    def ask_export(self, screen: JobOwner, request: Request, shown: Any, out: Path) -> None:  # noqa: ANN401 (Trace, Check ...)
-        """Ask for the folder, ask again before it overwrites, and write; request: the screen's scope and threshold."""
-        def write(folder: Path, force: bool) -> None:
-            command = screen.command()
-            self.run_job(screen, "export", export_job(shown, folder, force, request, command, self.get_session))
-
-        def answered(folder: Path) -> Callable[[bool | None], None]:
-            return lambda yes: write(folder, True) if yes else screen.say("nothing was written", "watch")
-
-        def named(text: str) -> None:
-            folder = typed_path(text.strip())
-            if not text.strip():
-                return
-            if os.path.exists(folder):
-                self.push_screen(ConfirmScreen(f"{folder} exists. Overwrite it?", "overwrite"), answered(folder))
-            else:
-                write(folder, False)
-
-        self.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""
@@ -249,8 +246,12 @@ class Console(CompatApp):
         self.exit(code, return_code=code)
 
     def action_interrupt(self) -> None:
-        """Ctrl-C."""
-        self.leave(leaving.SIGNAL_EXIT)
+        """Ctrl-C: cancel what runs; leave where nothing does, or where it was asked to end already."""
+        owner = self.owner
+        if owner is None or self.worker.is_cancelling or not self.cancel_job():
+            self.leave(leaving.SIGNAL_EXIT)
+        else:
+            owner.say("cancelling ... ctrl+c again leaves", "watch")
 
     def _on_cut(self, number: int, frame: FrameType | None) -> None:
         """A mapped file was cut: close with its sentence."""
@@ -271,7 +272,7 @@ def run_console(request: Request, session: Any = None, training: Training | None
 
     Errors: an internal error is raised again once the screen is closed; the caller writes its log.
     """
-    app = Console(request, session, training)
+    app = Console(replace(request, theme=theme_of(request.theme)), session, training)
     code: int | None = None
     error: BaseException | None = None
     try:
@@ -283,7 +284,7 @@ def run_console(request: Request, session: Any = None, training: Training | None
     if code is None and app.failure is None:  # reading keys failed
         error = error or (RuntimeError("the terminal's input failed") if leaving.has_terminal() else None)
         code = leaving.SIGNAL_EXIT
-    ended = app.worker.leave()
+    ended = app.worker.leave() & app.exports.worker.leave()
     if app.training is not None:
         ended &= app.training.shut_down()
     error = error or app.failure

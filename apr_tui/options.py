@@ -13,11 +13,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from apr_tui.palette import PALETTES
 from core.model.stages import parse_scope, read_number, read_whole
 from core.system.errors import UsageError
 from core.system.limits import BATCH, THREADS
 
 R = TypeVar("R")
+THEMES = ("auto", *PALETTES)
 
 
 def read_tokens(text: str) -> tuple[int, ...]:
@@ -43,6 +45,13 @@ def read_scope(text: str) -> str:
         return parse_scope(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def read_theme(text: str) -> str:
+    """Read the name of a palette, or auto."""
+    if text not in THEMES:
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(THEMES)} is needed")
+    return text
 
 
 def read_threshold(text: str) -> float:
@@ -126,6 +135,7 @@ OPTIONS: dict[str, Option] = {
     "--junit": Option("write the verdict as JUnit XML, for CI", "FILE", Path),
     "--json": Option("one JSON document on stdout"),
     "--quiet": Option("no progress on stderr"),
+    "--theme": Option("dark, light or ansi (default: the terminal is asked)", "NAME", read_theme, default="auto"),
 }
 FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
 RUN = ("--device", "--compute", "--threads", "--no-mmap", "--plant", "--scope", "--threshold")

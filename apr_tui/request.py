@@ -25,6 +25,7 @@ class Request:
     settings: Source = field(default_factory=lambda: Source(Path()))
     prompt: Prompt = field(default_factory=Prompt)
     options: RunOptions = DEFAULTS
+    theme: str = "auto"  # of the screen: a palette's name, or auto
 
     def source(self, path: Path) -> Source:
         """A file under the settings, with the bug that is to be planted."""

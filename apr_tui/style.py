@@ -1,4 +1,4 @@
-"""Draw lines of text with a fixed palette: glyph, word, then colour. It knows widths and styles, not what is drawn.
+"""Draw lines of text with the palette in use: glyph, word, then colour. It knows widths, not what is drawn.
 
 Every Segment made here has a Style: Textual 8.2.8 crashes under NO_COLOR on one that has none.
 """
@@ -17,26 +17,12 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.theme import Theme
 
+from apr_tui.palette import DARK, LIGHT, PALETTES, Palette
 from core.system.safe_text import safe_text
 from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
 
 Span = tuple[str, str]  # text, name of a style
 Rows = list[list[Span]]  # lines
-STYLES = {
-    "text": "#d0d0d0",
-    "quiet": "#999999",
-    "title": "#ffffff bold",
-    "key": "#ffffff bold",
-    "watch": "#F0E442",
-    "bad": "#D55E00 bold",
-    "a": "#56B4E9",
-    "b": "#E69F00",
-    "cursor": "#ffffff bold reverse",
-    "rule": "#5f5f5f",
-    "bar": "#5f87a0",
-    "planted": "#D55E00 bold reverse",
-}
-STYLES_16 = {"bad": "#cc0000 bold", "planted": "#cc0000 bold reverse"}  # the nearest of 16 to its own would be watch's
 STATES = {  # mark -> word, style
     OK: ("ok", "text"),
     WATCH: ("watch", "watch"),
@@ -44,10 +30,7 @@ STATES = {  # mark -> word, style
     ABSENT: ("absent", "quiet"),
     UNKNOWN: ("not measured", "rule"),
 }
-THEME = Theme(
-    "apr", primary="#56B4E9", background="#101014", foreground="#d0d0d0", surface="#202028", warning="#F0E442",
-    error="#D55E00", dark=True,
-)
+_painted = [DARK]
 _ASCII = {"…": "~", "─": "-", "│": "|", "·": "-", "█": "#", "░": ".", "→": "->", "≥": ">=", "×": "x"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BLOCKS_ASCII = " .:-=+*%#"
@@ -78,11 +61,35 @@ def has_16_colours() -> bool:
 
 
 @cache
-def style(name: str) -> Style:
-    """Return a style of the table; a second name after + adds reverse video (the cursor)."""
+def style(name: str, palette: str | None = None) -> Style:
+    """Return a style of the palette in use: NAME, NAME@3 on the third shade (0 is the ground), +cursor in reverse."""
+    chosen = PALETTES[palette] if palette else _painted[0]
     base, _, more = name.partition("+")
-    found = Style.parse((STYLES_16 if has_16_colours() else {}).get(base, STYLES[base]))
-    return found + Style(reverse=True, bold=True) if more else found
+    base, _, level = base.partition("@")
+    shades = (chosen.ground, *chosen.shades)
+    ground = shades[min(int(level or 0), len(shades) - 1)]
+    spec = chosen.styles[base]
+    found = Style.parse(spec if " on " in spec else f"{spec} on {ground}")
+    return found + Style(reverse=not found.reverse, bold=True) if more else found
+
+
+def paint(palette: Palette) -> None:
+    """Use a palette from now on: a process has one terminal."""
+    _painted[0] = palette
+    style.cache_clear()
+
+
+def painted() -> Palette:
+    """The palette in use."""
+    return _painted[0]
+
+
+def textual_theme(palette: Palette) -> Theme:
+    """The palette as Textual's own widgets take it."""
+    text, prefix = palette.styles["text"].split()[0], "ansi_" if palette.is_ansi else ""
+    return Theme(f"apr-{palette.name}", primary=prefix + palette.styles["a"], background=prefix + palette.ground,
+                 foreground=prefix + text, surface=prefix + palette.field, dark=palette is not LIGHT,
+                 ansi=palette.is_ansi)
 
 
 def to_terminal_charset(text: str) -> str:
@@ -146,6 +153,11 @@ def crop(spans: Iterable[Span], width: int) -> list[Span]:
         found.append((text, name))
         width -= cell_len(text)
     return [*found, (" " * width, "text")]
+
+
+def crop_text(spans: Sequence[Span], width: int) -> list[Span]:
+    """Cut spans to width cells, unpadded; a cut shows."""
+    return list(spans) if spans_width(spans) <= width else crop(spans, width)
 
 
 def bar(share: float, width: int) -> str:

@@ -112,5 +112,5 @@ def console_parser() -> Parser:
         epilog=f"commands:\n{commands}\n\n`apr-tui COMMAND --help` lists a command's options.")
     parser.add_argument("MODEL", nargs="?")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.take(*CONSOLE)
+    parser.take(*CONSOLE, "--theme")
     return parser

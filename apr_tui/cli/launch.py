@@ -20,6 +20,7 @@ class ConsoleArguments(RunArguments):
     """Arguments of the console."""
 
     MODEL: str | None
+    theme: str
     version: bool
 
 
@@ -45,7 +46,8 @@ def request_of(arguments: ConsoleArguments) -> Request:
 
     return Request(
         path=Path(arguments.MODEL) if arguments.MODEL else None, settings=record_of(Source, arguments, path=Path()),
-        prompt=prompt_of(arguments) or Prompt(), options=record_of(RunOptions, arguments))
+        prompt=prompt_of(arguments) or Prompt(), options=record_of(RunOptions, arguments),
+        theme=arguments.theme)
 
 
 def prompt_of(arguments: FeedArguments) -> Prompt | None:

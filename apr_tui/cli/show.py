@@ -20,6 +20,7 @@ class Arguments(Basic):
     scope: str | None
     threshold: float
     json: bool
+    theme: str
 
 
 def add_arguments(parser: Parser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("BUNDLE")
     parser.add_argument("--text", action="store_true", help="print it instead of opening the console")
     parser.take("--scope", default=None)  # a default would claim what nobody said
-    parser.take("--threshold", "--json")
+    parser.take("--threshold", "--json", "--theme")
 
 
 def run(arguments: Arguments) -> int:
@@ -37,7 +38,7 @@ def run(arguments: Arguments) -> int:
         from apr_tui.request import Request
 
         options = RunOptions(arguments.scope or RunOptions().scope, arguments.threshold)
-        return open_console(Request(bundle=bundle, options=options))
+        return open_console(Request(bundle=bundle, options=options, theme=arguments.theme))
     from apr_tui.cli import output
 
     judged = session.open_judged(bundle) if session.is_judged(bundle) else None

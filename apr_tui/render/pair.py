@@ -37,7 +37,9 @@ def verdict_spans(found: Comparison, width: int) -> list[Span]:
     more = [(f"  side {found.side or 'not decided'}", found.side is not None)]
     if found.token is not None:
         more.insert(0, (f" token {found.token} ch {found.channel}", True))
-    if found.multiple is not None:
+    if found.broken:
+        more.append((f"  {found.broken}", True))
+    elif found.multiple is not None:
         more.append((f"  {short(found.measured)} = {short(found.multiple)} x floor", True))
     elif found.measured is not None:
         more.append((f"  {short(found.measured)}", True))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from typing import TYPE_CHECKING
 
 from apr_tui.style import escape_untrusted
 from core.system.errors import AprError
+
+if TYPE_CHECKING:
+    from apr_tui.style import Span
+    from apr_tui.workers.run import Frame
+
+LEAST_SECONDS, LEAST_SHARE = 1.0, 0.1  # of a step, before its time says anything
 
 
 def memory_text() -> str:
@@ -29,6 +36,20 @@ def seconds_text(seconds: float | None, is_running: bool = False) -> str:
     if is_running and seconds < 100:
         return f"{int(seconds)} s"
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def step_spans(frame: Frame, seconds: float) -> list[Span]:
+    """Which of several steps runs, the layer that it is at, about how long all may take; seconds: since it began."""
+    assert frame.step is not None
+    at, of = frame.step
+    text = f"step {at} of {of}"
+    if frame.reached is not None and frame.n_layer:
+        done = frame.reached + 1
+        text += f", layer {done} of {frame.n_layer}"
+        share = done / frame.n_layer
+        if seconds >= LEAST_SECONDS and share >= LEAST_SHARE:
+            text += f", about {round(seconds / share * (1 - share + of - at))} s left"
+    return [(text, "text"), (f"  {escape_untrusted(frame.phase)}", "quiet")]
 
 
 def export_note(result: object, error: Exception | None) -> tuple[str, str]:

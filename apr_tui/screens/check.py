@@ -150,4 +150,4 @@ class CheckScreen(VerdictScreen):
             self.say("There is nothing to export yet: the check has to end first.", "watch")
             return
         out = self.console.get_session().default_out(check.trace)
-        self.console.ask_export(self, self.request, check, out.with_name(f"{out.name}-check"))
+        self.console.exports.ask(self, self.request, check, out.with_name(f"{out.name}-check"))

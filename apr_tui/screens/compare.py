@@ -169,7 +169,9 @@ class CompareScreen(VerdictScreen):
 
     def action_bisect(self) -> None:
         """Prove the cause by grafts; once that is done, show the ladder."""
-        if self.bisection is not None:
+        if self.console.owner is self and self.console.job == "bisect":
+            self.say("It bisects already: esc cancels.", "quiet")
+        elif self.bisection is not None:
             self._show_ladder(self.bisection)
         elif self.comparison is None:
             self.say("There is no verdict yet: the comparison has to end first.", "watch")
@@ -210,4 +212,4 @@ class CompareScreen(VerdictScreen):
         out = self.console.get_session().default_out(self.comparison.a)
         word = "pair" if self.bisection is None else "bisect"
         shown = self.bisection or self.comparison
-        self.console.ask_export(self, self.request, shown, out.with_name(f"{out.name}-{word}"))
+        self.console.exports.ask(self, self.request, shown, out.with_name(f"{out.name}-{word}"))

@@ -12,8 +12,9 @@ from textual.geometry import Size
 from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
+from apr_tui.render.status import step_spans
 from apr_tui.screens.page import BaseScreen
-from apr_tui.style import Rows, Span, bar, escape_untrusted, to_terminal_charset, wrap
+from apr_tui.style import Rows, Span, bar, crop_text, escape_untrusted, to_terminal_charset, wrap
 from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
 from apr_tui.widgets.overview import Overview
@@ -28,6 +29,7 @@ NOTE_LINES = 2   # a finding's sentence
 LONG_NOTE = 6    # an error's
 STRIP_S = 2.0    # while it runs, the overview is drawn this often: a scale that changes repaints it whole
 SPIN = "|/-\\"
+BUSY_END = 22  # columns of the time and of what esc does
 
 
 def show_small(screen: Screen[None], small: Lines, size: Size) -> None:
@@ -130,7 +132,9 @@ class GridScreen(BaseScreen):
         frame = self.progress
         spans: list[Span] = [(f" {SPIN[int(seconds * 4) % 4]} ", "a")]
         layer = frame.latest[0] if frame is not None and frame.latest is not None else None
-        if frame is None or layer is None or not frame.n_layer:
+        if frame is not None and frame.step is not None:
+            spans += crop_text(step_spans(frame, time.monotonic() - frame.since), width - 3 - BUSY_END)
+        elif frame is None or layer is None or not frame.n_layer:
             spans.append((escape_untrusted(frame.phase if frame else "starting"), "text"))
         else:
             done = sum(stage == "output" for cells in frame.cells.values() for _, stage in cells)

@@ -39,8 +39,7 @@ class LadderScreen(PageScreen):
     def show_lines(self) -> None:
         """Draw the message, or what runs, over the hints."""
         super().show_lines()
-        is_busy = self.console.owner is self
-        text, name = ("writing ...", "a") if is_busy else self.note or ("", "text")
+        text, name = self.note or ("", "text")
         notes: Rows = [[(f" {part}", name)] for part in wrap(text, self.app.size.width - 2)] if text else []
         self.foot.show([*notes, *self.foot.lines[-1:]])
 
@@ -69,11 +68,11 @@ class LadderScreen(PageScreen):
     def action_export(self) -> None:
         """Write the comparison, the ladder and the reproducer."""
         out = self.console.get_session().default_out(self.found.comparison.a)
-        self.console.ask_export(self, self.under.request, self.found, out.with_name(f"{out.name}-bisect"))
+        self.console.exports.ask(self, self.under.request, self.found, out.with_name(f"{out.name}-bisect"))
 
     def action_back(self) -> None:
         """Leave; but not while it writes, or nobody would see how that ends."""
-        if self.console.owner is not self:
+        if self.console.exports.writing is not self:
             self.dismiss()
 
 

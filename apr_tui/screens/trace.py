@@ -128,7 +128,7 @@ class TraceScreen(GridScreen):
 
     def cell_spans(self, width: int) -> list[Span]:
         """Place, its number, ratio, and who carries it."""
-        return cell_spans(self.view, self.grid.place)
+        return cell_spans(self.view, self.grid.place, width)
 
     def status_spans(self, width: int) -> list[Span]:
         """The prompt and what the model says next; or how the run ended without."""
@@ -248,7 +248,7 @@ class TraceScreen(GridScreen):
             self.say("There is nothing to export yet: the trace has to end first.", "watch")
             return
         out = self.console.get_session().default_out(self.traced.trace)
-        self.console.ask_export(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
+        self.console.exports.ask(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
 
     def action_train(self) -> None:
         """Show the training run, or ask for one."""

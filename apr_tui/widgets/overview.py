@@ -76,15 +76,21 @@ class Overview(Widget):
         return lines[:height]
 
     def _axis(self, groups: Sequence[range], wide: int) -> list[Span]:
+        """Every fifth layer's number, and the cursor's, in reverse: the bars under the cursor stay as they are."""
         line = [" "] * (len(groups) * wide + 4)
-        last = -9
+        last, mark = -9, (0, 0)
         for i, group in enumerate(groups):
             text, at = str(group[0]), i * wide
-            here = self.cursor[0] in group
-            if here or (group[0] % 5 < len(group) and at - last > 3):
-                line[at:at + len(text)] = text
-                last = at
-        return [(" " * LABEL, "quiet"), ("".join(line), "quiet")]
+            if self.cursor[0] in group:
+                text = str(self.cursor[0])
+                mark = at, at + max(len(text), wide)
+            elif group[0] % 5 >= len(group) or at - last <= 3 or mark[0] <= at < mark[1] + 1:
+                continue
+            line[at:at + len(text)] = text
+            last = at
+        before, here, after = line[:mark[0]], line[mark[0]:mark[1]], line[mark[1]:]
+        return [(" " * LABEL, "quiet"), ("".join(before), "quiet"), ("".join(here), "title+cursor"),
+                ("".join(after), "quiet")]
 
     def _bars(self, column: str, groups: Sequence[range], wide: int, tall: int) -> Rows:
         cells = [self._worst(column, group) for group in groups]
@@ -95,12 +101,10 @@ class Overview(Widget):
         for level in range(tall - 1, -1, -1):
             label = column if level == 0 else ""
             spans: list[Span] = [(f" {label:<{LABEL - 1}}", "title" if column == self.cursor[1] else "quiet")]
-            for (number, mark), group in zip(cells, groups, strict=True):
+            for number, mark in cells:
                 name = "bar" if mark == OK else STATES[mark][1]
-                here = self.cursor[0] in group and column == self.cursor[1] and level == 0
                 glyph = _block(number, largest, level, tall) if number is not None else (mark if level == 0 else " ")
-                gap = wide > 2 and not here
-                spans.append((glyph * (wide - gap) + " " * gap, f"{name}+cursor" if here else name))
+                spans.append((glyph * (wide - (wide > 2)) + " " * (wide > 2), name))
             lines.append(spans)
         return lines
 

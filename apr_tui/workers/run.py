@@ -19,7 +19,7 @@ from textual.message import Message
 from core.model.stages import Place
 from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.events import CellMeasured, Event, FilesCompared, StageJudged, Start, TokenGenerated
 
 FRAME_S = 0.08     # at most a dozen frames a second
@@ -39,6 +39,9 @@ class Frame:
     number: int  # within the job: a tick may overtake a message
     kind: str
     phase: str = ""
+    step: tuple[int, int] | None = None  # of a phase that is one of several alike: which, of how many
+    reached: int | None = None           # the layer that such a phase has ended
+    since: float = 0.0                   # when the phase began, of time.monotonic
     n_layer: int | None = None
     tokens: tuple[Any, ...] = ()
     generated: str = ""
@@ -105,8 +108,10 @@ class JobProgress:
         """Take one event of the session."""
         with self._lock:
             match event:
-                case Phase(text):
-                    self._fields |= {"phase": text, "latest": None}
+                case Phase(text, step, n_step):
+                    self._begin(text, (step, n_step) if step is not None and n_step is not None else None)
+                case Reached(layer):
+                    self._fields["reached"] = layer
                 case Start(n_layer, tokens):
                     if n_layer is not None:
                         self._fields["n_layer"] = n_layer
@@ -128,10 +133,13 @@ class JobProgress:
     def say(self, phase: str, **known: Any) -> None:  # noqa: ANN401
         """Say what is being done, and any fact that the title shows."""
         with self._lock:
-            self._fields |= {"phase": phase, "latest": None}
+            self._begin(phase, None)
             self._known |= known
             self._is_new = True
         self._post()
+
+    def _begin(self, phase: str, step: tuple[int, int] | None) -> None:
+        self._fields |= {"phase": phase, "latest": None, "step": step, "reached": None, "since": time.monotonic()}
 
     def emit_depth(self, n_layer: int | None) -> None:
         """Say how many layers there are, before the run starts."""
@@ -183,6 +191,12 @@ class RunWorker:
     def kind(self) -> str:
         """What the newest job does."""
         return self._kind
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether the running job was asked to end."""
+        progress = self.progress
+        return progress is not None and progress.cancelled()
 
     @property
     def progress(self) -> JobProgress | None:

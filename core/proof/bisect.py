@@ -17,7 +17,7 @@ from core.model.stages import Place, place_text
 from core.proof.ladder_cache import KnownPatches
 from core.proof.verdict import RECOVERED, LayerBisection, PatchResult
 from core.system.cancel import IsCancelled
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.events import Emit
 from core.trace.run import Side
 from core.trace.taps import chain, patch
@@ -33,14 +33,16 @@ def bisect_layers(
     n_layer = a.model.arch.n_layer
     values: dict[Place, Tensor] = {}
     wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
-    runs = run_lockstep([a.forward_run(tokens, a.bug()), b.forward_run(tokens, chain(b.bug(), _keep(wanted, values)))],
-                        cancelled)
+    n_step, told = 3 + max(n_layer - 1, 1).bit_length(), _tell(emit)
+    emit(Phase("running both sides", 1, n_step))
+    runs = run_lockstep([a.forward_run(tokens, chain(a.bug(), told)),
+                         b.forward_run(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)
     truth, kl = runs[1], divergence(runs[1], runs[0])
     results: list[PatchResult] = []
 
     def patch_at(places: Sequence[Place]) -> list[PatchResult]:
         new = [p for p in places if place_text(p) not in known.kl]
-        patched = [a.forward_run(tokens, chain(a.bug(), patch({p: _constant(values[p])}))) for p in new]
+        patched = [a.forward_run(tokens, chain(chain(a.bug(), patch({p: _constant(values[p])})), told)) for p in new]
         for place, logits in zip(new, run_lockstep(patched, cancelled) if patched else [], strict=True):
             known.add(place_text(place), divergence(truth, logits))
         found = [PatchResult(p, distance, 1 - distance / kl if kl else 0.0) for p in places
@@ -48,11 +50,12 @@ def bisect_layers(
         results.extend(found)
         return found
 
-    entry = _entry_layer(n_layer, lambda layer: patch_at([(layer, "output")])[0].recovered >= RECOVERED, emit)
+    entry = _entry_layer(n_layer, lambda layer: patch_at([(layer, "output")])[0].recovered >= RECOVERED,
+                         emit, n_step)
     if entry is None or entry < 0:
         patch_at([(None, "embedding"), (None, "final_norm")])
         return LayerBisection(kl, tuple(results), None)
-    emit(Phase(f"grafting the stages of layer {entry}"))
+    emit(Phase(f"grafting the stages of layer {entry}", n_step, n_step))
     stages = tuple(a.model.arch.layers[entry].nodes)
     inside: set[Place] = {(entry, s) for s in stages}
     run_lockstep([b.forward_run(tokens, chain(b.bug(), _keep(inside, values)))], cancelled,
@@ -69,13 +72,15 @@ def divergence(truth: Tensor, logits: Tensor) -> float:
     return max(kl, 0.0)
 
 
-def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit) -> int | None:
+def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit, n_step: int) -> int | None:
     """The first layer whose output repairs the logits, by halving; -1: layer 0's input; None: not even the last."""
-    low, high = 0, n_layer - 1
+    low, high, step = 0, n_layer - 1, 2
+    emit(Phase(f"grafting the output of layer {high}", step, n_step))
     if not repairs(high):
         return None
     while low < high:
-        emit(Phase(f"halving layers {low} to {high}"))
+        step += 1
+        emit(Phase(f"halving layers {low} to {high}", step, n_step))
         middle = (low + high) // 2
         low, high = (low, middle) if repairs(middle) else (middle + 1, high)
     return low
@@ -85,6 +90,15 @@ def _keep(wanted: set[Place], into: dict[Place, Tensor]) -> Tap:
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if (layer, stage) in wanted:
             into[layer, stage] = value
+        return value
+    return tap
+
+
+def _tell(emit: Emit) -> Tap:
+    """A tap that says which layer has ended, and changes nothing."""
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if layer is not None and stage == "output":
+            emit(Reached(layer))
         return value
     return tap
 

@@ -17,7 +17,7 @@ from core.proof.measure_pair import CompareOptions, compute_alike
 from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, list_weights
 from core.proof.weights.weight_diff import WeightDiff
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.measures import MIN_REL_L2_FLOOR, PROOF_MULTIPLE, Difference, LocalError, SideName, State
 from core.trace.run import Side
 
@@ -33,10 +33,8 @@ def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: CompareOp
 
     choose: concludes where all weights are alike or differ by their rounding.
     """
-    ask.emit(Phase("checking both sides against float64"))
     last = _last_layer(a, b, found, files)
-    errors = {name: check_stages(side_of(party), found.token_ids, values=_values_of(party), last_layer=last,
-                                 cancelled=ask.cancelled)
+    errors = {name: _against_float64(name, party, found, last, ask)
               for name, party in zip(SideName, (a, b), strict=True)}
     wrong = {name: (place, errors[name][place]) for name, trace in zip(SideName, (found.a, found.b), strict=True)
              if (place := Check(trace, errors[name]).first) is not None}
@@ -47,6 +45,18 @@ def explain(a: Party, b: Party, found: Evidence, files: FileDiff, ask: CompareOp
         return _prove_bug(found, wrong)
     blamed = _file_difference(found, files)
     return blamed if blamed is not None else choose(errors)
+
+
+def _against_float64(name: SideName, party: Party, found: Evidence, last: int | None, ask: CompareOptions) -> Errors:
+    """The local errors of one side, and word of each layer that is judged."""
+    def tell(place: Place, error: LocalError) -> None:
+        if place[0] is not None and place[1] == "output":
+            ask.emit(Reached(place[0]))
+
+    step = list(SideName).index(name) + 1
+    ask.emit(Phase(f"checking {name} against float64", step, len(SideName)))
+    return check_stages(side_of(party), found.token_ids, values=_values_of(party), last_layer=last, on_error=tell,
+                        cancelled=ask.cancelled)
 
 
 def side_of(party: Party) -> Side:

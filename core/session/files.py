@@ -29,11 +29,12 @@ def import_trace(
                                 model=model)
 
 
-def audit(path: Path, cancelled: IsCancelled = never) -> Audit:
-    """Hold a file to what it shows by itself, without a forward; FileError, Cancelled."""
+def audit(path: Path, original: Path | None = None, cancelled: IsCancelled = never) -> Audit:
+    """Hold a file to what it shows by itself, or beside its original, without a forward; FileError, Cancelled."""
     from core.audit.audit_file import audit_file
+    from core.audit.original import audit_beside
 
-    return audit_file(path, cancelled)
+    return audit_file(path, cancelled) if original is None else audit_beside(path, original, cancelled)
 
 
 def is_judged(path: Path) -> bool:

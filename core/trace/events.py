@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.model.stages import Place
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.measures import LocalError, SideName
 from core.trace.record import Token
 
@@ -57,7 +57,7 @@ class FilesCompared:
     sentences: tuple[str, ...]
 
 
-Event: TypeAlias = Phase | Start | CellMeasured | TokenGenerated | StageJudged | FilesCompared
+Event: TypeAlias = Phase | Reached | Start | CellMeasured | TokenGenerated | StageJudged | FilesCompared
 Emit = Callable[[Event], None]
 
 

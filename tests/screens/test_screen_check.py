@@ -177,7 +177,7 @@ async def test_e_exports_the_check_and_asks_before_it_overwrites(monkeypatch, tm
         await pilot.press("enter")
         await until(pilot, lambda: "Overwrite it?" in " ".join(text_of(app).split()))
         await pilot.press("y")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_check")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export_check")
         assert fake.calls[-1][1:] == (tmp_path, True, app.clipboard)
 
 
@@ -234,6 +234,28 @@ async def test_b_bisects_and_ends_in_the_sentence(monkeypatch):
         assert_screen(app, "bisect")
 
 
+async def test_b_again_does_not_start_a_bisection_anew_and_an_export_runs_beside_it(monkeypatch, tmp_path):
+    fake = FakeCheckSession(hold="halving layers 5 to 7")
+    async with console(monkeypatch, fake) as (app, pilot):
+        await pilot.press("g")
+        await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
+        await pilot.press("b")
+        await until(pilot, lambda: fake.calls[-1][0] == "bisect")
+        serial = app.worker.serial
+        await pilot.press("b")
+        await pilot.pause()
+        assert app.worker.serial == serial and "It bisects already" in text_of(app)
+        await pilot.press("e")
+        await until(pilot, lambda: bool(app.screen.query(Input)))
+        app.screen.query_one(Input).value = str(tmp_path / "new")
+        await pilot.press("enter")
+        await until(pilot, lambda: "written:" in text_of(app))
+        assert app.job == "bisect" and app.worker.serial == serial, "it goes on"
+        fake.go.set()
+        await until(pilot, lambda: app.owner is None)
+        assert app.screen.bisection is not None
+
+
 async def test_b_again_shows_the_ladder_as_bars(monkeypatch):
     async with console(monkeypatch, FakeCheckSession()) as (app, pilot):
         await bisected(app, pilot)
@@ -265,7 +287,7 @@ async def test_the_ladder_is_exported_with_the_reproducer_after_asking(monkeypat
         await until(pilot, lambda: bool(app.screen.query(Input)))
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_bisection")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export_bisection")
         assert fake.calls[-1][1:] == (tmp_path / "new", False, app.clipboard)
         await until(pilot, lambda: "written:" in text_of(app) and str(tmp_path)[:20] in text_of(app))
 

@@ -114,7 +114,7 @@ async def test_e_exports_the_comparison_and_c_copies_its_command(monkeypatch, tm
         assert app.screen.query_one(Input).value == "evidence/tiny-0123abcd-pair"
         app.screen.query_one(Input).value = str(tmp_path / "pair")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export_comparison")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export_comparison")
 
 
 async def test_a_planted_side_is_said(monkeypatch):

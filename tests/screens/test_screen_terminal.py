@@ -46,7 +46,7 @@ class Terminal:
     def __init__(self, fake: str = "", **env: str) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            known = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+            known = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "COLORFGBG": "15;0", "PYTHONPATH": str(ROOT)}
             kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM", "APR_TUI_ASCII")}
             os.execve(sys.executable, [sys.executable, "-c", SCRIPT.format(fake=fake)], kept | known | env)
         termios.tcsetwinsize(self.fd, (24, 80))
@@ -84,7 +84,7 @@ def test_it_ends_cleanly_while_a_trace_runs(how):
     if how.startswith("SIG"):
         os.kill(terminal.pid, getattr(signal, how))
     else:
-        os.write(terminal.fd, b"\x03" if how == "ctrl-c" else b"q")
+        os.write(terminal.fd, b"\x03\x03" if how == "ctrl-c" else b"q")
     assert terminal.code() == (0 if how == "q" else 130)
     assert b"\x1b[?1049l" in terminal.out and b"\x1b[?25h" in terminal.out, "screen and cursor come back"
     assert termios.tcgetattr(terminal.fd)[3] == terminal.modes[3], "the terminal's modes come back"

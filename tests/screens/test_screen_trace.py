@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from textual.widgets import Input
 
+from apr_tui.render.status import step_spans
+from apr_tui.render.trace import cell_spans
 from apr_tui.widgets.grid import HEADER, GridView
-from apr_tui.workers.run import Progress
+from apr_tui.workers.run import Frame, Progress
 from core.system.errors import UsageError
 from core.trace.stats import ScopeStats
 from tests.support.fake_session import (
@@ -202,7 +204,7 @@ async def test_an_export_is_taken_at_the_scope_that_is_shown(monkeypatch, tmp_pa
         await pilot.pause()
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export")
         assert fake.exported_scope == "last" and fake.calls[-1][3].endswith("--scope last")
 
 
@@ -216,7 +218,7 @@ async def test_an_export_leaves_the_numbers_on_the_screen(monkeypatch, tmp_path)
         await pilot.pause()
         app.screen.query_one(Input).value = str(tmp_path / "new")
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export")
         assert lines_of(app)[:19] == before and "7 tokens" in text_of(app) and "X spike std" in text_of(app)
 
 
@@ -253,7 +255,7 @@ async def test_a_path_that_nobody_can_have_is_told_and_the_console_lives_on(monk
         await pilot.press("e")
         app.screen.query_one(Input).value = "e" * 5000
         await pilot.press("enter")
-        await until(pilot, lambda: app.owner is None and fake.calls[-1][0] == "export")
+        await until(pilot, lambda: app.exports.writing is None and fake.calls[-1][0] == "export")
         assert "written:" in text_of(app)
 
 
@@ -424,3 +426,37 @@ async def test_one_more_row_repaints_that_row_only(monkeypatch):
         app.screen.grid.show_rows(app.screen.view.update(frame_cells, 28))
         await pilot.pause()
         assert set(drawn) == {5}, drawn
+
+
+async def test_a_cells_line_gives_up_a_fact_before_it_cuts_a_channel(monkeypatch):
+    async with console(monkeypatch, FakeSession()) as (app, _):
+        place = (3, "ffn_swigl")
+        line = {width: "".join(text for text, _ in cell_spans(app.screen.view, place, width)) for width in (120, 60)}
+        assert "std " in line[120] and len(line[60]) <= 60, line
+        assert line[60].split()[-1] == line[120].split()[-1], "the channel of the peak is whole"
+
+
+async def test_the_overview_keeps_the_bar_under_the_cursor_and_marks_its_layer_on_the_axis(monkeypatch):
+    async with console(monkeypatch, FakeSession()) as (app, pilot):
+        await pilot.press("o")
+        await pilot.pause()
+        reversed_ = [s.text for line in app.screen._compositor.render_strips() for s in line if s.style.reverse]
+        assert app.screen.grid.place == (3, "ffn_swigl") and reversed_ == ["3 "], "the axis alone is in reverse"
+
+
+async def test_ctrl_c_cancels_first_and_leaves_at_once_where_nothing_runs(monkeypatch):
+    async with console(monkeypatch, FakeSession(stop_at=(5, "ffn_gate")), ends=False) as (app, pilot):
+        await until(pilot, lambda: (5, "ffn_norm") in app.screen.view.cells)
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: app.owner is None)
+        assert "cancelled: the grid is incomplete" in text_of(app) and app.return_code is None
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert app.return_code == 130
+
+
+def test_a_step_says_which_of_how_many_the_layer_and_about_how_long():
+    frame = Frame(1, 1, "bisect", "halving layers 0 to 29", n_layer=30, step=(3, 5), reached=11)
+    said = "".join(text for text, _ in step_spans(frame, 12.0))
+    assert said.startswith("step 3 of 5, layer 12 of 30, about 78 s left"), "12 s for 12 layers: 18 s, then 2 x 30 s"
+    assert "about" not in "".join(text for text, _ in step_spans(frame, 0.5)), "too early to say"

@@ -189,7 +189,8 @@ def request_of(path: Path | None = None, bundle: Path | None = None, **options: 
     """A request with these options, each by the field that it sets; prompt is the text."""
     told = SimpleNamespace(**options, **({"text": options["prompt"]} if "prompt" in options else {}))
     settings = record_of(Source, told, path=Path())
-    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told))
+    return Request(path, bundle, settings, record_of(Prompt, told), record_of(RunOptions, told),
+                   str(options.get("theme", "auto")))
 
 
 def file_error() -> FileError:

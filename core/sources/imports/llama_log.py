@@ -28,7 +28,8 @@ _SUM = re.compile(r"sum\s*=\s*([-+]?(?:[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|nan|
 _PRINTED = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|nan|inf)|\.\.\.", re.IGNORECASE)
 _TOKENS = re.compile(r"(?:number of input tokens = [0-9]+|prompt tokens?:)")
 _ID = re.compile(r"^\D*?([0-9]{1,9})\s*$")
-NODE_LINE = re.compile(r" = \(\w{1,8}\) {1,16}[A-Z_0-9]{1,24}\(")  # begins with what is rare: 600,000 lines are searched
+# begins with what is rare, for any text is searched for it
+NODE_LINE = re.compile(r" = \(\w{1,8}\) {1,16}[A-Z_0-9]{1,24}\(")
 PARTS = {part: stage for stage, parts in JOINED.items() for part in parts}
 
 
