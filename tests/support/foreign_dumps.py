@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.model.stages import STAGES, Place, place_text, stage_named
+from core.sources.imports.foreign_names import INPUTS, OUTPUTS, WHOLE
 
 WEIGHTED = {s.name for s in STAGES if s.operation in ("norm", "linear")}
 NODES = {"attn_resid": "ffn_inp", "attn_mix": "kqv_out", "output": "l_out", "q_rope": "Qcur", "k_rope": "Kcur",
@@ -77,11 +78,12 @@ def write_tree(folder: Path, values: Mapping[Place, Any], tokens: tuple[int, ...
     """As model_addition_debugger_context(use_repr=True) prints it: what modules put out, and what goes into some."""
     modules: dict[str, dict[str, Any]] = {}
     for (layer, stage), x in values.items():
-        row, base = stage_named(stage), "M.model" + ("" if layer is None else f".layers.{layer}")
-        if len(row.hf_output) == 1 and row.hf_output[0]:
-            modules.setdefault(f"{base}.{row.hf_output[0]}", {})["outputs"] = _tensor(x)
-        if row.hf_input is not None:
-            modules.setdefault(f"{base}.{row.hf_input}", {})["inputs"] = {"args": [_tensor(x)]}
+        base = "M.model" + ("" if layer is None else f".layers.{layer}")
+        names = WHOLE if layer is None else OUTPUTS
+        for path in (p for p, s in names.items() if s == stage and p):
+            modules.setdefault(f"{base}.{path}", {})["outputs"] = _tensor(x)
+        for path in (p for p, s in INPUTS.items() if s == stage):
+            modules.setdefault(f"{base}.{path}", {})["inputs"] = {"args": [_tensor(x)]}
     ids = {"shape": f"torch.Size([1, {len(tokens)}])", "dtype": "torch.int64",
            "value": [f"tensor([[{', '.join(map(str, tokens))}]])"]}
     tree = {"module_path": "M", "inputs": {"args": [], "kwargs": {"input_ids": ids}},

@@ -13,7 +13,7 @@ import numpy as np
 
 from core.formats.architectures import rope_row_order
 from core.model.stages import FACTORS, PRODUCT, Place, place_order, place_text, scope_positions, stage_named
-from core.sources.imports.foreign_names import HALVES, JOINED, Hidden, Part
+from core.sources.imports.foreign_names import HALVES, JOINED, QKV, Hidden, Part
 from core.sources.imports.stated_facts import Stated, settle_fact, unknown_notes
 from core.sources.imports.stated_model import StatedModel
 from core.system.arrays import Floats32
@@ -21,8 +21,6 @@ from core.system.errors import FileError, UsageError
 from core.trace.measure import measure_array
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Cell
-
-QKV = stage_named("qkv").hf_output
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,14 @@ from core.system.errors import AprError
 
 Part = tuple[int | None, str]  # (layer, stage), or (layer, the path of a module that makes a part of a stage)
 
-JOINED = {path: stage.name for stage in STAGES if len(stage.hf_output) > 1 for path in stage.hf_output}
-OUTPUTS = {path: path if path in JOINED else stage.name
-           for stage in STAGES if not stage.whole for path in stage.hf_output}
-INPUTS = {stage.hf_input: stage.name for stage in STAGES if stage.hf_input is not None}
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+JOINED = dict.fromkeys(QKV, "qkv")
+OUTPUTS = {  # the module of a layer -> what it puts out
+    "input_layernorm": "attn_norm", **{path: path for path in QKV}, "self_attn.o_proj": "attn_out",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.act_fn": "ffn_silu", "mlp.down_proj": "ffn_out", "": "output",
+}
+INPUTS = {"self_attn.o_proj": "attn_mix", "post_attention_layernorm": "attn_resid", "mlp.down_proj": "ffn_swigl"}
 WHOLE = {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "logits", "logits_processor": "logits"}
 # SGLang and vLLM: products in one, the residual beside (".1"); the sum before a layer's first norm is what came before
 FUSED = {

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.model.stages import Place, place_order, place_text, stage_named
-from core.sources.engines.llama_cpp import BY_NODE, BY_WEIGHT, JOINED, WHOLE
+from core.model.stages import STAGES, Place, place_order, place_text, stage_named
+from core.sources.engines.llama_cpp import BY_NODE
 from core.sources.imports.foreign_names import NODES
 from core.sources.imports.stated_facts import Stated, bad_line, settle_fact, unknown_notes
 from core.system.errors import FileError, UsageError
@@ -30,6 +30,15 @@ _TOKENS = re.compile(r"(?:number of input tokens = [0-9]+|prompt tokens?:)")
 _ID = re.compile(r"^\D*?([0-9]{1,9})\s*$")
 # begins with what is rare, for any text is searched for it
 NODE_LINE = re.compile(r" = \(\w{1,8}\) {1,16}[A-Z_0-9]{1,24}\(")
+BY_WEIGHT = {  # a weight's name after blk.N. -> its stage, or its part of a joined one
+    f"{name}.{kind}": name if len(stage.weights) > 1 else stage.name
+    for stage in STAGES if stage.operation in ("norm", "linear") and not stage.whole
+    for name in stage.weights for kind in ("weight", "bias")
+}
+JOINED = {stage.name: stage.weights for stage in STAGES if len(stage.weights) > 1}
+OPERATIONS = {"lookup": "GET_ROWS", "norm": "MUL", "linear": "MUL_MAT"}
+WHOLE = {(f"{name}.weight", OPERATIONS[stage.operation]): stage.name
+         for stage in STAGES if stage.whole for name in (*stage.weights, stage.tied) if name}
 PARTS = {part: stage for stage, parts in JOINED.items() for part in parts}
 
 
