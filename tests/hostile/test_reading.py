@@ -37,6 +37,7 @@ OPENERS = {
     "core/kernels/cpu/build.py": "the package's own sources, and a cache that is ours alone",
     "core/kernels/cpu/instruction_sets.py": "/proc",
     "core/sources/engines/process.py": "a log of its own, its end only",
+    "core/sources/imports/array_bytes.py": "an entry of a zip that is in memory, held to its size",
     "core/sources/imports/aprt.py": "12 bytes of a file that is_file() has seen",
     "core/bundle/writer.py": "what it has just written",
     "core/bundle/junit.py": "50 bytes of a file that is_file() has seen",
