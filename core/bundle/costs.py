@@ -19,7 +19,7 @@ from core.bundle.page import Page
 from core.bundle.page_html import page_html
 from core.bundle.page_markdown import page_markdown
 from core.damage.result import Damage
-from core.damage.run_kl import COLUMNS, KlResult
+from core.damage.run_kl import COLUMNS, STATE, KlResult
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.atomic_folder import MANIFEST, new_folder
@@ -53,7 +53,8 @@ def write_kl(out: Path, found: KlResult, *, command: str, repeat: str) -> None:
     files = {"kl.json": to_json(kl_document(found)) + "\n", "kl.csv": tokens, TEXT: kl_text(found),
              **_pages(kl_page(found, repeat))}
     try:
-        state = {path.name: read_file(path, limits.CACHE_BYTES, "") for path in sorted(out.glob("*.f64"))}
+        state = {path.name: read_file(path, limits.CACHE_BYTES, "") for path in sorted(out.iterdir())
+                 if path.suffix in STATE}
         (out / MANIFEST).unlink(missing_ok=True)
         for name, text in files.items():
             with atomic_file(out / name) as part:

@@ -70,7 +70,8 @@ def kl_document(found: KlResult) -> dict[str, Any]:
 
 def _cause(cause: Cause) -> dict[str, Any]:
     return {"place": None if cause.place is None else place_text(cause.place), "recovered": cause.recovered,
-            "tensors": list(cause.tensors)}
+            "tensors": list(cause.tensors),
+            "nearest": {"tensors": list(cause.nearest), "recovered": cause.nearest_recovered}}
 
 
 def kl_text(found: KlResult) -> str:

@@ -34,7 +34,9 @@ ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> 
 
 
 class Charged(Protocol):
-    """What a backward pass decodes weights with, and tells rows' gradients to, from start of a weight or of an expert."""
+    """What a backward pass decodes weights with, and tells the gradient of rows of a weight or of its expert to."""
+
+    draws: int  # of a token at each position
 
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...
@@ -114,7 +116,7 @@ def rows_of(weight: Weight, expert: int | None, bill: Charged) -> Iterator[tuple
         yield start, bill.decode(part, start, min(start + step, rows))
 
 
-def add_to_bill(model: Model, tokens: Sequence[int], bill: Bill, generator: torch.Generator) -> None:
+def add_to_bill(model: Model, tokens: Sequence[int], bill: Charged, generator: torch.Generator) -> None:
     """Charge every tensor that a chunk of T tokens goes through, bill.draws draws a token; float32 on the CPU."""
     hidden_TD = hidden_with_graph(model, tokens, bill)
     grads_KTD = head_gradients(model, hidden_TD.detach(), bill, generator)
@@ -177,7 +179,7 @@ def _packed(x: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Ten
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch.Generator) -> Tensor:
+def head_gradients(model: Model, hidden_TD: Tensor, bill: Charged, generator: torch.Generator) -> Tensor:
     """Draw a token at each position K times; returns the gradients [K, T, D] of -log p of the draws there.
 
     The head is billed on the way. Two passes over the head's rows: the first finds each position's normaliser and its
@@ -187,7 +189,7 @@ def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch
     total_T = torch.full((len(hidden_TD),), -torch.inf)
     best_KT = total_T.repeat(bill.draws, 1)
     drawn_KT = torch.zeros(best_KT.shape, dtype=torch.long)
-    for start, _, y_TR, _ in _head_blocks(model, hidden_TD, bill):
+    for start, _, y_TR, _ in head_blocks(model, hidden_TD, bill):
         total_T = torch.logaddexp(total_T, y_TR.logsumexp(-1))
         for k in range(bill.draws):
             noise = torch.empty(y_TR.shape).exponential_(generator=generator).log_()
@@ -197,7 +199,7 @@ def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch
             drawn_KT[k] = torch.where(better, at_T + start, drawn_KT[k])
     grads_KTD = torch.zeros(bill.draws, *hidden_TD.shape)
     rows = torch.arange(len(hidden_TD))
-    for start, w_RD, y_TR, slope_TR in _head_blocks(model, hidden_TD, bill):
+    for start, w_RD, y_TR, slope_TR in head_blocks(model, hidden_TD, bill):
         p_TR = (y_TR - total_T[:, None]).exp()
         for k in range(bill.draws):
             d_TR = p_TR.clone()
@@ -209,7 +211,7 @@ def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch
     return grads_KTD
 
 
-def _head_blocks(
+def head_blocks(
     model: Model, hidden_TD: Tensor, bill: Charged
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield the head's rows: the first, the weights [R, D], the logits [T, R], and their slope by the bare product."""

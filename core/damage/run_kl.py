@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
-from core.damage.worst import Cause, cause_of
+from core.damage.worst import Cause, cause_from, cause_of, cause_to
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
@@ -23,7 +24,9 @@ from core.trace.run import Side
 
 COLUMNS = TokenKl.__slots__
 MARK = "state-of-kl"  # the file that says whose state a folder holds
+STATE = (".f64", ".cause")  # ends of its files' names
 DIGEST = 32  # bytes of a sha256
+CAUSE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def measure_kl(
     for i, chunk in enumerate(text.chunks):
         found = None if state is None else state.read(i, len(chunk))
         if found is None:
-            emit(Phase(f"chunk {i + 1} of {len(text.chunks)}"))
+            emit(Phase(f"chunk {i + 1} of {len(text.chunks)}", i + 1, len(text.chunks)))
             found = token_kl(a, b, chunk, cancelled)
             if state is not None:
                 state.write(i, found)
@@ -67,21 +70,26 @@ def measure_kl(
     emit(Phase("measuring the floor: A against A with rounding-size noise"))
     summary = summarise(done, noise_floor(a, text.chunks[0], cancelled))
     every = TokenKl(*(np.concatenate([getattr(chunk, name) for chunk in done]) for name in COLUMNS))
-    return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, emit, cancelled),
+    return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, state, emit, cancelled),
                     tuple(i for chunk in text.chunks for i in chunk), every)
 
 
 def _worst(
-    a: Side, b: Side, text: Corpus, done: Sequence[TokenKl], count: int, emit: Emit, cancelled: IsCancelled
+    a: Side, b: Side, text: Corpus, done: Sequence[TokenKl], count: int, state: ChunkStore | None, emit: Emit,
+    cancelled: IsCancelled,
 ) -> tuple[WorstToken, ...]:
     places = [(float(kl), i, at) for i, chunk in enumerate(done) for at, kl in enumerate(chunk.kl)]
     starts = np.cumsum([0, *(len(chunk) for chunk in text.chunks)])
-    found = []
+    found, n_step = [], min(count, len(places))
     for n, (kl, i, at) in enumerate(sorted(places, key=lambda p: (-p[0], p[1], p[2]))[:count]):
-        emit(Phase(f"finding the cause of worst token {n + 1} of {min(count, len(places))}"))
-        token = text.chunks[i][at]
-        cause = cause_of(a, b, text.chunks[i][:at + 1], cancelled) if kl > 0 and can_graft(a, b) else None
-        found.append(WorstToken(int(starts[i]) + at, token, a.tokenizer.token_text(token), kl, cause))
+        position, token = int(starts[i]) + at, text.chunks[i][at]
+        cause = None if state is None else state.read_cause(position)
+        if cause is None and kl > 0 and can_graft(a, b):
+            emit(Phase(f"finding the cause of worst token {n + 1} of {n_step}", n + 1, n_step))
+            cause = cause_of(a, b, text.chunks[i][:at + 1], cancelled)
+            if state is not None:
+                state.write_cause(position, cause)
+        found.append(WorstToken(position, token, a.tokenizer.token_text(token), kl, cause))
     return tuple(found)
 
 
@@ -93,9 +101,9 @@ def can_graft(a: Side, b: Side) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ChunkStore:
-    """A folder with each measured chunk's numbers, begun by a mark of everything that they depend on.
+    """A folder with each measured chunk's numbers and each found cause, begun by a mark of all that they depend on.
 
-    A chunk's file is its numbers behind their sha256: what is torn or was changed is measured again.
+    A file is what it keeps behind its sha256: what is torn or was changed is measured again.
     """
 
     folder: Path
@@ -122,20 +130,35 @@ class ChunkStore:
 
     def read(self, index: int, n_token: int) -> TokenKl | None:
         """A chunk's numbers; None where they are not there, or not as they were written."""
-        path = self.folder / f"{index}.f64"
-        try:
-            data = read_file(path, DIGEST + 8 * len(COLUMNS) * n_token, "")
-        except FileError:
-            return None
-        told, numbers = data[:DIGEST], data[DIGEST:]
-        if hashlib.sha256(numbers).digest() != told or len(numbers) != 8 * len(COLUMNS) * n_token:
+        numbers = self._read(f"{index}.f64", 8 * len(COLUMNS) * n_token)
+        if numbers is None or len(numbers) != 8 * len(COLUMNS) * n_token:
             return None
         return TokenKl(*np.frombuffer(numbers, dtype="<f8").reshape(len(COLUMNS), n_token))
 
     def write(self, index: int, found: TokenKl) -> None:
         """Keep a chunk's numbers, whole or not at all; OutputError."""
-        data = np.stack([np.asarray(getattr(found, name), dtype="<f8") for name in COLUMNS]).tobytes()
-        path = self.folder / f"{index}.f64"
+        self._write(f"{index}.f64", np.stack([np.asarray(getattr(found, name), dtype="<f8") for name in COLUMNS]
+                                             ).tobytes())
+
+    def read_cause(self, position: int) -> Cause | None:
+        """Why the token at a position of the text went wrong, where that was found."""
+        told = self._read(f"{position}.cause", CAUSE_BYTES)
+        return None if told is None else cause_from(json.loads(told))
+
+    def write_cause(self, position: int, cause: Cause) -> None:
+        """Keep why a token went wrong; OutputError."""
+        self._write(f"{position}.cause", json.dumps(cause_to(cause)).encode())
+
+    def _read(self, name: str, most: int) -> bytes | None:
+        try:
+            data = read_file(self.folder / name, DIGEST + most, "")
+        except FileError:
+            return None
+        told, kept = data[:DIGEST], data[DIGEST:]
+        return kept if hashlib.sha256(kept).digest() == told else None
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
         try:
             with atomic_file(path) as part:
                 part.write_bytes(hashlib.sha256(data).digest() + data)

@@ -51,7 +51,7 @@ def test_kl_is_what_the_logits_of_both_forwards_say(pair, tmp_path, capsys):
     assert found["interval"][0] <= found["mean"] <= found["interval"][1] and found["floor"] < found["mean"]
     assert [w["position"] for w in found["worst"]] == list(np.argsort(kl)[::-1][:2])
     assert sum(b["tokens"] for b in found["buckets"]) == 40
-    assert set(found["worst"][0]["cause"]) == {"place", "tensors", "recovered"}
+    assert set(found["worst"][0]["cause"]) == {"place", "tensors", "recovered", "nearest"}
 
 
 def test_a_file_against_itself_is_nothing_and_a_planted_fault_is_named(pair, capsys):
