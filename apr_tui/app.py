@@ -7,7 +7,7 @@ import contextvars
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,7 @@ from apr_tui.screens.check import CheckScreen
 from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
 from apr_tui.screens.compare_layer import CompareLayerScreen
-from apr_tui.screens.dialogs import AskScreen
+from apr_tui.screens.dialogs import AskScreen, Refuse
 from apr_tui.screens.exports import Exports
 from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
@@ -180,13 +180,16 @@ class Console(CompatApp):
 
     # questions
 
-    def ask(self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False) -> None:
-        """Ask for a line at the bottom; answer is called unless it is left with escape."""
+    def ask(
+        self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False,
+        refuse: Refuse | None = None, listed: Sequence[str] = (),
+    ) -> None:
+        """Ask for a line at the bottom; answer is called unless it is left with escape. refuse: why not to take it."""
         def answered(text: str | None) -> None:
             if text is not None:
                 answer(text)
 
-        self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
+        self.push_screen(AskScreen(label, value, hint, is_path=is_path, refuse=refuse, listed=listed), answered)
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""

@@ -5,7 +5,7 @@ Screens import this and not the app, which imports them: the app alone opens ano
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,7 @@ class Host(Protocol):
     def is_behind(self) -> bool: ...
     def ask(
         self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False,
+        refuse: Callable[[str], str] | None = None, listed: Sequence[str] = (),
     ) -> None: ...
     def trace_file(self, path: Path) -> None: ...
     def show_pair(self, request: Request, a: Path, b: Path) -> None: ...

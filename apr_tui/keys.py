@@ -39,6 +39,7 @@ KEYS = (
     Key("escape", "back", "back", "go back; first cancel what runs", ALL[1:], "esc"),
     Key("escape", "back", "", "cancel the run", (GRID_KEYS,), "esc"),
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID_KEYS,)),
+    Key("G", "pair_with", "", "compare with a file that is asked for", (GRID_KEYS,)),
     Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID_KEYS,)),
     Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR_KEYS,)),
     Key("v", "card", "why", "the card of the verdict: measured, floor, reasons, what would change it",

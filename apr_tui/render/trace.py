@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apr_tui.render.stage import sentence
-from apr_tui.style import STATES, Rows, Span, wrap
+from apr_tui.style import STATES, Rows, Span, wrap_most
 from core.model.stages import Place, place_text
 from core.system.numbers import short
 from core.trace.marks import BAD, OK
@@ -23,7 +23,7 @@ def note_lines(view: TraceView, width: int) -> Rows:
         name = STATES[mark][1] if mark != OK else "watch"
         count = f"{finding.strength} {view.finding + 1} of {len(findings)}"
         text = f"{mark} {sentence(finding)} ({count}, {finding.kind})"
-        return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
+        return [[(f" {part}", name)] for part in wrap_most(text, width - 2, 3)]
     if view.trace is not None:
         text = f" no finding at scope {view.scope}: no NaN, no ratio above {view.threshold:g} x"
         return [[(text, "quiet")]]

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
+from textual.app import ComposeResult
+from textual.containers import Horizontal
 
 from apr_tui.keys import PAIR_KEYS, bindings
 from apr_tui.render.help import PAIR_MEANINGS
-from apr_tui.render.pair import cause, verdict_spans
+from apr_tui.render.pair import cause, verdict_rows
 from apr_tui.render.status import error_note, export_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import pair_card
 from apr_tui.request import Request
+from apr_tui.screens.grid import WIDE
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
 from apr_tui.style import STATES, Rows, Span, escape_untrusted, spans_width, to_terminal_charset, wrap
-from apr_tui.view_models.pair import PairView
+from apr_tui.view_models.pair import PairView, SideView
+from apr_tui.widgets.grid import GridView
 from apr_tui.workers.jobs import bisect_job, pair_job
 from apr_tui.workers.run import Frame
 from core.model.stages import place_text
@@ -40,6 +44,33 @@ class CompareScreen(VerdictScreen):
         super().__init__(PairView(request.options.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
+        self.other = GridView(SideView(self.view, "B"), self.grid.columns, id="other")  # B, where A is shown and fits
+        self.other.name_shown = (" B", "b")
+
+    def compose(self) -> ComposeResult:
+        """As any grid, with B's beside it."""
+        yield self.head
+        with Horizontal(id="body"):
+            yield from (self.grid, self.other, self.overview)
+        yield from (self.notes, self.foot, self.small)
+
+    def show_all(self) -> None:
+        """B's numbers stand beside A's from 160 columns."""
+        are_both = self.size.width >= WIDE and self.view.metric == "A"
+        self.grid.name_shown = (" A", "a") if are_both else ("", "quiet")
+        self.set_class(are_both, "sides")
+        super().show_all()
+        self._show_other()
+
+    def on_grid_view_moved(self) -> None:
+        """The cursor stands at the same cell of both."""
+        super().on_grid_view_moved()
+        self._show_other()
+
+    def _show_other(self) -> None:
+        if self.has_class("sides"):
+            self.other.columns = self.grid.columns
+            self.other.show_like(self.grid)
 
     @property
     def comparison(self) -> Comparison | None:
@@ -50,7 +81,10 @@ class CompareScreen(VerdictScreen):
 
     def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far; before the verdict A's are shown."""
-        return self.view.update(frame.cells, frame.n_layer)
+        rows = self.view.update(frame.cells, frame.n_layer)
+        if self.has_class("sides"):
+            self.other.show_rows(rows)
+        return rows
 
     def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of a bisection or an export."""
@@ -100,7 +134,7 @@ class CompareScreen(VerdictScreen):
         found = self.comparison
         if found is None:
             return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
-        lines: Rows = [verdict_spans(found, width)]
+        lines: Rows = verdict_rows(found, width)
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")]
                       for part in wrap(to_terminal_charset(escape_untrusted(self.bisection.sentence)), width - 4)]

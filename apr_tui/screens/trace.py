@@ -10,18 +10,20 @@ from typing import Any
 from rich.cells import cell_len
 
 from apr_tui.keys import GRID_KEYS, bindings
+from apr_tui.recent import recent, remember
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.trace import cell_spans, note_lines
-from apr_tui.request import Request, read_prompt, typed_path, write_prompt
+from apr_tui.request import Request, read_ids, read_prompt, refuse_prompt, typed_source, write_prompt
 from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.style import Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset
 from apr_tui.view_models.trace import TraceView
 from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
-from core.model.stages import UNKNOWN_SCOPE, read_whole
-from core.system.errors import Cancelled
+from core.model.stages import UNKNOWN_SCOPE
+from core.system.errors import Cancelled, UsageError
 
+FORMS = ".gguf, .apr, a bundle, SCHEME:FILE, FILE@compute=q8"
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
@@ -37,6 +39,7 @@ class TraceScreen(GridScreen):
         super().__init__(TraceView(request.options.scope, request.options.threshold))
         self.request = request
         self.traced: Traced | None = None
+        self.kept: tuple[Request, Traced, float | None] | None = None  # what stands again where a run gives nothing
         self.known: dict[str, Any] = {}
         self.seconds: float | None = None  # of the last finished run
         self.end = ""                      # how the last run ended, where it gave nothing
@@ -44,6 +47,8 @@ class TraceScreen(GridScreen):
     def start(self, request: Request | None = None) -> None:
         """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
         request = request or self.request
+        if self.traced is not None:
+            self.kept = self.request, self.traced, self.seconds
         if (request.path, request.bundle) != (self.request.path, self.request.bundle):
             self.known = {}
         self.request, self.traced, self.note, self.progress = request, None, None, None
@@ -76,15 +81,15 @@ class TraceScreen(GridScreen):
         elif kind == "export":
             self.note = export_note(result, error)
         elif error is not None:
-            self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
-            self.seconds = self.console.run_seconds
-            self.note = None if isinstance(error, Cancelled) else error_note(error)
+            self._ended_early(error)
         else:
-            self.seconds, self.note = self.console.run_seconds, None
-            self.traced = result
+            self.seconds, self.note, self.kept = self.console.run_seconds, None, None
+            self._take(result)
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
-            self.view.set_result(result.trace, result.findings)
+            opened = result.bundle or self.request.path
+            if opened is not None:
+                remember(opened)
             if result.bundle is not None:  # it may lack the scope that was asked for
                 self.view.select(scope=result.scope)
             elif result.scope != self.view.scope:  # it was changed while the trace ran
@@ -92,6 +97,22 @@ class TraceScreen(GridScreen):
             if self.grid.is_following and self.view.findings:
                 self._go_to_finding()
         self.show_all()
+
+    def _ended_early(self, error: Exception) -> None:
+        """Say how it ended; the trace before it stands again, where there was one."""
+        self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
+        self.seconds = self.console.run_seconds
+        self.note = None if isinstance(error, Cancelled) else error_note(error)
+        if self.kept is not None:
+            (self.request, kept, self.seconds), self.end, self.kept = self.kept, "", None
+            self.note = self.note or ("cancelled: the trace before it stands again", "watch")
+            self.known = {}
+            self._take(kept)
+            self.view.select(scope=kept.scope)
+
+    def _take(self, traced: Traced) -> None:
+        self.traced = traced
+        self.view.set_result(traced.trace, traced.findings)
 
     @property
     def planted(self) -> str | None:
@@ -198,28 +219,49 @@ class TraceScreen(GridScreen):
         """Ask for another prompt and run it."""
         tokens = self.request.prompt.tokens
         shown = write_prompt(self.request.prompt.text) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
-        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt)
+        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt,
+                         refuse=refuse_prompt)
 
     def action_file(self) -> None:
         """Ask for another file or bundle and trace it."""
         folder = f"{self.request.path.parent}/" if self.request.path else ""
-        self.console.ask("open", folder, "a .gguf or .apr file, or a bundle's folder", self._open, is_path=True)
+        self.console.ask("open", folder, FORMS, self._open, is_path=True, refuse=self._refuse, listed=recent())
 
     def action_pair(self) -> None:
         """Compare with the sibling, or with a file that is asked for."""
-        path = (self.traced.path or self.traced.bundle) if self.traced else self.request.path
+        path = self._open_path()
+        is_file = path is not None and path == (self.traced.path if self.traced else self.request.path)
+        other = self.console.get_session().sibling(path) if path is not None and is_file else None
+        if path is not None and other is not None:
+            self.console.show_pair(self.request, path, other)
+        else:
+            self.action_pair_with()
+
+    def action_pair_with(self) -> None:
+        """Compare with a file that is asked for."""
+        path = self._open_path()
         if path is None:
             self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
             return
-        other = self.console.get_session().sibling(path) if self.traced and self.traced.path else None
-        if other is not None:
-            self.console.show_pair(self.request, path, other)
-            return
-        a = path
-        self.console.ask(
-            f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
-            lambda text: self.console.show_pair(self.request, a, typed_path(text)), is_path=True,
-        )
+
+        def answered(text: str) -> None:
+            if text.strip():
+                b = typed_source(text, self.request.settings)
+                self.console.show_pair(replace(self.request, other=b), path, b.path)
+
+        self.console.ask(f"compare {path.name} (A) with", f"{path.parent}/", f"B: {FORMS}", answered, is_path=True,
+                         refuse=self._refuse, listed=recent())
+
+    def _open_path(self) -> Path | None:
+        return (self.traced.path or self.traced.bundle) if self.traced else self.request.bundle or self.request.path
+
+    def _refuse(self, text: str) -> str:
+        """Why a source cannot be opened, as far as its name and place say."""
+        try:
+            typed_source(text, self.request.settings)
+        except UsageError as error:
+            return str(error)
+        return ""
 
     def action_check(self) -> None:
         """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
@@ -253,16 +295,11 @@ class TraceScreen(GridScreen):
 
     def _set_prompt(self, text: str) -> None:
         if text.startswith("tokens:"):
-            ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
-            known = tuple(i for i in ids if i is not None)
-            if not known or len(known) < len(ids):
-                self.say(f"{escape_untrusted(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
-                return
-            prompt = replace(self.request.prompt, tokens=known)
+            prompt = replace(self.request.prompt, tokens=read_ids(text))
         else:
             prompt = replace(self.request.prompt, text=read_prompt(text), tokens=None)
         self.start(replace(self.request, prompt=prompt, bundle=None))
 
     def _open(self, text: str) -> None:
         if text.strip():
-            self.start(self.request.with_file(typed_path(text)))
+            self.start(self.request.with_source(typed_source(text, self.request.settings)))

@@ -51,10 +51,11 @@ def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgres
             progress.say("building the demonstration (once)", name="demo")
             path = session.ensure_demo()[0]
         progress.say("opening the file", name=path.name)
-        model = session.open_model(path)
-        facts = session.arch_facts(model)
-        progress.emit_depth(facts.n_layer)
-        progress.say("loading torch", name=path.name, arch=facts.name, model=model)
+        model = None if request.settings.scheme else session.open_model(path)
+        if model is not None:
+            facts = session.arch_facts(model)
+            progress.emit_depth(facts.n_layer)
+            progress.say("loading torch", name=path.name, arch=facts.name, model=model)
         # the screen shows any scope, also one that this prompt has no token of
         trace = session.trace(request.source(path), request.prompt, replace(options, scope="all"), emit=progress.emit,
                               cancelled=progress.cancelled)
