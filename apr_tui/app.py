@@ -22,6 +22,7 @@ from apr_tui.host import JobOwner
 from apr_tui.palette import DARK, PALETTES
 from apr_tui.render.status import memory_text
 from apr_tui.request import Request
+from apr_tui.screens.audit import AuditScreen
 from apr_tui.screens.check import CheckScreen
 from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
@@ -36,6 +37,7 @@ from apr_tui.style import paint, textual_theme
 from apr_tui.textual_compat import CompatApp
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
+from core.system.mapped_file import cut_error
 
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training
@@ -68,6 +70,7 @@ class Console(CompatApp):
         self.run_seconds: float | None = None
         self._job_started: float | None = None
         self._leave_soon: Callable[[], object] | None = None  # from a signal handler
+        self._cut_soon: Callable[[], object] | None = None
         self._memory_read, self._memory = 0.0, ""
         self.animation_level = "none"
         palette = PALETTES[DARK.name if request.theme == "auto" else request.theme]
@@ -83,6 +86,9 @@ class Console(CompatApp):
                 self.leave, leaving.SIGNAL_EXIT, context=context)
             for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+            self._cut_soon = lambda: loop.is_closed() or loop.call_soon_threadsafe(
+                self.fail, cut_error(), context=context)
+            leaving.on_cut_files(self._on_cut)
         self.base = TraceScreen(self.request)
         self.push_screen(self.base)
         self.set_interval(TICK_S, self._tick)
@@ -199,6 +205,10 @@ class Console(CompatApp):
         """Open the check of a model file against float64."""
         self.push_screen(CheckScreen(request, path, model))
 
+    def show_audit(self, path: Path) -> None:
+        """Open the audit of a model file by itself."""
+        self.push_screen(AuditScreen(path))
+
     def show_layer(self, under: Screen[None], has_detail: bool = False) -> None:
         """Open the layer under the cursor of a trace, a comparison or a check."""
         layers = {TraceScreen: TraceLayerScreen, CompareScreen: CompareLayerScreen, CheckScreen: CheckLayerScreen}
@@ -245,6 +255,11 @@ class Console(CompatApp):
             self.leave(leaving.SIGNAL_EXIT)
         else:
             owner.say("cancelling ... ctrl+c again leaves", "watch")
+
+    def _on_cut(self, number: int, frame: FrameType | None) -> None:
+        """A mapped file was cut: close with its sentence."""
+        if self._cut_soon is not None:
+            self._cut_soon()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Leave; not through the loop's own handlers, which a write to a closed terminal would block."""

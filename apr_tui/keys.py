@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textual.binding import Binding, BindingType
 
 GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS = "grid", "layer", "comparison", "check", "checked layer"
-LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS = "ladder", "page", "training"
+LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS, AUDIT_KEYS = "ladder", "page", "training", "audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Key:
     shown: str = ""  # how the keys are written for a person; keys itself where empty
 
 
-ALL = (GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS, LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS)
+ALL = (GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS, LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS,
+       AUDIT_KEYS)
 MAPS = (GRID_KEYS, PAIR_KEYS, CHECK_KEYS)
 LAYERS = (LAYER_KEYS, CHECK_LAYER_KEYS)
 SIDEWAYS = (*MAPS, *LAYERS, TRAIN_KEYS)
@@ -41,6 +42,7 @@ KEYS = (
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID_KEYS,)),
     Key("G", "pair_with", "", "compare with a file that is asked for", (GRID_KEYS,)),
     Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID_KEYS,)),
+    Key("a", "audit", "", "audit the file by itself: what its bytes and keys prove, hints, facts", (GRID_KEYS,)),
     Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR_KEYS,)),
     Key("v", "card", "why", "the card of the verdict: measured, floor, reasons, what would change it",
         (PAIR_KEYS, CHECK_KEYS)),
@@ -55,7 +57,8 @@ KEYS = (
     Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
     Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
     Key("r", "run", "run", "run again", MAPS),
-    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)", (*MAPS, LADDER_KEYS, TRAIN_KEYS)),
+    Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)",
+        (*MAPS, LADDER_KEYS, TRAIN_KEYS, AUDIT_KEYS)),
     Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)",
         (*LAYERS, PAIR_KEYS, CHECK_KEYS)),
     Key("t", "train", "", "train a model, or follow a run; there: back to the grid, the run goes on",
@@ -66,7 +69,7 @@ KEYS = (
     Key("o", "layers", "layers", "layers x gradient norm, update / weight, zeros; or the charts", (TRAIN_KEYS,)),
     Key("g", "gates", "gates", "each gate with its rule, what was measured, its verdict", (TRAIN_KEYS,)),
     Key("r", "again", "", "another run, or go on with a stopped one", (TRAIN_KEYS,)),
-    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN_KEYS), "? F1"),
+    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN_KEYS, AUDIT_KEYS), "? F1"),
     Key("q", "quit", "quit", "quit", ALL),
 )
 

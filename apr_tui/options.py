@@ -7,6 +7,7 @@ command's own Arguments.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from apr_tui.palette import PALETTES
 from core.model.stages import parse_scope, read_number, read_whole
 from core.system.errors import UsageError
+from core.system.limits import BATCH, THREADS
 
 R = TypeVar("R")
 THEMES = ("auto", *PALETTES)
@@ -77,6 +79,23 @@ def read_count(text: str) -> int:
     return count
 
 
+def read_threads(text: str) -> int:
+    """Read a number of threads."""
+    return _read_within(text, THREADS)
+
+
+def read_batch(text: str) -> int:
+    """Read a number of sequences a step."""
+    return _read_within(text, BATCH)
+
+
+def _read_within(text: str, most: int) -> int:
+    count = read_whole(text)
+    if not count or count > most:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {most} is needed")
+    return count
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option: a flag where it has no metavar. write: what read reads back, for the command that repeats a run.
@@ -101,7 +120,7 @@ OPTIONS: dict[str, Option] = {
     "--compute": Option("f32 (default), q8 (activations in 8 bits as ggml), bf16 or f16 (Inf above 65504)", "KIND",
                         default="f32"),
     "--device": Option("auto, cpu, cuda or cuda:N", "DEVICE", default="auto"),
-    "--threads": Option("threads to multiply with", "N", read_count),
+    "--threads": Option(f"threads to multiply with, 1 to {THREADS}", "N", read_threads),
     "--plant": Option("plant a bug in a value (side A)", "KIND@LAYER.STAGE"),
     "--scope": Option("all, last, first, rest or pos:N", "SCOPE", read_scope, default="all"),
     "--threshold": Option("ratio that makes a spike (default 10)", "X", read_threshold, "{:g}".format, default=10.0),
@@ -109,23 +128,30 @@ OPTIONS: dict[str, Option] = {
     "--chat": Option("put the text through the file's chat template"),
     "--layers": Option("watch layers A to B - 1 only", "A..B", read_layers, "{0[0]}..{0[1]}".format),
     "--values": Option("keep the values of every stage in the bundle", field="keep_values"),
+    "--no-mmap": Option("read the model into memory at once: another program may cut or change the file meanwhile"),
     "--prompts": Option("one prompt per line; the worst verdict counts", "FILE", Path),
     "--out": Option("write the evidence there", "DIR", Path),
     "--force": Option("replace what is there"),
+    "--junit": Option("write the verdict as JUnit XML, for CI", "FILE", Path),
     "--json": Option("one JSON document on stdout"),
     "--quiet": Option("no progress on stderr"),
     "--theme": Option("dark, light or ansi (default: the terminal is asked)", "NAME", read_theme, default="auto"),
 }
 FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
-RUN = ("--device", "--compute", "--threads", "--plant", "--scope", "--threshold")
+RUN = ("--device", "--compute", "--threads", "--no-mmap", "--plant", "--scope", "--threshold")
+JUNIT = ("--junit",)
 OUT = ("--out", "--force", "--json", "--quiet")
 CONSOLE = (*FEED, *RUN, "--layers", "--generate")
 
 
 class Arguments:
-    """Arguments of every command. command: the whole line, for the manifest; words: as they were typed."""
+    """Arguments of every command. command: the whole line, for the manifest; words: as they were typed.
+
+    repeat: the command that gives the same numbers, in normal form.
+    """
 
     command: str
+    repeat: str
     words: list[str]
 
 
@@ -144,6 +170,7 @@ class RunArguments(FeedArguments):
     device: str
     compute: str
     threads: int | None
+    no_mmap: bool
     plant: str | None
 
 
@@ -156,6 +183,12 @@ class OutArguments(Arguments):
     quiet: bool
 
 
+class JudgeArguments(OutArguments):
+    """The options of OUT and JUNIT."""
+
+    junit: Path | None
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises UsageError, so that every refusal is a UsageError. taken: the options of the table."""
 
@@ -166,6 +199,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
+
+    def print_help(self, file: Any = None) -> None:  # noqa: ANN401 (as argparse)
+        """Print the help, and fail where it cannot be written: argparse says nothing."""
+        (file or sys.stdout).write(self.format_help())
+        (file or sys.stdout).flush()
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """What the command takes, in order; argparse has no public name for it."""
+        return self._actions
 
     def take(self, *names: str, **changes: Any) -> None:  # noqa: ANN401 (as argparse)
         """Add options of the table, with this command's changes to what argparse is given."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from apr_tui.cli.commands import command_parser
 from apr_tui.options import OPTIONS
 from core.model.stages import read_whole
 from core.system.errors import UsageError
+from core.system.safe_text import join_words
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source, parse_source, write_source
 
 SAVED = ("manifest.json", "verdict.json")  # either says that a folder was written by apr-tui
@@ -63,7 +63,7 @@ class Request:
             key = option.field or name.removeprefix("--")
             if name in known and asked.get(key) != usual.get(key):
                 words += [name] if option.metavar is None else [name, option.write(asked[key])]
-        return shlex.join(words)
+        return join_words(words)
 
 
 def _told(request: Request) -> dict[str, Any]:

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 # the lowest first; packages of one row know nothing of each other
-FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo", "proof sources",
-          "bundle", "session", "apr_tui")
+FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo",
+          "audit", "proof sources", "bundle", "session", "apr_tui")
 FLOOR = {package: floor for floor, row in enumerate(FLOORS) for package in row.split()}
 MOST_FILES = 20  # modules of one folder
 
@@ -39,14 +39,14 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.system\.gpu_errors|"
-                     r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.(profiles|spread)|"
+                     r"core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
-    "gguf": Package(r"core\.(quant\.(dequantize|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
+    "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
-    "tokenizers": Package(r"core\.(text\.bpe|demo\.weights|train\.data\.vocabulary|sources\.engines\.trace)",
-                          lazy=True),
+    "tokenizers": Package(r"core\.(text\.(bpe|other_encoders)|demo\.weights|train\.data\.vocabulary|"
+                          r"sources\.engines\.trace)", lazy=True),
     "jinja2": Package(r"core\.text\.chat_sandbox", lazy=True),
     "yaml": Package(r"core\.(proof\.contract_gates|sources\..*)", lazy=True),
     "safetensors": Package(r"core\.(trace\.values_file|proof\.reproducer|train\.checkpoint)"),
@@ -55,7 +55,7 @@ PACKAGES = {
     "textual": Package(r"apr_tui\..*"),
     "rich": Package(r"apr_tui\..*"),
     "numpy": Package(r"core\..*"),
-    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process)"),
+    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.judged)"),
     "platformdirs": Package(r"core\.system\.paths"),
 }
 LAZY_ONLY = {(module, "torch") for module in (

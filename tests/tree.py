@@ -10,6 +10,9 @@ import textwrap
 from pathlib import Path
 
 from core.formats.architectures import ARCHS, REFUSED
+from core.model.file_facts import NEUTRAL
+from core.text.pre_tokenizers import PRE_NAMED
+from core.text.tokenizer import FAMILIES
 from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +38,14 @@ def archs_text() -> str:
     return "\n".join([
         *textwrap.wrap(f"`general.architecture` of a file that runs: {', '.join(ARCHS)}.", WIDTH), "",
         "Refused by name, beside any other name, and any file with a tensor or a key that nothing would read:", "",
-        *(f"- {', '.join(names)}: {why}." for why, names in reasons.items()), "", ""])
+        *(f"- {', '.join(names)}: {why}." for why, names in reasons.items()),
+        *textwrap.wrap("- a value that changes numbers in one of these keys, where its architecture does not read it: "
+                       f"{', '.join(NEUTRAL)}.", WIDTH, subsequent_indent="  "),
+        "", *textwrap.wrap("Refused files still trace through another engine that runs them: `apr-tui trace "
+                           "llama.cpp:FILE` gives the statistics of the stages that it names, and nothing is "
+                           "recomputed.", WIDTH), "",
+        *textwrap.wrap(f"Tokenizers: `tokenizer.ggml.model` {', '.join(FAMILIES)}; `tokenizer.ggml.pre` "
+                       f"{', '.join(PRE_NAMED)}. A file with another one traces with --tokens.", WIDTH), "", ""])
 
 
 def readme_block(readme: str, begin: str = BEGIN, end: str = END) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from apr_tui.cli.launch import prompt_of, source_of
-from apr_tui.cli.progress import check_out, progress, wrote
-from apr_tui.options import FEED, OUT, RUN, OutArguments, Parser, RunArguments, record_of
+from apr_tui.cli.progress import check_out, progress, wrote, wrote_junit
+from apr_tui.options import FEED, JUNIT, OUT, RUN, JudgeArguments, Parser, RunArguments, record_of
 from core import session
 from core.trace.request import RunOptions
 
 
-class Arguments(RunArguments, OutArguments):
+class Arguments(RunArguments, JudgeArguments):
     """Arguments of bisect."""
 
     A: str
@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
     parser.add_argument("A")
     parser.add_argument("B")
-    parser.take(*FEED, *RUN, *OUT)
+    parser.take(*FEED, *RUN, *OUT, *JUNIT)
 
 
 def run(arguments: Arguments) -> int:
@@ -36,8 +36,10 @@ def run(arguments: Arguments) -> int:
     a, b = source_of(arguments, arguments.A, arguments.plant), source_of(arguments, arguments.B)
     options = record_of(RunOptions, arguments)
     result = session.bisect(a, b, prompt_of(arguments), options, emit=progress(arguments))
+    wrote_junit(arguments, [result])
     if arguments.out is not None:
-        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command)
+        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command,
+                       repeat=arguments.repeat)
         wrote(arguments, arguments.out)
     sys.stdout.write(to_json(bisection_document(result)) + "\n" if arguments.json else output.bisection_text(result))
     pair = result.comparison

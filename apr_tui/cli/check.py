@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from apr_tui.cli.launch import PromptsArguments, prompts_of, source_of
-from apr_tui.cli.progress import check_out, progress, wrote
-from apr_tui.options import FEED, OUT, RUN, OutArguments, Parser, record_of
+from apr_tui.cli.progress import check_out, progress, wrote, wrote_junit
+from apr_tui.options import FEED, JUNIT, OUT, RUN, JudgeArguments, Parser, record_of
 from core import session
 from core.trace.request import RunOptions
 
 SEVERITY = (0, 5, 1)  # exit codes: PASS, INCONCLUSIVE, FAIL; of several prompts the worst counts
 
 
-class Arguments(PromptsArguments, OutArguments):
+class Arguments(PromptsArguments, JudgeArguments):
     """Arguments of check."""
 
     SOURCE: str
@@ -24,7 +24,7 @@ class Arguments(PromptsArguments, OutArguments):
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
     parser.add_argument("SOURCE")
-    parser.take(*FEED, "--prompts", *RUN, "--generate", *OUT)
+    parser.take(*FEED, "--prompts", *RUN, "--generate", *OUT, *JUNIT)
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="the file whose weights a bundle's values are checked against")
 
@@ -38,10 +38,13 @@ def run(arguments: Arguments) -> int:
     check_out(arguments)
     source = source_of(arguments, arguments.SOURCE, arguments.plant)
     options = record_of(RunOptions, arguments, identify=arguments.out is not None)
-    result = max((session.check(source, prompt, options, model=arguments.model, emit=progress(arguments))
-                  for prompt in prompts_of(arguments)), key=lambda check: SEVERITY.index(check.exit_code))
+    judged = [session.check(source, prompt, options, model=arguments.model, emit=progress(arguments))
+                  for prompt in prompts_of(arguments)]
+    result = max(judged, key=lambda check: SEVERITY.index(check.exit_code))
+    wrote_junit(arguments, judged)
     if arguments.out is not None:
-        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command)
+        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command,
+                       repeat=arguments.repeat)
         wrote(arguments, arguments.out)
     sys.stdout.write(to_json(check_document(result)) + "\n" if arguments.json else output.check_text(result))
     return output.TRACED_DIFFERS if output.is_disturbed(result.trace) else result.exit_code

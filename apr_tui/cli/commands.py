@@ -7,12 +7,17 @@ run needs is imported inside run: --help and a refusal load no numpy.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from keyword import iskeyword
+from pathlib import Path
 from typing import Any, Protocol, cast
 
-from apr_tui.options import CONSOLE, Arguments, Parser
+from apr_tui.options import CONSOLE, OPTIONS, Arguments, Parser
+from core.system.mapped_file import NO_MMAP
+from core.system.safe_text import join_words
+from core.trace.engines import ENGINES
 
 # in the order of --help
 COMMANDS = {
@@ -20,6 +25,7 @@ COMMANDS = {
     "check": "check a source against float64 on its own inputs",
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
+    "audit": "say what a file shows by itself: proofs and hints, without a forward",
     "train": "step a training run, with its gates and checkpoints that can be traced",
     "import": "turn another tool's trace into a bundle",
     "convert": "convert between .gguf and .apr",
@@ -27,6 +33,7 @@ COMMANDS = {
     "demo": "write the demonstration pair",
     "doctor": "say what this machine offers",
 }
+UNTOLD = ("out", "force", "json", "quiet", "junit", "csv", "text", "help")  # what changes no number
 
 
 class Command(Protocol):
@@ -54,12 +61,46 @@ def read_arguments(name: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (the
     """Read the words behind a command's name; UsageError."""
     arguments = command_parser(name).parse_args(words, find_command(name).Arguments())
     arguments.command, arguments.words = " ".join(("apr-tui", name, *words)), [name, *words]
+    arguments.repeat = normal_form(name, words)
     return arguments
+
+
+def normal_form(name: str, words: Sequence[str]) -> str:
+    """The command as a report tells it: files by name, options in order, nothing that changes no number."""
+    parser = command_parser(name)
+    asked, positional, options = parser.parse_args(words), [], []
+    for action in parser.actions:
+        value = getattr(asked, action.dest, None)
+        if value is None or action.dest in UNTOLD or value == action.default:
+            continue
+        if not action.option_strings:
+            positional.append(_by_name(str(value)))
+            continue
+        row = OPTIONS.get(action.option_strings[0])
+        written = row.write(value) if row is not None and not isinstance(value, Path) else value
+        told = [] if action.nargs == 0 else [written.name if isinstance(written, Path) else str(written)]
+        options += [action.option_strings[0], *told]
+    return join_words(["apr-tui", name, *positional, *options])
+
+
+def _by_name(source: str) -> str:
+    """A source without its folders: transformers:/a/b@compute=q8 is transformers:b@compute=q8."""
+    scheme, colon, rest = source.partition(":")
+    named = (rest if colon and scheme in ENGINES else source).rstrip("/").rpartition("/")[2]
+    return f"{scheme}:{named}" if colon and scheme in ENGINES else named
 
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a command on the words behind its name and return its exit code."""
-    return find_command(name).run(read_arguments(name, words))
+    arguments = read_arguments(name, words)
+    settle_mapping(arguments)
+    return find_command(name).run(arguments)
+
+
+def settle_mapping(arguments: Arguments) -> None:
+    """Have this process and its children read model files at once where --no-mmap says so."""
+    if getattr(arguments, "no_mmap", False):  # a command that opens no model has no such option
+        os.environ[NO_MMAP] = "1"
 
 
 def console_parser() -> Parser:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from apr_tui.cli.launch import PromptsArguments, prompts_of, source_of
-from apr_tui.cli.progress import check_out, progress, wrote
-from apr_tui.options import FEED, OUT, RUN, OutArguments, Parser, record_of
+from apr_tui.cli.progress import check_out, progress, wrote, wrote_junit
+from apr_tui.options import FEED, JUNIT, OUT, RUN, JudgeArguments, Parser, record_of
 from core import session
 from core.trace.request import RunOptions
 
 
-class Arguments(PromptsArguments, OutArguments):
+class Arguments(PromptsArguments, JudgeArguments):
     """Arguments of compare."""
 
     A: str
@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
     parser.add_argument("A")
     parser.add_argument("B")
-    parser.take(*FEED, "--prompts", *RUN, *OUT, "--values")
+    parser.take(*FEED, "--prompts", *RUN, *OUT, *JUNIT, "--values")
 
 
 def run(arguments: Arguments) -> int:
@@ -35,10 +35,12 @@ def run(arguments: Arguments) -> int:
     check_out(arguments)
     a, b = source_of(arguments, arguments.A, arguments.plant), source_of(arguments, arguments.B)
     options = record_of(RunOptions, arguments, identify=arguments.out is not None)
-    result = max((session.compare(a, b, prompt, options, emit=progress(arguments)) for prompt in prompts_of(arguments)),
-                 key=lambda pair: SEVERITY.index(pair.verdict))
+    judged = [session.compare(a, b, prompt, options, emit=progress(arguments)) for prompt in prompts_of(arguments)]
+    result = max(judged, key=lambda pair: SEVERITY.index(pair.verdict))
+    wrote_junit(arguments, judged)
     if arguments.out is not None:
-        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command)
+        session.export(result, arguments.out, options, force=arguments.force, command=arguments.command,
+                       repeat=arguments.repeat)
         wrote(arguments, arguments.out)
     sys.stdout.write(to_json(comparison_document(result)) + "\n" if arguments.json else output.comparison_text(result))
     return output.TRACED_DIFFERS if output.is_disturbed(result.a, result.b) else EXIT_CODES[result.verdict]

@@ -8,6 +8,7 @@ from apr_tui.cli.progress import say, wrote
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser
 from core import session
+from core.system.safe_text import safe_text
 
 
 class Arguments(Basic):
@@ -16,6 +17,7 @@ class Arguments(Basic):
     IN: str
     OUT: str
     to: str | None
+    no_mmap: bool
     force: bool
     quiet: bool
 
@@ -25,12 +27,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("IN")
     parser.add_argument("OUT")
     parser.add_argument("--to", choices=("f16", "f32"), help="dequantise the types that the other format lacks")
-    parser.take("--force", "--quiet")
+    parser.take("--no-mmap", "--force", "--quiet")
 
 
 def run(arguments: Arguments) -> int:
     """Convert, say what was lost, and return the exit code."""
     for note in session.convert(Path(arguments.IN), Path(arguments.OUT), to=arguments.to, force=arguments.force):
-        say(arguments, f"note: {note}")
+        say(arguments, f"note: {safe_text(note)}")
     wrote(arguments, arguments.OUT)
     return 0

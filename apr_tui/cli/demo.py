@@ -7,6 +7,7 @@ from pathlib import Path
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser
 from core import session
+from core.system.safe_text import safe_text
 
 
 class Arguments(Basic):
@@ -28,5 +29,5 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Arguments) -> int:
     """Write both files, print their paths, and return the exit code."""
     for path in session.write_demo(arguments.out, fault=arguments.fault, force=arguments.force):
-        print(path)
+        print(safe_text(str(path)))
     return 0

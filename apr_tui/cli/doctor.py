@@ -16,7 +16,7 @@ from typing import Any
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser
 from core.kernels.cpu import build as library
-from core.quant.types import FUSED, QUANTS
+from core.quant.types import GPU, QUANTS, UNFUSED
 from core.system.gpus import choose_device, find_gpus
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
@@ -88,7 +88,8 @@ def _kernels(device: str) -> dict[str, str]:
     if device != "cpu":
         path, why = _cpu_kernels()
         triton = _version("triton")
-        on_gpu = (f"Triton {triton} for {' '.join(FUSED)}; other types decode-then-multiply",
+        served = [name for name, quant in QUANTS.items() if GPU in quant.kernels]
+        on_gpu = (f"Triton {triton} for {' '.join(served)}; other types decode-then-multiply",
                   "float32 without TF32, weights quantised on the device") if triton else (
                  "decode-then-multiply, whole tensors", "the Python package triton is not installed")
         return {"path": on_gpu[0], "why": on_gpu[1], "on_cpu": f"{path} ({why})"}
@@ -103,8 +104,7 @@ def _cpu_kernels() -> tuple[str, str]:
     kernels = library.library()
     if isinstance(kernels, library.Absent):
         return "decode-then-multiply", kernels.reason
-    types = " ".join(FUSED)
-    return f"fused {kernels.level.name} for {types}; other types decode-then-multiply", kernels.reason
+    return f"fused {kernels.level.name}; {' '.join(UNFUSED)}: decode-then-multiply", kernels.reason
 
 
 def _memory_gib() -> float | None:

@@ -41,7 +41,8 @@ def run(arguments: Arguments) -> int:
     traced = session.import_trace(
         Path(arguments.SRC), scope=arguments.scope, tokens=arguments.tokens, definition=arguments.definition)
     options = RunOptions(output.scope_shown(traced, arguments.scope), arguments.threshold)
-    session.export(traced, arguments.out, options, force=arguments.force, command=arguments.command)
+    session.export(traced, arguments.out, options, force=arguments.force, command=arguments.command,
+                   repeat=arguments.repeat)
     sys.stdout.write(output.saved_text(traced, options, as_json=arguments.json))
     wrote(arguments, arguments.out)
     return 0

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr_tui.options import FeedArguments, RunArguments, record_of
-from core.system.errors import FileError, UsageError, os_reason
+from core.system.errors import FileError, UsageError
+from core.system.limits import PROMPT_BYTES
+from core.system.regular_file import read_text
 from core.trace.request import Prompt, RunOptions, Source, parse_source
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def prompt_of(arguments: FeedArguments) -> Prompt | None:
         raise UsageError("--chat puts text through a template; it does not go with --tokens.")
     words = arguments.prompt
     if arguments.prompt_file is not None:
-        words = read_text(arguments.prompt_file, "--prompt-file").removesuffix("\n")
+        words = read_option(arguments.prompt_file, "--prompt-file").removesuffix("\n")
     if not given and not arguments.chat:
         return None
     return Prompt(text=Prompt().text if words is None else words, tokens=arguments.tokens, chat=arguments.chat)
@@ -70,7 +72,7 @@ def prompts_of(arguments: PromptsArguments) -> list[Prompt | None]:
         return [prompt_of(arguments)]
     if prompt_of(arguments) is not None and not arguments.chat:
         raise UsageError("--prompts gives the prompts; it does not go with --prompt, --prompt-file or --tokens.")
-    lines = [line for line in read_text(arguments.prompts, "--prompts").split("\n") if line.strip()]
+    lines = [line for line in read_option(arguments.prompts, "--prompts").split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"--prompts {arguments.prompts} holds no prompt; one a line is needed.")
     return [Prompt(text=line, chat=arguments.chat) for line in lines]
@@ -81,9 +83,9 @@ def source_of(arguments: RunArguments, name: str, plant: str | None = None) -> S
     return parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
 
 
-def read_text(path: Path, option: str) -> str:
+def read_option(path: Path, option: str, most_bytes: int = PROMPT_BYTES) -> str:
     """Read a UTF-8 text file that an option names; FileError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{option} {path}: {os_reason(error)}. A UTF-8 text file is needed.") from error
+        return read_text(path, most_bytes, "A UTF-8 text file is needed.")
+    except FileError as error:
+        raise FileError(f"{option}: {error}") from error

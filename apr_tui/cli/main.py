@@ -17,11 +17,13 @@ from types import FrameType
 
 from apr_tui.cli import commands
 from apr_tui.cli.launch import ConsoleArguments, open_console, request_of
-from apr_tui.shutdown import on_signals
-from core.system.errors import AprError, Cancelled, system_error
+from apr_tui.shutdown import on_cut_files, on_signals
+from core.system.errors import AprError, Cancelled, FileCut, FileError, system_error
 from core.system.gpu_errors import device_error
+from core.system.limits import MESSAGE_BYTES
+from core.system.mapped_file import cut_error, cut_files
 from core.system.paths import state_folder
-from core.system.safe_text import safe_text
+from core.system.safe_text import SafeStream, safe_lines
 
 INTERRUPTED, INTERNAL = 130, 70
 _INTERRUPTS: list[int] = []  # signals that have come
@@ -33,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _INTERRUPTS.clear()
     _ready_streams()
     on_signals(_interrupt)
+    on_cut_files(_cut)
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -40,9 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled):
         _tell("apr-tui: interrupted")
         return INTERRUPTED
-    except AprError as error:
-        _tell(f"apr-tui: {error}")
-        return error.code
+    except (AprError, FileCut) as error:
+        is_cut = isinstance(error, FileCut) or (isinstance(error, FileError) and bool(cut_files()))
+        told = cut_error() if is_cut else error
+        assert isinstance(told, AprError)
+        _tell(f"apr-tui: {told}")
+        return told.code
     except BrokenPipeError:  # stdout was closed by its reader: nothing can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
@@ -66,13 +72,16 @@ def write_log(error: BaseException) -> Path:
     """Write the traceback to a file of the user's state folder, or of the temporary folder, and return its path."""
     import tempfile
 
-    name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    name = f"apr-tui-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     text = "".join(traceback.format_exception(error))
     for folder in (state_folder(), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # it may quote any file name
-            return folder / name
+            # the temporary folder is everybody's: a name that is taken there, by a link too, is not ours
+            path = folder / f"{name}-{os.urandom(6).hex()}.log"
+            with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:  # it may quote any file name
+                file.write(text)
+            return path
     return Path(os.devnull)
 
 
@@ -85,6 +94,7 @@ def _run(words: list[str]) -> int:
 
         print(f"apr-tui {version('apr-tui')}")
         return 0
+    commands.settle_mapping(arguments)
     return open_console(request_of(arguments))
 
 
@@ -95,6 +105,13 @@ def _ready_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's words may be of any script, a terminal's not
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), SafeStream):
+            setattr(sys, name, SafeStream(getattr(sys, name)))
+
+
+def _cut(number: int, frame: FrameType | None) -> None:
+    raise FileCut
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -103,9 +120,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(message: str) -> None:
-    """Say it on stderr, line by line, with whatever came from a file made safe."""
+    """Say it on stderr, line by line, with whatever came from a file made safe, and no more than can be read."""
     with contextlib.suppress(OSError, ValueError):
-        print("\n".join(safe_text(line) for line in message.split("\n")), file=sys.stderr, flush=True)
+        print(safe_lines(message, MESSAGE_BYTES), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

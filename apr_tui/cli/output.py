@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from core import session
 from core.bundle.report import WITNESS, report_text, wrapped
+from core.bundle.verdicts import bisection_document, check_document, comparison_document
 from core.model.stages import GRID_STAGES, place_text
 from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows
@@ -56,11 +57,23 @@ def gates_text(gates: Sequence[Gate]) -> str:
     return "".join(f"{g.verdict:<12} {safe_text(g.id)}: {safe_text(g.measured)}\n" for g in gates)
 
 
+def judged_text(judged: Comparison | Check | Bisection, *, as_json: bool) -> str:
+    """A verdict that was read from its folder, as the command that found it said it."""
+    match judged:
+        case Check():
+            return to_json(check_document(judged)) + "\n" if as_json else check_text(judged)
+        case Bisection():
+            return to_json(bisection_document(judged)) + "\n" if as_json else bisection_text(judged)
+        case Comparison():
+            return to_json(comparison_document(judged)) + "\n" if as_json else comparison_text(judged)
+
+
 def comparison_text(c: Comparison) -> str:
     """The verdict, its reasons and its numbers, for a person."""
     names = [safe_text(name) for name in c.names]
     of_one = f", {safe_text(c.a.name)}" if c.names != (c.a.name, c.b.name) else ""
     lines = [f"A {names[0]} against B {names[1]}{of_one}"]
+    lines += wrapped(f"files: {safe_text(text)}" for text in c.files).splitlines()
     lines += [f"PLANTED {safe_text(t.planted)} in {name}" for name, t in (("A", c.a), ("B", c.b)) if t.planted]
     lines.append(f"{c.verdict}: {c.meaning}")
     if c.first is not None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from apr_tui.options import OutArguments
+from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
+from core.system.limits import MESSAGE_BYTES
 from core.system.progress import Phase
+from core.system.safe_text import safe_lines, safe_text
 
 if TYPE_CHECKING:
+    from core.proof.check_result import Check
+    from core.proof.verdict import Bisection, Comparison
     from core.trace.events import Emit, Event
 
 
@@ -25,7 +30,7 @@ def progress(arguments: Quiet) -> Emit:
     """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
     if arguments.quiet:
         return lambda event: None
-    from core.trace.events import CellMeasured, Start
+    from core.trace.events import CellMeasured, FilesCompared, Start
 
     live, n_layer = sys.stderr.isatty(), [0]
 
@@ -33,8 +38,10 @@ def progress(arguments: Quiet) -> Emit:
         match event:
             case Start():
                 n_layer[0] = event.n_layer or 0
+            case FilesCompared(sentences):
+                print("".join(f"files: {safe_text(text)}\n" for text in sentences), end="", file=sys.stderr, flush=True)
             case Phase(text):
-                print(f"{text} ...", file=sys.stderr, flush=True)
+                print(f"{safe_text(text)} ...", file=sys.stderr, flush=True)
             case CellMeasured(place=(layer, "output")) if live:
                 done = (layer or 0) + 1
                 end = "\n" if done == n_layer[0] else "\r"
@@ -46,16 +53,30 @@ def progress(arguments: Quiet) -> Emit:
 def wrote(arguments: Quiet, path: Path | str) -> None:
     """Say what stands on the disk; from here on the work is done, and no signal calls it interrupted."""
     on_signals(lambda number, frame: None)
-    say(arguments, f"wrote {path}")
+    say(arguments, f"wrote {safe_text(str(path))}")
 
 
 def say(arguments: Quiet, message: str) -> None:
     """A message on stderr, unless --quiet."""
     if not arguments.quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(safe_lines(message, MESSAGE_BYTES), file=sys.stderr, flush=True)
 
 
 def check_out(arguments: OutArguments) -> None:
     """Refuse an output that cannot be written before the work, not after it."""
     if arguments.out is not None:
         session.check_out(arguments.out, force=arguments.force)
+    junit = getattr(arguments, "junit", None)
+    if junit is not None:
+        from core.bundle.junit import refuse_foreign
+
+        refuse_foreign(junit, arguments.force)
+
+
+def wrote_junit(arguments: JudgeArguments, judged: Sequence[Comparison | Check | Bisection]) -> None:
+    """Write --junit where it was asked for, and say so."""
+    if arguments.junit is not None:
+        from core.bundle.junit import write_junit
+
+        write_junit(arguments.junit, judged)
+        wrote(arguments, arguments.junit)

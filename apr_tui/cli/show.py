@@ -32,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    """Open or print the bundle and return the exit code."""
+    """Open or print the bundle, or the folder of a verdict, and return the exit code."""
     bundle = Path(arguments.BUNDLE)
     if not (arguments.text or arguments.json):
         from apr_tui.request import Request
@@ -41,6 +41,10 @@ def run(arguments: Arguments) -> int:
         return open_console(Request(bundle=bundle, options=options, theme=arguments.theme))
     from apr_tui.cli import output
 
+    judged = session.open_judged(bundle) if session.is_judged(bundle) else None
+    if judged is not None:
+        sys.stdout.write(output.judged_text(judged, as_json=arguments.json))
+        return 0
     traced = session.open_bundle(bundle)
     options = RunOptions(output.scope_shown(traced, arguments.scope), arguments.threshold)
     sys.stdout.write(output.saved_text(traced, options, as_json=arguments.json))

@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from apr_tui.cli.launch import prompt_of, read_text, source_of
+from apr_tui.cli.launch import prompt_of, read_option, source_of
 from apr_tui.cli.progress import check_out, progress, wrote
 from apr_tui.options import CONSOLE, OUT, OutArguments, Parser, RunArguments, record_of
 from core import session
+from core.system.limits import CONTRACT_BYTES
 from core.trace.request import Prompt, RunOptions
 
 
@@ -48,12 +49,12 @@ def run(arguments: Arguments) -> int:
     findings = session.hints(traced, options.scope, options.threshold)
     if arguments.out is not None:
         session.export(traced, arguments.out, options, force=arguments.force, command=arguments.command,
-                       durations={"trace_seconds": time.monotonic() - started})
+                       repeat=arguments.repeat, durations={"trace_seconds": time.monotonic() - started})
         wrote(arguments, arguments.out)
     if arguments.csv is not None:
         session.export_csv(traced, arguments.csv, options.scope)
     shown = [] if arguments.contract is None else contract_gates(
-        read_text(arguments.contract, "--contract"), str(arguments.contract), judge_gates(traced))
+        read_option(arguments.contract, "--contract", CONTRACT_BYTES), str(arguments.contract), judge_gates(traced))
     sys.stdout.write(
         output.trace_json(traced, options.scope, findings, shown) + "\n" if arguments.json
         else report_text(traced, options.scope, findings, options.threshold) + output.gates_text(shown))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import signal
 import sys
 import time
@@ -17,12 +16,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from apr_tui.options import Arguments as Basic
-from apr_tui.options import Parser, read_count, read_positive, record_of
+from apr_tui.options import Parser, read_batch, read_count, read_positive, record_of
 from core.model.stages import read_whole
 from core.system.child import child_command, child_environment, start_apart
 from core.system.errors import OutputError, UsageError
 from core.system.json_text import to_json
+from core.system.limits import BATCH
 from core.system.progress import Phase
+from core.system.safe_text import join_words, safe_text
 from core.train.events import CheckpointWritten, Note, StepTaken, TrainEvent, Validated
 from core.train.log import GRADS, read_lines
 from core.train.reader import RunReader, open_run
@@ -61,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
     add("--corpus", type=Path, metavar="DIR", help="text or token shards (default: Python's own library)")
     add("--tokenizer", type=Path, metavar="DIR", help="vocab.json and merges.txt (default: one is trained)")
     add("--steps", type=read_count, metavar="N", help="number of optimizer steps")
-    add("--batch", type=read_count, metavar="B", help="sequences per step")
+    add("--batch", type=read_batch, metavar="B", help=f"sequences per step, 1 to {BATCH}")
     add("--seq", type=read_count, metavar="S", help="tokens per sequence")
     add("--steps-per-epoch", type=read_count, metavar="E", help="steps between validations")
     add("--mode", choices=("from-scratch", "finetune"), help="sets rate, warm-up, target and cap together")
@@ -108,13 +109,13 @@ def run(arguments: Arguments) -> int:
 def result_text(result: TrainResult) -> str:
     """The end of a run for a person: gates, losses, where the checkpoint is."""
     width = max((len(gate.id) for gate in result.gates), default=0)
-    lines = [f"{gate.verdict:<12} {gate.id:<{width}}  {gate.measured}" for gate in result.gates]
-    lines.append(f"{result.status}: {result.sentence}")
+    lines = [safe_text(f"{gate.verdict:<12} {gate.id:<{width}}  {gate.measured}") for gate in result.gates]
+    lines.append(safe_text(f"{result.status}: {result.sentence}"))
     if result.final_train_loss is not None:
         val = "not measured" if result.final_val_loss is None else f"{result.final_val_loss:.4f}"
         lines.append(f"train_loss {result.final_train_loss:.4f}, val_loss {val}")
     if result.checkpoint is not None:
-        lines.append(f"trace it: {shlex.join(['apr-tui', 'trace', str(result.checkpoint / 'model.gguf')])}")
+        lines.append(f"trace it: {join_words(['apr-tui', 'trace', str(result.checkpoint / 'model.gguf')])}")
     return "\n".join(lines) + "\n"
 
 
@@ -172,8 +173,8 @@ def _detach(arguments: Arguments, asked: TrainOptions) -> int:
     if arguments.json:
         sys.stdout.write(to_json({"pid": child.pid, "out": asked.out, "log": asked.out / LOG}) + "\n")
     else:
-        print(f"process {child.pid} trains on; its words are in {asked.out / LOG}")
-        print(f"watch it: {shlex.join(['apr-tui', 'train', '--watch', str(asked.out)])}")
+        print(f"process {child.pid} trains on; its words are in {safe_text(str(asked.out / LOG))}")
+        print(f"watch it: {join_words(['apr-tui', 'train', '--watch', str(asked.out)])}")
     return 0
 
 
@@ -212,7 +213,7 @@ def _progress(arguments: Arguments) -> Callable[[TrainEvent], None]:
                 return
             spoken[0] = time.monotonic()
         if text:
-            print(text, file=sys.stderr, flush=True)
+            print(safe_text(text), file=sys.stderr, flush=True)
 
     return emit
 

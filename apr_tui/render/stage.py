@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.trace.finding import Finding
     from core.trace.stats import Stats
 
+SpreadLines = Callable[[str, int], Rows]  # of a weight's name, so wide
 NAME, MARK = 11, 2
 COLUMNS = (  # field of Stats, width, least width of the screen that shows it
     ("count", 9, 100), ("std", 7, 0), ("mean", 8, 0), ("min", 8, 0), ("max", 8, 0), ("absmax", 8, 110), ("l2", 7, 0),
@@ -118,14 +119,15 @@ def why_lines(view: TraceView, place: Place, width: int) -> Rows:
     return [[(part, "text")] for part in wrap(text, width)]
 
 
-def weight_lines(weights: Sequence[WeightFacts], width: int) -> Rows:
-    """Name, quant type and shape of the weights behind the stage."""
+def weight_lines(weights: Sequence[WeightFacts], width: int, spread: SpreadLines = lambda name, width: []) -> Rows:
+    """Name, quant type and shape of the weights behind the stage, each over its level beside its siblings'."""
     lines: Rows = []
     for name, quant, shape in weights:
         size = "x".join(map(str, shape))
         room = width - len(quant) - len(size) - 4
         lines.append([(fit_text(escape_untrusted(name), room), "text"), (f"  {escape_untrusted(quant)}", "a"),
                       (f"  {size}", "quiet")])
+        lines += spread(name, width)
     return lines
 
 
@@ -146,7 +148,10 @@ def sentence(finding: Finding) -> str:
     return place + text.removeprefix(finding.stage) if text.startswith(finding.stage) else f"{place}: {text}"
 
 
-def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequence[WeightFacts]], width: int) -> Rows:
+def everything(
+    view: TraceView, place: Place, weights: Callable[[Place], Sequence[WeightFacts]], width: int,
+    spread: SpreadLines = lambda name, width: [],
+) -> Rows:
     """The page of one stage: nothing left out."""
     cell = view.cells.get(place)
     stats: Any = cell.at(view.scope) if cell is not None else None
@@ -167,7 +172,8 @@ def everything(view: TraceView, place: Place, weights: Callable[[Place], Sequenc
         finding_lines(view, place[0], place[1], width - 2),
         [indent + line for line in why_lines(view, place, width - 4)],
         [indent + line for line in channel_lines(view, place, 8)],
-        [indent + line for line in weight_lines(weights(place), min(width - 4, 76))], token_lines(view, place, width),
+        [indent + line for line in weight_lines(weights(place), min(width - 4, 76), spread)],
+        token_lines(view, place, width),
     ):
         if part:
             lines += [[], *part]

@@ -9,6 +9,7 @@ from apr_tui.render.status import error_note
 from apr_tui.style import escape_untrusted
 from core.system.errors import AprError, Cancelled
 from core.system.outcome import FAIL
+from core.system.safe_text import safe_text
 from core.train.records import ABORTED, FAILED, INTERRUPTED, RUNNING, RunView
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def view_text(view: RunView) -> str:
     lines += [f"{gate.verdict} {gate.id}: {gate.measured}" for gate in view.gates if gate.verdict == FAIL]
     if view.checkpoint is not None:
         lines.append(f"newest checkpoint {view.checkpoint}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(safe_text, lines)) + "\n"
 
 
 def age_text(seconds: float | None) -> str:

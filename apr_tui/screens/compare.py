@@ -44,6 +44,7 @@ class CompareScreen(VerdictScreen):
         super().__init__(PairView(request.options.scope))
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
+        self.files: tuple[str, ...] = ()  # what the files differ in, known before the verdict
         self.other = GridView(SideView(self.view, "B"), self.grid.columns, id="other")  # B, where A is shown and fits
         self.other.name_shown = (" B", "b")
 
@@ -81,6 +82,7 @@ class CompareScreen(VerdictScreen):
 
     def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far; before the verdict A's are shown."""
+        self.files = frame.files or self.files
         rows = self.view.update(frame.cells, frame.n_layer)
         if self.has_class("sides"):
             self.other.show_rows(rows)
@@ -133,7 +135,9 @@ class CompareScreen(VerdictScreen):
         """The verdict, then as many reasons as there is room for."""
         found = self.comparison
         if found is None:
-            return [[(f" {self.end}" if self.end else " the verdict comes when both sides are measured", "quiet")]]
+            waits = self.end or "the verdict comes when both sides are measured"
+            told = [part for text in self.files for part in wrap(f"files: {escape_untrusted(text)}", width - 2)]
+            return [*([(f" {part}", "text")] for part in told[:2]), [(f" {waits}", "quiet")]]
         lines: Rows = verdict_rows(found, width)
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")]
@@ -187,7 +191,7 @@ class CompareScreen(VerdictScreen):
 
     def action_run(self) -> None:
         """Compare, again or for the first time."""
-        self.note, self.progress, self.seconds, self.end = None, None, None, ""
+        self.note, self.progress, self.seconds, self.end, self.files = None, None, None, "", ()
         self.view.clear()
         self.view.metric, self.bisection = "A", None
         self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.get_session))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from apr_tui.request import Request, typed_path
 from apr_tui.screens.dialogs import ConfirmScreen
@@ -15,15 +15,15 @@ from apr_tui.workers.run import JobFinished, RunWorker
 from core.system.errors import AprError
 
 if TYPE_CHECKING:
-    from apr_tui.app import Console
-    from apr_tui.host import JobOwner
+    from apr_tui.host import Host, JobOwner
+    from apr_tui.textual_compat import CompatApp
 
 
 class Exports:
     """The console's exports, one at a time, in a thread of their own."""
 
-    def __init__(self, app: Console) -> None:
-        self.app = app
+    def __init__(self, app: CompatApp) -> None:
+        self.app, self.host = app, cast("Host", app)
         self.worker = RunWorker(app)
         self.writing: JobOwner | None = None  # the screen whose export runs
 
@@ -34,7 +34,7 @@ class Exports:
 
         def write(folder: Path, force: bool) -> None:
             self.writing = screen
-            job = export_job(shown, folder, force, request, screen.command(), self.app.get_session)
+            job = export_job(shown, folder, force, request, screen.command(), self.host.get_session)
             self.worker.start("export", job)
             screen.say(f"writing {escape_untrusted(str(folder))} ...", "a")
 
@@ -50,7 +50,7 @@ class Exports:
         if self.writing is not None:
             screen.say("An export is being written: wait for its end.", "watch")
         else:
-            self.app.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
+            self.host.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
 
     def finished(self, message: JobFinished) -> None:
         """Give the end to its screen; an internal error closes the console."""

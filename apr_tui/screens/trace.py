@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,22 @@ from typing import Any
 from rich.cells import cell_len
 
 from apr_tui.keys import GRID_KEYS, bindings
-from apr_tui.recent import recent, remember
+from apr_tui.recent import remember
 from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.trace import cell_spans, note_lines
-from apr_tui.request import Request, read_ids, read_prompt, refuse_prompt, typed_source, write_prompt
+from apr_tui.request import Request
 from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
+from apr_tui.screens.opening import ask_file, ask_pair, ask_prompt
 from apr_tui.style import Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset
 from apr_tui.view_models.trace import TraceView
 from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
 from core.model.stages import UNKNOWN_SCOPE
-from core.system.errors import Cancelled, UsageError
+from core.system.errors import Cancelled
+from core.system.safe_text import join_words
 
-FORMS = ".gguf, .apr, a bundle, SCHEME:FILE, FILE@compute=q8"
+PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
@@ -90,6 +91,8 @@ class TraceScreen(GridScreen):
             opened = result.bundle or self.request.path
             if opened is not None:
                 remember(opened)
+            proved = next((note for note in result.trace.notes if note.startswith(PROVED)), None)
+            self.note = (f"X {escape_untrusted(proved)}", "bad") if proved else None
             if result.bundle is not None:  # it may lack the scope that was asked for
                 self.view.select(scope=result.scope)
             elif result.scope != self.view.scope:  # it was changed while the trace ran
@@ -217,15 +220,11 @@ class TraceScreen(GridScreen):
 
     def action_prompt(self) -> None:
         """Ask for another prompt and run it."""
-        tokens = self.request.prompt.tokens
-        shown = write_prompt(self.request.prompt.text) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
-        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt,
-                         refuse=refuse_prompt)
+        ask_prompt(self.console, self.request, self.start)
 
     def action_file(self) -> None:
         """Ask for another file or bundle and trace it."""
-        folder = f"{self.request.path.parent}/" if self.request.path else ""
-        self.console.ask("open", folder, FORMS, self._open, is_path=True, refuse=self._refuse, listed=recent())
+        ask_file(self.console, self.request, self.start)
 
     def action_pair(self) -> None:
         """Compare with the sibling, or with a file that is asked for."""
@@ -242,37 +241,29 @@ class TraceScreen(GridScreen):
         path = self._open_path()
         if path is None:
             self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
-            return
-
-        def answered(text: str) -> None:
-            if text.strip():
-                b = typed_source(text, self.request.settings)
-                self.console.show_pair(replace(self.request, other=b), path, b.path)
-
-        self.console.ask(f"compare {path.name} (A) with", f"{path.parent}/", f"B: {FORMS}", answered, is_path=True,
-                         refuse=self._refuse, listed=recent())
+        else:
+            ask_pair(self.console, self.request, path)
 
     def _open_path(self) -> Path | None:
         return (self.traced.path or self.traced.bundle) if self.traced else self.request.bundle or self.request.path
-
-    def _refuse(self, text: str) -> str:
-        """Why a source cannot be opened, as far as its name and place say."""
-        try:
-            typed_source(text, self.request.settings)
-        except UsageError as error:
-            return str(error)
-        return ""
 
     def action_check(self) -> None:
         """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
         bundle = self.traced.bundle if self.traced else self.request.bundle
         if bundle is not None:
-            command = shlex.join(["apr-tui", "check", str(bundle), "--model"])
+            command = join_words(["apr-tui", "check", str(bundle), "--model"])
             self.say(f"A bundle is checked against its model's weights: {escape_untrusted(command)} FILE", "watch")
         elif self.request.path is None:
             self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
         else:
             self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
+
+    def action_audit(self) -> None:
+        """Audit the open file by itself."""
+        if self.request.path is None:
+            self.say("There is no model file to audit: open one with f.", "watch")
+        else:
+            self.console.show_audit(self.request.path)
 
     def action_export(self) -> None:
         """Write the evidence."""
@@ -292,14 +283,3 @@ class TraceScreen(GridScreen):
             following = self.grid.is_following
             self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
             self.grid.is_following = following
-
-    def _set_prompt(self, text: str) -> None:
-        if text.startswith("tokens:"):
-            prompt = replace(self.request.prompt, tokens=read_ids(text))
-        else:
-            prompt = replace(self.request.prompt, text=read_prompt(text), tokens=None)
-        self.start(replace(self.request, prompt=prompt, bundle=None))
-
-    def _open(self, text: str) -> None:
-        if text.strip():
-            self.start(self.request.with_source(typed_source(text, self.request.settings)))

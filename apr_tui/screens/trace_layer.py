@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr_tui.keys import LAYER_KEYS, bindings
+from apr_tui.render.audit import spread_lines
 from apr_tui.render.stage import (
     beside,
     channel_lines,
@@ -23,6 +24,7 @@ from core.model.stages import Place, place_text
 
 if TYPE_CHECKING:
     from apr_tui.screens.trace import TraceScreen
+    from core.audit.spread import Spread
     from core.formats.model_file import ModelFile
 
 LEFT = 39  # columns of the tokens, of 80; half of a wider screen
@@ -34,6 +36,10 @@ class TraceLayerScreen(LayerScreen):
     BINDINGS = bindings(LAYER_KEYS)
     kind = LAYER_KEYS
     under: TraceScreen
+
+    def __init__(self, under: Any, has_detail: bool = False) -> None:  # noqa: ANN401 (as its parent's)
+        super().__init__(under, has_detail)
+        self.spreads: dict[str, Spread | None] = {}  # by weight: the cursor moves more often than a file changes
 
     def table_header(self, width: int) -> list[Span]:
         """Names of the columns."""
@@ -54,7 +60,7 @@ class TraceLayerScreen(LayerScreen):
         left = max(LEFT, width // 2)
         side = width - left - 1
         why = why_lines(self.view, place, side)
-        weights = weight_lines(self.weights(place), side)
+        weights = weight_lines(self.weights(place), side, self.spread_lines)
         channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
         parts = [part for part in (why, weights, channels) if part]
         gap: Rows = [[]] if height > 24 else []
@@ -73,7 +79,16 @@ class TraceLayerScreen(LayerScreen):
 
     def open_lines(self, place: Place, width: int) -> Rows:
         """Everything about a stage."""
-        return everything(self.view, place, self.weights, width)
+        return everything(self.view, place, self.weights, width, self.spread_lines)
+
+    def spread_lines(self, name: str, width: int) -> Rows:
+        """A weight's level beside its siblings'; nothing while a trace runs, or of a bundle."""
+        traced = self.under.traced
+        if traced is None or traced.model is None:
+            return []
+        if name not in self.spreads:
+            self.spreads[name] = self.console.get_session().weight_spread(traced.model, name)
+        return spread_lines(self.spreads[name], width)
 
     def _heading(self, place: Place) -> str:
         cell = self.view.cells.get(place)

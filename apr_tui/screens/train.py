@@ -6,7 +6,6 @@ It shows a run of this console or, read-only, one that another process writes. L
 
 from __future__ import annotations
 
-import shlex
 from typing import ClassVar
 
 from textual import events
@@ -26,6 +25,7 @@ from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
 from apr_tui.workers.train import Training, TrainNews
 from core.system.errors import AprError
+from core.system.safe_text import join_words
 from core.train.records import INTERRUPTED, RUNNING
 
 NOTE_LINES, FOOT_LINES = 2, 2
@@ -118,7 +118,7 @@ class TrainScreen(BaseScreen):
     def command(self) -> str:
         """The command that trains this run, or watches it."""
         options = self.training.options
-        watch = shlex.join(["apr-tui", "train", "--watch", str(self.training.folder)])
+        watch = join_words(["apr-tui", "train", "--watch", str(self.training.folder)])
         return options.command if options is not None else watch
 
     def _show_body(self) -> None:
@@ -229,7 +229,7 @@ class TrainScreen(BaseScreen):
             self.say("A run is under way: escape stops it.", "watch")
         else:
             stopped = training.is_own and state_of(self.training) == INTERRUPTED and training.view is not None
-            line = f"--resume --out {shlex.quote(str(training.folder))}" if stopped else training.line
+            line = f"--resume --out {join_words([str(training.folder)])}" if stopped else training.line
             ask_training(self.console, self.say, line, self._replace)
 
     def _stop(self, yes: bool | None) -> None:

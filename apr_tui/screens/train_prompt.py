@@ -14,6 +14,7 @@ from apr_tui.request import typed_path
 from apr_tui.style import escape_untrusted
 from apr_tui.workers.train import Training
 from core.system.errors import UsageError
+from core.system.safe_text import join_words
 from core.train.config import TrainOptions
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ def read_line(text: str) -> Training:
     words = words[2:] if words[:2] == ["apr-tui", "train"] else words
     outside = ONLY_WORDS & set(words)
     if outside:
-        command = f"apr-tui train {shlex.join(words)}"
+        command = f"apr-tui train {join_words(words)}"
         raise UsageError(f"{', '.join(sorted(outside))} works on the command line only: {command}")
     arguments = read_arguments("train", words)
-    arguments.command = f"apr-tui train {shlex.join(words)}"
+    arguments.command = f"apr-tui train {join_words(words)}"
     if arguments.watch is not None:
         return Training(typed_path(arguments.watch), line=text)
     if arguments.out is None:

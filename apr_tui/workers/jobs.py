@@ -1,4 +1,4 @@
-"""The jobs that the console gives its worker: trace, check, compare, bisect, export. None touches a widget."""
+"""The jobs that the console gives its worker: trace, check, audit, compare, bisect, export. None touches a widget."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from apr_tui.workers.run import JobProgress
 
 if TYPE_CHECKING:
     from apr_tui.session import Result
+    from core.audit.audit_file import Audit
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
     from core.proof.verdict import Bisection, Comparison
@@ -101,6 +102,16 @@ def check_job(request: Request, path: Path, get_session: GetSession) -> Callable
         progress.say(f"checking {path.name} against float64")
         return get_session().check(request.source(path), request.prompt, request.options, emit=progress.emit,
                                    cancelled=progress.cancelled)
+
+    return job
+
+
+def audit_job(path: Path, get_session: GetSession) -> Callable[[JobProgress], Audit]:
+    """Audit a model file by itself."""
+
+    def job(progress: JobProgress) -> Audit:
+        progress.say(f"auditing {path.name}")
+        return get_session().audit(path, progress.cancelled)
 
     return job
 

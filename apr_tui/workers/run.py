@@ -20,7 +20,7 @@ from core.model.stages import Place
 from core.system.errors import AprError, Cancelled, system_error
 from core.system.gpu_errors import device_error
 from core.system.progress import Phase, Reached
-from core.trace.events import CellMeasured, Event, StageJudged, Start, TokenGenerated
+from core.trace.events import CellMeasured, Event, FilesCompared, StageJudged, Start, TokenGenerated
 
 FRAME_S = 0.08     # at most a dozen frames a second
 SWITCH_S = 0.001   # the worker hands the interpreter over this often, so that keys are answered
@@ -50,6 +50,7 @@ class Frame:
     latest: Place | None = None
     side: str = ""
     known: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    files: tuple[str, ...] = ()  # of a pair: what they differ in
 
 
 class Progress(Message):
@@ -119,6 +120,8 @@ class JobProgress:
                     self._cells.setdefault(side or "", {})[place] = cell
                     if not self._errors:  # a check judges a cell a little after it was measured
                         self._fields |= {"latest": place, "side": side or ""}
+                case FilesCompared(sentences):
+                    self._fields["files"] = sentences
                 case TokenGenerated(text):
                     self._fields["generated"] = self._fields.get("generated", "") + text
                 case StageJudged(place, error):

@@ -6,7 +6,6 @@ The screen reads both from the run's folder, so a person sees what is on the dis
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from apr_tui.shutdown import TRAIN_PATIENCE_S
 from apr_tui.workers.run import SWITCH_S, MessageTarget
 from core.system.errors import AprError, FileError, system_error
 from core.system.progress import Phase
-from core.system.safe_text import safe_text
+from core.system.safe_text import join_words, safe_text
 from core.train.events import Note, StepTaken, TrainEvent
 from core.train.log import RUN
 from core.train.reader import RunReader
@@ -118,7 +117,7 @@ class Training:
             _say(str(self.error))
         else:
             _say("the run was ended without waiting; its logged steps and last checkpoint are kept. Continue with: "
-                 f"{shlex.join(['apr-tui', 'train', '--resume', '--out', str(self.folder)])}")
+                 f"{join_words(['apr-tui', 'train', '--resume', '--out', str(self.folder)])}")
         return ended
 
     def tell(self, event: TrainEvent) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.bundle.manifest import MOST_LAYERS
 from core.bundle.tables import NEEDED, TEXT, WHOLE
 from core.system.errors import FileError
+from core.system.limits import LAYERS
 
 if TYPE_CHECKING:
     import polars as pl
+
+HEADING_SHOWN = 80  # characters
 
 
 def csv_text(columns: Mapping[str, Any], as_text: bool = False) -> str:
@@ -40,20 +42,23 @@ def read_table(path: Path, data: bytes, names: Sequence[str]) -> pl.DataFrame:
     """Read a CSV's bytes with exactly these columns, or a FileError that names the path, line and column."""
     import polars as pl
 
+    needed, heading = ", ".join(names), data.split(b"\n", 1)[0].rstrip(b"\r")
+    if heading != ",".join(names).encode():  # before the table is read: a heading may have a million columns
+        if not heading:
+            raise FileError(f"{path} is not a CSV table: it has no heading. Trace again.")
+        found = heading[:HEADING_SHOWN].decode(errors="replace").replace(",", ", ")
+        raise FileError(f"{path} line 1: columns {found}; {needed} were needed. Trace again.")
     try:
         text = pl.read_csv(io.BytesIO(data), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise FileError(f"{path} is not a CSV table: {str(error).splitlines()[0]}. Trace again.") from error
-    if tuple(text.columns) != tuple(names):
-        needed = ", ".join(names)
-        raise FileError(f"{path} line 1: columns {', '.join(text.columns)}; {needed} were needed. Trace again.")
     columns = []
     for name in names:
         kind = pl.Int64 if name in WHOLE else pl.String if name in TEXT else pl.Float64
         column = text[name].cast(kind, strict=False)
         wrong = (column.is_null() & text[name].is_not_null()) | (column.is_null() & pl.Series([name in NEEDED]))
         if kind == pl.Int64:
-            wrong = wrong | (column < 0) | (column > MOST_LAYERS if name == "layer" else pl.Series([False]))
+            wrong = wrong | (column < 0) | (column > LAYERS if name == "layer" else pl.Series([False]))
         lines = wrong.fill_null(False).arg_true()
         if len(lines):
             line = lines[0]

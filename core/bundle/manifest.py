@@ -13,6 +13,7 @@ from core.bundle.tables import channel_extras
 from core.model.stages import Place, parse_place, parse_stored_scope, place_text
 from core.system.errors import FileError, UsageError
 from core.system.json_text import number, to_json, to_plain
+from core.system.limits import LAYERS
 from core.trace.record import CaptureContract, NextToken, Token, Trace, is_token_id
 
 SCHEMA = "apr-tui/1"
@@ -20,7 +21,6 @@ NOT_MEASURED = "NOT_MEASURED"
 PACKAGES = ("apr-tui", "numpy", "polars", "torch")
 FACTS = tuple(f.name for f in fields(CaptureContract))
 ORIGIN = {"header_sha256": str, "digest": str, "printed_decimals": int}  # what is read back of the origin, and its type
-MOST_LAYERS = 1 << 20  # a number above is damage: no screen could list so many
 
 
 def manifest_text(trace: Trace, scope: str, extra: Mapping[str, object], sha256: Mapping[str, str]) -> str:
@@ -78,8 +78,8 @@ class Manifest:
         """Read the capture contract."""
         numbers = ("n_layer", "d_model", "n_vocab", "threads")
         known = {f: self.get(f, int if f in numbers else str) for f in FACTS if f != "scopes"}
-        if not 0 <= (known["n_layer"] or 0) <= MOST_LAYERS:
-            raise FileError(f"{self.name}: key 'n_layer' is {known['n_layer']}; 0 to {MOST_LAYERS} was needed. "
+        if not 0 <= (known["n_layer"] or 0) <= LAYERS:
+            raise FileError(f"{self.name}: key 'n_layer' is {known['n_layer']}; 0 to {LAYERS} was needed. "
                             "Trace again.")
         try:
             scopes = tuple(parse_stored_scope(str(s)) for s in self.get("scopes", list) or ())

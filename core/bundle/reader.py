@@ -17,9 +17,13 @@ from core.model.stages import Place, parse_stored_scope, place_order, stage_name
 from core.system.atomic_folder import MANIFEST
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES, TABLE_BYTES
+from core.system.regular_file import read_file
 from core.trace.record import Trace
 from core.trace.stats import Cell, ScopeStats, Stats
 from core.trace.values_file import open_values
+
+_WHOLE = "A whole bundle was needed; trace again with --out."
 
 
 def read_bundle(folder: Path) -> Trace:
@@ -62,12 +66,12 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return read_file(path, DOCUMENT_BYTES if path.suffix == ".json" else TABLE_BYTES, _WHOLE)
+    except FileError as error:
         if path.name == "stats.csv" and (path.parent / "verdict.json").exists():
-            raise FileError(f"{path.parent} is a comparison's folder. Open its a or its b.") from error
-        why = error.strerror or str(error)
-        raise FileError(f"{path} cannot be read: {why}. A whole bundle was needed; trace again with --out.") from error
+            raise FileError(f"{path.parent} holds a verdict and no single trace. Give the bundle inside it: a, b or "
+                            "trace.") from error
+        raise
 
 
 def _check_sha256(path: Path, manifest: Manifest) -> None:

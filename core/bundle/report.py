@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from core.bundle.grid_text import LINE_WIDTH, grid_text, title_lines
-from core.model.stages import GRID_STAGES, place_text
-from core.system.numbers import short
+from core.bundle.grid_text import LINE_WIDTH, grid_text
+from core.model.stages import place_text
 from core.system.safe_text import safe_text
 from core.trace.finding import Finding
-from core.trace.grid import layers, marks, value
 from core.trace.record import Trace
 
 MAX_TOKENS = 32  # listed; the rest stands in manifest.json
@@ -54,25 +52,6 @@ def tokens_text(trace: Trace) -> str:
     return wrapped(["Tokens: " + "  ".join(kept + more)]).replace(GLUE, " ")
 
 
-def report_markdown(trace: Trace, scope: str, findings: Sequence[Finding], threshold: float = 10.0) -> str:
-    """Write the grid and the findings as Markdown; X and ! cells are bold."""
-    mark = marks(trace.cells, scope, threshold, trace.layer_kinds)
-    *_, ran, shown = title_lines(trace, scope)
-    lines = [f"### {_plain_markdown(ran)}", ""]
-    if trace.planted:
-        lines += [f"**PLANTED {_plain_markdown(trace.planted)}**: this run carries a bug put there on purpose.", ""]
-    lines += [shown, ""]
-    lines += ["| layer | " + " | ".join(GRID_STAGES) + " |", "|---:" * (len(GRID_STAGES) + 1) + "|"]
-    for layer in layers(trace.cells):
-        texts = [(short(value(trace.cells, (layer, s), scope, "std")), mark[layer, s]) for s in GRID_STAGES]
-        lines.append(f"| {layer} | " + " | ".join(f"**{t} {m}**" if m in BOLD else t for t, m in texts) + " |")
-    lines += ["", "Findings (hints say where to look; they prove nothing):" if findings else "Findings: none.", ""]
-    lines += [f"{i}. **{f.kind} {place_text(f.place)}** ({f.strength}, scope {f.scope}): {_plain_markdown(f.sentence)}"
-              for i, f in enumerate(findings, 1)]
-    lines += ["", f"Traced equals untraced: {WITNESS[trace.observed_equals_unobserved]}."]
-    return "\n".join(lines) + "\n"
-
-
 def wrapped(lines: Iterable[str], indent: int = 2) -> str:
     """Break each line at its spaces, LINE_WIDTH wide; what follows of it is indented. A longer word stays whole."""
     rest = " " * indent
@@ -91,7 +70,3 @@ def _facts_line(trace: Trace) -> str:
 
 def _quoted(text: str | None) -> str:
     return "-" if text is None else "'" + safe_text(text) + "'"
-
-
-def _plain_markdown(text: str) -> str:
-    return "".join("\\" + c if c in "\\`*_[]<>|#" else c for c in safe_text(text))

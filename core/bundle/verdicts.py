@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from core.bundle.csv_table import csv_text
+from core.bundle.judged import JUDGED, judged_text
 from core.bundle.manifest import SCHEMA, versions
+from core.bundle.page_html import page_html
+from core.bundle.page_markdown import page_markdown
+from core.bundle.verdict_page import check_page, comparison_page
 from core.bundle.writer import write_bundle
 from core.model.stages import Place, place_order
 from core.proof.check_result import Check
 from core.proof.contract_gates import gate_rows, judge_gates
 from core.proof.verdict import Bisection, Comparison
-from core.system.atomic_folder import MANIFEST, REPRODUCER, new_folder
+from core.system.atomic_folder import MANIFEST, REPRODUCER, SIDES, TRACE, new_folder
 from core.system.json_text import to_json
 from core.trace.finding import Finding
 from core.trace.measures import LocalError
+from core.trace.request import DEFAULTS
 
 CELLS = ("layer", "stage", "scope", "ratio", "rel_l2", "cosine", "max_abs", "token", "channel", "inherited", "local")
 LOCAL = ("layer", "stage", "nmse", "sqnr_db", "floor", "token", "channel")
@@ -30,6 +35,7 @@ def comparison_document(c: Comparison) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "verdict": c.verdict, "first": _first(c.first, c.token, c.channel), "side": c.side,
         "measured": c.measured, "floor": c.floor, "multiple": c.multiple, "reasons": list(c.reasons),
+        "files": list(c.files),
         "compared": {"tokens": [t.id for t in c.a.tokens], "scope": c.scope, "a": sides[0], "b": sides[1]},
     }
 
@@ -64,34 +70,44 @@ def bisection_document(b: Bisection) -> dict[str, Any]:
 
 def write_comparison(
     out: Path, c: Comparison, findings: Sequence[Sequence[Finding]], *, threshold: float, force: bool, command: str,
-    bisection: Bisection | None = None,
+    repeat: str = "", bisection: Bisection | None = None,
 ) -> Path:
-    """Write a/, b/, cells.csv, verdict.json, gates.json and manifest.json; of a bisection reproducer/.
+    """Write a/, b/, cells.csv, verdict.json, gates.json, reports and manifest.json; of a bisection reproducer/.
 
     Errors: UsageError where out exists without force, OutputError.
     """
     document = comparison_document(c) if bisection is None else bisection_document(bisection)
     with new_folder(out, force=force) as part:
-        for name, trace, found in zip("ab", (c.a, c.b), findings, strict=True):
+        for name, trace, found in zip(SIDES, (c.a, c.b), findings, strict=True):
             write_bundle(part / name, trace, scope=c.scope, findings=found, threshold=threshold, force=False,
                          values=trace.values is not None, manifest_extra={"command": command})
         if bisection and bisection.write_reproducer:
             bisection.write_reproducer(part / REPRODUCER)
+        cells = _table(CELLS, _cell_rows(c))
+        page = comparison_page(c, cells, repeat, bisection)
         _write(part, {
-            "cells.csv": _table(CELLS, _cell_rows(c)), "verdict.json": to_json(document, indent=1) + "\n",
+            "cells.csv": cells, "verdict.json": to_json(document, indent=1) + "\n",
             "gates.json": to_json(gate_rows(judge_gates(c.a, c)), indent=1) + "\n",
+            JUDGED: judged_text(bisection or c), "report.md": page_markdown(page), "report.html": page_html(page),
         }, command)
     return out
 
 
-def write_check(out: Path, c: Check, *, force: bool, command: str) -> Path:
-    """Write local.csv, verdict.json, gates.json and manifest.json; errors as write_comparison."""
+def write_check(
+    out: Path, c: Check, findings: Sequence[Finding], *, threshold: float, force: bool, command: str, repeat: str = "",
+) -> Path:
+    """Write trace/, local.csv, verdict.json, gates.json, reports and manifest.json; errors as write_comparison."""
     rows = ((*place, e.nmse, e.sqnr_db, e.floor, e.token, e.channel)
             for place, e in sorted(c.errors.items(), key=lambda item: place_order(item[0])))
+    local = _table(LOCAL, rows)
+    page = check_page(c, local, repeat)
     with new_folder(out, force=force) as part:
+        write_bundle(part / TRACE, c.trace, scope=DEFAULTS.scope, findings=findings, threshold=threshold, force=False,
+                     values=False, manifest_extra={"command": command})
         _write(part, {
-            "local.csv": _table(LOCAL, rows), "verdict.json": to_json(check_document(c), indent=1) + "\n",
+            "local.csv": local, "verdict.json": to_json(check_document(c), indent=1) + "\n",
             "gates.json": to_json(gate_rows(judge_gates(c.trace)), indent=1) + "\n",
+            JUDGED: judged_text(c), "report.md": page_markdown(page), "report.html": page_html(page),
         }, command, {"file": {"name": c.trace.name, "digest": c.trace.digest}})
     return out
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from core.bundle.csv_table import csv_text
 from core.bundle.manifest import manifest_text
-from core.bundle.report import report_markdown, report_text
+from core.bundle.page_markdown import page_markdown
+from core.bundle.report import report_text
 from core.bundle.tables import STATS_COLUMNS, VALUES, stats_rows, tokens_columns
+from core.bundle.trace_page import trace_html, trace_page
 from core.model.stages import GRID_STAGES
 from core.system.atomic_file import new_file
 from core.system.atomic_folder import MANIFEST, new_folder
@@ -26,14 +28,19 @@ WIDE = f"layer,{GRID_STAGES[0]}".encode()                 # how every wide grid 
 
 def write_bundle(
     out: Path, trace: Trace, *, scope: str, findings: Sequence[Finding], manifest_extra: Mapping[str, object],
-    force: bool, values: bool, threshold: float = 10.0,
+    force: bool, values: bool, threshold: float = 10.0, repeat: str = "",
 ) -> Path:
-    """Write a bundle and return its folder; UsageError where one stands and force is not set, OutputError."""
+    """Write a bundle and return its folder; UsageError where one stands and force is not set, OutputError.
+
+    repeat: the command that gives the same numbers, in normal form.
+    """
     with new_folder(out, force=force) as part:
+        stats = stats_csv(trace)
+        page = trace_page(trace, scope, findings, stats, threshold, repeat)
         files = {
-            "stats.csv": stats_csv(trace), "grid-std.csv": wide_csv(trace, scope), "tokens.csv": tokens_csv(trace),
+            "stats.csv": stats, "grid-std.csv": wide_csv(trace, scope), "tokens.csv": tokens_csv(trace),
             "findings.json": findings_json(findings), "report.txt": report_text(trace, scope, findings, threshold),
-            "report.md": report_markdown(trace, scope, findings, threshold),
+            "report.md": page_markdown(page), "report.html": trace_html(page, scope),
         }
         sha256: dict[str, str] = {}
         for name, text in files.items():

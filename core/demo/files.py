@@ -18,8 +18,9 @@ from core.formats.apr_writer import write_apr
 from core.formats.gguf_writer import write_gguf
 from core.formats.open_model import open_model
 from core.system.atomic_file import refuse_existing
+from core.system.atomic_folder import make_parents, remove_empty
 from core.system.errors import AprError, OutputError, os_reason
-from core.system.paths import cache_folder
+from core.system.paths import cache_folder, is_own, make_own
 
 NAMES = ("demo.gguf", "demo.apr")
 
@@ -36,11 +37,15 @@ def write_demo(folder: Path, fault: str | None = None, force: bool = False) -> t
     for path in (gguf, apr):
         refuse_existing(path, force)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made = make_parents(folder)
     except OSError as error:
         raise OutputError(f"{folder} could not be made: {error.strerror}. Give another folder with --out.") from error
-    write_gguf(gguf, model, force=force)
-    write_apr(apr, other, force=force)
+    try:
+        write_gguf(gguf, model, force=force)
+        write_apr(apr, other, force=force)
+    except BaseException:
+        remove_empty(made)
+        raise
     return gguf, apr
 
 
@@ -57,6 +62,7 @@ def ensure_demo() -> tuple[Path, Path]:
     folder = demo_folder()
     if not _is_whole(folder):
         try:
+            make_own(folder)
             write_demo(folder, force=True)  # each file is replaced at once, so that a second process finds whole ones
         except (AprError, OSError):
             spare = _spare_folder()
@@ -74,8 +80,10 @@ def _spare_folder() -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """True where both files open; a file that was cut fails its bounds."""
+    """True where both files are ours alone and open; a file that was cut fails its bounds."""
     try:
+        if not all(is_own(folder / name) for name in NAMES):
+            return False
         for name in NAMES:
             open_model(folder / name)
     except (AprError, OSError):

@@ -19,7 +19,8 @@ from core.formats.model_file import LazyArray, ModelFile, Value
 from core.quant.quantize import QUANTISERS
 from core.quant.weight import Weight
 from core.system.arrays import Floats32
-from core.text.bpe import BYTE_LETTERS, PRE_NAMED, build_bpe
+from core.text.bpe import BYTE_LETTERS, build_bpe
+from core.text.pre_tokenizers import PRE_NAMED
 
 SEED = 17
 N_LAYER, D_MODEL, N_HEAD, N_KV_HEAD, HEAD_DIM, D_FF = 28, 256, 4, 2, 64, 512

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from core.kernels.cpu.decoding import decode_rows
 from core.model.layers import Attention, Layer, Node
 from core.model.model import Model
-from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from core.faults.stage_inputs import StageInputs, full_name
+from core.kernels.cpu.decoding import decode_rows
 from core.model.layers import Attention, Rope
 from core.model.mixers.attention import attend_by, heat
 from core.model.ops import activate, gated, layer_norm, rms_norm, rms_scale, rope_angles, rotate
 from core.quant.activations import q8_0, q8_k, rounds_to_q8_k
-from core.quant.dequantize import decode_rows
 from core.quant.types import QUANTS
 
 BLOCK = 32

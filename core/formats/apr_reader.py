@@ -20,6 +20,7 @@ from core.quant.types import BY_APR_CODE, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Bytes
 from core.system.errors import FileError
+from core.system.limits import HEADER_BYTES, METADATA_BYTES, TENSORS
 from core.system.mapped_file import map_file, quote_name
 
 MAGIC = b"APR\0"
@@ -27,7 +28,6 @@ OLDER = {b"APRN": "version 1 (APRN)", b"APR1": "APR1", b"APR2": "APR2"}
 # magic, major, minor, flags, tensors, metadata offset and size, index offset, data offset, CRC, reserved
 APR_HEADER = struct.Struct("<4sBBHIQIQQI20x")
 ALIGNMENT = 64
-MAX_METADATA = 16 << 20
 MAX_NAME, MAX_DIMS = 256, 8
 FOOTER = 4
 ENTRY_BYTES = 2 + 1 + 1 + 1 + 8 + 8  # the least that one tensor takes in the index
@@ -99,8 +99,11 @@ def read_header(file: str, data: Bytes) -> Header:
     for flag, reason in REFUSED.items():
         if flags & FLAGS[flag]:
             raise FileError(f"{file} has the flag {flag}: {reason}. Write it again without that.")
-    if size > MAX_METADATA:
-        raise FileError(f"{file} has {size} bytes of metadata; the format allows {MAX_METADATA}. The file is damaged.")
+    if size > METADATA_BYTES:
+        raise FileError(f"{file} has {size} bytes of metadata; the format allows {METADATA_BYTES}. It is damaged.")
+    if data_at > HEADER_BYTES or n_tensor > TENSORS:
+        raise FileError(f"{file} claims {n_tensor} tensors and data from byte {data_at}; at most {TENSORS} and "
+                        f"{HEADER_BYTES} are read. The header is damaged; write the file again.")
     if not APR_HEADER.size <= at <= at + size <= index_at <= data_at:
         raise FileError(
             f"{file}: metadata at {at} ({size} bytes), index at {index_at} and data at {data_at} overlap. "

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.formats.apr_keys import ALWAYS, FIRST, FLAGS, KEYS, apr_tensor
-from core.formats.apr_reader import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_METADATA, MAX_NAME
+from core.formats.apr_reader import ALIGNMENT, APR_HEADER, MAGIC, MAX_DIMS, MAX_NAME
 from core.formats.model_file import USUAL, LazyArray, ModelFile, Value
 from core.formats.tensor_stream import TensorStream, passthrough
 from core.quant.types import QUANTS
 from core.system.atomic_file import new_file
 from core.system.errors import FileError
-from core.system.mapped_file import quote_name
+from core.system.limits import METADATA_BYTES
+from core.system.mapped_file import quote_name, refuse_cut
 
 
 def write_apr(path: Path, model: ModelFile, streams: Sequence[TensorStream] | None = None, force: bool = False) -> None:
@@ -37,6 +38,7 @@ def write_apr(path: Path, model: ModelFile, streams: Sequence[TensorStream] | No
     metadata = apr_metadata(model, renamed)
     with new_file(path, force) as part, part.open("wb") as out:
         write_container(out, metadata, renamed, flags)
+        refuse_cut()
 
 
 def write_container(
@@ -45,8 +47,9 @@ def write_container(
     """Write header, metadata, index, data and footer; tensor names are .apr's by now."""
     streams = sorted(streams, key=lambda tensor: tensor.name.encode())
     text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    if len(text) > MAX_METADATA:
-        raise FileError(f"the metadata takes {len(text)} bytes; .apr allows {MAX_METADATA}. Leave out the vocabulary.")
+    if len(text) > METADATA_BYTES:
+        raise FileError(f"the metadata takes {len(text)} bytes; .apr allows {METADATA_BYTES}. "
+                        "Leave out the vocabulary.")
     index = b"".join(_index_entries(streams))
     index_at = APR_HEADER.size + len(text) + -len(text) % ALIGNMENT
     data_at = index_at + len(index) + -len(index) % ALIGNMENT

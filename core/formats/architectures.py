@@ -30,7 +30,8 @@ class Family:
     single: a layer is one mixer or one feed-forward.
     window: attention is full at every window-th layer unless sliding_window_pattern says more. window_size: where no
     key says it. window_layers: windows only in a model of that many. chunked: a window starts at its multiples.
-    window_base: RoPE's base on windowed layers where no key says it; None: the other's.
+    window_base: RoPE's base on windowed layers where no key says it; None: the other's. window_plain: RoPE is scaled on
+    full layers only. log_mscale: YaRN scales no cos and sin where the file has yarn_log_multiplier.
     rope_on: layers with RoPE: all, window (not the full ones), step4 (not every fourth), finetuned (by that key).
     router: softmax, sigmoid, softmax_chosen (over the chosen ones); router_norm: their weights sum to 1. Keys override.
     weight_first: an expert's input is weighted, not its output. q_gate: attn_q has each head's query, then its gate.
@@ -58,6 +59,8 @@ class Family:
     window_size: int = 0
     window_layers: int | None = None
     window_base: float | None = None
+    window_plain: bool = False
+    log_mscale: bool = False
     chunked: bool = False
     rope_on: str = "all"
     router: str = "softmax"
@@ -90,7 +93,7 @@ ARCHS = {
     "qwen2": Family("halves", pre="qwen2", apr=("qwen2.5",), hf=("qwen2",), expects=QKV_BIASES),
     "qwen3": Family("halves", pre="qwen2", hf=("qwen3",), expects=QK_NORMS),
     # pre-norm, RMS
-    "mistral3": Family("adjacent"), "qwen3vl": Family(expects=QK_NORMS),
+    "mistral3": Family("adjacent", router_norm=True, log_mscale=True), "qwen3vl": Family(expects=QK_NORMS),
     "smollm3": Family("adjacent", rope_on="step4"), "seed_oss": Family(expects=QKV_BIASES),
     "ernie4_5": Family("adjacent"), "hunyuan-dense": Family(qk_norm_after_rope=True, expects=QK_NORMS),
     "arcee": Family("adjacent", act="relu2"), "apertus": Family(act="xielu", expects=QK_NORMS),
@@ -102,10 +105,12 @@ ARCHS = {
     "gemma2": Family(act="gelu", sqrt_d=True, window=2, attn_scale="depth", expects=POST_NORMS,
                      reads={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
     "gemma3": Family(act="gelu", sqrt_d=True, window=6, attn_scale="depth", window_base=1e4,
-                     expects=(*QK_NORMS, *POST_NORMS), reads={"final_logit_softcapping": 0.0}),
-    "gemma4": Family(act="gelu", sqrt_d=True, window=6, window_base=1e4, attn_scale="one", v_norm=True,
-                     router_norm=True, beside=True, expects=POST_NORMS, reads={"final_logit_softcapping": 0.0}),
-    "glm4": Family("adjacent", expects=POST_NORMS), "olmo2": Family(window=4, expects=(*QK_NORMS, *POST_NORMS)),
+                     window_plain=True, expects=(*QK_NORMS, *POST_NORMS), reads={"final_logit_softcapping": 0.0}),
+    "gemma4": Family(act="gelu", sqrt_d=True, window=6, window_base=1e4, window_plain=True, attn_scale="one",
+                     v_norm=True, router_norm=True, beside=True, expects=POST_NORMS,
+                     reads={"final_logit_softcapping": 0.0}),
+    "glm4": Family("adjacent", expects=POST_NORMS),
+    "olmo2": Family(window=4, window_plain=True, expects=(*QK_NORMS, *POST_NORMS)),
     "exaone4": Family(window=4, window_layers=64, rope_on="window", expects=(*QK_NORMS, *POST_NORMS)),
     # LayerNorm
     "stablelm": Family(norm="layer"), "olmo": Family("adjacent", norm="plain", reads={"attention.clamp_kqv": 0.0}),
@@ -124,13 +129,14 @@ ARCHS = {
     "gpt-oss": Family(act="oai", window=2, router="softmax_chosen", expects=("attn_sinks", *QKV_BIASES)),
     "glm4moe": Family(router="sigmoid"), "dots1": Family(expects=QK_NORMS),
     "minimax-m2": Family(router="sigmoid", router_norm=True, expects=QK_NORMS),
-    "exaone-moe": Family(window=4, rope_on="window", router="sigmoid", router_norm=True, expects=QK_NORMS),
-    "afmoe": Family(sqrt_d=True, window=4, rope_on="window", router="sigmoid", router_norm=True,
+    "exaone-moe": Family(window=4, rope_on="window", router="sigmoid", expects=QK_NORMS),
+    "afmoe": Family(sqrt_d=True, window=4, rope_on="window", router="sigmoid",
                     expects=(*QK_NORMS, *POST_NORMS)),
     "llama4": Family("adjacent", router="sigmoid", weight_first=True, qk_l2=True, rope_on="step4", window=4,
                      window_size=8192, chunked=True, temperature=(0.1, 8192.0, 1.0)),
     # latents
-    "deepseek2": Family("adjacent", mla=True), "mistral4": Family("adjacent", mla=True),
+    "deepseek2": Family("adjacent", mla=True, log_mscale=True),
+    "mistral4": Family("adjacent", mla=True, log_mscale=True),
     # recurrent layers
     "qwen3next": Family(q_gate=True, router_norm=True), "qwen35": Family(q_gate=True, tiled=True),
     "qwen35moe": Family(q_gate=True, tiled=True, router_norm=True),

@@ -6,6 +6,7 @@ every read is checked against the end of the file.
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from core.formats.model_file import LazyArray, Value
 from core.system.arrays import Bytes
 from core.system.errors import FileError
+from core.system.limits import ARRAY_ITEMS, HEADER_BYTES
 from core.system.mapped_file import quote_name
 
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -23,6 +25,8 @@ VALUE_TYPES: dict[int, tuple[str, str]] = {  # id -> GGUF's name, struct code ("
     5: ("INT32", "<i"), 6: ("FLOAT32", "<f"), 7: ("BOOL", "<?"), 8: ("STRING", ""), 9: ("ARRAY", ""),
     10: ("UINT64", "<Q"), 11: ("INT64", "<q"), 12: ("FLOAT64", "<d"),
 }
+_PIECE_NAME = re.compile(  # of split(1) and of those who cut a file by hand: .part1of3, .001, .aa
+    r"[._-]((part|piece|split)[-_]?[0-9a-z]{1,3}([-_]?of[-_]?[0-9]+)?|[0-9]{3}|a[a-z])$", re.IGNORECASE)
 _U64 = struct.Struct("<Q")
 
 
@@ -37,11 +41,21 @@ class HeaderReader:
         return FileError(f"{self.file}: {what} The header is damaged; copy or download the file again.")
 
     def needs(self, n_bytes: int, what: str) -> None:
-        """Check that so many bytes are left."""
+        """Check that so many bytes are left, and that a header may have them."""
+        self.holds(n_bytes, what)
+        self.allows(self.at + n_bytes, HEADER_BYTES, f"{what} ends at byte")
+
+    def allows(self, found: int, most: int, what: str) -> None:
+        """Hold a number to its limit: a file of a few bytes, or a sparse one, may claim anything."""
+        if found > most:
+            raise self.damaged(f"{what} {found}; at most {most} is read.")
+
+    def holds(self, n_bytes: int, what: str) -> None:
+        """Check that the file has so many bytes left."""
         if n_bytes > self.size - self.at:
             raise FileError(
                 f"{self.file} is cut short or damaged: {what} would end at byte {self.at + n_bytes}, "
-                f"but the file has {self.size}. Copy or download it again.",
+                f"but the file has {self.size}. {self.repair()}",
             )
 
     def scalar(self, code: str, what: str) -> Any:  # noqa: ANN401 (a number of any type)
@@ -81,6 +95,12 @@ class HeaderReader:
         value: Value = self.scalar(code, what)
         return value, name
 
+    def repair(self) -> str:
+        """What to do with a file that ends early: the pieces of a cut one are joined, those of a split one are not."""
+        if _PIECE_NAME.search(self.file):
+            return "Its name is that of a piece: join all of them in order with cat, and open what comes of it."
+        return "Copy or download it again."
+
     def kind(self, what: str) -> int:
         """Read the id of a value's type."""
         kind = int(self.scalar("<I", what))
@@ -96,7 +116,9 @@ class HeaderReader:
         name, code = VALUE_TYPES[kind]
         count = int(self.scalar("<Q", what))
         item_bytes = _U64.size if kind == STRING else struct.calcsize(code)
-        self.needs(count * item_bytes, f"{what} ({count} items)")
+        self.holds(count * item_bytes, f"{what} ({count} items)")
+        self.allows(count, ARRAY_ITEMS, f"the number of items of {what} is")
+        self.needs(count * item_bytes, what)
         begin, data = self.at, self.data
         if kind == STRING:
             self.skip_strings(count, what)

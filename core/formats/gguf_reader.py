@@ -17,6 +17,7 @@ from core.quant.types import BY_GGML_ID, Quant, tensor_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Bytes
 from core.system.errors import FileError
+from core.system.limits import HEADER_BYTES, KEYS, TENSORS
 from core.system.mapped_file import map_file, quote_name
 
 MAGIC = b"GGUF"
@@ -101,7 +102,13 @@ def _read_part(path: Path) -> Part:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise walk.damaged(f"general.alignment is {alignment!r}; a power of 2 was needed.")
     start = walk.at + -walk.at % alignment
-    _check_places(walk, list(entries.values()), start, alignment)
+    walk.allows(start, HEADER_BYTES, "its tensors begin at byte")
+    end = _check_places(walk, list(entries.values()), start, alignment)
+    if MAGIC in (bytes(data[end:end + 4]), bytes(data[end + -end % alignment:][:4])):
+        raise FileError(
+            f"{path.name} holds a second GGUF file behind the first: the parts of a split model were joined, but each "
+            "has a header. Give the parts as they are, under their names (-00001-of-0000N.gguf), or join them with "
+            "llama-gguf-split --merge.")
     return Part(path, keys, types, {e.name: _weight(e, data, start) for e in entries.values()}, data[:start], len(data))
 
 
@@ -116,7 +123,9 @@ def _read_counts(walk: HeaderReader) -> tuple[int, int]:
     if version not in VERSIONS:
         raise FileError(f"{walk.file} is GGUF version {version}; this build reads 2 and 3. Convert the model again.")
     n_tensor, n_key = walk.scalar("<Q", "the tensor count"), walk.scalar("<Q", "the key count")
-    walk.needs(n_tensor * TENSOR_BYTES + n_key * KEY_BYTES, f"a header of {n_tensor} tensors and {n_key} keys")
+    walk.holds(n_tensor * TENSOR_BYTES + n_key * KEY_BYTES, f"a header of {n_tensor} tensors and {n_key} keys")
+    walk.allows(n_tensor, TENSORS, "the number of its tensors is")
+    walk.allows(n_key, KEYS, "the number of its keys is")
     return n_tensor, n_key
 
 
@@ -139,17 +148,18 @@ def _read_entry(walk: HeaderReader) -> Entry:
     return Entry(name, quant, tuple(reversed(dims)), offset)
 
 
-def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignment: int) -> None:
-    """Hold every tensor to the file's end, the alignment and its neighbours."""
+def _check_places(walk: HeaderReader, entries: list[Entry], start: int, alignment: int) -> int:
+    """Hold every tensor to the file's end, the alignment and its neighbours; returns where the last one ends."""
     end, before = 0, ""
     for entry in sorted(entries, key=lambda e: e.offset):
         what = f"tensor {quote_name(entry.name)}"
         if entry.offset % alignment:
             raise walk.damaged(f"{what} is at offset {entry.offset}, not a multiple of the alignment {alignment}.")
-        walk.needs(start + entry.offset + entry.size_bytes - walk.at, f"{what} ({entry.quant.name})")
+        walk.holds(start + entry.offset + entry.size_bytes - walk.at, f"{what} ({entry.quant.name})")
         if entry.offset < end:
             raise walk.damaged(f"{what} overlaps {quote_name(before)}.")
         end, before = entry.offset + entry.size_bytes, entry.name
+    return start + end
 
 
 def _weight(entry: Entry, data: Bytes, start: int) -> Weight:

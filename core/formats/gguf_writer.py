@@ -15,7 +15,7 @@ from core.formats.tensor_stream import TensorStream, passthrough
 from core.quant.types import QUANTS
 from core.system.atomic_file import new_file
 from core.system.errors import FileError
-from core.system.mapped_file import quote_name
+from core.system.mapped_file import quote_name, refuse_cut
 
 MOST_ALIGNMENT = 1 << 16  # so many zeros may stand before each tensor
 
@@ -36,6 +36,7 @@ def write_gguf(
                 for piece in tensor.pieces():
                     out.write(piece.data)
             _pad(out, alignment)
+        refuse_cut()
 
 
 def _write_header(part: Path, model: ModelFile, streams: Sequence[TensorStream]) -> int:

@@ -15,7 +15,10 @@ from pathlib import Path
 
 from core.formats.model_file import ModelFile
 from core.system.atomic_file import atomic_file
-from core.system.paths import cache_folder
+from core.system.errors import FileError
+from core.system.limits import CACHE_BYTES
+from core.system.paths import cache_folder, is_own, make_own
+from core.system.regular_file import read_file
 
 PIECE = 16 << 20
 LEAST_KEPT_BYTES = 256 << 20  # below it a digest takes less than the blink of an eye
@@ -93,8 +96,10 @@ def _home(path: Path) -> Path:
 
 def _kept(path: Path) -> tuple[Stamp, str] | None:
     """The digest that was kept of a path, and the stamp that the file had; None where none can be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        said = json.loads(_home(path).read_text(encoding="ascii"))
+    with contextlib.suppress(FileError, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
+        if not is_own(home := _home(path)):
+            return None
+        said = json.loads(read_file(home, CACHE_BYTES, ""))
         return tuple(int(n) for n in said["stamp"]), str(said["digest"])
     return None
 
@@ -103,6 +108,6 @@ def _keep(path: Path, stamp: Stamp, digest: str) -> None:
     """A cache that cannot be written is no error: the digest is then taken anew."""
     home = _home(path)
     with contextlib.suppress(OSError):
-        home.parent.mkdir(parents=True, exist_ok=True)
+        make_own(home.parent)
         with atomic_file(home) as part:
             part.write_text(json.dumps({"stamp": stamp, "digest": digest}), encoding="ascii")

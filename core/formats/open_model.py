@@ -25,6 +25,14 @@ OTHERS = {  # what people open by mistake
     b"ggml": "an old ggml file",
     b"ggjt": "an old ggml file",
 }
+DOWNLOADS = {  # what a download leaves under a model's name -> what it is, and what to do
+    b"version https://git-lfs": ("a Git LFS pointer, some lines that stand for the model",
+                                 "Fetch the model itself: git lfs pull, or download it again."),
+    b"<!doctype html": ("a web page", "The download failed, or asked for a login; download the file itself again."),
+    b"<html": ("a web page", "The download failed, or asked for a login; download the file itself again."),
+    b"<?xml": ("an XML document, perhaps a server's error", "The download failed; download the file again."),
+    b'{"error': ("a server's error", "The download failed, or asked for a login; download the file again."),
+}
 
 
 def open_model(path: Path) -> ModelFile:
@@ -36,6 +44,10 @@ def open_model(path: Path) -> ModelFile:
         return reader(path)
     if len(magic) < 4 and any(known.startswith(magic) for known in READERS):
         raise FileError(f"{path.name} is cut short: it has {len(magic)} bytes. Copy or download it again.")
+    begin = bytes(data[:64]).lstrip().lower()
+    for start, (what, repair) in DOWNLOADS.items():
+        if begin.startswith(start):
+            raise FileError(f"{path.name} is not a model but {what}. {repair}")
     guess = next((what for begin, what in OTHERS.items() if magic.startswith(begin)), None)
     if guess is None and bytes(data[8:9]) == b"{":
         guess = "probably a safetensors file"

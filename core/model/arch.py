@@ -9,10 +9,10 @@ from typing import Any
 from core.formats.architectures import ARCHS, REFUSED, Family
 from core.formats.model_file import ModelFile
 from core.model.families import resolve_layer
-from core.model.file_facts import FileFacts
+from core.model.file_facts import ELSEWHERE, FileFacts
 from core.model.layers import Layer, Node, Rope
 from core.model.stages import stage_named
-from core.system.errors import FileError
+from core.system.errors import ArchError, FileError
 from core.system.mapped_file import quote_name
 
 KINDS = {  # general.type of files that are no whole model
@@ -116,28 +116,44 @@ def read_arch(model: ModelFile) -> Arch:
         raise FileError(f"{model.path.name} has no key general.architecture: its tensors are not said to be a model. "
                         "Give a model's own file, or convert it again.")
     if name in REFUSED:
-        raise FileError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. It is not run.")
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}: {REFUSED[name]}. "
+                        f"{ELSEWHERE}")
     if family is None:
-        raise FileError(
-            f"{model.path.name} holds architecture {quote_name(name)}; this build knows {', '.join(ARCHS)}."
-        )
+        raise ArchError(f"{model.path.name} holds architecture {quote_name(name)}, which is none of the {len(ARCHS)} "
+                        f"that this build runs. {ELSEWHERE}")
     if "token_embd.weight" not in model.weights:
         raise FileError(f"{model.path.name} has no tensor token_embd.weight: a vocabulary without a model?")
     facts = FileFacts(model, name)
     if facts.value("attention.causal", True) is False:
         raise FileError(f"{model.path.name}: attention.causal is false, so that there is no next token. It is not run.")
     d_model, eps = facts.size("embedding_length"), _eps(facts, family)
+    whole, layers = _claim(facts, family)
+    notes = facts.refuse_unread(len(layers), family.notes)
+    return Arch(
+        name=name, n_layer=len(layers), d_model=d_model, n_vocab=model.weight("token_embd.weight").shape[0],
+        n_ctx=facts.size("context_length", 2048), eps=eps, tied="output.weight" not in model.weights,
+        layers=tuple(layers), norm=family.norm, notes=tuple(notes), **_usual(family, layers), **whole)
+
+
+def unread_tensors(model: ModelFile) -> list[str]:
+    """Name the tensors that a forward of its family would not read; FileError where the family is not known, or a
+    tensor or key that it needs is missing or does not fit."""
+    family = family_of(model)
+    if family is None or "token_embd.weight" not in model.weights:
+        raise FileError(f"{model.path.name} is no model of a family that this build knows.")
+    facts = FileFacts(model, str(model.key("general.architecture")))
+    _claim(facts, family)
+    return [name for name in model.weights if name not in facts.claimed]
+
+
+def _claim(facts: FileFacts, family: Family) -> tuple[dict[str, Any], list[Layer]]:
+    """Claim every tensor of the family: the fields of the whole model, and the layers."""
     n_layer = facts.size("block_count") - facts.size("nextn_predict_layers", 0, least=0)
-    n_vocab = model.weight("token_embd.weight").shape[0]
-    whole = _claim_whole(facts, family, n_vocab, d_model)
-    layers: list[Layer] = []
+    n_vocab, d_model = facts.model.weight("token_embd.weight").shape[0], facts.size("embedding_length")
+    whole, layers = _claim_whole(facts, family, n_vocab, d_model), list[Layer]()
     for index in range(n_layer):
         layers.append(resolve_layer(facts, family, index, n_layer, layers))
-    notes = facts.refuse_unread(n_layer, family.notes)
-    return Arch(
-        name=name, n_layer=n_layer, d_model=d_model, n_vocab=n_vocab, n_ctx=facts.size("context_length", 2048), eps=eps,
-        tied="output.weight" not in model.weights, layers=tuple(layers), norm=family.norm, notes=tuple(notes),
-        **_usual(family, layers), **whole)
+    return whole, layers
 
 
 def family_of(model: ModelFile) -> Family | None:

@@ -137,7 +137,7 @@ def _decoding(weight: Weight, target: str) -> TensorStream:
 
 def _decoded(weight: Weight, target: str) -> Iterator[Bytes]:
     """Decode a tensor, some rows at a time."""
-    from core.quant.dequantize import decode_rows  # torch: only where something must be decoded
+    from core.kernels.cpu.decoding import decode_rows  # torch: only where something must be decoded
 
     cols = weight.shape[-1] if weight.shape else 1
     n_row, step = (prod(weight.shape[:-1]), max(1, _STEP // cols)) if len(weight.shape) > 1 else (cols, cols)

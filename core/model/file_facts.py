@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.formats.model_file import ModelFile
-from core.system.errors import FileError
+from core.system.errors import ArchError, FileError
 from core.system.mapped_file import quote_name
 
+ELSEWHERE = ("Its weights can be read: apr-tui audit FILE; and another engine may run it, for statistics alone: "
+             "apr-tui trace llama.cpp:FILE.")
 # keys that change numbers, and the values that change none; what an architecture does not read must have one of these
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "attention.scale": (0.0,), "attention.clamp_kqv": (0.0,),
@@ -118,9 +120,9 @@ class FileFacts:
                     continue
                 raise FileError(f"{self.model.path.name} has tensor {quote_name(name)}, but only {n_layer} layers. "
                                 "Its metadata and its tensors do not belong together; convert it again.")
-            raise FileError(
+            raise ArchError(
                 f"{self.model.path.name}: this build does not know tensor {quote_name(name)} of architecture "
-                f"{self.name}: nothing would read it, so what is traced would not be this model. Use another build.")
+                f"{self.name}: nothing would read it, so what is traced would not be this model. {ELSEWHERE}")
         told = [f"layer {each} (multi-token prediction) is not part of the forward: skipped"
                 for each in sorted(set(said), key=int)]
         return told + [text for key in NEUTRAL if (text := self._unread(key, notes))]
@@ -131,6 +133,6 @@ class FileFacts:
             return ""
         if key in notes:
             return f"{self.name}.{key} is {value}; neither this forward nor llama.cpp's reads it"
-        raise FileError(
+        raise ArchError(
             f"{self.model.path.name}: {self.name}.{key} is {value}, which the forward of {self.name} does not "
             "read, so what is traced would not be what the file says. Remove the key if it is wrong.")

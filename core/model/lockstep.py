@@ -17,6 +17,7 @@ from core.model.model import Product, Steps
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
 from core.system.gpu_errors import device_error
+from core.system.mapped_file import refuse_cut
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ def run_lockstep(
         for run in runs:
             run.steps.close()
         torch.set_num_threads(usual)
+    refuse_cut()
     return [run.result for run in runs if run.result is not None]
 
 

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from core.kernels.cpu.bindings import is_fused, multiply_fused
 from core.kernels.cpu.build import Absent, Library, library
+from core.kernels.cpu.decoding import decode_rows
 from core.kernels.gpu.planes import LAYOUTS
 from core.model.gpu_weights import Resident, why_no_kernels
+from core.quant import dequantize
 from core.quant.activations import COMPUTES, Compute, round_activations, rounds_to_q8_k
-from core.quant.dequantize import decode_rows
-from core.quant.types import FUSED, QUANTS, row_bytes
+from core.quant.types import QUANTS, UNFUSED, row_bytes
 from core.quant.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
-DECODED, RESIDENT = "decoded", "resident"  # paths of products beside the kinds of the compiled kernels
+DECODED, PLAIN, RESIDENT = "decoded", "plain", "resident"  # paths of products beside the kinds of the compiled kernels
 ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
 
 
@@ -44,7 +45,7 @@ class Ask:
 class _Product:
     """What serves an ask: its path, and x as that path takes it; dtype: of the product."""
 
-    path: str  # DECODED, RESIDENT, or one of the compiled kernels' kinds
+    path: str  # DECODED, PLAIN, RESIDENT, or one of the compiled kernels' kinds
     x: Tensor
     dtype: torch.dtype
     compute: Compute
@@ -69,7 +70,7 @@ def kernel_path(compute: str, device: torch.device) -> str:
         return f"{steps} ({kernels.reason})"
     level = kernels.level
     description = {"f32": level.description, "q8": level.description_q8, "bf16": level.description_bf16}[compute]
-    return f"fused {level.name} ({description}; {kernels.reason}) for {' '.join(FUSED)}; other types {steps}"
+    return f"fused {level.name} ({description}; {kernels.reason}); {' '.join(UNFUSED)}: {steps}"
 
 
 def multiply(
@@ -89,10 +90,10 @@ def multiply(
         same = {i: product for i, product in enumerate(products) if product.path == path}
         if resident is not None and path == RESIDENT:
             outs = [resident.multiply(weight, product.x) for product in same.values()]
-        elif isinstance(kernels, Library) and path != DECODED:
+        elif isinstance(kernels, Library) and path not in (DECODED, PLAIN):
             outs = _multiply_together(kernels, weight, [product.x for product in same.values()], path, cancelled)
         else:
-            outs = _decode_multiply(weight, list(same.values()), cancelled)
+            outs = _decode_multiply(weight, list(same.values()), path, cancelled)
         made |= zip(same, outs, strict=True)
     return [made[i] for i in range(len(asks))]
 
@@ -123,7 +124,7 @@ def _multiply_experts(
 
 def _product(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> _Product:
     compute = COMPUTES[ask.compute]
-    path = DECODED if ask.plain or compute.kept is not None else _path(weight, ask, kernels, resident)
+    path = PLAIN if ask.plain else DECODED if compute.kept is not None else _path(weight, ask, kernels, resident)
     x = ask.x if path in ROUNDED_INSIDE else round_activations(ask.x, ask.compute, weight.quant)
     return _Product(path, x, ask.x.dtype, compute)
 
@@ -148,8 +149,11 @@ def _multiply_together(
     return list(torch.split(products, [len(x) for x in inputs]))
 
 
-def _decode_multiply(weight: Weight, products: Sequence[_Product], cancelled: Callable[[], None]) -> list[Tensor]:
+def _decode_multiply(
+    weight: Weight, products: Sequence[_Product], path: str, cancelled: Callable[[], None]
+) -> list[Tensor]:
     rows, cols = weight.shape
+    decode = dequantize.decode_rows if path == PLAIN else decode_rows
     device = products[0].x.device
     step = max(1, CHUNK_WEIGHTS // cols) if device.type == "cpu" else rows
     outs = [product.x.new_empty(len(product.x), rows, dtype=product.dtype) for product in products]
@@ -157,7 +161,7 @@ def _decode_multiply(weight: Weight, products: Sequence[_Product], cancelled: Ca
     for start in range(0, rows, step):
         cancelled()
         stop = min(start + step, rows)
-        w = decode_rows(weight, start, stop, device, out=scratch[: stop - start])
+        w = decode(weight, start, stop, device, out=scratch[: stop - start])
         for out, product in zip(outs, products, strict=True):
             keep = product.compute.keep
             out[:, start:stop] = keep(product.x @ keep(w.to(product.x.dtype)).T)

@@ -30,16 +30,17 @@ def resolve_rope(facts: FileFacts, family: Family, width: int, windowed: bool) -
     context = facts.size("context_length", 2048)
     original = facts.size("rope.scaling.original_context_length", context)
     scaling, factor = _scaling(facts)
-    if scaling == "linear" and windowed and family.window_base is not None:
-        scaling = "none"
     attention = facts.real("rope.scaling.attn_factor", 1.0)
+    is_plain = windowed and family.window_plain
+    if is_plain:
+        scaling, attention = "none", 1.0
     rope = Rope(
         base=base, dim=dim, pairing=_pairing(model) or family.pairing, scaling=scaling, factor=factor,
         original_context=original, attention_factor=attention,
         beta_fast=facts.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=facts.real("rope.scaling.yarn_beta_slow", 1.0),
-        factors=_factors(facts, windowed, context > original, dim),
-        mscale=not facts.real("rope.scaling.yarn_log_multiplier", 0.0))
+        factors=_factors(facts, is_plain, context > original, dim),
+        mscale=not (family.log_mscale and facts.real("rope.scaling.yarn_log_multiplier", 0.0)))
     numbers = (rope.base, rope.factor, rope.attention_factor, rope.beta_fast, rope.beta_slow)
     if rope.dim > width or rope.dim % 2 or not all(0 < x < math.inf for x in numbers) or (
             scaling == "yarn" and rope.base == 1):
@@ -68,13 +69,13 @@ def _scaling(facts: FileFacts) -> tuple[str, float]:
     return scaling, facts.real("rope.scaling.factor", 1.0)
 
 
-def _factors(facts: FileFacts, windowed: bool, beyond: bool, dim: int) -> str | None:
+def _factors(facts: FileFacts, is_plain: bool, beyond: bool, dim: int) -> str | None:
     """Claim the tensors that divide the frequencies; returns the one that serves."""
     wide = [facts.hold(f"rope_factors_{each}.weight", dim // 2, needed=False) for each in ("long", "short")]
     if any(wide):
         name = f"rope_factors_{'long' if beyond else 'short'}.weight"
         facts.hold(name, dim // 2)
         return name
-    if windowed:
+    if is_plain:
         return None
     return "rope_freqs.weight" if facts.hold("rope_freqs.weight", dim // 2, needed=False) else None

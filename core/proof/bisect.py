@@ -33,8 +33,7 @@ def bisect_layers(
     n_layer = a.model.arch.n_layer
     values: dict[Place, Tensor] = {}
     wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
-    n_step = 3 + max(n_layer - 1, 1).bit_length()
-    told = _tell(emit)
+    n_step, told = 3 + max(n_layer - 1, 1).bit_length(), _tell(emit)
     emit(Phase("running both sides", 1, n_step))
     runs = run_lockstep([a.forward_run(tokens, chain(a.bug(), told)),
                          b.forward_run(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)

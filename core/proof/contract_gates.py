@@ -161,8 +161,16 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
     """
     import yaml
 
+    class Plain(yaml.SafeLoader):
+        """YAML without anchors and aliases: a few of them inside one another make gigabytes of a few lines."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias, which no contract needs")
+            return super().compose_node(parent, index)
+
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
         raise FileError(f"{name} is not YAML: {error}. A contract with falsification_tests is needed.") from error
     tests = document.get("falsification_tests") if isinstance(document, dict) else None

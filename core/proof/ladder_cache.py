@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from core.system.paths import cache_folder
+from core.system.errors import FileError
+from core.system.limits import CACHE_BYTES
+from core.system.paths import cache_folder, is_own, make_own
+from core.system.regular_file import read_text
 from core.trace.record import Trace
 
 
@@ -31,7 +34,7 @@ class KnownPatches:
         if self._path is None:
             return
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_own(self._path.parent)
             with self._path.open("a", encoding="ascii") as file:
                 file.write(json.dumps([place, kl if kl != float("inf") else "inf"]) + "\n")
 
@@ -50,8 +53,10 @@ def open_ladder(a: Trace, b: Trace) -> Iterator[KnownPatches]:
 
 def _read(path: Path) -> dict[str, float]:
     known: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        for line in path.read_text(encoding="ascii").splitlines():
+    with contextlib.suppress(FileError, ValueError, TypeError, RecursionError):
+        if not is_own(path):
+            return known
+        for line in read_text(path, CACHE_BYTES, "").splitlines():
             place, kl = json.loads(line)
             known[str(place)] = float(kl)
     return known

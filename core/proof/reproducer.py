@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.kernels.cpu.decoding import decode_rows
 from core.model.arch import Arch, stage_weights
 from core.model.forward import forward
 from core.model.layers import Attention
@@ -20,7 +21,6 @@ from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Tap
 from core.model.ops import rope_angles
 from core.model.stages import PREVIOUS, TRUNK, Place, Stage, place_text, stage_named
-from core.quant.dequantize import decode_rows
 from core.system.cancel import IsCancelled
 from core.system.json_text import to_json
 from core.trace.measures import LocalError

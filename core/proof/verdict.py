@@ -58,7 +58,7 @@ class Doubt(StrEnum):
 class Comparison:
     """The verdict on B against A. first: None where no cell differs; side: None where it is not decided.
 
-    why: what is said in place of the verdict's own words.
+    why: what is said in place of the verdict's own words. files: what the two files differ in, from their bytes.
     """
 
     verdict: Verdict
@@ -75,6 +75,7 @@ class Comparison:
     error: LocalError | None = None  # of the wrong side at first
     cells: Mapping[Place, Difference] = field(default_factory=dict, repr=False)
     why: str | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def multiple(self) -> float | None:

@@ -1,6 +1,6 @@
 """Decode stored weights to float32, exactly as gguf-py does, on any torch device. It keeps and multiplies nothing.
 
-Types of everyday files are decoded here in torch (DECODERS); any other type goes through gguf-py, several times slower.
+In torch (DECODERS), else by gguf-py, several times slower; kernels/cpu/decoding.py has compiled ones of the same bits.
 Shapes: n blocks, B bytes of a block, V values of a block. raw is uint8 [n, B], out float32 [n, V].
 Source of the layouts: gguf-py 0.19, gguf/quants.py; APR_Q4 and APR_Q8: apr-format v2.
 d * scale * q is exact in float32 (11 + 6 + 5 bits; Q6_K: 11 + 7 + 6), so only the last subtraction rounds.

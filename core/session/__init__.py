@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from core.session.evidence import check_out, default_out, export, export_csv
     from core.session.files import (
         arch_facts,
+        audit,
         convert,
         ensure_demo,
         import_trace,
+        is_judged,
+        open_judged,
         sibling,
+        weight_spread,
         weights_behind,
         write_demo,
     )
@@ -32,14 +36,16 @@ _HOMES = {  # module -> the names that it hands on
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
     "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
     "core.session.files": (
-        "import_trace", "convert", "write_demo", "ensure_demo", "sibling", "weights_behind", "arch_facts"),
+        "import_trace", "is_judged", "open_judged", "convert", "write_demo", "ensure_demo", "sibling", "weights_behind",
+        "weight_spread", "arch_facts", "audit"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Prompt", "RunOptions", "Source", "arch_facts", "bisect", "check", "check_out", "compare", "convert",
-    "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "open_bundle",
-    "open_model", "sibling", "trace", "weights_behind", "write_demo",
+    "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
+    "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_judged",
+    "open_bundle", "open_judged", "open_model", "sibling", "trace", "weight_spread", "weights_behind",
+    "write_demo",
 ]
 
 

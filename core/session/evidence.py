@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from core.trace.finding import Finding
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, RunOptions
 
+MOST_NAME = 100  # characters of a folder's name that a file gives
+
 
 def export(
     result: Trace | Check | Comparison | Bisection, out: Path, options: RunOptions = DEFAULTS, *, force: bool = False,
-    command: str = "", durations: Mapping[str, float] | None = None,
+    command: str = "", repeat: str = "", durations: Mapping[str, float] | None = None,
 ) -> Path:
     """Write what was found as a folder, whole or not at all; UsageError where it exists without force, OutputError.
 
-    options: the scope of a trace's tables and the threshold of its hints. command: what was asked, for the manifest.
+    options: the scope of a trace's tables and the threshold of its hints. command: what was asked, for the manifest;
+    repeat: the same in normal form, for the reports.
     """
     from core.bundle import verdicts
     from core.bundle.writer import write_bundle
@@ -30,16 +34,18 @@ def export(
         case Trace():
             return write_bundle(
                 out, result, scope=scope, findings=hints(result, scope, threshold), threshold=threshold, force=force,
-                values=result.values is not None,
+                values=result.values is not None, repeat=repeat,
                 manifest_extra={"command": command, "durations": dict(durations or {})})
         case Check():
-            return verdicts.write_check(out, result, force=force, command=command)
+            return verdicts.write_check(out, result, hints(result.trace, DEFAULTS.scope, threshold),
+                                        threshold=threshold, force=force, command=command, repeat=repeat)
         case Bisection(comparison=pair):
             return verdicts.write_comparison(out, pair, _pair_hints(pair, threshold), threshold=threshold, force=force,
-                                             command=command, bisection=result)
+                                             command=command, repeat=repeat, bisection=result)
         case Comparison():
             return verdicts.write_comparison(
-                out, result, _pair_hints(result, threshold), threshold=threshold, force=force, command=command)
+                out, result, _pair_hints(result, threshold), threshold=threshold, force=force, command=command,
+                repeat=repeat)
 
 
 def export_csv(trace: Trace, path: Path, scope: str) -> None:
@@ -60,7 +66,8 @@ def default_out(trace: Trace) -> Path:
     """./evidence/<model>-<first 8 hex digits of the input's hash>."""
     ids = ",".join(str(t.id) for t in trace.tokens)
     digest = hashlib.sha256(f"{trace.origin.get('header_sha256')} {ids}".encode()).hexdigest()
-    return Path("evidence") / f"{Path(trace.name).stem}-{digest[:8]}"
+    name = re.sub(r"[^\w.+-]+", "_", Path(trace.name).stem)[:MOST_NAME]  # a stranger's bundle may be called anything
+    return Path("evidence") / f"{name}-{digest[:8]}"
 
 
 def _pair_hints(pair: Comparison, threshold: float) -> list[Sequence[Finding]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.model.file_facts import ELSEWHERE
 from core.model.stages import Place, place_order
 from core.proof.check_result import Check
 from core.proof.verdict import Comparison
@@ -19,7 +20,7 @@ from core.session.prepare import OpenedModel
 from core.session.same_file import by_identity, check_by_identity
 from core.sources.engines.trace import check_path, folder_tokens, trace_engine
 from core.system.cancel import IsCancelled
-from core.system.errors import NotComparableError, UsageError
+from core.system.errors import ArchError, NotComparableError, UsageError
 from core.system.progress import Phase
 from core.trace.events import Emit, Start
 from core.trace.measures import LocalError, SideName
@@ -37,13 +38,26 @@ TextOf = Callable[[int], str | None]
 def trace_source(
     source: Source, prompt: Prompt, options: RunOptions, *, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
-    """Trace another engine on a file or folder, by the file's own tokenizer."""
+    """Trace another engine on a file or folder, by the file's own tokenizer.
+
+    A file that only the engine runs gives the statistics of the nodes that it names, and a note says so.
+    """
     check_path(source)
-    file = _file(source)
-    tokens, text_of = _encode(source, file, prompt)
+    refused: ArchError | None = None
+    try:
+        file = _file(source)
+        tokens, text_of = _encode(source, file, prompt)
+    except ArchError as error:
+        file, refused = None, error
+        tokens, text_of = prepare.encode_unknown(source.path, prompt)
     emit(Start(n_layer=file.arch.n_layer if file else None, tokens=tokens))
-    traced = _identified(trace_engine(
-        source, tokens, text_of, layers=options.layers, witness=options.witness, emit=emit, cancelled=cancelled), file)
+    traced = trace_engine(
+        source, tokens, text_of, layers=options.layers, witness=options.witness, emit=emit, cancelled=cancelled)
+    if refused is not None:
+        why = str(refused).removesuffix(f" {ELSEWHERE}")
+        note = f"statistics of the stages that {source.scheme} names; nothing is recomputed. {why}"
+        return replace(traced, values=None, notes=(*traced.notes, note))
+    traced = _identified(traced, file)
     return traced if options.keep_values else replace(traced, values=None)
 
 

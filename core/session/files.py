@@ -1,13 +1,21 @@
-"""Files beside a run: import, convert, the demonstration, what lies beside a file."""
+"""Files beside a run: audit, import, convert, the demonstration, what lies beside a file."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch, stage_weights
+from core.system.cancel import IsCancelled, never
 from core.trace.record import Trace
+
+if TYPE_CHECKING:
+    from core.audit.audit_file import Audit
+    from core.audit.spread import Spread
+    from core.bundle.judged import Judged
 
 
 def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
@@ -15,6 +23,25 @@ def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None,
     from core.sources.imports import open_trace as imports
 
     return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
+
+
+def audit(path: Path, cancelled: IsCancelled = never) -> Audit:
+    """Hold a file to what it shows by itself, without a forward; FileError, Cancelled."""
+    from core.audit.audit_file import audit_file
+
+    return audit_file(path, cancelled)
+
+
+def is_judged(path: Path) -> bool:
+    """Say whether the path is the folder of a comparison, a bisection or a check."""
+    return all(os.path.isfile(path / name) for name in ("manifest.json", "verdict.json"))
+
+
+def open_judged(path: Path) -> Judged:
+    """Open the folder of a verdict as it was found; FileError."""
+    from core.bundle.judged import read_judged
+
+    return read_judged(path)
 
 
 def convert(source: Path, target: Path, *, to: str | None, force: bool) -> Sequence[str]:
@@ -40,6 +67,13 @@ def sibling(path: Path) -> Path | None:
 def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[tuple[str, str, tuple[int, ...]]]:
     """Name, quant type and shape of each weight that makes a stage."""
     return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, layer, stage))]
+
+
+def weight_spread(model: ModelFile, name: str) -> Spread | None:
+    """Level of a weight beside the same weight of other layers, from a few rows of each; None where it has no other."""
+    from core.audit.spread import weight_spread
+
+    return weight_spread(model, name)
 
 
 def ensure_demo() -> tuple[Path, Path]:

@@ -25,7 +25,7 @@ from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.system.progress import Phase
-from core.trace.events import CellMeasured, Emit, StageJudged, Start, no_emit
+from core.trace.events import CellMeasured, Emit, FilesCompared, StageJudged, Start, no_emit
 from core.trace.measures import SideName
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
@@ -53,10 +53,22 @@ def compare(
             return judged
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
+    files = compare_files(a, b, emit, cancelled)
     side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
     if options.identify:
         ask = replace(ask, emit=identifying(emit, trace_a.identity, trace_b.identity))
-    return judge(side_a, side_b, trace_a, trace_b, ask)
+    return replace(judge(side_a, side_b, trace_a, trace_b, ask), files=files)
+
+
+def compare_files(a: Source, b: Source, emit: Emit, cancelled: IsCancelled = never) -> tuple[str, ...]:
+    """Say what the files of a pair differ in, before any forward; FileError, Cancelled."""
+    from core.audit.file_pair import file_diff
+    from core.formats.open_model import open_model
+
+    left = open_model(a.path)
+    found = file_diff(left, left if a.path == b.path else open_model(b.path), cancelled)
+    emit(FilesCompared(found))
+    return found
 
 
 def bisect(
@@ -67,6 +79,7 @@ def bisect(
     for source in (a, b):
         if is_bundle(source.path):
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
+    files = compare_files(a, b, emit, cancelled)
     side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
     from core.proof.bisect import bisect_layers
     from core.proof.judge_pair import judge
@@ -77,6 +90,7 @@ def bisect(
     known_by = identifying(emit, trace_a.identity, trace_b.identity)
     result = judge(side_a, side_b, trace_a, trace_b,
                    CompareOptions(options.scope, options.threshold, known_by, cancelled))
+    result = replace(result, files=files)
     if result.first is None:
         return Bisection(result)
     ids = [t.id for t in trace_a.tokens]

@@ -113,6 +113,16 @@ def encode(model: OpenedModel, prompt: Prompt) -> tuple[Token, ...]:
     return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
+def encode_unknown(path: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Callable[[int], str | None]]:
+    """The same for a file whose architecture is not run here: what the vocabulary has, its engine knows."""
+    tokenizer = open_tokenizer(open_model(path))
+    ids = list(prompt.tokens) if prompt.tokens is not None else tokenizer.encode(
+        tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
+    if not ids or min(ids) < 0:
+        raise UsageError(f"{ids[:1] or 'nothing'} is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
+    return tuple(Token(i, tokenizer.token_text(i)) for i in ids), tokenizer.token_text
+
+
 def encode_while_loading(model: OpenedModel, prompt: Prompt, work: Callable[[], T]) -> tuple[tuple[Token, ...], T]:
     """Encode as encode does while work(), the import of torch, goes on here; one after the other where that is done."""
     if prompt.tokens is not None or "torch" in sys.modules:

@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from core.model.stages import Place, scope_positions
-from core.session.prepare import continue_text, empty_trace, identifying, is_bundle, make_side, open_saved, prepare
+from core.session.prepare import (
+    OpenedModel,
+    continue_text,
+    empty_trace,
+    identifying,
+    is_bundle,
+    make_side,
+    open_saved,
+    prepare,
+)
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.system.progress import Phase
@@ -16,6 +25,8 @@ from core.trace.finding import Finding
 from core.trace.hints import find_hints
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
+
+PROVED_BYTES = 256 << 20  # a larger file's proofs take more than half a second: audit, check and the console ask
 
 
 def trace(
@@ -50,11 +61,21 @@ def trace(
     cells, logits, same = run.run_traced(
         side, [t.id for t in model.tokens], witness=options.witness, layers=options.layers, keep=kept, emit=emit,
         cancelled=cancelled)
+    known = empty_trace(side, model)
     return replace(
-        empty_trace(side, model), cells=cells, values=kept, observed_equals_unobserved=same,
+        known, notes=(*known.notes, *proof_notes(model, cancelled)), cells=cells, values=kept,
+        observed_equals_unobserved=same,
         top=run.top_tokens(model.tokenizer, logits),
         generated=continue_text(side, model, options.generate, emit, cancelled) if options.generate else None,
     )
+
+
+def proof_notes(model: OpenedModel, cancelled: IsCancelled = never, most_bytes: int = PROVED_BYTES) -> tuple[str, ...]:
+    """What an audit proves of the file, in one line; () of a sound file, or one too large to wait for. Cancelled."""
+    from core.audit.audit_file import proof_note, prove
+
+    found = prove(model.file, model.arch, cancelled) if model.file.size_bytes <= most_bytes else []
+    return (proof_note(found, model.file.path.name),) if found else ()
 
 
 def hints(trace: Trace, scope: str, threshold: float = DEFAULTS.threshold) -> Sequence[Finding]:

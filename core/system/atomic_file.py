@@ -1,6 +1,7 @@
 """Make a file that is whole or absent: written under another name, then renamed. What goes into it is the caller's.
 
-A process that dies leaves the old file or none; a power cut may not, since nothing is forced to the disk.
+A process that dies leaves the old file or none, and its part, which the next writer there sweeps (rests.py). The bytes
+and the name are forced to the disk (disk.py), so a power cut does the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.system.disk import sync
 from core.system.errors import OutputError, UsageError, os_reason
+from core.system.rests import PART, own_name, sweep
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name to write under; it replaces path when the block ends well, and is removed when not. OSError."""
-    part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    sweep(path.parent)
+    part = own_name(path, PART)
+    # whether it can be written shows before the work; a link or a file that somebody put there is refused
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
         yield part
-        part.replace(path)
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -37,7 +45,6 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
             raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
         refuse_existing(path, force)
         with atomic_file(path) as part:
-            part.open("wb").close()  # whether it can be written shows before the work
             yield part
             refuse_existing(path, force)  # somebody may have been faster
     except OSError as error:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from core.system.errors import OutputError, UsageError
+from core.system.disk import exchange, sync, sync_tree
+from core.system.errors import FileError, OutputError, UsageError
+from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file
+from core.system.rests import OLD, PART, own_name, sweep
 
 MANIFEST = "manifest.json"
 FAMILY = re.compile(r"apr-tui(-corpus)?/[0-9]+")  # of the schemas of all manifests
-BUNDLES = ("a", "b")                            # folders beside a verdict, as is REPRODUCER
-REPRODUCER = "reproducer"
+SIDES, TRACE = ("a", "b"), "trace"              # bundles beside a verdict: of a pair, of a check
+REPRODUCER = "reproducer"                       # beside a bisection's
 CASE = {"case.safetensors", "case.json", "test_case.py"}
 RUN = {"__pycache__", ".pytest_cache"}          # what pytest leaves in a reproducer
 VOCABULARY = {"vocab.json", "merges.txt"}       # beside the shards of a corpus
@@ -30,7 +34,8 @@ def check_out(out: Path, *, force: bool) -> None:
     with _told(out):
         _refuse_existing(out, force)
         target = out.resolve()  # out may be "." or end in "..", which name nothing
-        probe = _free_name(_nearest_folder(target) / target.name, "probe")
+        sweep(target.parent)
+        probe = own_name(_nearest_folder(target) / target.name, PART)
         probe.mkdir()
         probe.rmdir()
 
@@ -38,11 +43,14 @@ def check_out(out: Path, *, force: bool) -> None:
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes target's place when the block ends well, and is gone when not. OSError."""
-    part = _free_name(target, "part")
+    sweep(target.parent)
+    part = own_name(target, PART)
     try:
         part.mkdir(parents=True)
         yield part
+        sync_tree(part)
         _put_in_place(part, target)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -57,15 +65,13 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     with _told(out):
         _refuse_existing(out, force)
         target = out.resolve()
-        made = _make_parents(target.parent)
+        made = make_parents(target.parent)
         try:
             with atomic_folder(target) as part:
                 yield part
                 _refuse_existing(target, force)  # another process may have made it meanwhile
         except BaseException:
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            remove_empty(made)
             raise
 
 
@@ -98,10 +104,10 @@ def _refuse_existing(out: Path, force: bool) -> None:
 def strange_in(folder: Path) -> str | None:
     """Say what shows that apr-tui did not write a folder, or not all of it; None where all of it is its own."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}"
-    except (OSError, ValueError, RecursionError):
+        if not os.path.lexists(folder / MANIFEST):
+            return f"it has no {MANIFEST}"
+        manifest = from_json(read_file(folder / MANIFEST, DOCUMENT_BYTES, ""), MANIFEST, "")
+    except FileError:
         return f"its {MANIFEST} cannot be read"
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if not (isinstance(schema, str) and FAMILY.fullmatch(schema)):
@@ -130,7 +136,7 @@ def _listed(manifest: dict[str, object]) -> set[str]:
 def _strange_folder(folder: Path, is_beside_verdict: bool) -> str | None:
     """What is strange in a folder inside: beside a verdict stand a bundle of each side, and the reproducer."""
     name = folder.name
-    if is_beside_verdict and name in BUNDLES:
+    if is_beside_verdict and name in (*SIDES, TRACE):
         inside = strange_in(folder)
         return None if inside is None else f"in {name}: {inside}"
     if is_beside_verdict and name == REPRODUCER:
@@ -149,27 +155,32 @@ def _nearest_folder(path: Path) -> Path:
     return folder
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Make the folders above; return those that were not there."""
+def make_parents(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return those that were not there. OSError."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
 
 
-def _free_name(target: Path, ending: str) -> Path:
-    names = (target.with_name(f".{target.name}.{os.getpid()}.{i}.{ending}") for i in range(1 << 20))
-    return next(name for name in names if not name.exists())
+def remove_empty(made: Sequence[Path]) -> None:
+    """Remove the folders that make_parents made, as far as nothing lies in them."""
+    for folder in reversed(made):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _put_in_place(part: Path, target: Path) -> None:
     if not target.exists():
-        part.rename(target)
+        os.rename(part, target)
         return
-    old = _free_name(target, "old")
-    target.rename(old)
+    if exchange(part, target):
+        shutil.rmtree(part, ignore_errors=True)
+        return
+    old = own_name(target, OLD)  # where a process dies between the two, sweep puts it back
+    os.rename(target, old)
     try:
-        part.rename(target)
+        os.rename(part, target)
     except BaseException:
-        old.rename(target)
+        os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)

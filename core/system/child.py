@@ -1,6 +1,7 @@
-"""Start a Python process of our own, give it a question as JSON and take its answer. What is asked is the caller's.
+"""Start other processes: a Python of our own, which is asked in JSON and answers, and programs of the system.
 
-No child sees the working folder: -P, and PYTHONSAFEPATH for processes of its own. A json.py there is never imported.
+The one way to start one. No Python child sees the working folder: -P, and PYTHONSAFEPATH for processes of its own; a
+json.py there is never imported. No program is taken from a relative entry of PATH.
 """
 
 from __future__ import annotations
@@ -8,14 +9,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 Child = subprocess.Popen[bytes]
 ROOT = Path(__file__).resolve().parents[2]  # where this very core lies, installed or not
+
+
+def find_program(name: str) -> str | None:
+    """Where a program of the system lies, None where there is none; a name with a path in it is taken as it is."""
+    paths = filter(os.path.isabs, os.environ.get("PATH", os.defpath).split(os.pathsep))
+    return shutil.which(name, path=os.pathsep.join(paths))
+
+
+def run_program(words: Sequence[str], seconds: float, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of the system to its end, with more in its environment; OSError, subprocess.SubprocessError."""
+    program = find_program(words[0])
+    if program is None:
+        raise FileNotFoundError(f"{words[0]} is not on the path")
+    return subprocess.run([program, *words[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=seconds, errors="replace", env={**os.environ, **more}, check=False)
 
 
 def child_command(module: str) -> tuple[str, ...]:

@@ -29,6 +29,10 @@ class FileError(AprError):
     code = 3
 
 
+class ArchError(FileError):
+    """A model file whose architecture this build does not run; another engine may."""
+
+
 class NotComparableError(AprError):
     """A comparison or check that has nothing fair to stand on."""
 
@@ -55,6 +59,13 @@ def system_error(error: OSError) -> FileError | OutputError:
     if named is None:
         return FileError(f"the system refused: {os_reason(error)}.")
     return FileError(f"{named} could not be read: {os_reason(error)}. Check the path and its permissions.")
+
+
+class FileCut(BaseException):
+    """A mapped file was cut while it was read: numbers since then are of nothing. No Exception: nobody may go on.
+
+    Whoever catches it tells mapped_file.cut_error.
+    """
 
 
 class Cancelled(AprError):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from core.system.child import run_program
 from core.system.errors import DeviceError, UsageError
 
 SMI_S = 5.0  # a driver that keeps no GPU awake takes seconds; where there is none, the command is absent at once
@@ -54,8 +55,8 @@ def ask_nvidia_smi(why_not: str) -> tuple[tuple[Gpu, ...], str]:
     """List the GPUs by the driver's own command, where NVML cannot be asked; why_not is kept where it fails too."""
     fields = "--query-gpu=index,name,memory.total"
     try:
-        ran = subprocess.run(["nvidia-smi", fields, "--format=csv,noheader,nounits"], capture_output=True, text=True,
-                             timeout=SMI_S, check=True)
+        ran = run_program(("nvidia-smi", fields, "--format=csv,noheader,nounits"), SMI_S)
+        ran.check_returncode()
         rows = [line.rsplit(",", 1) for line in ran.stdout.splitlines() if line.strip()]
         gpus = tuple(Gpu(int(head.partition(",")[0]), head.partition(",")[2].strip(), int(mib)) for head, mib in rows)
     except (OSError, subprocess.SubprocessError, ValueError):

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from core.system.errors import FileError
+from core.system.limits import JSON_DEPTH
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
@@ -23,9 +24,23 @@ def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401
         raise ValueError(f"{literal} is not JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse)
+        if _is_deeper(value, JSON_DEPTH):
+            raise ValueError(f"more than {JSON_DEPTH} arrays and objects inside one another")
+        return value
     except (ValueError, RecursionError) as error:
         raise FileError(f"{name} is not a JSON document: {error}. {repair}") from error
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Say whether arrays and objects are nested deeper; level by level, since a deep one would end the recursion."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [item for outer in level if isinstance(outer, (list, dict))
+                 for item in (outer.values() if isinstance(outer, dict) else outer) if isinstance(item, (list, dict))]
+        if not level:
+            return False
+    return True
 
 
 def to_plain(value: object) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Cut a text and merge its bytes into the tokens of a byte-level BPE (tokenizer.ggml.model "gpt2"). Knows no file.
+"""Cut a text and merge its bytes into the tokens of a byte-level BPE (tokenizer.ggml.model "gpt2"), or Gemma 4's.
 
 The work is the `tokenizers` library's, imported when a tokenizer is built (half a second for 151,387 merges).
 """
@@ -6,38 +6,11 @@ The work is the `tokenizers` library's, imported when a tokenizer is built (half
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from core.formats.architectures import ARCHS
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_TIKTOKEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Pre:
-    """How a text is cut before the merges: each pattern cuts what the one before it left.
-
-    whole_words: a piece that is a token is taken as it is, whatever the merges say.
-    """
-
-    names: tuple[str, ...]  # of tokenizer.ggml.pre
-    patterns: tuple[str, ...]
-    add_bos: bool = False   # where the file does not say
-    whole_words: bool = False
-
-
-PRES = (  # Source: the tokenizer.json published with each family; the names: llama.cpp, llama-vocab.cpp
-    Pre(("gpt-2",), (_GPT2,)),
-    Pre(("llama-bpe", "llama3", "llama-v3", "falcon3"), (_TIKTOKEN % "{1,3}",), add_bos=True, whole_words=True),
-    Pre(("qwen2", "deepseek-r1-qwen"), (_TIKTOKEN % "",)),
-    Pre(("smollm", "starcoder", "refact", "command-r", "codeshell"), (r"\p{N}", _GPT2)),
-)
-PRE_NAMED = {name: pre for pre in PRES for name in pre.names}
-# architecture -> what a file without tokenizer.ggml.pre means; gpt2 is encoded and not run, so it has no row of its own
-OLDER_PRES = {"gpt2": "gpt-2", **{arch: family.pre for arch, family in ARCHS.items() if family.pre is not None}}
+from core.system.errors import UsageError
+from core.text.pre_tokenizers import Pre
+from core.text.sentencepiece import SPACE
+from core.text.vocabulary import Vocabulary
 
 
 def build_bpe(pre: Pre, ids: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:
@@ -50,6 +23,41 @@ def build_bpe(pre: Pre, ids: dict[str, int], merges: list[tuple[str, str]]) -> C
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
     return lambda text: list(engine.encode(text, add_special_tokens=False).ids)
+
+
+def build_byte_bpe(words: Vocabulary, pre: Pre) -> Callable[[str], list[int]]:
+    """Return the encoder of a file. FileError, UsageError: a byte without a token."""
+    encode_checked: Callable[[str], list[int]] | None = None
+
+    def encode(text: str) -> list[int]:
+        nonlocal encode_checked
+        missing = next((b for b in set(text.encode()) if BYTE_LETTERS[b] not in words.ids), None)
+        if missing is not None:
+            raise UsageError(
+                f"The vocabulary has no token for byte 0x{missing:02X} of {text[:20]!r}. "
+                "Change the prompt, or give token ids with --tokens."
+            )
+        try:
+            encode_checked = encode_checked or build_bpe(pre, words.ids, words.merges)
+            return encode_checked(text)
+        except ValueError as error:
+            raise words.error(f"the `tokenizers` library refused it ({error}).") from error
+
+    return encode
+
+
+def build_gemma_bpe(words: Vocabulary) -> Callable[[str], list[int]]:
+    """Gemma 4: merges of characters, not bytes, spaces written U+2581; runs of newlines stay apart. FileError."""
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        engine = Engine(models.BPE(words.ids, words.merges, byte_fallback=True, unk_token=None))
+    except ValueError as error:
+        raise words.error(f"the `tokenizers` library refused it ({error}).") from error
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|[^\n]+"), "isolated")
+    prefix = SPACE if words.flag("add_space_prefix", False) else ""
+    return lambda text: list(engine.encode(prefix + text.replace(" ", SPACE), add_special_tokens=False).ids)
 
 
 def _byte_letters() -> list[str]:

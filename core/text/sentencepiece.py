@@ -1,4 +1,4 @@
-"""Merge the characters of a text into the tokens of an SPM vocabulary (tokenizer.ggml.model "llama"). Knows no file.
+"""Merge the characters of a text into the tokens of an SPM vocabulary (tokenizer.ggml.model "llama").
 
 The best-scored neighbouring pair that is itself a token is joined, again and again; on equal scores the leftmost. What
 is left over is spelled in byte tokens. This is neither Unigram's best path nor a list of merges, so no model class of
@@ -8,9 +8,10 @@ the `tokenizers` library does it. Source: SentencePiece's BPE mode (bpe_model.cc
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from core.system.errors import UsageError
+from core.text.vocabulary import BYTE, Vocabulary
 
 SPACE = "\u2581"  # stands for a space inside the vocabulary
 
@@ -18,6 +19,15 @@ SPACE = "\u2581"  # stands for a space inside the vocabulary
 def byte_token(byte: int) -> str:
     """Name the token that stands for one byte."""
     return f"<0x{byte:02X}>"
+
+
+def build_spm(words: Vocabulary) -> Callable[[str], list[int]]:
+    """Return the encoder of a file, a text beginning with a space unless the file says otherwise. FileError."""
+    scores = words.scores
+    if not any(kind == BYTE for kind in words.types) and not any(len(t) == 1 for t in words.texts):
+        raise words.error("its vocabulary has neither byte tokens nor single characters, so it can spell nothing.")
+    prefix = SPACE if words.flag("add_space_prefix", True) else ""
+    return lambda text: spm_ids(prefix + text.replace(" ", SPACE), words.ids, scores)
 
 
 def spm_ids(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[int]:

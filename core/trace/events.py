@@ -50,7 +50,14 @@ class StageJudged:
     error: LocalError
 
 
-Event: TypeAlias = Phase | Reached | Start | CellMeasured | TokenGenerated | StageJudged
+@dataclass(frozen=True, slots=True)
+class FilesCompared:
+    """What the files of a pair differ in, in words; known before any forward."""
+
+    sentences: tuple[str, ...]
+
+
+Event: TypeAlias = Phase | Reached | Start | CellMeasured | TokenGenerated | StageJudged | FilesCompared
 Emit = Callable[[Event], None]
 
 

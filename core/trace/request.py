@@ -9,6 +9,7 @@ from typing import Any
 
 from core.model.stages import read_whole
 from core.system.errors import UsageError
+from core.system.limits import THREADS
 from core.trace.engines import ENGINES
 
 
@@ -82,7 +83,7 @@ def parse_source(text: str, default: Source) -> Source:
         if key not in SETTINGS:
             raise UsageError(f"{text}: {key!r} is not a setting of a side. "
                              "Write FILE@compute=q8,device=cuda:0,threads=1.")
-        if key == "threads" and not read_whole(value):
-            raise UsageError(f"{text}: threads={value!r}; a number from 1 is needed.")
+        if key == "threads" and not 0 < (read_whole(value) or 0) <= THREADS:
+            raise UsageError(f"{text}: threads={value!r}; a number from 1 to {THREADS} is needed.")
         changes[key] = read_whole(value) if key == "threads" else value
     return replace(default, path=Path(name), scheme=scheme, **changes)

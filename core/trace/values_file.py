@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from core.model.stages import Place, parse_place, place_order, place_text
 from core.system.errors import FileError, UsageError, os_reason
+from core.system.regular_file import refuse_irregular
 
 DTYPES = {"float64": ("F64", 8), "float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
@@ -75,6 +76,7 @@ def open_values(path: Path) -> StoredValues:
     """List a values file's stages; FileError where it is damaged."""
     from safetensors import SafetensorError, safe_open
 
+    refuse_irregular(path, "Trace again with --values.")
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())

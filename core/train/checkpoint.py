@@ -8,7 +8,6 @@ The two newest and the best (lowest validation loss) are kept. The names of tens
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,9 @@ from core.model.arch import Arch
 from core.system.arrays import Bytes
 from core.system.atomic_folder import atomic_folder
 from core.system.errors import FileError, OutputError, os_reason
-from core.system.json_text import to_json
+from core.system.json_text import from_json, to_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file, refuse_irregular
 from core.train.data.vocabulary import Vocabulary, vocabulary_keys
 from core.train.model import spread
 
@@ -82,11 +83,13 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def read_checkpoint(folder: Path) -> State:
     """Read a checkpoint; FileError names what is damaged."""
     try:
-        state = json.loads((folder / STATE).read_text())
+        state = from_json(read_file(folder / STATE, DOCUMENT_BYTES, ""), STATE, "")
         if missing := [name for name in NEEDED if name not in state]:
             raise ValueError(f"{STATE} lacks {', '.join(missing)}")
+        for name in (MODEL, OPTIMIZER):
+            refuse_irregular(folder / name, "")
         return State(load_file(folder / MODEL), load_file(folder / OPTIMIZER), state)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (FileError, OSError, ValueError, TypeError, SafetensorError) as error:
         raise FileError(f"{folder} is damaged: {os_reason(error)}. "
                         "Remove it; --resume then takes the one before it.") from error
 

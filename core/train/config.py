@@ -16,6 +16,8 @@ from core.formats.architectures import ARCHS
 from core.model.arch import INNER, Arch
 from core.model.layers import Rope
 from core.system.errors import FileError, UsageError, os_reason
+from core.system.limits import BATCH, CONFIG_BYTES
+from core.system.regular_file import read_text
 
 ARCH = "llama"
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0
@@ -189,8 +191,8 @@ def read_preset(name: str) -> Preset:
     if path.suffix != ".toml":
         raise UsageError(f"--config {name}: {', '.join(PRESETS)} or a .toml file is needed.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = tomllib.loads(read_text(path, CONFIG_BYTES, ""))
+    except (FileError, ValueError, RecursionError) as error:
         raise FileError(f"--config {name}: {os_reason(error)}. "
                         "A TOML file with the sizes of a model is needed.") from error
     return _preset_of(name, values)
@@ -203,6 +205,7 @@ def validate_plan(plan: Plan) -> None:
         (plan.init is not None or a.d_model == a.n_head * a.head_dim,
          f"d_model {a.d_model} does not divide into {a.n_head} heads: head_dim would "
          f"be {a.d_model / a.n_head:g}. Change n_head or d_model"),
+        (plan.batch <= BATCH, f"batch {plan.batch}: 1 to {BATCH} sequences a step are needed"),
         (a.head_dim % 2 == 0, f"head_dim {a.head_dim} is odd; RoPE turns channels in pairs. Change n_head or d_model"),
         (a.n_head % a.n_kv_head == 0, f"{a.n_head} query heads cannot share {a.n_kv_head} key-value heads evenly"),
         (plan.seq <= a.n_ctx, f"--seq {plan.seq} is longer than the model's context of {a.n_ctx}"),

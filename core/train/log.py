@@ -21,9 +21,11 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from core.system.atomic_file import atomic_file
-from core.system.errors import FileError, OutputError, os_reason
+from core.system.errors import FileError, OutputError
 from core.system.json_text import from_json, to_json
+from core.system.limits import DOCUMENT_BYTES, LINE_BYTES, LOG_BYTES
 from core.system.outcome import Gate
+from core.system.regular_file import open_file, read_text
 from core.train.records import Health
 
 RUN, TRAIN, VAL, GRADS, GPU, GATES = "run.json", "train.jsonl", "val.jsonl", "grads.jsonl", "gpu.jsonl", "gates.json"
@@ -87,10 +89,8 @@ def write_residency(run: Path, seen: Mapping[str, Any]) -> None:
 
 def read_document(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
     """Read a JSON document; FileError."""
-    try:
-        return from_json(path.read_text(encoding="utf-8"), str(path), "Give the folder of a training run.")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} could not be read: {os_reason(error)}. Give the folder of a training run.") from error
+    repair = "Give the folder of a training run."
+    return from_json(read_text(path, DOCUMENT_BYTES, repair), str(path), repair)
 
 
 class Tail:
@@ -101,22 +101,18 @@ class Tail:
 
     def read(self) -> tuple[list[Any], bool]:
         """Return new documents, and whether the file began anew (a resume rewrote it); FileError for a damaged line."""
-        try:
-            with self._path.open("rb") as file:
-                began_anew = os.fstat(file.fileno()).st_size < self._at
-                self._at = 0 if began_anew else self._at
-                file.seek(self._at)
-                raw = file.read()
-        except FileNotFoundError:
+        if not os.path.lexists(self._path):
             return [], False
-        except OSError as error:
-            raise FileError(f"{self._path} could not be read: {error.strerror}.") from error
-        end = raw.rfind(b"\n") + 1
-        self._at += end
-        try:
-            rows = [json.loads(line) for line in raw[:end].splitlines()]
-        except (ValueError, RecursionError) as error:
-            raise FileError(f"{self._path} has a line that is not JSON: {error}. {_DAMAGED}") from error
+        rows = list[Any]()
+        with open_file(self._path, LOG_BYTES, _DAMAGED) as file:
+            began_anew = os.fstat(file.fileno()).st_size < self._at
+            self._at = 0 if began_anew else self._at
+            file.seek(self._at)
+            while (line := file.readline(LINE_BYTES)).endswith(b"\n"):
+                self._at += len(line)
+                rows.append(from_json(line, f"a line of {self._path}", _DAMAGED))
+            if len(line) == LINE_BYTES:
+                raise FileError(f"{self._path} has a line of more than {LINE_BYTES} bytes. {_DAMAGED}")
         if not all(isinstance(row, dict) for row in rows):
             raise FileError(f"{self._path} has a line that is no JSON object. {_DAMAGED}")
         return rows, began_anew

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from core.system.errors import FileError
+from core.system.limits import LAYERS
+from core.system.rests import began
 from core.train.log import (
     GPU,
     GRADS,
@@ -27,8 +29,7 @@ from core.train.log import (
 from core.train.records import RUNNING, Grads, Health, RunView, Step, Validation
 
 CHECKPOINTS = "ckpt"
-MOST_LAYERS = 1 << 16  # a run.json that says more is damaged
-START_FIELD = 18  # of /proc/PID/stat after the state: starttime, in clock ticks since the machine started
+GPU_FIELDS = ("util_pct", "memory_mib", "power_w", "temperature_c")
 CLOCK_S = 60.0    # by which the wall clock may have been set since
 
 
@@ -74,7 +75,7 @@ class RunReader:
         for row in rows[-1:]:
             self._grads = read_record(Grads, row)
         for row in self._tails[GPU].read()[0][-1:]:
-            self._gpu = row
+            self._gpu = {**row, **{name: _shown(row[name]) for name in GPU_FIELDS}}
 
     def _age(self) -> float | None:
         """Seconds since the newest step reached the log."""
@@ -91,6 +92,13 @@ def open_run(folder: Path) -> RunView:
     return RunReader(folder).view()
 
 
+def _shown(value: object) -> float | None:
+    """A sample's number, None where the driver does not say; TypeError for anything else."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r:.80} is no sample of a GPU")
+
+
 def _is_run(run: Any) -> bool:  # noqa: ANN401 (a document is any value)
     """Say whether a document is a run.json that a screen can show."""
     try:
@@ -101,7 +109,7 @@ def _is_run(run: Any) -> bool:  # noqa: ANN401 (a document is any value)
     except (AttributeError, KeyError, TypeError):
         return False
     return (all(isinstance(word, str) for word in words) and all(isinstance(table, dict) for table in tables)
-            and all(type(size) is int and size >= 0 for size in sizes) and sizes[-1] <= MOST_LAYERS)
+            and all(type(size) is int and size >= 0 for size in sizes) and sizes[-1] <= LAYERS)
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -130,9 +138,7 @@ def _is_the_run(run: Mapping[str, Any]) -> bool:
     """Whether the process of this id is the one that wrote run.json: no later process with the same id."""
     written = max([run.get("started", math.inf), *(resume["at"] for resume in run.get("resumes", ()))])
     try:
-        state, *rest = Path(f"/proc/{run['pid']}/stat").read_text().rpartition(")")[2].split()
-        booted = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
-        began = booted + int(rest[START_FIELD]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, StopIteration):  # no Linux: the id is all there is
+        started = began(run["pid"])
+    except LookupError:  # no Linux: the id is all there is
         return True
-    return state != "Z" and began <= written + CLOCK_S
+    return started is not None and started <= written + CLOCK_S

@@ -176,7 +176,7 @@ def test_a_number_changed_after_the_fact_is_refused(copied, name):
 @pytest.mark.parametrize("name", ["stats.csv", "tokens.csv", "findings.json", "manifest.json"])
 def test_a_trimmed_bundle_is_refused_with_the_missing_file(copied, name):
     (copied / name).unlink()
-    with pytest.raises(FileError, match=f"{name} cannot be read"):
+    with pytest.raises(FileError, match=f"{name} could not be read"):
         read_bundle(copied)
 
 

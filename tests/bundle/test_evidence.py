@@ -134,7 +134,7 @@ def test_the_report_says_what_the_witness_saw(tmp_path, witness, said):
 
 def test_a_planted_bundle_says_so_everywhere_a_person_looks(tmp_path):
     out = save(spiking(planted="scale@4.attn_out"), tmp_path / "a")
-    for name in ("report.txt", "report.md"):
+    for name in ("report.txt", "report.md", "report.html"):
         assert "PLANTED" in (out / name).read_text()
     assert json.loads((out / "manifest.json").read_text())["planted"] == "scale@4.attn_out"
 
@@ -273,7 +273,7 @@ def test_folders_above_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("broken", ["manifest_text", "report_markdown", "tokens_csv"])
+@pytest.mark.parametrize("broken", ["manifest_text", "page_markdown", "tokens_csv"])
 def test_a_full_disk_leaves_nothing_behind_and_the_old_bundle_as_it_was(tmp_path, monkeypatch, broken, force):
     out = tmp_path / "deep" / "a"
     if force:

@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from core.kernels.cpu import build
-from core.kernels.cpu.bindings import correlate, measure_fused, multiply_fused
+from core.kernels.cpu.bindings import correlate, decode_fused, measure_fused, multiply_fused
 from core.kernels.cpu.build import Absent, Library, library, load
 from core.kernels.cpu.instruction_sets import usable_levels
 from core.model import matmul
 from core.model.matmul import Ask
 from core.quant import activations
 from core.quant.dequantize import decode_weight
-from core.quant.types import FUSED
+from core.quant.types import FUSED, QUANTS
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
 from core.trace import taps
 from core.trace.stats import ROW
+from tests.quant.test_decode import assert_same_bits, judge
+from tests.quant.test_decode import random_weight as random_bytes
 from tests.support.random_weights import FLOAT32_NMSE, SCALES, random_weight, random_x
 from tests.support.traces import UNROUNDED
 
@@ -70,8 +72,8 @@ def test_a_product_of_bfloat16_is_that_of_decoded_weights(quant: str, level: str
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("quant", [name for name in FUSED if name.endswith("_K")])
-@pytest.mark.parametrize("tokens", [1, 7, 33])
+@pytest.mark.parametrize("quant", [name for name in FUSED if QUANTS[name].rounds == "Q8_K"])
+@pytest.mark.parametrize("tokens", [1, 33])
 def test_a_product_of_activations_as_ggml_rounds_them_is_float64_s(quant: str, level: str, tokens: int) -> None:
     weight, x = random_weight(quant, 37, 1792), random_x(tokens, 1792)
     x[0, :256], x[-1, 300:310] = 0, 40
@@ -108,6 +110,16 @@ def test_a_rounded_product_shows_what_is_not_finite_in_its_token_and_row_only(
     x[4, 300] = bad
     out = multiply_fused(kernels(level), weight, x, lambda: None, kind)
     assert torch.isfinite(out).tolist() == [[t != 4 and r != 2 for r in range(40)] for t in range(9)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("quant", FUSED)
+def test_compiled_decoders_have_gguf_py_s_bits(quant: str, level: str) -> None:
+    block = QUANTS[quant].block
+    for cols in (3 * block, block + 5):
+        weight = random_bytes(quant, 9, cols)
+        out = decode_fused(kernels(level), weight, 2, 9, torch.empty(7, cols))
+        assert_same_bits(out.numpy(), judge(weight)[2:])
 
 
 @pytest.mark.parametrize("quant", FUSED)

@@ -12,7 +12,7 @@ from core.model.stages import FACTORS, GRID_STAGES, PREVIOUS, PRODUCT, STAGES, S
 from core.proof.reproducer import CASES
 from core.sources.engines.llama_cpp import BY_NODE, BY_WEIGHT
 from core.sources.imports.aprt import STAGE_FILES
-from core.text.bpe import PRE_NAMED
+from core.text.pre_tokenizers import PRE_NAMED
 
 ARCH = Arch("qwen3", 2, 64, 4, 2, 16, 128, 99, 64, 1e-5, Rope(1e4, 16, "halves"), qk_norm=True, tied=False)
 

@@ -12,6 +12,7 @@ import pytest
 from core import session
 from core.model.stages import GRID_STAGES
 from core.proof.verdict import Comparison
+from core.quant.types import QUANTS
 from core.system.errors import UsageError
 from tests.support.small_models import IDS, write_model
 from tests.support.traces import cells_of, trace_of, values
@@ -302,7 +303,8 @@ def test_a_scope_that_covers_no_token_is_not_comparable_and_never_a_pass(scope, 
     held(compared(source(small, plant="scale@1.qkv"), source(small), ids, scope=scope), "NOT_COMPARABLE", says="scope")
 
 
-def test_a_type_without_a_measured_row_is_inconclusive(files, tmp_path):
+def test_a_type_without_a_measured_row_is_inconclusive(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(QUANTS, "TQ2_0", replace(QUANTS["TQ2_0"], error=None))
     ternary = {"blk.0.ffn_up.weight": "TQ2_0"}
     other = write_model(tmp_path / "o.gguf", "F16", **WIDE, quants=ternary)
     held(compared(source(files / "F16.gguf"), source(other)), "INCONCLUSIVE", first=False, says="no measured row")

@@ -10,6 +10,7 @@ import pytest
 
 from core import session
 from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt
+from core.quant.types import QUANTS
 from tests.support.small_models import IDS, write_model
 from tests.trained.surgery import raise_least, read_copy
 
@@ -181,7 +182,8 @@ def test_a_file_against_itself_is_called_by_what_differs(good):
     assert compared(source(good), source(good, threads=3)).names[1] == "threads 3"
 
 
-def test_a_type_that_nobody_has_measured_is_said_to_be_the_cause(tmp_path):
+def test_a_type_that_nobody_has_measured_is_said_to_be_the_cause(tmp_path, monkeypatch):
+    monkeypatch.setitem(QUANTS, "TQ2_0", replace(QUANTS["TQ2_0"], error=None))
     a = write_model(tmp_path / "a.gguf", "F16", **WIDE)
     b = write_model(tmp_path / "b.gguf", "F16", **WIDE, quants={"blk.0.ffn_up.weight": "TQ2_0"})
     result = compared(source(a), source(b))

@@ -99,6 +99,7 @@ async def test_help_lists_every_key_of_the_table(monkeypatch):
 
 
 def test_every_key_has_an_action_and_a_row_in_readmes_table():
+    from apr_tui.screens.audit import AuditScreen
     from apr_tui.screens.check import CheckScreen
     from apr_tui.screens.check_layer import CheckLayerScreen
     from apr_tui.screens.compare import CompareScreen
@@ -111,7 +112,7 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
     classes = {GRID_KEYS: TraceScreen, PAIR_KEYS: CompareScreen, LAYER_KEYS: TraceLayerScreen,
                table.PAGE_KEYS: PageScreen,
                table.CHECK_KEYS: CheckScreen, table.CHECK_LAYER_KEYS: CheckLayerScreen, table.LADDER_KEYS: LadderScreen,
-               table.TRAIN_KEYS: TrainScreen}
+               table.TRAIN_KEYS: TrainScreen, table.AUDIT_KEYS: AuditScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):

@@ -474,3 +474,14 @@ def test_a_row_makes_an_engine_a_source_that_is_spelled_run_and_listed(fake, mon
     assert "other" in doctor_facts()["engines"]
     with pytest.raises(UsageError, match="other runs on the CPU here"):
         session.trace(replace(source, device="cuda"), PROMPT)
+
+
+@needs_llama
+def test_a_file_of_an_unknown_architecture_traces_through_llama_cpp_for_statistics_alone(tmp_path):
+    path = write_model(tmp_path / "m.gguf", arch="internlm2", tokenizer="spm", bias=False)
+    with pytest.raises(FileError, match=r"'internlm2', which is none of the .* audit FILE.* trace llama\.cpp:FILE"):
+        session.trace(Source(path), PROMPT)
+    traced = session.trace(Source(path, scheme="llama.cpp", threads=1), PROMPT, RunOptions(keep_values=True))
+    assert traced.values is None and traced.facts.arch == "internlm2"
+    assert {(0, "qkv"), (2, "ffn_swigl"), (2, "output")} <= set(traced.cells)
+    assert "nothing is recomputed" in traced.notes[-1] and "llama.cpp:FILE" not in traced.notes[-1]

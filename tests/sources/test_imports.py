@@ -241,7 +241,7 @@ def test_an_error_never_carries_control_codes_of_the_file(written):
 
 
 def test_a_missing_file_and_a_folder_without_stage_files_are_clear_errors(tmp_path):
-    with pytest.raises(FileError, match="no file or folder"):
+    with pytest.raises(FileError, match="could not be read: No such file"):
         import_trace(tmp_path / "absent")
     with pytest.raises(FileError, match="has no APRT stage file"):
         import_trace(tmp_path)

@@ -11,7 +11,7 @@ from core.trace.hints import find_hints
 from core.trace.stats import Factors, Massive
 from tests.support.traces import cells_of, trace_of, values
 
-TABLES = ("stats.csv", "grid-std.csv", "tokens.csv", "findings.json", "report.txt", "report.md")
+TABLES = ("stats.csv", "grid-std.csv", "tokens.csv", "findings.json", "report.txt", "report.md", "report.html")
 
 
 def spiking(n_token=7, **more):

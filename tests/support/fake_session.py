@@ -24,6 +24,8 @@ from apr_tui.request import Request
 from apr_tui.screens import check as check_screen
 from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
+from core.audit.audit_file import Audit
+from core.audit.spread import Spread
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
@@ -78,6 +80,7 @@ class FakeSession:
 
     traced: Trace = field(default_factory=spiky_trace)
     comparison: Comparison | None = None
+    audited: Audit | None = None
     stop_at: tuple[int, str] | None = None
     fail: Exception | None = None
     sibling_path: Path | None = Path("tiny.apr")
@@ -149,6 +152,15 @@ class FakeSession:
     def weights_behind(self, model, layer, stage):
         """One weight."""
         return [(f"blk.{layer}.{stage}.weight", "Q4_K", (64, 32))]
+
+    def weight_spread(self, model, name):
+        """A level in the middle of its siblings'."""
+        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2)
+
+    def audit(self, path, cancelled):
+        """The ready audit."""
+        self.calls.append(("audit", path))
+        return self.audited
 
     def ensure_demo(self):
         """No building here."""

@@ -8,18 +8,25 @@ import torch
 from core.quant.types import FUSED, QUANTS, tensor_bytes
 from core.quant.weight import Weight
 
-SCALES = {quant: QUANTS[quant].scales_at for quant in FUSED if not QUANTS[quant].is_plain}
+SCALES = {quant: QUANTS[quant].scales_at for quant in FUSED if QUANTS[quant].scales_at}
 FLOAT32_NMSE = 1e-12  # a float32 dot product of K = 1000s against float64: 2^-24 a step, squared, times some tens
+
+
+# the byte of a scale that is no float16, its bits that stay random, those that give it an ordinary size
+TAME = {"MXFP4": (0, 0x07, 0x78), "IQ1_M": (55, 0x0F, 0x30)}
 
 
 def random_weight(quant: str, rows: int, cols: int, seed: int = 0) -> Weight:
     """Random finite weights of a type; a padded row has random values beyond cols."""
     rng, row = np.random.default_rng(seed), QUANTS[quant]
     raw = rng.integers(0, 256, tensor_bytes(row, (rows, cols)), dtype=np.uint8)
-    if quant in SCALES:
+    if not row.is_plain:
         blocks = raw.reshape(-1, row.block_bytes)
-        for at in SCALES[quant]:
+        for at in SCALES.get(quant, ()):
             blocks[:, at:at + 2] = (rng.random((len(blocks), 1)) + 0.1).astype("<f2").view(np.uint8)
+        if quant in TAME:
+            at, stays, size = TAME[quant]
+            blocks[:, at] = blocks[:, at] & stays | size
     else:
         values = rng.standard_normal((rows, cols)).astype(np.float32)
         kinds = {"F32": values, "F16": values.astype("<f2"), "BF16": (values.view(np.uint32) >> 16).astype("<u2")}

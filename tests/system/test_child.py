@@ -11,7 +11,7 @@ from core.text import encode_process
 from core.text.chat_template import render_chat_template
 from tests.support.small_models import write_model
 
-TRAPS = ("json", "torch", "core", "numpy", "re", "apr_tui")
+TRAPS = ("json", "argparse", "torch", "core", "numpy", "re", "apr_tui")
 
 
 @pytest.fixture

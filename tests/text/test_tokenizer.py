@@ -10,7 +10,8 @@ import pytest
 
 from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import FileError, UsageError
-from core.text.bpe import BYTE_LETTERS, PRE_NAMED
+from core.text.bpe import BYTE_LETTERS
+from core.text.pre_tokenizers import PRE_NAMED
 from core.text.tokenizer import FAMILIES, Tokenizer, open_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -229,8 +230,8 @@ def with_texts(change: dict[int, str]) -> LazyArray:
 
 @pytest.mark.parametrize("changes, says", [
     ({"model": None}, "no tokenizer.ggml.model"),
-    ({"model": "t5"}, "'t5'; this build reads gpt2 and llama"),
-    ({"pre": "deepseek-llm"}, "'deepseek-llm'; this build knows gpt-2, llama-bpe, .*qwen2"),
+    ({"model": "plamo2"}, "'plamo2'; this build reads gpt2, llama, gemma4, t5, bert, rwkv"),
+    ({"pre": "no-such-cut"}, "'no-such-cut'; this build knows gpt-2, llama-bpe, .*qwen2"),
     ({"pre": None}, "pre-tokenizer .* is absent"),
     ({"tokens": None}, "tokens is absent"),
     ({"tokens": array("STRING", [])}, "tokens is 0 x STRING"),
@@ -279,7 +280,7 @@ def test_a_character_that_the_vocabulary_cannot_spell_is_named_and_never_dropped
 
 
 def test_a_refused_tokenizer_still_shows_the_texts_that_the_file_has():
-    tokenizer = bpe(pre="deepseek-llm")
+    tokenizer = bpe(pre="no-such-cut")
     assert tokenizer.refusal is not None and tokenizer.token_text(BPE_TEXTS.index("hello")) == "hello"
     assert bpe(tokens=None).token_text(0) is None
     assert bpe().token_text(10**6) is None
@@ -308,4 +309,5 @@ def test_importing_the_tokenizer_loads_no_heavy_library():
 
 
 def test_the_tables_name_what_the_messages_list():
-    assert set(FAMILIES) == {"gpt2", "llama"} and {"gpt-2", "llama-bpe", "qwen2"} <= set(PRE_NAMED)
+    assert set(FAMILIES) == {"gpt2", "llama", "gemma4", "t5", "bert", "rwkv"}
+    assert {"gpt-2", "llama-bpe", "qwen2"} <= set(PRE_NAMED)

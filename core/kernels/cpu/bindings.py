@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from core.kernels.cpu.build import TOP_CHANNELS, Library
+from core.quant.grids import grid_points
 from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.arrays import Rows
 from core.system.mapped_file import drop_pages
 
 KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
-UNKNOWN = 2  # of multiply: a type that is not in LAYOUTS
+UNKNOWN, NO_GRID = 2, 3  # of multiply and decode: no such type; its grid has not been handed over
 Peak = tuple[int, int, float]  # channel, row, value
 Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
 OTHER_ROW = 2  # of measure: its rows are of another size
@@ -43,16 +44,40 @@ def multiply_fused(
     step = max(64, CALL_MACS // (cols * max(1, len(x))) // 64 * 64)
     for start in range(0, rows, step):
         cancelled()
-        failed = kernels.multiply(
-            weight.quant.encode(), KINDS.index(kind), weight.data.ctypes.data + start * size,
+        failed = _call(
+            kernels, kernels.multiply, weight.quant, KINDS.index(kind), weight.data.ctypes.data + start * size,
             min(step, rows - start), cols, x.data_ptr(), len(x), cols, out.data_ptr() + 4 * start, rows,
             torch.get_num_threads())
-        assert failed != UNKNOWN, f"blocks.h has no {weight.quant}"
         if failed:
             raise MemoryError(f"no memory for {x.shape[0]} x {cols} activations")
     if len(x) >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
         drop_pages(weight.data)
     return out
+
+
+def decode_fused(kernels: Library, weight: Weight, start: int, stop: int, out: Tensor) -> Tensor:
+    """Decode rows start..stop of a weight [..., cols] into out [stop - start, cols], with dequantize.py's bits."""
+    cols = weight.shape[-1]
+    size = row_bytes(QUANTS[weight.quant], cols)
+    assert weight.data.size >= stop * size and weight.data.flags.c_contiguous and out.is_contiguous(), weight.name
+    failed = _call(kernels, kernels.decode, weight.quant, weight.data.ctypes.data + start * size, stop - start, cols,
+                   out.data_ptr(), torch.get_num_threads())
+    if failed:
+        raise MemoryError(f"no memory to decode {stop - start} x {cols} weights")
+    return out
+
+
+def _call(kernels: Library, function: Callable[..., int], quant: str, *arguments: int) -> int:
+    """Call multiply or decode; a type's grid is handed over where they ask for it."""
+    failed = function(quant.encode(), *arguments)
+    if failed == NO_GRID:
+        points = grid_points(quant)
+        assert points is not None, f"gguf-py has no grid for {quant}"
+        taken = kernels.take_grid(quant.encode(), np.ascontiguousarray(points).ctypes.data, points.size)
+        assert not taken, f"grid_blocks.h has no room for {points.shape}"
+        failed = function(quant.encode(), *arguments)
+    assert failed != UNKNOWN, f"blocks/table.h has no {quant}"
+    return failed
 
 
 def is_measured(x_TW: Tensor) -> bool:

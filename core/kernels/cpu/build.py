@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
-import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +19,9 @@ from pathlib import Path
 
 from core.kernels.cpu.instruction_sets import Level, usable_levels
 from core.system.atomic_file import atomic_file
-from core.system.paths import cache_folder
+from core.system.child import find_program, run_program
+from core.system.mapped_file import CUT_SIGNAL
+from core.system.paths import cache_folder, cache_reason, is_own, make_own
 
 TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.cpp
 COMPILERS = ("c++", "g++", "clang++")
@@ -38,6 +40,8 @@ class Library:
     level: Level
     reason: str
     multiply: Callable[..., int]
+    decode: Callable[..., int]
+    take_grid: Callable[..., int]
     measure: Callable[..., int]
     massive: Callable[..., int]
     correlate: Callable[..., int]
@@ -68,6 +72,8 @@ def library() -> Library | Absent:
             return Absent(f"{OVERRIDE}={override}: this machine has {names} or decode")
     failures: dict[str, str] = {}
     reason = f"{OVERRIDE}={override}" if override else "the best for this processor"
+    if cache_reason():
+        reason += f"; compiled for this run alone, since {cache_reason()}"
     for level in levels:
         try:
             return load(level, "; ".join((reason, *(f"not {name}: {why}" for name, why in failures.items()))))
@@ -84,32 +90,50 @@ def pending_build() -> Path | None:
         return None
     for level in usable_levels():
         target = _object_file(level)
-        if asked in ("", level.name) and not _note_of(target).is_file():
-            return None if target.is_file() else target
+        if asked in ("", level.name) and not is_own(_note_of(target)):
+            return None if _is_whole(target) else target
     return None
+
+
+def guard_early() -> None:
+    """Guard mapped files from now on, where the kernels are compiled; else it begins with their first product."""
+    if pending_build() is None:
+        library()
+
+
+def _guard(shared: ctypes.CDLL) -> None:
+    """Have a mapped file that is cut told to the main thread, where that handles CUT_SIGNAL; else SIGBUS stays fatal.
+
+    Nobody may go on with the zeros that stand for what is gone.
+    """
+    if CUT_SIGNAL is not None and callable(signal.getsignal(CUT_SIGNAL)):
+        shared.guard_maps(ctypes.cast(ctypes.pythonapi.PyErr_SetInterruptEx, ctypes.c_void_p), int(CUT_SIGNAL))
 
 
 def load(level: Level, reason: str) -> Library:
     """Load one level's kernels, compiled where absent; raises _NoKernel."""
     path = _object_file(level)
-    if not path.is_file():
-        path = _compile(level, path)
+    if not _is_whole(path):
+        _compile(level, path)
     try:
         shared = ctypes.CDLL(str(path))
         multiply, measure, ready = shared.multiply, shared.measure, shared.ready
-        massive, correlate = shared.massive, shared.correlate
+        massive, correlate, decode, take_grid = shared.massive, shared.correlate, shared.decode, shared.take_grid
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
     if not ready():
         raise _NoKernel("the operating system does not let programs use it")
+    _guard(shared)
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     text = ctypes.c_char_p
     multiply.argtypes = (text, count, pointer, size, size, pointer, size, size, pointer, size, count)
+    decode.argtypes = (text, pointer, size, size, pointer, count)
+    take_grid.argtypes = (text, pointer, size)
     measure.argtypes = (pointer, size, pointer, size, pointer, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
-    return Library(level, reason, multiply, measure, massive, correlate)
+    return Library(level, reason, multiply, decode, take_grid, measure, massive, correlate)
 
 
 def _keep_freed_memory() -> None:
@@ -122,16 +146,34 @@ def _keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, KEPT_BYTES)
 
 
-def _compile(level: Level, target: Path) -> Path:
+def _is_whole(library: Path) -> bool:
+    """Say whether a build of ours is there, all of it: one that was cut would end the process where it is used."""
+    try:
+        return is_own(library) and is_own(_sum_of(library)) and _sum_of(library).read_text() == _digest(library)
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _sum_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _compile(level: Level, target: Path) -> None:
     """Compile into target, whole or not at all; raises _NoKernel, at once where it failed before."""
     compiler = _compiler()
-    if _note_of(target).is_file():
+    if is_own(_note_of(target)):
         said = _note_of(target).read_text()
         raise _NoKernel(f"{compiler} failed before: {said} (to try again, delete {target.parent})")
     if compiler is None:
         raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_own(target.parent)
+        if target.exists() and not is_own(target.parent):
+            raise _NoKernel(f"{target.parent} is not ours alone; delete it")
         with atomic_file(target) as made:
             made.touch()  # whether it can be written shows before the work
             failure = _run_compiler(compiler, level, made)
@@ -140,16 +182,17 @@ def _compile(level: Level, target: Path) -> Path:
                     note.write_text(_first_error(failure))
             if failure:
                 raise _NoKernel(f"{compiler} failed: {_first_error(failure)}")
+        with atomic_file(_sum_of(target)) as part:
+            part.write_text(_digest(target))
     except OSError as error:
         raise _NoKernel(f"the cache {target.parent} cannot be written: {error.strerror}") from error
-    return target
 
 
 def _run_compiler(compiler: str, level: Level, made: Path) -> str:
     """Compile into made and return what a compiler that fails says, else ""; _NoKernel where it cannot run."""
     command = [compiler, *FLAGS, *SHARED, *level.flags, *map(str, sorted(HERE.glob("*.cpp"))), "-o", str(made)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, errors="replace")
+        done = run_program(command, COMPILE_SECONDS, TMPDIR=str(made.parent))
     except (OSError, subprocess.SubprocessError) as error:
         raise _NoKernel(f"{compiler} failed: {error}") from error
     return (done.stderr.strip() or "no message") if done.returncode else ""
@@ -169,12 +212,12 @@ def _compiler() -> str | None:
     if sys.platform == "win32":
         return None
     names = filter(None, (os.environ.get("CXX"), *COMPILERS))
-    return next(filter(None, map(shutil.which, names)), None)
+    return next(filter(None, map(find_program, names)), None)
 
 
 def _object_file(level: Level) -> Path:
     """Where a level's build is kept: under a digest of the sources and the flags."""
     digest = hashlib.sha256(repr((FLAGS, SHARED, level.flags)).encode())
-    for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.glob("*.h")):
+    for source in sorted(HERE.glob("*.cpp")) + sorted(HERE.rglob("*.h")):
         digest.update(source.read_bytes())
     return cache_folder() / f"kernels-{digest.hexdigest()[:12]}" / f"{level.name}.so"

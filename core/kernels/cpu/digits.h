@@ -1,12 +1,12 @@
 // Super-blocks of K-quants as whole numbers of two bytes each, in the tiles that AMX multiplies; what their decoders
-// (blocks.h) are made of.
+// (blocks/super_blocks.h) are made of.
 //
 // A weight is d * W - dmin * m, W = sc * q a whole number: W = 256 * high + low, low unsigned, high signed.
 // A tile holds 64 values of 16 rows, one row in 64 bytes; a super-block has four.
 #pragma once
 #include <array>
 
-#include "layout.h"
+#include "blocks/layout.h"
 
 constexpr int TILE = 16, SUPER = 256, STEP = 64, STEPS = SUPER / STEP;
 
@@ -36,18 +36,14 @@ static inline __m512i two_tables(const uint8_t* a, const uint8_t* b) {
     return _mm512_mask_broadcast_i32x4(lower, 0xff00, _mm_load_si128(reinterpret_cast<const __m128i*>(b)));
 }
 
-// Scales (bytes 0..7 of sc) and mins (8..15) of a block of Q4_K or Q5_K, as scales_k has them, for whole registers.
-static inline void scales_of(const uint8_t* raw, uint8_t* sc) {
-    uint32_t a, b, c, six[4];
-    memcpy(&a, raw + 4, 4), memcpy(&b, raw + 8, 4), memcpy(&c, raw + 12, 4);
-    six[0] = a & 0x3f3f3f3f, six[1] = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
-    six[2] = b & 0x3f3f3f3f, six[3] = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
-    memcpy(sc, six, 16);
+static inline void put_scales(const uint8_t* raw, uint8_t* sc) {
+    const Bytes six = scales_of(raw);
+    memcpy(sc, &six, 16);
 }
 
 // Returns whether d and dmin are finite.
 static inline bool head_k(const uint8_t* raw, Digits& out, int row, uint8_t* sc) {
-    scales_of(raw, sc);
+    put_scales(raw, sc);
     const float d = half_at(raw), dmin = half_at(raw + 2);
     const __m256i least = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sc + 8)));
     _mm256_store_ps(out.mins[row], _mm256_mul_ps(_mm256_set1_ps(dmin), _mm256_cvtepi32_ps(least)));

@@ -10,7 +10,7 @@
 #include <memory>
 #include <utility>
 
-#include "layout.h"
+#include "blocks/layout.h"
 #include "rounding.h"
 #include "vectors.h"
 
@@ -131,6 +131,11 @@ static void multiply_rows(const Job& job, long first, long last) {
     for (long k = 0; k < job.cols; k += step) {
         const long n = std::min(step, job.cols - k), whole = (n + block - 1) / block * block;
         const long padded = (n + LANES - 1) / LANES * LANES;
+        if (job.tokens == 1 && job.layout.dot && !job.halves && whole == n) {
+            const uint8_t* raw = job.w + first * job.row_bytes + k / block * job.layout.block_bytes;
+            job.layout.dot(raw, job.row_bytes, last - first, job.x + k, n, job.out + first, k == 0);
+            continue;
+        }
         for (long from = first; from < last; from += group) {
             const long to = std::min(from + group, last);
             for (long i = from; i < to; i++) {

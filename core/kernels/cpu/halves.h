@@ -44,7 +44,7 @@ struct HeadHalves {
     float scale[8], least[8];
     explicit HeadHalves(const uint8_t* raw) {
         alignas(16) uint8_t sc[16];
-        scales_of(raw, sc);
+        put_scales(raw, sc);
         const auto wide = [&](int at, float by) {
             const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sc + at)));
             return _mm256_mul_ps(_mm256_set1_ps(by), _mm256_cvtepi32_ps(bytes));

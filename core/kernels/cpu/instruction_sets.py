@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.system.child import run_program
+
 X86 = frozenset({"x86_64", "amd64"})
 V3 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
 AMX = {"amx_tile", "amx_int8", "amx_bf16", "avx512_vnni", "avx512_bf16"}
@@ -55,7 +57,7 @@ def processor_flags() -> frozenset[str]:
     try:
         if sys.platform == "darwin":
             names = ["machdep.cpu.features", "machdep.cpu.leaf7_features"]
-            said = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, timeout=5).stdout
+            said = run_program(("sysctl", "-n", *names), 5).stdout
             return frozenset(said.lower().replace("avx1.0", "avx").split())
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("flags"):

@@ -1,7 +1,7 @@
 // The entry of the products: shares the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
 //
 // A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
-#include "blocks.h"
+#include "blocks/table.h"
 #include "dots.h"
 #include "pool.h"
 
@@ -137,14 +137,17 @@ static std::vector<float> prepare(
     return copy;
 }
 
-// out[t][r] = x[t] . w[r]; steps are in values. Returns 0; 1 where memory is lacking, 2 where the type is not known.
+constexpr int MOST_BLOCK = 256;  // values of a block, at most
+constexpr int NO_MEMORY = 1, UNKNOWN = 2, NO_GRID = 3;
+
+// out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or why not.
 extern "C" __attribute__((visibility("default"))) int multiply(
     const char* quant, int compute, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step,
     float* out, long out_step, int threads) try {
-    const Layout* found = std::find_if(std::begin(LAYOUTS), std::end(LAYOUTS),
-                                       [&](const Layout& row) { return strcmp(row.name, quant) == 0; });
-    if (found == std::end(LAYOUTS)) return 2;
+    const Layout* found = find_layout(quant);
+    if (!found) return UNKNOWN;
     const Layout& layout = *found;
+    if (layout.grid && !layout.grid->given) return NO_GRID;
     const Compute how = static_cast<Compute>(compute);
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::vector<float> copy;
@@ -156,7 +159,37 @@ extern "C" __attribute__((visibility("default"))) int multiply(
     multiply_all({layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == BF16}, how, threads);
     return 0;
 } catch (const std::bad_alloc&) {
-    return 1;
+    return NO_MEMORY;
+}
+
+// out[r] = w[r] as float32, rows of cols values; returns 0, or why not.
+extern "C" __attribute__((visibility("default"))) int decode(
+    const char* quant, const uint8_t* w, long rows, long cols, float* out, int threads) try {
+    const Layout* found = find_layout(quant);
+    if (!found) return UNKNOWN;
+    if (found->grid && !found->grid->given) return NO_GRID;
+    const long block = found->block, whole = cols / block * block, rest = cols - whole;
+    const long row_bytes = (cols + block - 1) / block * found->block_bytes;
+    pool().run(rows, rows * cols <= ALONE_MACS ? 1 : threads, [&](long r) {
+        float last[MOST_BLOCK];
+        const uint8_t* raw = w + r * row_bytes;
+        found->decode(raw, out + r * cols, whole);
+        if (!rest) return;
+        found->decode(raw + whole / block * found->block_bytes, last, block);
+        std::copy_n(last, rest, out + r * cols + whole);
+    });
+    return 0;
+} catch (const std::bad_alloc&) {
+    return NO_MEMORY;
+}
+
+// Keep the points of a type's grid; returns 0, or UNKNOWN where it has none, or one of another size.
+extern "C" __attribute__((visibility("default"))) int take_grid(const char* quant, const uint8_t* values, long bytes) {
+    const Layout* found = find_layout(quant);
+    if (!found || !found->grid || bytes > Grid::MOST) return UNKNOWN;
+    memcpy(found->grid->values, values, static_cast<size_t>(bytes));
+    found->grid->given = true;
+    return 0;
 }
 
 // Say whether the operating system lets this build run here.

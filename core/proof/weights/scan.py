@@ -1,4 +1,5 @@
-"""Read every weight that a run reads, once, and say what is wrong with it by itself: NaN, Inf, zeros, a wrong decoder.
+"""Read every weight that a run reads, once, and say what is wrong with it by itself: NaN, Inf, zeros, a wrong decoder,
+and what core/audit proves of its bytes.
 
 It needs no prompt and no second file. What may be zero and is no fault: single rows, rows of the embedding and the head
 that no ordinary token has, a bias that is zero in every layer.
@@ -15,11 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.audit.audit_file import prove_bytes
 from core.formats.model_file import ModelFile
+from core.kernels.cpu.decoding import decode_rows
 from core.model.arch import Arch, stage_weights
 from core.model.stages import STAGES, Place
 from core.proof.weights.fault import WeightFault, WeightScan
-from core.quant.dequantize import decode_by_gguf, decode_rows
+from core.quant.dequantize import decode_by_gguf
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
@@ -77,7 +80,18 @@ def scan_weights(file: ModelFile, arch: Arch, cancelled: IsCancelled) -> WeightS
         if read.weight.name in zero:
             faults += _zeros(read, zero[read.weight.name] & ~_padding(read.weight.name, zero), ordinary)
     faults += _odd_biases(reads, zero_biases) + _tail(reads, faults)
+    faults += _proved(file, reads, faults, cancelled)
     return WeightScan(tuple(faults), decoded, alone)
+
+
+def _proved(
+    file: ModelFile, reads: list[_Read], faults: list[WeightFault], cancelled: IsCancelled
+) -> list[WeightFault]:
+    """What an audit proves of these weights, where nothing else was found in them."""
+    known, told = {read.weight.name: read for read in reads}, {f.sentence.split(" ")[0] for f in faults}
+    return [known[proof.tensor].fault(proof.sentence.removeprefix(f"{proof.tensor} "), proof.row)
+            for proof in prove_bytes(file, cancelled)
+            if proof.tensor is not None and proof.tensor in known and proof.tensor not in told]
 
 
 def _reads(file: ModelFile, arch: Arch) -> Iterator[_Read]:

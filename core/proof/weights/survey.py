@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.quant.dequantize import decode_rows
+from core.kernels.cpu.decoding import decode_rows
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 

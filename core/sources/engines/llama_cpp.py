@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.model.stages import STAGES, Place
-from core.sources.engines.process import LOG, Answer, Ask, stages_wanted, tell
+from core.sources.engines.process import LOG, Answer, Ask, last_lines, stages_wanted, tell
 from core.system.arrays import Floats32
 from core.system.errors import FileError
 
@@ -217,9 +217,8 @@ def _meta(api: Any, model: Any, key: str) -> str:  # noqa: ANN401
 
 def _log_words(folder: Path) -> str:
     """The last line of llama.cpp's own log that names an error: it is kept beside the child's words."""
-    log = folder / LOG
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if "error" in line.lower()), "it does not say why")
+    lines = reversed(last_lines(folder / LOG))
+    return next((line.strip() for line in lines if "error" in line.lower()), "it does not say why")
 
 
 def _threads() -> int:

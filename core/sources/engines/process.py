@@ -27,7 +27,9 @@ from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
 from core.system.child import Child, child_environment, start_apart
 from core.system.errors import Cancelled, FileError, UsageError, os_reason
+from core.system.limits import DOCUMENT_BYTES
 from core.system.progress import Phase
+from core.system.regular_file import read_file
 from core.system.safe_text import safe_text
 from core.trace.engines import ENGINES, Engine
 from core.trace.events import Emit
@@ -36,6 +38,7 @@ from core.trace.values_file import open_values
 ASK, ANSWER, VALUES, LOG, PROGRESS = "ask.json", "answer.json", "values.safetensors", "log.txt", "progress.txt"
 PATIENCE = 600.0  # seconds without a line of progress, after which an engine hangs: loading a 7B file takes two minutes
 POLL_SECONDS = 0.05
+TAIL_BYTES = 64 << 10  # of a log
 LAST_LINE_CHARACTERS = 300  # characters
 
 Values = dict[Place, Floats32]
@@ -145,9 +148,18 @@ def _ending(code: int) -> str:
 
 def _last_line(folder: Path) -> str:
     """The last line of its log that says something."""
-    lines = (folder / LOG).read_text(errors="replace").splitlines() if (folder / LOG).exists() else []
+    lines = last_lines(folder / LOG)
     said = [line.strip() for line in lines if line.strip()]
     return safe_text(said[-1][:LAST_LINE_CHARACTERS]) if said else "none"
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines of a log, which may be long; none where there is no file."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        return file.read(TAIL_BYTES).decode(errors="replace").splitlines()
 
 
 def _lines_since(path: Path, seen: int) -> bytes:
@@ -156,14 +168,14 @@ def _lines_since(path: Path, seen: int) -> bytes:
         return b""
     with path.open("rb") as file:
         file.seek(seen)
-        told = file.read()
+        told = file.read(TAIL_BYTES)
     return told[: told.rfind(b"\n") + 1]
 
 
 def _read_answer(folder: Path, scheme: str) -> Answer:
     try:
-        answer = msgspec.json.decode((folder / ANSWER).read_bytes(), type=Answer)
-    except (OSError, msgspec.DecodeError) as error:
+        answer = msgspec.json.decode(read_file(folder / ANSWER, DOCUMENT_BYTES, ""), type=Answer)
+    except (FileError, msgspec.DecodeError) as error:
         raise FileError(f"{scheme} ended without a readable answer ({os_reason(error)}). "
                         f"Its last words: {_last_line(folder)}") from error
     if not answer.tokens:
@@ -197,7 +209,7 @@ def write_answer(folder: Path, answer: Answer, values: Mapping[Place, Any]) -> N
 
 def read_ask(folder: Path) -> Ask:
     """Read what the parent asks."""
-    return msgspec.json.decode((folder / ASK).read_bytes(), type=Ask)
+    return msgspec.json.decode(read_file(folder / ASK, DOCUMENT_BYTES, ""), type=Ask)
 
 
 def tell(folder: Path, line: str) -> None:

@@ -13,6 +13,8 @@ from core.sources.engines.process import Answer, Ask, Values, find_engine, run_e
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file
 from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
@@ -94,10 +96,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
 def _vocab_size(path: Path) -> int | None:
     """The vocabulary that a config.json states; None where it states none."""
     repair = "Give a folder that transformers reads."
-    try:
-        config = from_json(path.read_bytes(), str(path), repair)
-    except OSError as error:
-        raise FileError(f"{path} could not be read: {os_reason(error)}. {repair}") from error
+    config = from_json(read_file(path, DOCUMENT_BYTES, repair), str(path), repair)
     found = config.get("vocab_size") if isinstance(config, dict) else None
     return found if type(found) is int else None
 
@@ -105,7 +104,7 @@ def _vocab_size(path: Path) -> int | None:
 def _open_tokenizer(path: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
-    if not path.is_file():
+    if not path.is_file():  # neither a pipe nor a device
         return None
     try:
         return Tokenizer.from_file(str(path))

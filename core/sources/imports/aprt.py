@@ -29,6 +29,7 @@ from core.model.stages import (
 from core.sources.imports.stated_facts import Stated, unknown_notes
 from core.system.arrays import Floats32
 from core.system.errors import FileError, UsageError
+from core.system.limits import STAGE_BYTES
 from core.trace.measure import measure_array
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Cell, ScopeStats
@@ -125,6 +126,8 @@ def _header(path: Path) -> tuple[int | None, int]:
     if len(data) < HEADER_BYTES or data[:4] != MAGIC:
         raise _bad(path, f"it begins with {data[:4]!r}, not with APRT")
     layer, count = struct.unpack("<II", data[4:])
+    if size > STAGE_BYTES:
+        raise _bad(path, f"it has {size} bytes, over {STAGE_BYTES}")
     if size != HEADER_BYTES + 4 * count or count == 0:
         raise _bad(path, f"{count} values need {HEADER_BYTES + 4 * count} bytes and it has {size}")
     return None if layer == WHOLE_MODEL else layer, count

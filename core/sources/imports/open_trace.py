@@ -14,9 +14,10 @@ from core.sources.imports.aprt import read_aprt_folder
 from core.sources.imports.stated_facts import Stated, check_stated
 from core.sources.imports.wide_csv import read_wide_csv
 from core.system.errors import FileError
+from core.system.limits import IMPORT_BYTES
+from core.system.regular_file import read_file
 from core.trace.record import Trace
 
-LARGEST_BYTES = 64 << 20  # of a text; a 7B trace has 14 KB
 Reader = Callable[[str, Path, Stated], Trace]
 READERS: tuple[tuple[str, re.Pattern[str], Reader], ...] = (  # in this order; the pattern is looked for in the text
     ("the JSON of `apr trace --payload --json`", re.compile(r"^[^\S\n]*+\{", re.MULTILINE), read_apr_json),
@@ -51,14 +52,7 @@ def import_trace(
 
 
 def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise FileError(f"{path} is no file or folder. Give a trace to import.")
-        if path.stat().st_size > LARGEST_BYTES:
-            raise FileError(f"{path.name} has {path.stat().st_size} bytes; a text may have {LARGEST_BYTES}.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path.name} could not be read: {error.strerror}.") from error
+    data = read_file(path, IMPORT_BYTES, "Give a trace to import.")
     if not data.strip():
         raise FileError(f"{path.name} is empty. Export the trace again.")
     if data[:4] == b"APRT":

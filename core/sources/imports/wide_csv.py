@@ -17,6 +17,7 @@ from core.sources.imports.stated_facts import (
     without_unmeasured,
 )
 from core.system.errors import FileError
+from core.system.limits import CELLS, COLUMNS
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import Stats
 
@@ -25,11 +26,7 @@ LONGEST = 64  # characters of a printed number
 
 def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
     """Read the table; an empty cell is absent. FileError names the line."""
-    rows = csv.reader(io.StringIO(text), strict=True)
-    try:
-        lines = [(rows.line_num, row) for row in rows if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise bad_line(path, rows.line_num, "a row of comma-separated cells", str(error)) from None
+    lines = _lines(text, path)
     columns = _columns(path, *lines[0])
     stats: dict[Place, Stats] = {}
     decimals: set[int] = set()
@@ -61,6 +58,23 @@ def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
         cells=scope_cells(measured, stated.scope), notes=(*notes, *unknown),
         origin={"kind": "a table of stds", "printed_decimals": min(decimals)},
     )
+
+
+def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The rows that say something, each with the line it ends on."""
+    rows = csv.reader(io.StringIO(text), strict=True)
+    lines, n_cell = list[tuple[int, list[str]]](), 0
+    try:
+        for row in rows:
+            n_cell += len(row)
+            if len(row) > COLUMNS or n_cell > CELLS:
+                raise bad_line(path, rows.line_num, f"a table of {COLUMNS} columns and {CELLS} cells at most",
+                               f"{len(row)} cells, {n_cell} in all")
+            if any(cell.strip() for cell in row):
+                lines.append((rows.line_num, row))
+    except csv.Error as error:
+        raise bad_line(path, rows.line_num, "a row of comma-separated cells", str(error)) from None
+    return lines
 
 
 def _columns(path: Path, line: int, row: list[str]) -> list[str]:

@@ -19,7 +19,9 @@ import numpy as np
 
 from core.system.atomic_folder import new_folder, strange_in
 from core.system.errors import FileError, OutputError, UsageError, os_reason
-from core.system.paths import cache_folder
+from core.system.limits import TEXT_FILE_BYTES
+from core.system.paths import cache_folder, is_own, make_own
+from core.system.regular_file import PIECE_BYTES, open_file, read_file
 from core.train.data.shards import MANIFEST, Shards, open_shards
 from core.train.data.vocabulary import Vocabulary, encoder, padded, read_vocabulary, train_vocabulary, write_vocabulary
 
@@ -50,10 +52,7 @@ class Document:
 
     def raw(self) -> bytes:
         """Read the bytes of the whole file; FileError, for it may have gone since it was listed."""
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise FileError(f"{self.path} could not be read: {os_reason(error)}. Put it back.") from error
+        return read_file(self.path, TEXT_FILE_BYTES, "Put it back.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +107,29 @@ def find_documents(root: Path) -> tuple[list[Document], int]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith(".")]
         for name in names:
-            try:
-                raw = Path(folder, name).read_bytes() if Path(folder, name).is_file() else b""
-                raw.decode()
-            except (OSError, UnicodeDecodeError):
-                raw = b""
-            if not raw.strip() or b"\0" in raw:
+            raw = _text_bytes(Path(folder, name))
+            if not raw.strip():
                 skipped += 1
                 continue
             found.append(Document(Path(folder, name), hashlib.sha256(raw).hexdigest(), len(raw)))
     unique = {document.sha256: document for document in sorted(found, key=lambda d: str(d.path), reverse=True)}
     return sorted(unique.values(), key=lambda d: d.sha256), skipped
+
+
+def _text_bytes(path: Path) -> bytes:
+    """Read a text; nothing of what is no text: it is left at its first zero byte."""
+    pieces = list[bytes]()
+    try:
+        with open_file(path, TEXT_FILE_BYTES, "") as file:
+            while piece := file.read(PIECE_BYTES):
+                if b"\0" in piece:
+                    return b""
+                pieces.append(piece)
+        raw = b"".join(pieces)
+        raw.decode()
+    except (FileError, UnicodeDecodeError):
+        return b""
+    return raw
 
 
 def capped(documents: Sequence[Document], cap_mib: int | None) -> list[Document]:
@@ -174,6 +185,9 @@ def _is_built(target: Path, n_vocab: int, on_message: OnMessage) -> bool:
     """Whether an earlier run has made the shards; damaged ones are removed, or set aside where others wrote too."""
     if not (target / MANIFEST).is_file():
         return False
+    if target.is_relative_to(cache_folder()) and not is_own(target / MANIFEST):
+        _set_aside(target)
+        return False
     try:
         open_shards(target, n_vocab)
     except FileError as error:
@@ -213,7 +227,7 @@ def _build(
         on_message(f"training a tokenizer of {n_vocab} tokens")
         given = train_vocabulary(_sample(train, None if n_vocab >= LARGE_VOCAB else SAMPLE_BYTES), n_vocab, on_message)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_own(target.parent)
         with new_folder(target, force=True) as part:
             total = sum(d.n_bytes for d in documents)
             rows, done = [], 0

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_file, refuse_irregular
 
 Tokens = npt.NDArray[np.uint32]
 Windows = npt.NDArray[np.int64]
@@ -139,11 +141,11 @@ def _hold_out(base: Path, shards: tuple[Tokens, ...], manifest: Mapping[str, Any
 def _read_manifest(path: Path) -> Mapping[str, Any]:
     again = "Make the shards again."
     try:
-        manifest = from_json(path.read_bytes(), str(path), again)
-    except FileNotFoundError:
-        return {}
+        if not path.exists():
+            return {}
     except OSError as error:
         raise FileError(f"{path} could not be read: {os_reason(error)}. {again}") from error
+    manifest = from_json(read_file(path, DOCUMENT_BYTES, again), str(path), again)
     if not isinstance(manifest, dict):
         raise FileError(f"{path} is a {type(manifest).__name__}; an object was needed. {again}")
     rows = manifest.get("shards", [])
@@ -155,6 +157,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
 
 def _map(path: Path) -> Tokens:
     try:
+        refuse_irregular(path, "Make the shard again.")
         size = path.stat().st_size
         if not size or size % 4:
             raise FileError(f"{path} has {size} bytes; whole u32 tokens of 4 bytes were needed. Make the shard again.")

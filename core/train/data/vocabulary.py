@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from core.formats.model_file import LazyArray, ModelFile, Value
-from core.system.errors import FileError, UsageError, os_reason
-from core.text.bpe import BYTE_LETTERS, PRE_NAMED
+from core.system.errors import FileError, UsageError
+from core.system.json_text import from_json
+from core.system.limits import DOCUMENT_BYTES
+from core.system.regular_file import read_text
+from core.text.bpe import BYTE_LETTERS
+from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
 ENDS = (END, "<|eos|>", "</s>", "<|im_end|>")  # what a given vocabulary may call the end of a document
 PRE = "gpt-2"
+_NEEDED = "A folder with vocab.json and merges.txt is needed."
 TOLD_S = 1.0  # between two messages on how long training takes: a run may be ended at each
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 
@@ -46,12 +51,13 @@ class Vocabulary:
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Read vocab.json and merges.txt; FileError, UsageError (no token that could end a document)."""
     try:
-        ids: Any = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"--tokenizer {folder}: {os_reason(error)}. "
-                        "A folder with vocab.json and merges.txt is needed.") from error
-    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+        ids: Any = from_json(read_text(folder / "vocab.json", DOCUMENT_BYTES, _NEEDED), "vocab.json", _NEEDED)
+        lines = read_text(folder / "merges.txt", DOCUMENT_BYTES, _NEEDED).split("\n")
+    except FileError as error:
+        raise FileError(f"--tokenizer {folder}: {error}") from error
+    if not isinstance(ids, dict):
+        raise FileError(f"{folder / 'vocab.json'} is a {type(ids).__name__}; an object was needed. {_NEEDED}")
+    if sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
         raise FileError(f"{folder / 'vocab.json'} does not map {len(ids)} tokens to the ids 0 to {len(ids) - 1}.")
     tokens = tuple(sorted(ids, key=lambda token: int(ids[token])))
     merges = tuple(line for line in lines if line and not line.startswith("#version"))

@@ -1,51 +1,57 @@
-// Every stored type that the kernels know: how a block is decoded, with the bits that quant/dequantize.py gives.
+// The super-blocks of 256 values with scales of their own for 16 or 32 of them, or one scale for all (TQ1_0, TQ2_0).
 //
-// A new type: a struct with VALUES, BYTES and decode, and its row of LAYOUTS. d * scale * q is exact in float32
-// (11 + 6 + 5 bits; Q6_K: 11 + 7 + 6); only the last subtraction rounds. Source of the layouts: gguf-py 0.19,
-// gguf/quants.py.
+// A new type: a struct with VALUES, BYTES and each (block.h), and its row of SUPER_BLOCKS.
 #pragma once
-#include "layout.h"
+#include "block.h"
+#include "small_blocks.h"
 #if defined(__AMX_INT8__)
-#include "halves.h"
-#include "lines.h"
+#include "../halves.h"
+#include "../lines.h"
 #endif
 
-// Types without blocks: n values from raw into out.
-static void plain_f32(const uint8_t* raw, float* out, long n) { memcpy(out, raw, static_cast<size_t>(n) * 4); }
+// d * scale and dmin * min of the eight sub-blocks of Q4_K and Q5_K.
+struct HeadK {
+    Scales scale, mins;
+    explicit HeadK(const uint8_t* raw) : HeadK(raw, scales_of(raw)) {}
+    float least(int s) const { return mins.of[8 + s]; }
 
-static void plain_f16(const uint8_t* raw, float* out, long n) {
-    long i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(raw + 2 * i))));
-#endif
-    for (; i < n; i++) out[i] = half_at(raw + 2 * i);
-}
+private:
+    HeadK(const uint8_t* raw, Bytes six) : scale(six, half_at(raw)), mins(six, half_at(raw + 2)) {}
+};
 
-static void plain_bf16(const uint8_t* raw, float* out, long n) {
-    for (long i = 0; i < n; i++) {
-        uint16_t h;
-        memcpy(&h, raw + 2 * i, 2);
-        const uint32_t bits = static_cast<uint32_t>(h) << 16;
-        memcpy(out + i, &bits, 4);
-    }
-}
+struct Q2_K {
+    static constexpr int VALUES = 256, BYTES = 84;
 
-struct Q4_0 {
-    static constexpr int VALUES = 32, BYTES = 18;
-
-    static void decode(const uint8_t* raw, float* out) {
-        const Bytes q = bytes_at(raw + 2);
-        put<int8_t>(out, (q & 15) - 8, half_at(raw));
-        put<int8_t>(out + 16, (q >> 4) - 8, half_at(raw));
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes both = bytes_at(raw);
+        const Scales scale(both & 15, half_at(raw + 80)), least(both >> 4, half_at(raw + 82));
+#pragma GCC unroll 16
+        for (int g = 0; g < 16; g++) {  // 16 values; 32 bytes hold four times 32 of them, the lowest bits first
+            const Bytes q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            put(16 * g, q & 3, scale.of[g], least.of[g]);
+        }
     }
 };
 
-struct Q8_0 {
-    static constexpr int VALUES = 32, BYTES = 34;
+struct Q3_K {
+    static constexpr int VALUES = 256, BYTES = 110;
 
-    static void decode(const uint8_t* raw, float* out) {
-        for (int i = 0; i < 32; i += 16) put<int8_t>(out + i, bytes_at(raw + 2 + i), half_at(raw));
+    // Scales of 6 bits: low four of 0..7 in low nibbles, of 8..15 in high ones, the upper two in four bytes.
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const uint32_t a = word_at(raw + 96), b = word_at(raw + 100), c = word_at(raw + 104);
+        const uint32_t six[4] = {
+            (a & 0x0f0f0f0f) | (c << 4 & 0x30303030), (b & 0x0f0f0f0f) | (c << 2 & 0x30303030),
+            (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030)};
+        const Scales scale(two_words(six[0] | uint64_t{six[1]} << 32, six[2] | uint64_t{six[3]} << 32) - 32,
+                           half_at(raw + 108));
+#pragma GCC unroll 16
+        for (int g = 0; g < 16; g++) {
+            const Bytes q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            const Bytes third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
+            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, scale.of[g], 0);
+        }
     }
 };
 
@@ -53,18 +59,21 @@ struct Q4_K {
     static constexpr int VALUES = 256, BYTES = 144, D = 0;
     static constexpr bool MINS = true;
 
-    static void decode(const uint8_t* raw, float* out) {
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
         const HeadK head(raw);
-        for (int s = 0; s < 8; s += 2)
-            for (int i = 0; i < 32; i += 16) {
-                const Bytes q = bytes_at(raw + 16 + 16 * s + i);
-                put<uint8_t>(out + 32 * s + i, q & 15, head.scale[s], head.least[s]);
-                put<uint8_t>(out + 32 * s + 32 + i, q >> 4, head.scale[s + 1], head.least[s + 1]);
-            }
+#pragma GCC unroll 16
+        for (int s = 0; s < 8; s += 2) {
+            const Bytes a = bytes_at(raw + 16 + 16 * s), b = bytes_at(raw + 32 + 16 * s);
+            put(32 * s, a & 15, head.scale.of[s], head.least(s));
+            put(32 * s + 16, b & 15, head.scale.of[s], head.least(s));
+            put(32 * s + 32, a >> 4, head.scale.of[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4, head.scale.of[s + 1], head.least(s + 1));
+        }
     }
 
 #if defined(__AMX_INT8__)
-    static void scales(const uint8_t* raw, uint8_t* sc) { scales_of(raw, sc); }
+    static void scales(const uint8_t* raw, uint8_t* sc) { put_scales(raw, sc); }
 
     static bool digits(const uint8_t* raw, Digits& out, int row) {
         alignas(16) uint8_t sc[16];
@@ -87,6 +96,7 @@ struct Q4_K {
     // A sub-block has 16 different values (Q5_K: 32): they are rounded once, and looked up.
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
         const HeadHalves head(raw);
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const __m512bh table = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), head.values(s, FROM_0));
             const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16 + 32 * (s / 2)));
@@ -101,20 +111,21 @@ struct Q5_K {
     static constexpr int VALUES = 256, BYTES = 176, D = 0;
     static constexpr bool MINS = true;
 
-    static void decode(const uint8_t* raw, float* out) {
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
         const HeadK head(raw);
-        for (int i = 0; i < 32; i += 16) {
-            Bytes fifth = bytes_at(raw + 16 + i);
-            for (int s = 0; s < 8; s += 2, fifth >>= 2) {
-                const Bytes q = bytes_at(raw + 48 + 16 * s + i);
-                put<uint8_t>(out + 32 * s + i, (q & 15) | (fifth & 1) << 4, head.scale[s], head.least[s]);
-                put<uint8_t>(out + 32 * s + 32 + i, q >> 4 | (fifth & 2) << 3, head.scale[s + 1], head.least[s + 1]);
-            }
+        Bytes c = bytes_at(raw + 16), d = bytes_at(raw + 32);  // the fifth bits of values 0..15 and 16..31 of each
+        for (int s = 0; s < 8; s += 2, c = shifted(c, 2), d = shifted(d, 2)) {
+            const Bytes a = bytes_at(raw + 48 + 16 * s), b = bytes_at(raw + 64 + 16 * s);
+            put(32 * s, (a & 15) | (c & 1) << 4, head.scale.of[s], head.least(s));
+            put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale.of[s], head.least(s));
+            put(32 * s + 32, a >> 4 | (c & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4 | (d & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
         }
     }
 
 #if defined(__AMX_INT8__)
-    static void scales(const uint8_t* raw, uint8_t* sc) { scales_of(raw, sc); }
+    static void scales(const uint8_t* raw, uint8_t* sc) { put_scales(raw, sc); }
 
     static bool digits(const uint8_t* raw, Digits& out, int row) {
         alignas(16) uint8_t sc[16];
@@ -144,6 +155,7 @@ struct Q5_K {
     static void halves(const uint8_t* raw, HalfWeights& out, int row) {
         const HeadHalves head(raw);
         const __m256i fifth = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(raw + 16));
+#pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
             const __m512 above = head.values(s, _mm512_add_ps(FROM_0, _mm512_set1_ps(16)));
             const __m512bh table = _mm512_cvtne2ps_pbh(above, head.values(s, FROM_0));
@@ -163,18 +175,16 @@ struct Q6_K {
 
     // A half of a block has four groups of 32, 16 to a scale: their low nibbles lie in two groups, their high bits in
     // one.
-    static void decode(const uint8_t* raw, float* out) {
-        const float d = half_at(raw + 208);
-        for (int half = 0; half < 2; half++)
-            for (int i = 0; i < 2; i++) {
-                const Bytes high = bytes_at(raw + 128 + 32 * half + 16 * i);
-                const Bytes even = bytes_at(raw + 64 * half + 16 * i), odd = bytes_at(raw + 64 * half + 32 + 16 * i);
-                const Bytes q[4] = {(even & 15) | (high & 3) << 4, (odd & 15) | (high & 12) << 2,
-                                    even >> 4 | (high & 48), odd >> 4 | (high & 192) >> 2};
-                const int8_t* sc = reinterpret_cast<const int8_t*>(raw + 192 + 8 * half + i);
-                for (int g = 0; g < 4; g++)
-                    put<int8_t>(out + 128 * half + 32 * g + 16 * i, q[g] - 32, d * sc[2 * g]);
-            }
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Scales scale(bytes_at(raw + 192), half_at(raw + 208));
+#pragma GCC unroll 16
+        for (int g = 0; g < 16; g++) {
+            const int half = g / 8, part = g % 8 / 2, i = 16 * (g % 2);
+            const Bytes four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
+            const Bytes q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
+            put(16 * g, q - 32, scale.of[g], 0);
+        }
     }
 
 #if defined(__AMX_INT8__)
@@ -230,15 +240,63 @@ struct Q6_K {
 #endif
 };
 
-template <class Block>
-static void decode_blocks(const uint8_t* raw, float* out, long n) {
-    for (long b = 0; b < n / Block::VALUES; b++, raw += Block::BYTES, out += Block::VALUES) Block::decode(raw, out);
-}
+struct IQ4_XS {
+    static constexpr int VALUES = 256, BYTES = 136;
 
-template <class Block>
-static constexpr Layout blocks(const char* name) {
-    return {name, Block::VALUES, Block::BYTES, decode_blocks<Block>};
-}
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const float d = half_at(raw);
+        const int high = raw[2] | raw[3] << 8;
+#pragma GCC unroll 16
+        for (int s = 0; s < 8; s++) {
+            const int sc = (raw[4 + s / 2] >> 4 * (s % 2) & 15) | (high >> 2 * s & 3) << 4;
+            const float scale = d * static_cast<float>(sc - 32);
+            const Bytes q = bytes_at(raw + 8 + 16 * s);
+            put(32 * s, look_up(IQ4_VALUES, q & 15), scale, 0), put(32 * s + 16, look_up(IQ4_VALUES, q >> 4), scale, 0);
+        }
+    }
+};
+
+// Five values of -1, 0, 1 to a byte, as the digits of a fraction of base 3; the last four bytes have four.
+struct TQ1_0 {
+    static constexpr int VALUES = 256, BYTES = 54;
+
+    // The first digit of x / 256, less 1.
+    static inline Bytes digit(Bytes x) { return (x > 85 ? ONE : ZERO) + (x > 170 ? ONE : ZERO) - 1; }
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const float d = half_at(raw + 52);
+        Bytes a = bytes_at(raw), b = bytes_at(raw + 16), c = bytes_at(raw + 32);
+        for (int i = 0; i < 5; i++, a += a + a, b += b + b)
+            put(32 * i, digit(a), d, 0), put(32 * i + 16, digit(b), d, 0);
+        for (int i = 0; i < 5; i++, c += c + c) put(160 + 16 * i, digit(c), d, 0);
+        const uint32_t one = word_at(raw + 48);
+        const auto three = [](uint32_t x) {  // times each byte
+            const uint32_t even = (x & 0x00ff00ff) * 3 & 0x00ff00ff, odd = (x >> 8 & 0x00ff00ff) * 3 & 0x00ff00ff;
+            return even | odd << 8;
+        };
+        const uint32_t two = three(one), nine = three(two), last = three(nine);
+        put(240, digit(two_words(one | uint64_t(two) << 32, nine | uint64_t(last) << 32)), d, 0);
+    }
+
+private:
+    static constexpr Bytes ZERO = {}, ONE = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+};
+
+struct TQ2_0 {
+    static constexpr int VALUES = 256, BYTES = 66;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const float d = half_at(raw + 64);
+#pragma GCC unroll 16
+        for (int g = 0; g < 16; g++) {
+            const Bytes q = shifted(bytes_at(raw + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            put(16 * g, (q & 3) - 1, d, 0);
+        }
+    }
+};
 
 // Of a type that has all of digits, values and halves, for AMX.
 template <class Block>
@@ -251,13 +309,7 @@ static constexpr Layout super_blocks(const char* name) {
     return layout;
 }
 
-static const Layout LAYOUTS[] = {
-    {"F32", 1, 4, plain_f32},
-    {"F16", 1, 2, plain_f16},
-    {"BF16", 1, 2, plain_bf16},
-    blocks<Q4_0>("Q4_0"),
-    blocks<Q8_0>("Q8_0"),
-    super_blocks<Q4_K>("Q4_K"),
-    super_blocks<Q5_K>("Q5_K"),
-    super_blocks<Q6_K>("Q6_K"),
+static const Layout SUPER_BLOCKS[] = {
+    blocks<Q2_K>("Q2_K"),       blocks<Q3_K>("Q3_K"),       super_blocks<Q4_K>("Q4_K"), super_blocks<Q5_K>("Q5_K"),
+    super_blocks<Q6_K>("Q6_K"), blocks<IQ4_XS>("IQ4_XS"),   blocks<TQ1_0>("TQ1_0"),     blocks<TQ2_0>("TQ2_0"),
 };

@@ -1,0 +1,83 @@
+"""Write a verdict as JUnit XML, which every CI shows: a case for the verdict, and one a place that was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as xml
+
+from core.model.stages import place_order, place_text
+from core.proof.check_result import Check
+from core.proof.verdict import Bisection, Comparison, Verdict
+from core.system.atomic_file import new_file
+from core.system.errors import UsageError, os_reason
+from core.system.outcome import Outcome
+from core.system.safe_text import safe_text
+from core.trace.measures import State
+
+START = b"<?xml version='1.0' encoding='utf-8'?>\n<testsuites name=\"apr-tui\""
+KINDS: dict[str, str] = {Verdict.H2: "failure", Outcome.FAIL: "failure", Verdict.INCONCLUSIVE: "error",
+                         Verdict.NOT_COMPARABLE: "error"}  # of a case; any other verdict passes
+
+
+def refuse_foreign(path: Path, force: bool) -> None:
+    """Refuse to replace a file that is no report of ours, before the work; UsageError."""
+    try:
+        if force or not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(len(START))
+    except OSError as error:
+        raise UsageError(f"--junit {path}: {os_reason(error)}.") from error
+    if start not in (b"", START):
+        raise UsageError(f"--junit {path} exists and is no report of apr-tui, so it is left as it is. "
+                         "Give another name, or --force to replace it.")
+
+
+def write_junit(path: Path, judged: Sequence[Comparison | Check | Bisection]) -> None:
+    """Write a suite for each verdict; OutputError."""
+    root = xml.Element("testsuites", name="apr-tui")
+    for i, verdict in enumerate(judged):
+        _suite(root, verdict, f" {i + 1}" if len(judged) > 1 else "")
+    xml.indent(root)
+    with new_file(path.resolve(), force=True) as part:
+        part.write_bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+
+
+def _suite(root: xml.Element, judged: Comparison | Check | Bisection, number: str) -> None:
+    found = judged.comparison if isinstance(judged, Bisection) else judged
+    if isinstance(found, Check):
+        name, places = f"check {found.trace.name}", _check_places(found)
+    else:
+        name, places = f"compare {' with '.join(found.names)}", _pair_places(found)
+    suite = xml.SubElement(root, "testsuite", name=safe_text(name + number))
+    _case(suite, "verdict", KINDS.get(found.verdict, ""), str(found.verdict), "\n".join(found.reasons))
+    for place, kind, message in places:
+        _case(suite, place, kind, message)
+    for count, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(count, str(len(suite.findall(f"testcase/{kind}"))))
+    suite.set("tests", str(len(suite.findall("testcase"))))
+
+
+def _case(suite: xml.Element, name: str, kind: str, message: str, text: str = "") -> None:
+    case = xml.SubElement(suite, "testcase", classname=suite.get("name", ""), name=safe_text(name))
+    if kind:
+        xml.SubElement(case, kind, message=safe_text(message)).text = safe_text(text) if text else None
+
+
+def _check_places(check: Check) -> Iterable[tuple[str, str, str]]:
+    for place in sorted(check.errors.keys() | set(check.bad), key=place_order):
+        bad = place in check.bad
+        yield place_text(place), "failure" if bad else "", "; ".join(check.reasons_at(place)) if bad else ""
+    for place in check.lost:
+        yield place_text(place), "skipped", "no token of its inputs is finite"
+
+
+def _pair_places(pair: Comparison) -> Iterable[tuple[str, str, str]]:
+    """A cell that differs fails only where the verdict is that of a bug."""
+    is_bug = pair.verdict is Verdict.H2
+    for place in sorted(pair.cells, key=place_order):
+        cell = pair.cells[place]
+        numbers = f"relative L2 {cell.rel_l2}, floor {cell.floor}"
+        kind = {State.ABSENT: "skipped", State.DIFFERS: "failure" if is_bug else ""}.get(cell.state, "")
+        yield place_text(place), kind, numbers if kind == "failure" else "one side has no such value"

@@ -1,0 +1,1 @@
+"""Stored types in C++: how a block is read, and what is made of it."""

@@ -1,0 +1,123 @@
+// The types of small blocks: 32 values to a scale, or 16 (NVFP4). A block of two halves has its low nibbles first.
+//
+// A new type: a struct with VALUES, BYTES and each (block.h), and its row of SMALL_BLOCKS.
+#pragma once
+#include "block.h"
+
+static const Bytes IQ4_VALUES = signed_bytes({-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113});
+static const Bytes FP4_VALUES = signed_bytes({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12});  // twice E2M1
+
+struct Q4_0 {
+    static constexpr int VALUES = 32, BYTES = 18;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes q = bytes_at(raw + 2);
+        const float d = half_at(raw);
+        put(0, (q & 15) - 8, d, 0), put(16, (q >> 4) - 8, d, 0);
+    }
+};
+
+struct Q4_1 {
+    static constexpr int VALUES = 32, BYTES = 20;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes q = bytes_at(raw + 4);
+        const float d = half_at(raw), least = -half_at(raw + 2);
+        put(0, q & 15, d, least), put(16, q >> 4, d, least);
+    }
+};
+
+struct Q5_0 {
+    static constexpr int VALUES = 32, BYTES = 22;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes q = bytes_at(raw + 6);
+        const float d = half_at(raw);
+        put(0, ((q & 15) | (mask_at(raw + 2) & 16)) - 16, d, 0);
+        put(16, (q >> 4 | (mask_at(raw + 4) & 16)) - 16, d, 0);
+    }
+};
+
+struct Q5_1 {
+    static constexpr int VALUES = 32, BYTES = 24;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes q = bytes_at(raw + 8);
+        const float d = half_at(raw), least = -half_at(raw + 2);
+        put(0, (q & 15) | (mask_at(raw + 4) & 16), d, least), put(16, q >> 4 | (mask_at(raw + 6) & 16), d, least);
+    }
+};
+
+struct Q8_0 {
+    static constexpr int VALUES = 32, BYTES = 34;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const float d = half_at(raw);
+        put(0, bytes_at(raw + 2), d, 0), put(16, bytes_at(raw + 18), d, 0);
+    }
+};
+
+struct IQ4_NL {
+    static constexpr int VALUES = 32, BYTES = 18;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const Bytes q = bytes_at(raw + 2);
+        const float d = half_at(raw);
+        put(0, look_up(IQ4_VALUES, q & 15), d, 0), put(16, look_up(IQ4_VALUES, q >> 4), d, 0);
+    }
+};
+
+struct MXFP4 {
+    static constexpr int VALUES = 32, BYTES = 17;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+        const uint32_t e = raw[0], bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;  // half of 2^(e - 127)
+        float d;
+        memcpy(&d, &bits, 4);
+        const Bytes q = bytes_at(raw + 1);
+        put(0, look_up(FP4_VALUES, q & 15), d, 0), put(16, look_up(FP4_VALUES, q >> 4), d, 0);
+    }
+};
+
+// Half of every E4M3 without its sign: the values of FP4_VALUES are doubled. 0x7f is 0, as gguf-py has it.
+struct Minifloats {
+    float half[256];
+};
+
+static constexpr Minifloats all_minifloats() {
+    Minifloats all{};
+    for (int x = 0; x < 256; x++) {
+        const int exponent = x >> 3 & 15;
+        float value = static_cast<float>((exponent ? 8 : 0) + (x & 7)) * 0x1p-10f;
+        for (int i = 1; i < exponent; i++) value *= 2;
+        all.half[x] = x == 0x7f ? 0 : value;
+    }
+    return all;
+}
+static constexpr Minifloats MINIFLOATS = all_minifloats();
+
+struct NVFP4 {
+    static constexpr int VALUES = 64, BYTES = 36;
+
+    template <class Put>
+    static inline void each(const uint8_t* raw, Put put) {
+#pragma GCC unroll 16
+        for (int s = 0; s < 4; s++) {
+            uint64_t q;  // eight low nibbles, then the high ones
+            memcpy(&q, raw + 4 + 8 * s, 8);
+            put(16 * s, look_up(FP4_VALUES, two_words(q, q >> 4) & 15), MINIFLOATS.half[raw[s]], 0);
+        }
+    }
+};
+
+static const Layout SMALL_BLOCKS[] = {
+    blocks<Q4_0>("Q4_0"), blocks<Q4_1>("Q4_1"),     blocks<Q5_0>("Q5_0"),   blocks<Q5_1>("Q5_1"),
+    blocks<Q8_0>("Q8_0"), blocks<IQ4_NL>("IQ4_NL"), blocks<MXFP4>("MXFP4"), blocks<NVFP4>("NVFP4"),
+};
