@@ -39,14 +39,16 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.audit\.(profiles|spread)|"
-                     r"core\.system\.gpu_errors|core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.system\.gpu_errors|"
+                     r"core\.audit\.(profiles|spread|weights\..*|conversion\..*)|"
+                     r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
-    "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults)", lazy=True),
+    "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults|"
+                    r"sources\.engines\.hf_transformers|audit\.conversion\.names)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
     "tokenizers": Package(r"core\.(text\.(bpe|other_encoders)|demo\.weights|train\.data\.vocabulary|"
-                          r"sources\.engines\.trace)", lazy=True),
+                          r"sources\.engines\.trace|audit\.conversion\.vocabulary)", lazy=True),
     "jinja2": Package(r"core\.text\.chat_sandbox", lazy=True),
     "yaml": Package(r"core\.(proof\.contract_gates|sources\..*)", lazy=True),
     "safetensors": Package(r"core\.(trace\.values_file|proof\.reproducer|train\.checkpoint)"),

@@ -8,7 +8,7 @@ each kind in turn. --minutes begins no case after so many, of each compute. --la
 keeps the model's first layers on both sides: trained weights still, in less time.
 Right is: a fault is H2 at the first stage that reads its cause, or a refusal that names it where the file may be
 refused, or INCONCLUSIVE naming it where the prompt does not reach it; a harmless file or a clean pair is AGREE, H1
-or H3; a check of a fault is FAIL naming it.
+or H3; a check of a fault is FAIL naming it; of a single row of zeros, which may be a pruned neuron, PASS naming it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def text_of(place: Place | None) -> str:
 def wanted(case: Case) -> str:
     """What is right for the case, in a few words."""
     if case.alone:
-        return f"FAIL naming {case.names[0]}" if case.names else "PASS"
+        return says_alone(case) + (f" naming {case.names[0]}" if case.names else "")
     if case.group in ("harmless", "clean"):
         return "AGREE, H1 or H3"
     ways = [f"a refusal naming {case.names[0]}"] if case.refused else []
@@ -88,12 +88,17 @@ def wanted(case: Case) -> str:
     return " or ".join(ways if case.reached else [f"INCONCLUSIVE naming {case.names[0]}"])
 
 
+def says_alone(case: Case) -> str:
+    """What a check of the file by itself has to say: FAIL where it holds what is always a fault."""
+    return "FAIL" if case.names and case.place else "PASS"
+
+
 def judge(case: Case, compute: str, seen: Seen) -> Outcome:
     """Hold what was said against what is right."""
     named = any(name in seen.reasons for name in case.names)
     place_right = seen.first == case.place if seen.first else False
     if case.alone:
-        right = seen.verdict == "FAIL" and named if case.names else seen.verdict == "PASS"
+        right = seen.verdict == says_alone(case) and (named or not case.names)
         return Outcome(case, compute, seen, place_right, named, right)
     if case.group in ("harmless", "clean"):
         return Outcome(case, compute, seen, seen.first is None, named, seen.verdict in ("AGREE", "H1", "H3"))

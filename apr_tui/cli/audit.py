@@ -1,4 +1,4 @@
-"""The command audit: say what a file shows by itself, without a forward."""
+"""The command audit: say what a file shows by itself or beside its original, without a forward."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ class Arguments(Basic):
     """Arguments of audit."""
 
     FILE: str
+    ORIGINAL: str | None
     json: bool
 
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
     parser.add_argument("FILE")
+    parser.add_argument("ORIGINAL", nargs="?",
+                        help="what it was made from: a folder of config.json and safetensors, a GGUF or an .apr")
     parser.take("--json")
 
 
@@ -28,6 +31,7 @@ def run(arguments: Arguments) -> int:
     from core.bundle.audits import audit_document, audit_text
     from core.system.json_text import to_json
 
-    result = session.audit(Path(arguments.FILE))
+    original = None if arguments.ORIGINAL is None else Path(arguments.ORIGINAL)
+    result = session.audit(Path(arguments.FILE), original)
     sys.stdout.write(to_json(audit_document(result)) + "\n" if arguments.json else audit_text(result))
     return result.exit_code

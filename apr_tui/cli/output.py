@@ -82,7 +82,7 @@ def comparison_text(c: Comparison) -> str:
         lines.append(f"first: {place_text(c.first)}{where}{side}")
     if c.measured is not None:
         floor = f", floor {c.floor:.3g}, {c.multiple:.3g} x" if c.floor is not None and c.multiple is not None else ""
-        lines.append(f"measured: relative L2 {c.measured:.3g}{floor}")
+        lines.append(f"measured: {c.broken or f'relative L2 {c.measured:.3g}{floor}'}")
     return "\n".join(lines) + "\n" + wrapped(f"- {safe_text(r)}" for r in c.reasons)
 
 

@@ -36,7 +36,9 @@ def verdict_rows(found: Comparison, width: int) -> Rows:
     if found.token is not None:
         spans.append((f" token {found.token} ch {found.channel}", "text"))
     spans.append((f"  side {found.side or 'not decided'}", "text"))
-    if found.multiple is not None:
+    if found.broken:
+        spans.append((f"  {found.broken}", "text"))
+    elif found.multiple is not None:
         spans.append((f"  {short(found.measured)} = {short(found.multiple)} x floor", "text"))
     elif found.measured is not None:
         spans.append((f"  {short(found.measured)}", "text"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from apr_tui.render.routes import load_lines, route_lines
 from apr_tui.style import STATES, Rows, Span, bar, escape_untrusted, fit_text, spans_width, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
@@ -56,12 +57,17 @@ def table_row(view: TraceView, place: Place, is_here: bool, width: int) -> list[
 
 
 def token_lines(view: TraceView, place: Place, width: int, height: int | None = None) -> Rows:
-    """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit."""
+    """A bar for each token: its std at this stage, beside its id and text; the largest ones where not all fit.
+
+    Of a router: the experts that each token has.
+    """
     from core.trace.stats import TokenStats, std_T
 
     cell = view.cells.get(place)
     if not isinstance(cell, TokenStats):
         return [[(" no numbers per token" if cell is not None else " not measured", "quiet")]]
+    if cell.routes is not None:
+        return route_lines(cell, height)
     spread = std_T(cell)
     rows = list(range(len(spread)))
     finite_T = cell.finite_T
@@ -88,10 +94,12 @@ def token_lines(view: TraceView, place: Place, width: int, height: int | None = 
 
 
 def channel_lines(view: TraceView, place: Place, most: int) -> Rows:
-    """The channels with the largest |x|."""
+    """The channels with the largest |x|; of a router, the load of its experts."""
     from core.trace.stats import TokenStats
 
     cell = view.cells.get(place)
+    if isinstance(cell, TokenStats) and cell.routes is not None:
+        return load_lines(cell, most)
     if not isinstance(cell, TokenStats) or not cell.top:
         return []
     lines: Rows = [[("largest channels", "quiet")]]

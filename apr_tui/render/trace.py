@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
 from apr_tui.render.stage import sentence
 from apr_tui.style import STATES, Rows, Span, wrap_most
 from core.model.stages import Place, place_text
@@ -36,8 +38,8 @@ def note_lines(view: TraceView, width: int) -> Rows:
     return []
 
 
-def cell_spans(view: TraceView, place: Place) -> list[Span]:
-    """Place, its number, ratio, and who carries it."""
+def cell_spans(view: TraceView, place: Place, width: int) -> list[Span]:
+    """Place, its number, ratio, and who carries it; what has no room is left out whole, as a cut channel is another."""
     mark = view.mark(place)
     word, name = STATES[mark]
     cell = view.cells.get(place)
@@ -57,4 +59,7 @@ def cell_spans(view: TraceView, place: Place) -> list[Span]:
         facts.insert(0, f"{stats.nan} NaN {stats.inf} Inf")
     if view.metric not in ("std", "ratio", "absmax"):
         facts.insert(0, f"{view.metric} {short(view.number(place))}")
+    spare, room = [f"std {short(stats.std)}", *times], width - sum(cell_len(text) for text, _ in spans)
+    while spare and cell_len("  ".join(facts)) > room:
+        facts.remove(spare.pop(0))
     return [*spans, ("  ".join(facts), "text")]

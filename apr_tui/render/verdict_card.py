@@ -55,7 +55,9 @@ def pair_card(found: Comparison, width: int) -> Rows:
         ("multiple", found.multiple,
          f"x the floor; the same up to {NOISE_MULTIPLE:g}, differs above {PROOF_MULTIPLE:g}"),
     )
-    if found.measured is not None:
+    if found.broken:
+        lines += [[], _row("measured", "-", found.broken)]
+    elif found.measured is not None:
         lines += [[], *(_row(name, short(number), text) for name, number, text in rows)]
     if found.error is not None and found.first is not None:
         heading: list[Span] = [(f" Side {found.side or 'A and B'} against float64", "title")]

@@ -149,7 +149,7 @@ class TraceScreen(GridScreen):
 
     def cell_spans(self, width: int) -> list[Span]:
         """Place, its number, ratio, and who carries it."""
-        return cell_spans(self.view, self.grid.place)
+        return cell_spans(self.view, self.grid.place, width)
 
     def status_spans(self, width: int) -> list[Span]:
         """The prompt and what the model says next; or how the run ended without."""

@@ -24,12 +24,16 @@ from core.system.errors import FileError
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found. n_tensor: tensors that were looked at. Proofs stand before hints."""
+    """What an audit found. n_tensor: tensors that were looked at. original: what the file was held to, if anything.
+
+    Proofs stand before hints.
+    """
 
     name: str
     facts: Mapping[str, Any]
     n_tensor: int
     findings: Sequence[Finding]
+    original: str | None = None
 
     @property
     def proofs(self) -> list[Finding]:

@@ -21,8 +21,8 @@ DECIDING = (  # keys that the text shows: those that differ between models and d
 
 def audit_document(audit: Audit) -> dict[str, Any]:
     """The document of `audit --json`."""
-    return {"schema": SCHEMA, "file": audit.name, "original": None, "facts": audit.facts, "tensors": audit.n_tensor,
-            "findings": list(audit.findings)}
+    return {"schema": SCHEMA, "file": audit.name, "original": audit.original, "facts": audit.facts,
+            "tensors": audit.n_tensor, "findings": list(audit.findings)}
 
 
 def audit_text(audit: Audit) -> str:
@@ -58,7 +58,19 @@ def fact_lines(audit: Audit) -> Iterator[str]:
     if facts["unread"]:
         more = f", and {len(facts['unread']) - LISTED} more" if len(facts["unread"]) > LISTED else ""
         yield f"read by no stage: {', '.join(facts['unread'][:LISTED])}{more}"
+    yield from _original_lines(audit)
     yield from (f"note: {note}" for note in (*facts["notes"], *facts["tokenizer"]["notes"]))
+
+
+def _original_lines(audit: Audit) -> Iterator[str]:
+    """What was held to the original, and what was not."""
+    if audit.original is None:
+        return
+    facts = audit.facts["original"]
+    counts = ", ".join(f"{n} {state}" for state, n in facts["tensors"].items())
+    yield f"beside its original {audit.original}: {counts} tensors; tokenizer {facts.get('tokenizer', 'compared')}"
+    yield from (f"original, {name.replace('_', ' ')}: {', '.join(said) if isinstance(said, list) else said}"
+                for name, said in facts.items() if name not in ("tensors", "tokenizer"))
 
 
 def _tokenizer_line(tokenizer: Mapping[str, Any]) -> str:

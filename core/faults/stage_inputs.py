@@ -76,6 +76,8 @@ class StageInputs:
     def matrix(self, name: str) -> Tensor:
         """A decoded weight [rows, cols], in the value's float type."""
         weight = self.weight(f"{name}.weight")
+        if len(weight.shape) == 1:  # of one row, which a file may keep as a vector
+            return self.vector(f"{name}.weight").view(1, -1)
         return decode_rows(weight, 0, weight.shape[0], self.value.device).to(self.value.dtype)
 
 

@@ -25,6 +25,7 @@ LINEAR = tuple(s.name for s in STAGES if s.operation == "linear" and not s.whole
 PRODUCTS = stages_of("product")
 NORMS, ROPES, RESIDUALS = stages_of("norm"), stages_of("rope"), stages_of("residual")
 ATTENTION, ACTIVATION, RECURRENCE = stages_of("attention"), stages_of("activation"), stages_of("recurrence")
+ROUTES = stages_of("route")
 F16_MAX = 65504.0
 GELUS = ("gelu", "gelu_erf")
 
@@ -129,6 +130,11 @@ VALUE_FAULTS = {
     "no-state": ValueFault(mixers.no_state, RECURRENCE, "the state of the tokens before is lost", where=mixers.decays),
     "key-heads": ValueFault(mixers.other_key_heads, RECURRENCE, "value heads read the wrong key heads",
                        where=mixers.has_key_heads),
+    "route-norm": ValueFault(partial(mixers.other_route, other_norm=True), ROUTES,
+                        "the chosen experts' weights sum to 1 where they should not, or the other way",
+                        where=mixers.may_normalise),
+    "no-choice-bias": ValueFault(partial(mixers.other_route, biased=False), ROUTES,
+                            "the experts are chosen without their bias", where=mixers.has_choice_bias),
     "no-residual": ValueFault(partial(wrong.residual_times, times=0), RESIDUALS, "the residual is missing"),
     "twice-residual": ValueFault(partial(wrong.residual_times, times=2), RESIDUALS, "the residual is added twice"),
     "q8": ValueFault(wrong.activations_in_8_bits, LINEAR,

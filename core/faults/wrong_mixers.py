@@ -15,6 +15,7 @@ from torch import Tensor
 from core.faults.stage_inputs import StageInputs
 from core.faults.wrong_ops import normed, other_attention, other_products, turned
 from core.faults.wrong_ops import other_rope as usual_rope
+from core.model.experts import route
 from core.model.layers import DELTA_NET, RECURRENT, SHORT_CONV, Layer
 from core.model.matmul import Ask, multiply
 from core.model.mixers import MIXERS
@@ -70,6 +71,26 @@ def other_key_heads(inputs: StageInputs) -> Tensor:
     return _once_more(inputs, {}, replace(inputs.of, ssm=replace(inputs.of.ssm, tiled=not inputs.of.ssm.tiled)))
 
 
+def has_choice_bias(layer: Layer) -> bool:
+    """Whether experts are chosen by their scores and a bias."""
+    return layer.ffn is not None and layer.ffn.experts is not None and layer.ffn.experts.choice
+
+
+def may_normalise(layer: Layer) -> bool:
+    """Whether the chosen experts' weights sum to 1 only where they are made to."""
+    return layer.ffn is not None and layer.ffn.experts is not None and layer.ffn.experts.router != "softmax_chosen"
+
+
+def other_route(inputs: StageInputs, biased: bool = True, other_norm: bool = False) -> Tensor:
+    """The experts chosen without their bias, or weighed with the sum made 1 where it is not, and the other way."""
+    f = inputs.of.ffn
+    assert f is not None and f.experts is not None
+    e = replace(f.experts, norm=f.experts.norm != other_norm)
+    bias_E = inputs.vector("exp_probs_b.bias").flatten() if e.choice and biased else None
+    weights_TE = route(e, inputs.input(), bias_E)
+    return weights_TE * inputs.vector("ffn_down_exps.scale") if e.down_scale else weights_TE
+
+
 def other_rope(inputs: StageInputs, pairing: bool = False, offset: int = 0, base: float = 1.0) -> Tensor:
     """RoPE as wrong_ops has it wrong; latent attention turns the last channels only, and one key for all heads."""
     a = inputs.attention
@@ -97,6 +118,8 @@ def right(inputs: StageInputs) -> Tensor:
             return other_rope(inputs)
         case "attention":
             return other_attention(inputs)
+        case "route":
+            return other_route(inputs)
         case "recurrence":
             return _once_more(inputs, {})
     return inputs.value

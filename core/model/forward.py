@@ -122,9 +122,10 @@ def per_layer_inputs(model: Model, tokens: Sequence[int] | Tensor, x_TD: Tensor)
 
 
 def add_own_input(model: Model, layer: Layer, x_TD: Tensor, input_TP: Tensor, tap: Tap) -> Steps:
-    """x + norm(proj(gelu(gate x) * the layer's own input))."""
+    """x + norm(proj(act(gate x) * the layer's own input))."""
     i, name = layer.index, layer.prefix
+    assert layer.ffn is not None
     gate_TP = tap(i, "ple_gate", (yield from linear(model, name + "inp_gate", x_TD)))
-    mix_TP = tap(i, "ple_mix", torch.nn.functional.gelu(gate_TP, approximate="tanh") * input_TP)
+    mix_TP = tap(i, "ple_mix", activate(layer.ffn, gate_TP) * input_TP)
     out_TD = yield from linear(model, name + "proj", mix_TP)
     return x_TD + tap(i, "ple_out", model.norm(name + "post_norm.weight", out_TD))

@@ -62,11 +62,19 @@ def _xielu(x: Tensor, alpha_p: float, alpha_n: float, beta: float, eps: float) -
     return torch.where(x > 0, a_p * x * x + beta * x, (torch.expm1(x.clamp(max=eps)) - x) * a_n + beta * x)
 
 
-OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
+def _gelu_table(x: Tensor) -> Tensor:
+    """GELU (tanh) as ggml looks it up: of x in float16, in float16; x itself from 10."""
+    y = torch.nn.functional.gelu(x.half().to(x.dtype), approximate="tanh")
+    return torch.where(x >= GELU_END, x, y.half().to(x.dtype))
+
+
+OAI_ALPHA, OAI_LIMIT, GELU_END = 1.702, 7.0, 10.0
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu, "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "gelu_erf": torch.nn.functional.gelu, "relu2": lambda x: torch.relu(x).square(), "oai": _oai,
 }
+TABLES = {"gelu": "gelu_table", "gelu_erf": "gelu_erf_table"}  # ggml has one table for both
+ACTIVATIONS |= dict.fromkeys(TABLES.values(), _gelu_table)
 
 
 def rope_angles(rope: Rope, start: int, n_token: int, factors: Tensor | None) -> tuple[Tensor, Tensor]:

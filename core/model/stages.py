@@ -30,9 +30,8 @@ class Stage:
     and operations, or lacks the stage: its nodes say so (layers.py), these columns are the usual layer's.
     weights: GGUF's tensors behind it, without "blk.N." and ".weight"; a linear stage joins their products in order.
     tied: the tensor in their place where the file has none of them.
-    llama_cpp: its nodes there, without "-N"; none where a weight tells it (the last node that reads the weight).
-    hf_output: the modules of transformers' layer (of its model, if whole) whose outputs, joined, it is; "" the layer.
-    hf_input: the module whose input it is. aprt: stems of its APRT files, the last wins; none: its own name.
+    llama_cpp: its nodes there, without "-N"; none where a tensor tells it, which its node reads or which reads it.
+    aprt: stems of its APRT files, the last wins; none: its own name.
     """
 
     name: str
@@ -45,42 +44,41 @@ class Stage:
     special: bool = False  # of layers of another kind than the usual decoder's
     detail: bool = False  # for drill-down and replay, not a column of the grid
     llama_cpp: tuple[str, ...] = ()
-    hf_output: tuple[str, ...] = ()
-    hf_input: str | None = None
     aprt: tuple[str, ...] = ()
 
 
 STAGES = (
-    Stage("embedding", "D", "lookup", (), ("token_embd",), whole=True, hf_output=("embed_tokens",)),
-    Stage("attn_norm", "D", "norm", (PREVIOUS,), ("attn_norm",), hf_output=("input_layernorm",)),
+    Stage("embedding", "D", "lookup", (), ("token_embd",), whole=True),
+    Stage("attn_norm", "D", "norm", (PREVIOUS,), ("attn_norm",)),
     Stage("ssm_in", "ssm_in", "linear", ("attn_norm",), special=True, detail=True),
     Stage("ssm_mix", "ssm_mix", "recurrence", ("ssm_in",), special=True, detail=True),
     Stage("ssm_out", "D", "linear", ("ssm_mix",), special=True, detail=True),
     Stage("mla_q_a", "mla_q_a", "linear", ("attn_norm",), special=True, detail=True),
     Stage("mla_q", "mla_q", "linear", ("mla_q_a",), special=True, detail=True),
     Stage("mla_kv_a", "mla_kv_a", "linear", ("attn_norm",), special=True, detail=True),
-    Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"),
-          hf_output=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), aprt=("qkv_matmul", "qkv_bias")),
+    Stage("qkv", "Q", "linear", ("attn_norm",), ("attn_q", "attn_k", "attn_v"), aprt=("qkv_matmul", "qkv_bias")),
     Stage("mla_kv_a_norm", "mla_kv_a_norm", "latent", ("mla_kv_a",), special=True, detail=True),
-    Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur",), aprt=("q_post_rope",)),
-    Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur",), aprt=("k_post_rope",)),
-    Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True, llama_cpp=("kqv_out",),
-          hf_input="self_attn.o_proj", aprt=("attention",)),
-    Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",), hf_output=("self_attn.o_proj",)),
+    Stage("q_rope", "H", "rope", ("qkv",), ("attn_q_norm",), detail=True, llama_cpp=("Qcur", "Qcur_pos"),
+          aprt=("q_post_rope",)),
+    Stage("k_rope", "K", "rope", ("qkv",), ("attn_k_norm",), detail=True, llama_cpp=("Kcur", "Kcur_pos"),
+          aprt=("k_post_rope",)),
+    Stage("attn_mix", "H", "attention", ("q_rope", "k_rope", "qkv"), detail=True,
+           aprt=("attention",)),
+    Stage("attn_out", "D", "linear", ("attn_mix",), ("attn_output",)),
     Stage("attn_post_norm", "D", "norm", ("attn_out",), special=True, detail=True),
-    Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True, llama_cpp=("ffn_inp",),
-          hf_input="post_attention_layernorm", aprt=("post_attn_residual",)),
-    Stage("ffn_norm", "D", "norm", ("attn_resid",), ("ffn_norm",), hf_output=("post_attention_layernorm",)),
+    Stage("attn_resid", "D", "residual", (PREVIOUS, "attn_out"), detail=True,
+          aprt=("post_attn_residual",)),
+    Stage("ffn_norm", "D", "norm", ("attn_resid",), ("ffn_norm",)),
     Stage("moe_norm", "D", "norm", ("attn_resid",), special=True, detail=True),
-    Stage("moe_router", "E", "linear", ("ffn_norm",), special=True, detail=True, llama_cpp=("ffn_moe_logits",)),
+    Stage("moe_router", "E", "linear", ("ffn_norm",), special=True, detail=True),
     Stage("moe_weights", "E", "route", ("moe_router",), special=True, detail=True),
-    Stage("ffn_gate", "F", "linear", ("ffn_norm",), ("ffn_gate",), hf_output=("mlp.gate_proj",)),
-    Stage("ffn_up", "F", "linear", ("ffn_norm",), ("ffn_up",), hf_output=("mlp.up_proj",)),
-    Stage("ffn_silu", "F", "activation", ("ffn_gate",), llama_cpp=("ffn_silu",), hf_output=("mlp.act_fn",)),
-    Stage("ffn_swigl", "F", "product", ("ffn_silu", "ffn_up"), llama_cpp=("ffn_swiglu", "ffn_gate_par"),
-          hf_input="mlp.down_proj"),
+    Stage("ffn_gate", "F", "linear", ("ffn_norm",), ("ffn_gate",)),
+    Stage("ffn_up", "F", "linear", ("ffn_norm",), ("ffn_up",)),
+    Stage("ffn_silu", "F", "activation", ("ffn_gate",), llama_cpp=("ffn_silu",)),
+    Stage("ffn_swigl", "F", "product", ("ffn_silu", "ffn_up")),
     Stage("moe_down", "moe_down", "experts", ("ffn_swigl", "moe_weights"), special=True, detail=True),
-    Stage("moe_out", "D", "mixture", ("moe_down", "moe_weights"), special=True, detail=True),
+    Stage("moe_out", "D", "mixture", ("moe_down", "moe_weights"), special=True, detail=True,
+          llama_cpp=("ffn_moe_out",)),
     Stage("moe_post_norm", "D", "norm", ("moe_out",), special=True, detail=True),
     Stage("shexp_gate", "S", "linear", ("ffn_norm",), special=True, detail=True),
     Stage("shexp_up", "S", "linear", ("ffn_norm",), special=True, detail=True),
@@ -89,14 +87,14 @@ STAGES = (
     Stage("shexp_out", "D", "linear", ("shexp_swigl",), special=True, detail=True),
     Stage("shexp_router", "shexp_router", "linear", ("ffn_norm",), special=True, detail=True),
     Stage("shexp_post_norm", "D", "norm", ("shexp_out",), special=True, detail=True),
-    Stage("ffn_out", "D", "linear", ("ffn_swigl",), ("ffn_down",), hf_output=("mlp.down_proj",)),
+    Stage("ffn_out", "D", "linear", ("ffn_swigl",), ("ffn_down",)),
     Stage("ffn_post_norm", "D", "norm", ("ffn_out",), special=True, detail=True),
     Stage("ple_gate", "ple_gate", "linear", ("attn_resid", "ffn_post_norm"), special=True, detail=True),
     Stage("ple_mix", "ple_gate", "mixture", ("ple_gate",), special=True, detail=True),
     Stage("ple_out", "D", "mixture", ("ple_mix",), special=True, detail=True),
-    Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out",), hf_output=("",),
+    Stage("output", "D", "residual", ("attn_resid", "ffn_out"), llama_cpp=("l_out", "nemotron_h_block_out"),
           aprt=("layer_output", "post_ffn_residual")),
-    Stage("final_norm", "D", "norm", (PREVIOUS,), ("output_norm",), whole=True, hf_output=("norm",)),
+    Stage("final_norm", "D", "norm", (PREVIOUS,), ("output_norm",), whole=True),
     Stage("logits", "V", "linear", ("final_norm",), ("output",), tied="token_embd", whole=True, aprt=("lm_head",)),
 )
 ALIASES = {"ffn_swiglu": "ffn_swigl"}
@@ -104,6 +102,7 @@ GRID_STAGES = tuple(s.name for s in STAGES if not s.whole and not s.detail)
 USUAL = tuple(s for s in STAGES if not s.special)
 SUB_FFN = tuple(s.name for s in STAGES if s.width == "F" and not s.detail)  # the contracts' word: inside the FFN
 TRUNK = ("embedding", "output")  # the residual stream between layers: the next layer's PREVIOUS
+ROUTER = "moe_router"    # the logits by which experts are chosen
 ROUTED = "moe_weights"  # dense over the experts; its statistics are of the chosen ones
 PRODUCT = "ffn_swigl"  # whose factors' correlation is a statistic
 FACTORS = next(s.inputs for s in STAGES if s.name == PRODUCT)

@@ -7,16 +7,18 @@ and what measures its floor. Stages that it lacks are absent: no cell, and a rep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.model.arch import Arch
-from core.model.model import Tap
+from core.model.model import Model, Tap
+from core.model.ops import TABLES
 from core.model.stages import Place, place_order, place_text, stage_named, stages_of
 from core.proof.measure_pair import CompareOptions, PairMeasurement, PairMeasurer, SideWatch, run_verified
+from core.trace.engines import GELU_TABLE
 from core.trace.measures import SideName
 from core.trace.run import SEED, Side
 from core.trace.taps import add_noise, chain, record_values
@@ -33,6 +35,23 @@ class ExternalRun:
     side: Side
     values: Values
     borrowed: bool = False
+
+
+def declared(side: Side, kernel: str | None) -> Side:
+    """The side with the choices that an engine's kernel declares: its GELU."""
+    return replace(side, model=_activated(side.model, TABLES)) if GELU_TABLE in (kernel or "") else side
+
+
+def exact(model: Model) -> Model:
+    """The model without such choices."""
+    return _activated(model, {table: act for act, table in TABLES.items()})
+
+
+def _activated(model: Model, acts: Mapping[str, str]) -> Model:
+    layers = tuple(
+        layer if layer.ffn is None or layer.ffn.act not in acts else
+        replace(layer, ffn=replace(layer.ffn, act=acts[layer.ffn.act])) for layer in model.arch.layers)
+    return model if layers == model.arch.layers else replace(model, arch=replace(model.arch, layers=layers))
 
 
 def misfits(values: Values, arch: Arch, n_token: int) -> list[str]:

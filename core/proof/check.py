@@ -15,11 +15,12 @@ from torch import Tensor
 
 from core.faults.stage_inputs import StageInputs
 from core.model.arch import Arch
+from core.model.experts import TIE, Swap, with_ties_of
 from core.model.forward import forward
 from core.model.lockstep import ForwardRun
 from core.model.model import Tap
-from core.model.stages import Place
-from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, missing_before, value_of
+from core.model.stages import ROUTED, ROUTER, Place
+from core.proof.capture import F32_ANGLE, ROPE_STAGES, Values, exact, missing_before, value_of
 from core.proof.distance import nmse, relative_l2
 from core.proof.guess_fault import match_known_fault
 from core.proof.measure_pair import run_verified, same_logits
@@ -103,7 +104,7 @@ class StageChecker:
         self.lost: list[Place] = []
         self.overflow: Overflow | None = None
         self._side, self._tokens, self._values, self._on_error = side, tokens, values, on_error
-        self._exact = replace(side.model, dtype=torch.float64)
+        self._exact = replace(exact(side.model), dtype=torch.float64)
         self._source: dict[Place, Tensor] = {}   # at the places that the float64 run has yet to reach
         self._compute: dict[Place, Tensor] = {}  # likewise: what the compute makes of the source's values
         self._inputs: dict[str, Tensor] = {}     # stage -> what the float64 run goes on with, of the layer under way
@@ -149,7 +150,10 @@ class StageChecker:
         self._reached.add(place)
         if self.overflow is None:
             self.overflow = self._overflowed(place, truth, by_compute, source)
+        truth, by_compute, ties = self._as_sets(place, truth, by_compute, source)
         error = local_error(place, truth, by_compute, source, len(self._tokens), self._values, self._exact.arch)
+        if error is not None and ties:
+            error = replace(error, ties=tuple(s.text(TIE) for s in ties))
         if error is None:
             self.lost.append(place)  # nothing was measured, and nothing is said of it
             return
@@ -158,6 +162,19 @@ class StageChecker:
             error = replace(error, guess=match_known_fault(inputs, source.to(truth), error.limit))
         self.errors[place] = error
         self._on_error(place, error)
+
+    def _as_sets(
+        self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor
+    ) -> tuple[Tensor, Tensor, list[Swap]]:
+        """Of a router's choice, the right weights of the source's experts where its scores are a tie."""
+        layer = None if place[0] is None else self._exact.arch.layers[place[0]]
+        e = None if layer is None or layer.ffn is None else layer.ffn.experts
+        if place[1] != ROUTED or layer is None or e is None or e.down_scale:
+            return truth, by_compute, []
+        bias = self._exact.vector(layer.prefix + "exp_probs_b.bias")
+        router, bias = self._inputs[ROUTER][-len(source) :], None if bias is None else bias.flatten()
+        truth, ties = with_ties_of(e, router, bias, truth, source)
+        return truth, with_ties_of(e, router, bias, by_compute, truth)[0], ties
 
     def _overflowed(self, place: Place, truth: Tensor, by_compute: Tensor, source: Tensor) -> Overflow | None:
         """The largest value of a place that is not finite in the source as in its compute, and finite in float64."""
@@ -192,7 +209,8 @@ def local_error(
         span, declared = missing_before(values, place, arch), relative_l2(by_compute, source)[0]
         if {place[1], *span} & set(ROPE_STAGES):
             floor = max(floor, (n_token * F32_ANGLE) ** 2)
-    return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared)
+    return LocalError(size, floor, n_token - len(source) + row, channel, span=span, declared=declared,
+                      inputs=arch.inputs_of(*place))
 
 
 def _with_rows_of(source: Tensor, value: Tensor) -> Tensor:

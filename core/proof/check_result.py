@@ -100,7 +100,7 @@ class Check:
             return (*doubt,
                     f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
                     f"within its compute's floor{times}", *(() if doubt else (JUDGED,)),
-                    *((cache,) if self.decoded else ()), *self._scanned)
+                    *((cache,) if self.decoded else ()), *self.ties, *self._scanned)
         if isinstance(worst, Difference):
             return (*doubt, f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
                     f"from one prefill: relative L2 {worst.rel_l2:.2g}, floor {worst.floor:.2g}, "
@@ -116,7 +116,7 @@ class Check:
         error = self.errors.get(place)
         if error is None or not error.is_bad:
             return tuple(by_itself)
-        inputs = " and ".join(stage_named(place[1]).inputs) or "token ids"
+        inputs = " and ".join(error.inputs or stage_named(place[1]).inputs) or "token ids"
         return (*by_itself, f"{place_text(place)} is not what float64 makes of its own inputs ({inputs}): "
                 f"NMSE {error.nmse:.2g}, floor {error.limit:.2g}, token {error.token}, channel {error.channel}",
                 *((error.span_text,) if error.span else ()),
@@ -128,8 +128,16 @@ class Check:
         left = len(self.lost)
         stages = "1 stage" if left == 1 else f"{left} stages"
         from_here = f", from {place_text(self.lost[0])} on" if left else ""
-        return (f"{stages} could not be judged{from_here}: no token of their inputs is finite",) if left else ()
+        return (f"{stages} could not be judged{from_here}: no token has finite inputs and results",) if left else ()
+
+    @property
+    def ties(self) -> tuple[str, ...]:
+        """Say which experts were taken for others of the same score."""
+        found = {p: e.ties for p, e in self.errors.items() if e.ties}
+        told = "; ".join(f"{place_text(p)} {ties[0]}" for p, ties in list(found.items())[:3])
+        n = sum(map(len, found.values()))
+        return (f"{n} near {'tie' if n == 1 else 'ties'} of a router, judged as a set: {told}",) if n else ()
 
     @property
     def _scanned(self) -> tuple[str, ...]:
-        return (self.scan.decoded_text,) if self.scan.decoded_text else ()
+        return tuple(text for text in (self.scan.decoded_text, self.scan.lone) if text)

@@ -16,6 +16,7 @@ from core.proof.explain import Errors, Party, explain, name_weights, side_of
 from core.proof.judge_pair import agreement, fill_in, multiple_of
 from core.proof.measure_pair import CompareOptions, PairMeasurement, compute_alike, unit_of
 from core.proof.outlier_channel import find_outlier
+from core.proof.route_share import route_reasons
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, diff_files
 from core.system.progress import Phase
@@ -55,7 +56,9 @@ def judge_external(a: Party, b: Party, trace_a: Trace, trace_b: Trace, ask: Comp
     differing = found.places(State.DIFFERS)
     if differing:
         parted = replace(found, first=differing[0])
-        return explain(a, b, parted, files, ask, lambda errors: _choose(a, b, parted, files, errors, ask))
+        explained = explain(a, b, parted, files, ask, lambda errors: _choose(a, b, parted, files, errors, ask))
+        routes = route_reasons(a, b, pair.cells, found.token_ids, ask)
+        return replace(explained, reasons=(*explained.reasons, *routes))
     partial = [name for name, capture in _captures(a, b).items() if not _is_whole(capture)]
     if partial:
         return found.conclude(

@@ -15,6 +15,7 @@ from core.proof.compare_saved import differing_stats, undeclared_alike, value_ce
 from core.proof.explain import explain, name_weights, unexplained_by
 from core.proof.measure_pair import CompareOptions, SideMeasurement, run_pair
 from core.proof.outlier_channel import find_outlier
+from core.proof.route_share import route_reasons
 from core.proof.verdict import Comparison, Doubt, Evidence, Verdict
 from core.proof.weights.file_diff import FileDiff, diff_files, listed
 from core.proof.weights.weight_diff import differing_keys
@@ -45,6 +46,7 @@ def judge(a: Side, b: Side, trace_a: Trace, trace_b: Trace, ask: CompareOptions)
         return agreement(found, ask, files)
     parted = replace(found, first=(differing or unclear)[0])
     explained = explain(a, b, parted, files, ask, lambda errors: _choose(a, b, parted, files, ask))
+    explained = replace(explained, reasons=(*explained.reasons, *route_reasons(a, b, pair.cells, found.token_ids, ask)))
     proven = explained.verdict is Verdict.H3 or explained.error is not None  # by a choice, or by float64
     return explained if differing or proven else agreement(found, ask, files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -81,6 +82,16 @@ class Comparison:
     def multiple(self) -> float | None:
         """How many floors the first difference is."""
         return self.measured / self.floor if self.measured is not None and self.floor else None
+
+    @property
+    def broken(self) -> str | None:
+        """Which side has NaN or Inf where they part, as no distance can say; None where the distance is finite."""
+        if self.measured is None or math.isfinite(self.measured) or self.first is None:
+            return None
+        cells = {name: trace.cells.get(self.first) for name, trace in (("A", self.a), ("B", self.b))}
+        stats = {name: cell.at(self.scope) for name, cell in cells.items() if cell is not None}
+        sides = [name for name, s in stats.items() if s is not None and (s.nan or s.inf)]
+        return f"NaN or Inf in {sides[0]} only" if len(sides) == 1 else "NaN or Inf in A and B, not at the same values"
 
     @property
     def meaning(self) -> str:

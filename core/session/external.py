@@ -80,7 +80,8 @@ def check_source(source: Source, prompt: Prompt, model: Path | None, *, emit: Em
         file = found
         tokens, text_of = _encode(source, file, prompt)
         emit(Start(n_layer=file.arch.n_layer, tokens=tokens))
-        traced = _identified(trace_engine(source, tokens, text_of, emit=emit, cancelled=cancelled), own)
+        traced = _identified(trace_engine(
+            source, tokens, text_of, beside=file.file.path, emit=emit, cancelled=cancelled), own)
         if traced.tokens != tokens:
             raise NotComparableError(f"{source.scheme} ran other tokens than it was asked to: "
                                      f"{[t.id for t in traced.tokens]} instead of {[t.id for t in tokens]}.")
@@ -102,19 +103,21 @@ def _refuse_misfit(traced: Trace, model: OpenedModel) -> None:
 
 def check_values(traced: Trace, model: OpenedModel, source: Source, *, emit: Emit, cancelled: IsCancelled) -> Check:
     """Recompute a trace's values in float64 at its declared compute; where it declares none, at each that is known."""
+    from core.proof.capture import declared
     from core.proof.check import judge_stages
     from core.proof.weights.scan import scan_weights
     from core.quant.activations import COMPUTES
 
     values = traced.values or {}
-    declared = traced.facts.compute
+    known = traced.facts.compute
     best: Check | None = None
-    for compute in (declared,) if declared in COMPUTES else tuple(COMPUTES):
+    for compute in (known,) if known in COMPUTES else tuple(COMPUTES):
         emit(Phase(f"checking against float64, at compute {compute}"))
         live = replace(source, scheme="", compute=str(compute), plant=None)
         side = prepare.make_side(prepare.prepare_opened(model, traced.tokens, live, emit), live, emit)
+        side = declared(side, traced.facts.kernel)
         found = judge_stages(side, [t.id for t in traced.tokens], values=values, cancelled=cancelled)
-        unknown = () if declared in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
+        unknown = () if known in COMPUTES else (f"the compute is unknown; it was judged as {compute}",)
         result = Check(replace(traced, notes=(*traced.notes, *unknown)), found.errors, unmeasured=tuple(found.lost),
                        overflow=found.overflow)
         if best is None or _reach(result.errors) > _reach(best.errors):
@@ -219,17 +222,18 @@ def _take(
         case EngineSide(source, own):
             file = own or shared.file
             trace = _identified(trace_engine(
-                source, shared.tokens_of(file), file.tokenizer.token_text, side=name, emit=ask.emit,
-                cancelled=ask.cancelled), own)
+                source, shared.tokens_of(file), file.tokenizer.token_text, beside=file.file.path, side=name,
+                emit=ask.emit, cancelled=ask.cancelled), own)
             return _capture(source, trace, file, ask, borrowed=own is None), trace
 
 
 def _capture(source: Source, trace: Trace, file: OpenedModel, ask: CompareOptions, *, borrowed: bool) -> ExternalRun:
     """The trace's values, with the file's model at the compute that the trace declares."""
-    from core.proof.capture import ExternalRun
+    from core.proof.capture import ExternalRun, declared
 
     live = replace(source, scheme="", compute=trace.facts.compute or source.compute, plant=None)
     side = prepare.make_side(prepare.prepare_opened(file, trace.tokens, live, ask.emit), live, ask.emit)
+    side = declared(side, trace.facts.kernel)
     return ExternalRun(side, trace.values or {}, borrowed)
 
 

@@ -25,11 +25,12 @@ def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None,
     return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
 
 
-def audit(path: Path, cancelled: IsCancelled = never) -> Audit:
-    """Hold a file to what it shows by itself, without a forward; FileError, Cancelled."""
+def audit(path: Path, original: Path | None = None, cancelled: IsCancelled = never) -> Audit:
+    """Hold a file to what it shows by itself, or beside its original, without a forward; FileError, Cancelled."""
     from core.audit.audit_file import audit_file
+    from core.audit.original import audit_beside
 
-    return audit_file(path, cancelled)
+    return audit_file(path, cancelled) if original is None else audit_beside(path, original, cancelled)
 
 
 def is_judged(path: Path) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from core.system.child import child_command
 
+GELU_TABLE = "GELU by a float16 table"  # said in a kernel's words: a choice, by which its values are judged
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

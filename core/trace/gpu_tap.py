@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.model.model import Tap
-from core.model.stages import FACTORS, PRODUCT, Place
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
 from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
-from core.trace.taps import by_expert, counted, finish
+from core.trace.taps import by_expert, counted, finish, routes_of
 
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
@@ -76,6 +76,8 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
             few = x.cpu() if is_large and x.numel() <= ON_HOST else x
             stats = finish(few, n_token - len(x), table, index, peaks, factors)
+            if place[1] == ROUTED:
+                stats = replace(stats, routes=routes_of(dense, done.values.get((place[0], ROUTER))))
         yield place, stats
 
 

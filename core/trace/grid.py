@@ -137,7 +137,10 @@ def _median(values: Sequence[float]) -> float:
 
 
 def falls(stats: Mapping[Place, Stats], times: Mapping[Place, float], kinds: Sequence[str] = ()) -> set[Place]:
-    """Return the places with a ratio below 1/10, but for those where a rise only comes back to the level before it."""
+    """Return the places with a ratio below 1/10, but for those where a rise only comes back to the level before it.
+
+    A cell with NaN or Inf is none: what of its values is finite is not what the layer made.
+    """
     found: set[Place] = set()
     levels: dict[tuple[str, str], float] = {}  # of a stage and kind: the std before the last rise of 3 or more
     for place in sorted(times, key=place_order):
@@ -145,7 +148,7 @@ def falls(stats: Mapping[Place, Stats], times: Mapping[Place, float], kinds: Seq
         multiple, std = times[place], stats[place].std or 0.0
         if multiple >= WATCH_RATIO:
             levels.setdefault(column, std / multiple)
-        elif multiple < FALL_RATIO:
+        elif multiple < FALL_RATIO and not (stats[place].nan or stats[place].inf):
             level = levels.pop(column, None)
             if level is None or std * WATCH_RATIO < level:
                 found.add(place)

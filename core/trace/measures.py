@@ -68,6 +68,8 @@ class LocalError:
     guess: str | None = None  # what is said of the known bug that leaves such a value
     span: tuple[str, ...] = ()
     declared: float | None = None
+    ties: tuple[str, ...] = ()    # tokens whose experts are others of the same score: judged as a set
+    inputs: tuple[str, ...] = ()  # the stages that it reads in its layer; () where that is not said
 
     @property
     def sqnr_db(self) -> float:

@@ -76,6 +76,25 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
+class Routes:
+    """What a router chose: experts [T, K] by rising id, their weights [T, K], of n experts.
+
+    margin: how far the last chosen one's logit is above the best one left [T]; under 0 where a bias or a group chose,
+    None where the logits were not measured beside it.
+    """
+
+    n: int
+    experts: Ints
+    weights: Floats
+    margin: Floats | None = None
+
+    @property
+    def load(self) -> Ints:
+        """How many tokens each expert has [n]."""
+        return np.bincount(self.experts.flatten(), minlength=self.n)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenStats:
     """Statistics of a stage for each token.
 
@@ -90,6 +109,7 @@ class TokenStats:
     top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
     massive: Massive | None = None  # None: no value is that far out
     factors: Factors | None = None  # of a product stage
+    routes: Routes | None = None    # of a router's weights
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
 
     @property

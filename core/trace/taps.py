@@ -15,9 +15,10 @@ from torch import Tensor
 
 from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
+from core.model.experts import margins
 from core.model.model import Tap
-from core.model.stages import FACTORS, PRODUCT, ROUTED, Place
-from core.system.arrays import Floats, Ints, Rows
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
+from core.system.arrays import Floats, Floats32, Ints, Rows
 from core.trace.stats import (
     MASSIVE_CHANNELS,
     MASSIVE_MULTIPLE,
@@ -25,6 +26,7 @@ from core.trace.stats import (
     ROW,
     Factors,
     Massive,
+    Routes,
     TokenStats,
 )
 
@@ -53,15 +55,18 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
         values, size = list(held.items()), 0
         held.clear()
         measured = _measured([counted(place, x) for place, x in values])
-        for (place, x), found in zip(values, measured, strict=True):
-            x, (table, index, peaks) = counted(place, x), by_expert(place, x, found)
+        router: Tensor | None = None
+        for (place, full), found in zip(values, measured, strict=True):
+            x, (table, index, peaks) = counted(place, full), by_expert(place, full, found)
             factors = None
             if place[1] in FACTORS:
                 product[place[1]] = x
             elif place[1] == PRODUCT:
                 factors = dict(product)
                 product.clear()
-            on_cell(place, finish(x, n_token - x.shape[0], table, index, peaks, factors))
+            cell = finish(x, n_token - x.shape[0], table, index, peaks, factors)
+            router = x if place[1] == ROUTER else router
+            on_cell(place, replace(cell, routes=routes_of(full, router)) if place[1] == ROUTED else cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         nonlocal size
@@ -81,6 +86,25 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
 def counted(place: Place, x_TW: Tensor) -> Tensor:
     """What of a value is measured: all of it; of dense routing weights those of the chosen experts."""
     return x_TW if place[1] != ROUTED else x_TW.gather(1, _chosen(x_TW))
+
+
+def routes_of(weights_TE: Tensor, router_TE: Tensor | None) -> Routes:
+    """What a router chose, and by how much where its logits are there."""
+    ids_TK = _chosen(weights_TE)
+    same = router_TE is not None and router_TE.shape == weights_TE.shape
+    margin = margins(router_TE, weights_TE).cpu().numpy() if router_TE is not None and same else None
+    weights = weights_TE.gather(1, ids_TK).double().cpu().numpy()
+    return Routes(weights_TE.shape[1], ids_TK.cpu().numpy(), weights, margin)
+
+
+def measure_routes(weights: Floats32, router: Floats32 | None, first: int) -> TokenStats:
+    """Measure dense routing weights [T, E] by themselves; router: the logits. first: position of row 0."""
+    place, weights_TE = (None, ROUTED), torch.from_numpy(weights)
+    router_TE = None if router is None else torch.from_numpy(router)
+    chosen_TK = counted(place, weights_TE)
+    measured = by_expert(place, weights_TE, _measured_by_torch(chosen_TK))
+    table, index, peaks = measured
+    return replace(finish(chosen_TK, first, table, index, peaks, None), routes=routes_of(weights_TE, router_TE))
 
 
 def by_expert(place: Place, x_TW: Tensor, measured: Measured) -> Measured:

@@ -82,7 +82,7 @@ class LlamaCpp:
         import llama_cpp
         from llama_cpp import llama_cpp as api
 
-        self.api, self.threads = api, threads
+        self.api, self.threads, self.path = api, threads, str(model)
         api.llama_backend_init()
         options = api.llama_model_default_params()
         options.n_gpu_layers, options.use_extra_bufts = 0, repack
@@ -142,13 +142,13 @@ class LlamaCpp:
         from core.trace.taps import measure
 
         class Measuring(Watcher):
-            def _take(self, address: int, part: tuple[int | None, str]) -> None:
+            def _take(self, address: int, part: object) -> None:
                 width = _Tensor.from_address(address).ne[0]
                 out = np.empty(self._ggml.ggml_nelements(address), np.float32)
                 self._ggml.ggml_backend_tensor_get(address, out.ctypes.data, 0, out.nbytes)
                 measure(torch.from_numpy(out).reshape(-1, width))
 
-        return Measuring(Ask("", tuple(range(n))), Path(), self.libraries)
+        return Measuring(Ask(self.path, tuple(range(n))), Path(), self.libraries)
 
 
 ENGINES: dict[str, Callable[[Path, int], Any]] = {

@@ -72,6 +72,8 @@ def test_a_clean_file_of_each_kind_passes_its_check(name, paths):
 
 @pytest.mark.parametrize(("name", "plant"), [
     ("experts", "shift@1.moe_weights"), ("experts", "negate@0.moe_down"), ("experts", "scale@1.moe_router"),
+    ("experts", "route-norm@0.moe_weights"),
+    ("sigmoid router, groups, choice, shared", "no-choice-bias@1.moe_weights"),
     ("windows, caps, post norms", "no-window@0.attn_mix"), ("windows, caps, post norms", "silu@1.ffn_silu"),
     ("sinks, clamped gate", "no-sinks@1.attn_mix"), ("joined products", "transpose@1.qkv"),
     ("joined products", "drop-block@0.ffn_gate"), ("parallel, layer norm", "eps@1.attn_norm"),

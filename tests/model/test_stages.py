@@ -8,9 +8,11 @@ from core.formats.apr_keys import apr_tensor
 from core.formats.architectures import APR_NAMES, ARCHS, HF_FAMILIES, rope_row_order
 from core.model.arch import Arch, layer_weights
 from core.model.layers import Rope
-from core.model.stages import FACTORS, GRID_STAGES, PREVIOUS, PRODUCT, STAGES, SUB_FFN, USUAL, Operation, stage_named
+from core.model.stages import FACTORS, GRID_STAGES, PREVIOUS, PRODUCT, STAGES, SUB_FFN, USUAL, Operation
 from core.proof.reproducer import CASES
-from core.sources.engines.llama_cpp import BY_NODE, BY_WEIGHT
+from core.sources.engines.by_weight import usual_stages
+from core.sources.engines.hf_transformers import tensor_names
+from core.sources.engines.llama_cpp import BY_NODE
 from core.sources.imports.aprt import STAGE_FILES
 from core.text.pre_tokenizers import PRE_NAMED
 
@@ -46,11 +48,11 @@ def test_the_parts_of_qkv_cover_it_once_and_are_as_wide_as_their_stages():
 
 def test_the_modules_of_transformers_are_those_of_the_tensors():
     for stage in STAGES:
-        if stage.operation not in ("norm", "linear") or stage.whole or not stage.weights:
+        if stage.special or stage.whole:
             continue
-        modules = tuple(apr_tensor(f"blk.0.{name}.weight")[len("model.layers.0."):-len(".weight")]
-                        for name in stage.weights)
-        assert stage.hf_output == modules, stage.name
+        for name in stage.weights:
+            module = apr_tensor(f"blk.0.{name}.weight").removesuffix(".weight")
+            assert tensor_names("qwen3", 1)(module) == f"blk.0.{name}"
 
 
 def test_no_foreign_name_stands_for_two_stages():
@@ -58,9 +60,10 @@ def test_no_foreign_name_stands_for_two_stages():
     assert len(STAGE_FILES) == sum(len(s.aprt or (s.name,)) for s in STAGES)
 
 
-def test_llama_cpp_shows_every_column_of_the_grid_by_a_weight_or_a_node():
-    seen = {*BY_WEIGHT.values(), *BY_NODE.values()}
-    assert seen >= set(GRID_STAGES) - {"qkv"} and seen >= set(stage_named("qkv").weights)
+def test_every_column_of_the_grid_but_the_activation_is_told_by_a_tensor_or_a_node():
+    by = usual_stages(1)
+    told = {stage for _, stage in by.tensors} | {stage for _, stage in by.inputs.values()} | set(BY_NODE.values())
+    assert told >= set(GRID_STAGES)
 
 
 def test_the_product_and_the_inside_of_the_feed_forward_are_what_statistics_and_contracts_mean():

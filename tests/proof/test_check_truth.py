@@ -95,6 +95,14 @@ def test_zeros_that_whole_files_have_are_no_fault(changes, tmp_path):
     assert result.verdict == "PASS", result.reasons
 
 
+def test_a_single_row_of_zeros_passes_and_is_told(tmp_path):
+    one = {UP: lambda x: np.concatenate((x[:5], x[5:6] * 0, x[6:]))}
+    result = checked(write_model(tmp_path / "m.gguf", changes=one))
+    told = f"a single row of zeros, which may be a pruned neuron: {UP} row 5"
+    assert result.verdict == "PASS" and told in result.reasons, result.reasons
+    assert not any("single row" in r for r in checked(write_model(tmp_path / "good.gguf")).reasons)
+
+
 def test_a_file_whose_end_was_never_written_fails(tmp_path):
     path = write_model(tmp_path / "m.gguf")
     for size in (100, 5000):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apr_tui.cli.output import comparison_text
+from apr_tui.render.verdict_card import pair_card
 from core import session
 from core.proof.verdict import OTHER_WEIGHTS, Comparison, Doubt
 from core.quant.types import QUANTS
@@ -189,3 +191,17 @@ def test_a_type_that_nobody_has_measured_is_said_to_be_the_cause(tmp_path, monke
     result = compared(source(a), source(b))
     assert (result.verdict, result.meaning) == ("INCONCLUSIVE", Doubt.UNKNOWN_TYPE), told(result)
     assert "noise floor" not in told(result) and result.first == (0, "ffn_up")
+
+
+def test_a_side_with_nan_is_named_in_place_of_an_infinite_distance(tmp_path):
+    def nan(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[5] = np.nan
+        return x
+
+    a = write_model(tmp_path / "good.gguf", **WIDE)
+    result = compared(source(a), source(bad(tmp_path, "F32", changes={"blk.1.ffn_up.weight": nan})))
+    assert (result.verdict, result.first, result.broken) == ("H2", (1, "ffn_up"), "NaN or Inf in B only"), told(result)
+    assert "measured: NaN or Inf in B only" in comparison_text(result) and " inf" not in comparison_text(result)
+    card = " ".join(text for row in pair_card(result, 80) for text, _ in row)
+    assert "NaN or Inf in B only" in card and " inf" not in card

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.families_suite import GOOD as SEEN
+from tests.families_suite import run_suite as run_families
 from tests.suite import GOOD, run_suite
 
 
@@ -10,3 +12,9 @@ def test_a_sample_of_planted_faults_is_located_and_clean_pairs_are_not_accused()
     assert set(counts) <= GOOD, counts
     assert sum(counts.values()) == 24
     assert counts["value faults", "LOCATED"] >= 6, counts
+
+
+def test_a_sample_of_faults_is_named_in_each_mixer_and_router():
+    found = run_families(("deepseek2", "qwen35moe", "mamba", "mamba2", "lfm2"), sample=2)
+    assert len(found) == 10, found
+    assert all(counts["NAMED"] >= 1 and set(counts) <= set(SEEN) for counts in found.values()), found

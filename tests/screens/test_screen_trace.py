@@ -10,6 +10,7 @@ import numpy as np
 from textual.widgets import Input
 
 from apr_tui.render.status import step_spans
+from apr_tui.render.trace import cell_spans
 from apr_tui.widgets.grid import HEADER, GridView
 from apr_tui.workers.run import Frame, Progress
 from core.system.errors import UsageError
@@ -425,6 +426,14 @@ async def test_one_more_row_repaints_that_row_only(monkeypatch):
         app.screen.grid.show_rows(app.screen.view.update(frame_cells, 28))
         await pilot.pause()
         assert set(drawn) == {5}, drawn
+
+
+async def test_a_cells_line_gives_up_a_fact_before_it_cuts_a_channel(monkeypatch):
+    async with console(monkeypatch, FakeSession()) as (app, _):
+        place = (3, "ffn_swigl")
+        line = {width: "".join(text for text, _ in cell_spans(app.screen.view, place, width)) for width in (120, 60)}
+        assert "std " in line[120] and len(line[60]) <= 60, line
+        assert line[60].split()[-1] == line[120].split()[-1], "the channel of the peak is whole"
 
 
 async def test_the_overview_keeps_the_bar_under_the_cursor_and_marks_its_layer_on_the_axis(monkeypatch):

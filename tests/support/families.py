@@ -96,27 +96,32 @@ CASES = {
 
 
 def write_family(
-    path: Path, name: str, keys: Mapping[str, Any] | None = None, extra: Shapes | None = None, seed: int = 0,
-    change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, array: array,
+    path: Path, name: str | FamilyCase, keys: Mapping[str, Any] | None = None, extra: Shapes | None = None,
+    seed: int = 0, change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, array: array,
 ) -> Path:
-    """Write a case's file, F32. extra: more tensors, by full name. change: a tensor, or None to leave it out."""
+    """Write a case's file, F32; name: a row of CASES, or a case.
+
+    extra: more tensors, by full name. change: a tensor, or None to leave it out.
+    """
     import gguf
 
-    case, rng = CASES[name], np.random.default_rng(seed)
+    case, rng = CASES[name] if isinstance(name, str) else name, np.random.default_rng(seed)
     told = {"block_count": len(case.layers), "context_length": 64, "embedding_length": D, "feed_forward_length": F,
             "attention.head_count": N, "attention.head_count_kv": K, "attention.key_length": H,
             "attention.value_length": H, "attention.layer_norm_rms_epsilon": 1e-6, "rope.dimension_count": H,
             **case.keys, **(keys or {})}
     writer = gguf.GGUFWriter(path, case.arch)
     for key, value in told.items():
-        add_key(writer, f"{case.arch}.{key}", value)
+        add_key(writer, key if key.startswith("xielu.") else f"{case.arch}.{key}", value)
     shapes: Shapes = {"token_embd": (V, D), "output_norm": (D,), **case.whole}
     if case.arch == "lfm2":
         shapes["token_embd_norm"] = shapes.pop("output_norm")
+    if case.arch == "olmo":
+        del shapes["output_norm"]
     shapes |= {f"blk.{i}.{k}": v for i, layer in enumerate(case.layers) for k, v in layer.items()} | (extra or {})
     bare = ("ssm_a", "ssm_d")
     for short, shape in shapes.items():
-        full = short if short.endswith((".bias", *bare)) else f"{short}.weight"
+        full = short if short.endswith((".bias", ".scale", *bare)) else f"{short}.weight"
         std = 0.5 if short == "token_embd" or len(shape) == 1 else shape[-1] ** -0.5
         array = (rng.standard_normal(shape) * std + ("norm" in short and not short.endswith("bias"))).astype(np.float32)
         array = change(full, -np.abs(array) if short.endswith("ssm_a") else array)

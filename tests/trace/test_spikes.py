@@ -121,6 +121,14 @@ def test_a_stage_that_dies_is_a_fall():
     assert hint.rule == "std ratio to the layer before < 0.1"
 
 
+def test_what_an_overflow_leaves_finite_is_no_fall():
+    x = values()
+    x[6, "attn_norm"] *= 0
+    x[6, "attn_norm"][0, 0] = math.nan
+    hints = find_hints(cells_of(x))
+    assert told(hints, "fall") == [] and hints[0].kind == "nan", hints
+
+
 def test_coming_back_from_a_spike_is_no_fall():
     x = values()
     x[5, "attn_out"] *= 40

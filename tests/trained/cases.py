@@ -39,7 +39,8 @@ class Case:
 
     names: what a reason must name, any of them. both: an edit of A and B before B's own. reached: whether the prompt
     reaches the fault. refused: a file that may be refused, naming the cause. a, b: settings of a side beyond the run's.
-    apr: B is the file converted to .apr in that type. alone: B is checked by itself.
+    apr: B is the file converted to .apr in that type. alone: B is checked by itself; without a place its names are
+    no proof of a fault.
     """
 
     group: str

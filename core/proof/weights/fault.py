@@ -25,11 +25,13 @@ class WeightScan:
     """What the weights that a run reads say by themselves.
 
     decoded: quant type -> rows that the second decoder read alike. alone: types that it does not know.
+    lone: the single rows of zeros, which are no fault by themselves, in words; "" where there is none.
     """
 
     faults: tuple[WeightFault, ...] = ()
     decoded: Mapping[str, int] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
+    lone: str = ""
 
     @property
     def decoded_text(self) -> str:

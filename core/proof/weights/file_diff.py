@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from core.audit.weights.description import DiffKind
 from core.model.readers import first_reader_of_key, readers
 from core.model.stages import Place, place_order
-from core.proof.weights.description import DiffKind
 from core.proof.weights.weight_diff import KeyDiff, WeightDiff, described, differing_keys, weight_diffs
 from core.system.cancel import IsCancelled
 from core.trace.measures import Difference, State

@@ -1,8 +1,8 @@
 """Read every weight that a run reads, once, and say what is wrong with it by itself: NaN, Inf, zeros, a wrong decoder,
 and what core/audit proves of its bytes.
 
-It needs no prompt and no second file. What may be zero and is no fault: single rows, rows of the embedding and the head
-that no ordinary token has, a bias that is zero in every layer.
+It needs no prompt and no second file. What may be zero and is no fault: single rows (told), rows of the embedding and
+the head that no ordinary token has, a bias that is zero in every layer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def scan_weights(file: ModelFile, arch: Arch, cancelled: IsCancelled) -> WeightS
             faults += _zeros(read, zero[read.weight.name] & ~_padding(read.weight.name, zero), ordinary)
     faults += _odd_biases(reads, zero_biases) + _tail(reads, faults)
     faults += _proved(file, reads, faults, cancelled)
-    return WeightScan(tuple(faults), decoded, alone)
+    return WeightScan(tuple(faults), decoded, alone, _lone_rows(reads, zero))
 
 
 def _proved(
@@ -165,14 +165,30 @@ def _zeros(read: _Read, zero_R: Mask, ordinary: Mask | None) -> list[WeightFault
         return []  # a head of its own may leave out what is never said, as the demonstration's does
     if read.place[1] in BY_TOKEN and not read.is_vector:
         least, zero_R = LEAST_TOKENS, _of_tokens(zero_R, ordinary)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], zero_R, [False])).astype(np.int8)))
-    runs = [(int(a), int(b)) for a, b in edges.reshape(-1, 2) if b - a >= least]
+    runs = [run for run in _runs(zero_R) if run[1] - run[0] >= least]
     if not runs:
         return []
     start, stop = max(runs, key=lambda run: run[1] - run[0])
     more = f", and {len(runs) - 1} more runs" if len(runs) > 1 else ""
     what = "elements" if read.is_vector else "rows"
     return [read.fault(f"{what} {start} to {stop - 1} are zeros{more}", start)]
+
+
+def _runs(zero_R: Mask) -> list[tuple[int, int]]:
+    """Where zeros stand side by side: start and stop of each run."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], zero_R, [False])).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
+def _lone_rows(reads: list[_Read], zero: Mapping[str, Mask]) -> str:
+    """Name the single rows of zeros: no proof of a fault, and what a person who looks for one wants to know."""
+    matrices = [r.weight.name for r in reads if not r.is_vector and r.place[1] not in BY_TOKEN]
+    judged = [(name, zero[name] & ~_padding(name, zero)) for name in matrices if name in zero]
+    found = [(name, start) for name, zero_R in judged for start, stop in _runs(zero_R) if stop - start < LEAST_RUN]
+    if not found:
+        return ""
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"a single row of zeros, which may be a pruned neuron: {found[0][0]} row {found[0][1]}{more}"
 
 
 def _padding(name: str, zero: Mapping[str, Mask]) -> Mask:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from core.audit.weights.describe_diff import describe, describe_absent, describe_shape
+from core.audit.weights.description import Description, Pair
+from core.audit.weights.rounding_slope import Survey, noise_between, survey
 from core.formats.model_file import ModelFile
-from core.proof.weights.describe_diff import describe, describe_absent, describe_shape
-from core.proof.weights.description import Description, Pair
-from core.proof.weights.rounding_slope import Noise, Survey, survey
-from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
@@ -139,7 +138,7 @@ def described(
 def _described(w: WeightDiff, a: ModelFile, b: ModelFile, heads: tuple[int, ...], cancelled: IsCancelled) -> WeightDiff:
     left, right = _tensor(a, w.name), _tensor(b, w.name)
     assert left is not None and right is not None and w.survey is not None
-    told = describe(Pair(left, right, a, b, _noise(left, right), heads), w.survey, cancelled)
+    told = describe(Pair(left, right, a, b, noise_between(left, right), heads), w.survey, cancelled)
     return replace(w, told=told)
 
 
@@ -147,16 +146,8 @@ def _tensor(file: ModelFile, name: str) -> Weight | None:
     return file.weights.get("token_embd.weight" if name == "output.weight" and name not in file.weights else name)
 
 
-def _noise(a: Weight, b: Weight) -> Noise:
-    """What the rounding of two types may leave; nothing where nobody knows one of them."""
-    quants = [QUANTS[w.quant] for w in (a, b)]
-    errors = [q.error for q in quants if q.error is not None]
-    return Noise(math.hypot(*errors) if len(errors) == 2 else 0.0, sum((q.half_steps * 2.0**-25) ** 2 for q in quants),
-                 even=any(q.whole for q in quants), same_type=a.quant == b.quant)
-
-
 def _decoded_diff(name: str, a: Weight, b: Weight, cancelled: IsCancelled) -> WeightDiff:
-    noise = _noise(a, b)
+    noise = noise_between(a, b)
     found = survey(a, b, noise, cancelled)
     row, worst = found.worst_row
     return WeightDiff(name, a.quant, b.quant, found.relative, noise.error or None, row,

@@ -2,7 +2,7 @@
 
 It runs in the child process of process.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
 the KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations otherwise.
-A stage is known by the weight that its node reads, which every build names alike; what reads none, by the node's name.
+A stage is known by the weight that its node reads; what reads none, by the node's name.
 Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.
 """
 
@@ -15,26 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from core.model.stages import STAGES, Place
+from core.formats.model_file import ModelFile
+from core.formats.open_model import open_model
+from core.model.arch import Arch, read_arch
+from core.model.layers import FeedForward
+from core.model.ops import TABLES
+from core.model.stages import ROUTED, STAGES, Place, stage_named
+from core.sources.engines.by_weight import dense_weights, join, sort_experts, stages_by_tensor, strip, usual_stages
 from core.sources.engines.process import LOG, Answer, Ask, last_lines, stages_wanted, tell
 from core.system.arrays import Floats32
-from core.system.errors import FileError
+from core.system.errors import ArchError, FileError
+from core.trace.engines import GELU_TABLE
 
+UNKNOWN = FeedForward(0, "", "none")
 F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
-# a weight's name after blk.N. -> its stage, or its part of a joined one, which has the weight's name; of two nodes for
-# one part (product, then bias) the later one counts
-BY_WEIGHT = {
-    f"{name}.{kind}": name if len(stage.weights) > 1 else stage.name
-    for stage in STAGES if stage.operation in ("norm", "linear") and not stage.whole
-    for name in stage.weights for kind in ("weight", "bias")
-}
-JOINED = {stage.name: stage.weights for stage in STAGES if len(stage.weights) > 1}
 # (node's name before -N, operation or "" for any) -> stage, for nodes that read no weight
 BY_NODE = {(node, "ROPE" if stage.operation == "rope" else ""): stage.name
            for stage in STAGES for node in stage.llama_cpp}
-OPERATIONS = {"lookup": "GET_ROWS", "norm": "MUL", "linear": "MUL_MAT"}
-WHOLE = {(f"{name}.weight", OPERATIONS[stage.operation]): stage.name
-         for stage in STAGES if stage.whole for name in (*stage.weights, stage.tied) if name}
+SCALED = "inp_scaled"  # the embedding where it is scaled
+WEIGHTED = "ffn_moe_weighted"  # what the experts gave (or take) times their weights, its second source
+PRODUCTS, PICKED = ("MUL_MAT", "MUL_MAT_ID"), ("MUL_MAT_ID", "ADD_ID")  # PICKED: a row of each chosen expert
 
 
 class _Tensor(ctypes.Structure):
@@ -52,7 +52,6 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     """Run the model watched and, for the witness, unwatched in a context of its own."""
     import llama_cpp
     from llama_cpp import llama_cpp as api
-
     tell(folder, "loading the model")
     api.llama_backend_init()
     options = api.llama_model_default_params()
@@ -73,7 +72,9 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
         compute="q8" if watcher.reads_packed else "f32", dtype="float32",
         arch=_meta(api, model, "general.architecture"), n_layer=api.llama_model_n_layer(model),
         d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens, threads=threads, device="cpu",
-        kernel="ggml CPU, weights as stored, KV cache float32, no flash attention",
+        kernel="ggml CPU, weights as stored, KV cache float32, no flash attention" + (
+            f", {GELU_TABLE}" if any(layer.ffn and layer.ffn.act in TABLES
+                                  for layer in (watcher.arch.layers if watcher.arch else ())) else ""),
         same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
     return answer, values
 
@@ -114,11 +115,18 @@ class Watcher:
     """The eval callback: says which nodes are wanted, and copies each when it has been computed."""
 
     def __init__(self, ask: Ask, folder: Path, libraries: Path) -> None:
-        """Open the ggml library beside the package's own."""
-        self.ask, self.folder = ask, folder
+        """Read the file's layers, and open the ggml library beside the package's own."""
+        file = open_model(Path(ask.path))
+        self.ask, self.folder, self.arch = ask, folder, _arch(file)
+        depth = 0 if self.arch else int(file.key(f"{file.key('general.architecture')}.block_count") or 0)
+        self.by = stages_by_tensor(self.arch, frozenset(file.weights)) if self.arch else usual_stages(depth)
         self.failure: Exception | None = None
         self.reads_packed = False  # whether a product reads weights that are not float32
-        self._parts: dict[tuple[int | None, str], Floats32] = {}
+        self._made: dict[str, Floats32] = {}    # of a tensor, what its last node made
+        self._shown: dict[Place, Floats32] = {}  # of a place, what a node of its name made, or what a product read
+        self._weights: dict[int, Floats32] = {}  # of a layer, the chosen experts' weights [T, K]
+        self._chosen: dict[int, np.ndarray] = {}  # of a layer, the chosen experts [T, K], the best first
+        self._layer = -1
         self._ggml = _open_ggml(libraries)
         self._checked = False
 
@@ -138,48 +146,107 @@ class Watcher:
         return str(self._ggml.ggml_version().decode()) if hasattr(self._ggml, "ggml_version") else "unknown"
 
     def values(self) -> dict[Place, Floats32]:
-        """Every stage that was seen; q, k and v joined."""
-        parts = {part for names in JOINED.values() for part in names}
-        found = {p: v for p, v in self._parts.items() if p[1] not in parts}
-        for stage, names in JOINED.items():
-            for layer in {layer for layer, part in self._parts if part == names[-1]}:
-                found[layer, stage] = np.concatenate([self._parts[layer, part] for part in names], 1)
-        return found
+        """Every stage that was seen: by the tensors that it reads, by its name, or as what a product reads."""
+        for layer, weight_TK in self._weights.items():
+            e = (self.arch.layers[layer].ffn or UNKNOWN).experts if self.arch else None
+            if e is not None and layer in self._chosen and not e.down_scale:
+                self._shown[layer, ROUTED] = dense_weights(weight_TK, self._chosen[layer], e.n)
+        found = {p: v.reshape(len(v), -1) for p, v in self._shown.items()}
+        found = {p: v for p, v in found.items() if self._width(p) in (None, v.shape[1])} | join(
+            self.by, self._width, self._made)
+        return {p: v for p, v in found.items() if self._is_wanted(p)}
 
-    def _part(self, address: int) -> tuple[int | None, str] | None:
-        """What the node is: (layer, part), None where it is not wanted."""
+    def _width(self, place: Place) -> int | None:
+        """Channels of a place; None where nobody knows."""
+        return None if self.arch is None else self.arch.width(*place)
+
+    def _part(self, address: int) -> str | Place | None:
+        """What the node is: the tensor that it reads, the place that it is; None where it is not wanted."""
         tensor = _Tensor.from_address(address)
         if not self._checked:
             self._check_layout(address, tensor)
         op = self._ggml.ggml_op_name(tensor.op).decode()
         for source in filter(None, tensor.src[:2]):
             name = self._name(source)
-            if op == "MUL_MAT" and name.endswith(".weight"):
+            if op in PRODUCTS and name.endswith(".weight"):
                 self.reads_packed |= _Tensor.from_address(source).type != F32
-            if (name, op) in WHOLE:
-                return (None, WHOLE[name, op]) if WHOLE[name, op] != "logits" else None
-            head, _, rest = name.partition(".")
-            layer, _, weight = rest.partition(".")
-            if head == "blk" and weight in BY_WEIGHT and layer.isdigit():
-                return self._wanted(int(layer), BY_WEIGHT[weight])
+            if name == "token_embd.weight" and op != "GET_ROWS":
+                continue  # the head
+            if (bare := strip(name)) in self.by.places and bare != name:
+                return bare if any(map(self._is_wanted, self.by.places[bare])) else None
+        if self._name(address) == SCALED:
+            return None, "embedding"
         name, _, layer = self._name(address).rpartition("-")
-        part = BY_NODE.get((name, op)) or BY_NODE.get((name, ""))
-        return self._wanted(int(layer), part) if part and layer.isdigit() else None
+        if not layer.isdigit() or (self.arch and int(layer) >= self.arch.n_layer):
+            return None
+        stage = ROUTED if name == WEIGHTED else BY_NODE.get((name, op)) or BY_NODE.get((name, ""))
+        if stage is None or not self._is_wanted((int(layer), stage)) or not self._is_plain(int(layer), stage):
+            return None
+        return int(layer), stage
 
-    def _wanted(self, layer: int, part: str) -> tuple[int, str] | None:
-        stages = stages_wanted(self.ask, layer)
-        return (layer, part) if stages is None or part in stages else None
+    def _is_wanted(self, place: Place) -> bool:
+        stages = stages_wanted(self.ask, place[0])
+        return stages is None or place[1] in stages
 
-    def _take(self, address: int, part: tuple[int | None, str]) -> None:
+    def _is_plain(self, layer: int, stage: str) -> bool:
+        """Whether RoPE is the last that is done to a layer's queries or keys; other stages are."""
+        a = self.arch.layers[layer].attention if self.arch else None
+        later = a is not None and (a.l2 or a.norm_after_rope or (a.temperature is not None and stage == "q_rope"))
+        return not later or stage_named(stage).operation != "rope"
+
+    def _take(self, address: int, part: str | Place) -> None:
+        tensor = _Tensor.from_address(address)
+        if isinstance(part, tuple):
+            if part[1] == ROUTED:
+                self._weights[part[0] or 0] = self._read(tensor.src[1]).reshape(len(self.ask.tokens), -1)
+            else:
+                self._shown[part] = self._read(address)
+            return
+        value, op = self._read(address), self._ggml.ggml_op_name(tensor.op).decode()
+        layer = self.by.places[part][0][0] or 0
+        if layer > self._layer:
+            tell(self.folder, f"layer {layer}")
+            self._layer = layer
+        if op in PICKED:
+            self._chosen[layer] = chosen = self._ids(tensor.src[2])
+            value = sort_experts(value.reshape(*chosen.shape, -1), chosen)
+        self._made[part] = value
+        if (read := self.by.inputs.get(part)) and read not in self._shown and self._is_wanted(read):
+            self._take_read(tensor, op, read, layer)
+
+    def _take_read(self, tensor: _Tensor, op: str, place: Place, layer: int) -> None:
+        """Take what a product reads, or the norm that a norm's weight is multiplied with."""
+        at = tensor.src[1] if op in PRODUCTS else None
+        if op == "MUL":
+            norm = _Tensor.from_address(tensor.src[0])
+            at = norm.src[0] if self._ggml.ggml_op_name(norm.op) in (b"RMS_NORM", b"NORM") else None
+            if place[1] != "attn_resid":  # of the others ggml may have put the norm in their place
+                at = None
+        if not at or _Tensor.from_address(at).type != F32 or not self._ggml.ggml_is_contiguous(at):
+            return
+        if op == "MUL_MAT_ID":
+            chosen = self._chosen[layer]
+            if self._ggml.ggml_nelements(at) != chosen.size * _Tensor.from_address(at).ne[0]:
+                return
+            self._shown[place] = sort_experts(self._read(at).reshape(*chosen.shape, -1), chosen)
+        elif self._width(place) in (None, self._ggml.ggml_nelements(at) // len(self.ask.tokens)):
+            self._shown[place] = self._read(at)
+
+    def _read(self, address: int) -> Floats32:
+        """Copy a node's values [T, ...]."""
         tensor = _Tensor.from_address(address)
         if tensor.type != F32 or not self._ggml.ggml_is_contiguous(address):
             raise FileError(f"llama.cpp computes {self._name(address)} in a form that is not read here "
                             f"(type {tensor.type}).")
         out = np.empty(self._ggml.ggml_nelements(address), np.float32)
         self._ggml.ggml_backend_tensor_get(address, out.ctypes.data, 0, out.nbytes)
-        if part not in self._parts and part[1] == "attn_norm":
-            tell(self.folder, f"layer {part[0]}")
-        self._parts[part] = out.reshape(len(self.ask.tokens), -1)
+        return out.reshape(len(self.ask.tokens), -1)
+
+    def _ids(self, address: int) -> np.ndarray:
+        """The ids [T, K] of the chosen experts: the first columns of a wider table."""
+        tensor = _Tensor.from_address(address)
+        row = (ctypes.c_int32 * tensor.ne[0])
+        return np.array([row.from_address(tensor.data + t * tensor.nb[1])[:] for t in range(tensor.ne[1])], np.int64)
 
     def _name(self, address: int) -> str:
         return str(self._ggml.ggml_get_name(address).decode(errors="replace"))
@@ -190,6 +257,14 @@ class Watcher:
         if not known or int(np.prod(tensor.ne[:])) != self._ggml.ggml_nelements(address):
             raise FileError("this llama-cpp-python lays out its tensors in a way not known here. Install version 0.3.")
         self._checked = True
+
+
+def _arch(file: ModelFile) -> Arch | None:
+    """The architecture, where this build knows it."""
+    try:
+        return read_arch(file)
+    except ArchError:
+        return None
 
 
 def _open_ggml(libraries: Path) -> ctypes.CDLL:
@@ -216,7 +291,7 @@ def _meta(api: Any, model: Any, key: str) -> str:  # noqa: ANN401
 
 
 def _log_words(folder: Path) -> str:
-    """The last line of llama.cpp's own log that names an error: it is kept beside the child's words."""
+    """The last line of llama.cpp's own log that names an error."""
     lines = reversed(last_lines(folder / LOG))
     return next((line.strip() for line in lines if "error" in line.lower()), "it does not say why")
 

@@ -46,7 +46,10 @@ Values = dict[Place, Floats32]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a child is to run. layers: A..B in depth (None: all); the residual stream is taken of every layer."""
+    """What a child is to run. layers: A..B in depth (None: all); the residual stream is taken of every layer.
+
+    layers_of: a GGUF or .apr file whose layers it has, where its path is a folder.
+    """
 
     path: str
     tokens: tuple[int, ...]
@@ -54,6 +57,7 @@ class Ask:
     layers: tuple[int, int] | None = None
     device: str = "cpu"
     witness: bool = True
+    layers_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

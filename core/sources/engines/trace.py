@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.model.stages import FACTORS, PRODUCT, place_order
+from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
@@ -31,16 +31,20 @@ TOP = 5
 
 def trace_engine(
     source: Source, tokens: Sequence[Token], text_of: Callable[[int], str | None], *,
-    layers: tuple[int, int] | None = None, witness: bool = True, side: SideName | None = None, emit: Emit,
-    cancelled: IsCancelled,
+    layers: tuple[int, int] | None = None, witness: bool = True, beside: Path | None = None,
+    side: SideName | None = None, emit: Emit, cancelled: IsCancelled,
 ) -> Trace:
-    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed."""
+    """Run the source's engine on the tokens; FileError where it fails, UsageError where it is not installed.
+
+    beside: a file of the same model, where the source is a folder.
+    """
     check_path(source)
     if source.plant:
         raise UsageError(f"--plant {source.plant}: {source.scheme} runs by itself, no bug can be planted in it. "
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
-    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness)
+    ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness,
+              None if beside is None else str(beside.resolve()))
     answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
@@ -123,6 +127,10 @@ def _device(source: Source) -> str:
 
 def _cell(values: Values, place: tuple[int | None, str], n_token: int) -> Cell:
     layer, stage = place
+    if stage == ROUTED:
+        from core.trace.taps import measure_routes
+
+        return measure_routes(values[place], values.get((layer, ROUTER)), n_token - len(values[place]))
     left, right = (values.get((layer, name)) for name in FACTORS)
     factors = None
     if stage == PRODUCT and left is not None and right is not None:

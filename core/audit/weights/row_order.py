@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.proof.weights.survey import chunks, row_shape
+from core.audit.weights.survey import chunks, row_shape
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
@@ -49,16 +49,16 @@ def say_order(found: dict[int, int], n_row: int, heads: Sequence[int]) -> tuple[
         if halves is not None and all(int(halves[j]) == i for i, j in found.items()):
             return "rope", (f"its rows are in the other RoPE order, heads of {head}: split halves in A (un-permuted) "
                             "where B has adjacent pairs")
-    steps = {i - j for i, j in moved.items()}
-    if len(moved) > 2 and len({s % n_row for s in steps}) == 1:
-        step = min(steps, key=abs)
-        return "shifted", f"row i of B is row i {'-' if step > 0 else '+'} {abs(step)} of A: shifted"
     runs = _exchanged_runs(moved)
     if runs is not None:
         (first, second), length = runs, len(moved) // 2
         if length == 1:
             return "reordered", f"rows {first} and {second} exchanged"
         return "reordered", f"rows {first}..{first + length - 1} and {second}..{second + length - 1} exchanged"
+    steps = {i - j for i, j in moved.items()}
+    if len(moved) > 2 and len({s % n_row for s in steps}) == 1:
+        step = min(steps, key=abs)
+        return "shifted", f"row i of B is row i {'-' if step > 0 else '+'} {abs(step)} of A: shifted"
     row, other = min(moved.items())
     if len(moved) == 1:
         return "reordered", f"row {row} of B is row {other} of A"

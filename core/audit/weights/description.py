@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from core.audit.weights.rounding_slope import Noise
 from core.formats.model_file import ModelFile
-from core.proof.weights.rounding_slope import Noise
 from core.quant.weight import Weight
 
 TOLERANCE = 2e-3   # relative: what float16 scales leave of an exact pattern

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.proof.weights.survey import GROUP, Chunk, Sums, chunks, row_shape
+from core.audit.weights.survey import GROUP, Chunk, Sums, chunks, row_shape
+from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 
@@ -80,6 +81,14 @@ class Survey:
         off = self.rows.gg / self.rows.aa.clamp(min=max(FAINT_ROW**2 * float(self.rows.aa.mean()), 1e-300))
         row = int(off.argmax())
         return row, math.sqrt(float(off[row]))
+
+
+def noise_between(a: Weight, b: Weight) -> Noise:
+    """What the rounding of two types may leave; nothing where nobody knows one of them."""
+    quants = [QUANTS[w.quant] for w in (a, b)]
+    errors = [q.error for q in quants if q.error is not None]
+    return Noise(math.hypot(*errors) if len(errors) == 2 else 0.0, sum((q.half_steps * 2.0**-25) ** 2 for q in quants),
+                 even=any(q.whole for q in quants), same_type=a.quant == b.quant)
 
 
 def survey(a: Weight, b: Weight, noise: Noise, cancelled: IsCancelled) -> Survey:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from core.proof.weights.description import NAMED, Description, DiffKind, Pair, factor_text
-from core.proof.weights.rounding_slope import Survey
-from core.proof.weights.survey import GROUP, read_rows
+from core.audit.weights.description import NAMED, Description, DiffKind, Pair, factor_text
+from core.audit.weights.rounding_slope import Survey
+from core.audit.weights.survey import GROUP, read_rows
 from core.quant.types import QUANTS
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from core.audit.weights.survey import read_some, row_shape
 from core.formats.model_file import ModelFile
-from core.proof.weights.survey import read_some, row_shape
 from core.quant.weight import Weight
 
 SAMPLED = 8  # rows

@@ -9,9 +9,9 @@ import math
 
 import torch
 
-from core.proof.weights.describe_moves import moved
-from core.proof.weights.describe_spots import few_elements, few_groups
-from core.proof.weights.description import (
+from core.audit.weights.describe_moves import moved
+from core.audit.weights.describe_spots import few_elements, few_groups
+from core.audit.weights.description import (
     ERROR_TOLERANCE,
     TOLERANCE,
     Description,
@@ -20,8 +20,8 @@ from core.proof.weights.description import (
     factor_text,
     runs_text,
 )
-from core.proof.weights.rounding_slope import MOST_SLANT, Survey
-from core.proof.weights.survey import Sums, read_rows
+from core.audit.weights.rounding_slope import MOST_SLANT, Survey
+from core.audit.weights.survey import Sums, read_rows
 from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
@@ -86,13 +86,17 @@ def _zeros(found: Survey) -> Description | None:
                 return _zero_elements(side, where)
             tail = f": from row {where[0]} on" if axis == "row" and len(where) > 1 and where == list(
                 range(where[0], len(zero))) else ""
-            return Description(DiffKind.ZEROS, f"{runs_text(axis, where)} of {side} are zeros{tail}",
+            return Description(DiffKind.ZEROS, f"{runs_text(axis, where)} of {side} {_be(where)} zeros{tail}",
                                where[0] if axis == "row" else None, side=side)
     return None
 
 
+def _be(where: list[int]) -> str:
+    return "is" if len(where) == 1 else "are"
+
+
 def _zero_elements(side: str, where: list[int]) -> Description:
-    return Description(DiffKind.ZEROS, f"{runs_text('element', where)} of {side} are zeros", side=side)
+    return Description(DiffKind.ZEROS, f"{runs_text('element', where)} of {side} {_be(where)} zeros", side=side)
 
 
 def _whole(pair: Pair, found: Survey) -> Description | None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.proof.weights.cousins import cousin_of, equals_in, is_transposed
-from core.proof.weights.description import Description, DiffKind, Pair
-from core.proof.weights.rounding_slope import Survey
-from core.proof.weights.row_order import match_rows, rope_order, say_order
-from core.proof.weights.survey import chunks, read_rows, row_shape
+from core.audit.weights.cousins import cousin_of, equals_in, is_transposed
+from core.audit.weights.description import Description, DiffKind, Pair
+from core.audit.weights.rounding_slope import Survey
+from core.audit.weights.row_order import match_rows, rope_order, say_order
+from core.audit.weights.survey import chunks, read_rows, row_shape
 from core.system.cancel import IsCancelled
 
 
