@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apr_tui import style
+from apr_tui import recent, style
 from apr_tui.app import Console
 from apr_tui.options import record_of
 from apr_tui.request import Request
@@ -215,12 +216,14 @@ async def console(
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
     app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), fake)
-    async with app.run_test(size=size) as pilot:
-        await until(pilot, lambda: app.worker.serial > 0)
-        if ends:
-            await until(pilot, lambda: app.owner is None)
-        yield app, pilot
-        fake.go.set()
+    with tempfile.TemporaryDirectory() as state:  # the user's own list of recent files stays as it is
+        monkeypatch.setattr(recent, "state_folder", lambda: Path(state))
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app.worker.serial > 0)
+            if ends:
+                await until(pilot, lambda: app.owner is None)
+            yield app, pilot
+            fake.go.set()
     for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
 
