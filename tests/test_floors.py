@@ -24,7 +24,7 @@ MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rg
 
 # the lowest first; packages of one row know nothing of each other
 FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo",
-          "audit", "proof sources", "bundle", "session", "apr_tui")
+          "audit damage", "proof sources", "bundle", "session", "apr_tui")
 FLOOR = {package: floor for floor, row in enumerate(FLOORS) for package in row.split()}
 MOST_FILES = 20  # modules of one folder
 
@@ -39,13 +39,13 @@ class Package:
 
 # package -> who may import it. At import time of nothing that --help, opening a file or the first screen needs.
 PACKAGES = {
-    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof)\..*|core\.system\.gpu_errors|"
+    "torch": Package(r"core\.(quant|kernels|model|train|faults|trace|proof|damage)\..*|core\.system\.gpu_errors|"
                      r"core\.audit\.(profiles|spread|weights\..*|conversion\..*)|"
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
     "polars": Package(r"core\.bundle\.csv_table", lazy=True),
     "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults|"
-                    r"sources\.engines\.hf_transformers|audit\.conversion\.names)", lazy=True),
+                    r"sources\.engines\.hf_transformers|audit\.conversion\.names|damage\.recipe)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
     "tokenizers": Package(r"core\.(text\.(bpe|other_encoders)|demo\.weights|train\.data\.vocabulary|"
                           r"sources\.engines\.trace|audit\.conversion\.vocabulary)", lazy=True),

@@ -26,6 +26,8 @@ COMMANDS = {
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
     "audit": "say what a file shows by itself: proofs and hints, without a forward",
+    "kl": "KL of B from A over a text, and why the worst tokens differ",
+    "damage": "what each tensor of a quantised file costs, and what to raise for a budget",
     "train": "step a training run, with its gates and checkpoints that can be traced",
     "import": "turn another tool's trace into a bundle",
     "convert": "convert between .gguf and .apr",
@@ -76,7 +78,7 @@ def normal_form(name: str, words: Sequence[str]) -> str:
         if not action.option_strings:
             positional.append(_by_name(str(value)))
             continue
-        row = OPTIONS.get(action.option_strings[0])
+        row = OPTIONS.get(action.option_strings[0]) if action.option_strings[0] in parser.taken else None
         written = row.write(value) if row is not None and not isinstance(value, Path) else value
         told = [] if action.nargs == 0 else [written.name if isinstance(written, Path) else str(written)]
         options += [action.option_strings[0], *told]

@@ -15,7 +15,7 @@ import torch
 
 from core.audit.blocks import n_rows
 from core.formats.model_file import ModelFile
-from core.quant.dequantize import decode_rows
+from core.kernels.cpu.decoding import decode_rows
 from core.quant.types import QUANTS
 from core.quant.weight import Weight
 from core.system.arrays import Floats32

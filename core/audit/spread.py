@@ -13,7 +13,7 @@ import torch
 from core.audit.blocks import n_rows
 from core.audit.rule import layer_of, role_of
 from core.formats.model_file import ModelFile
-from core.quant.dequantize import decode_rows
+from core.kernels.cpu.decoding import decode_rows
 from core.quant.weight import Weight
 
 ROWS = 16

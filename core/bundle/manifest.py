@@ -20,7 +20,8 @@ SCHEMA = "apr-tui/1"
 NOT_MEASURED = "NOT_MEASURED"
 PACKAGES = ("apr-tui", "numpy", "polars", "torch")
 FACTS = tuple(f.name for f in fields(CaptureContract))
-ORIGIN = {"header_sha256": str, "digest": str, "printed_decimals": int}  # what is read back of the origin, and its type
+# what is read back of the origin, and its type
+ORIGIN = {"header_sha256": str, "digest": str, "printed_decimals": int, "printed_digits": int}
 
 
 def manifest_text(trace: Trace, scope: str, extra: Mapping[str, object], sha256: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from core.bundle.grid_text import legend, title_lines
 from core.bundle.manifest import versions
 from core.bundle.page import SHADES, Bullets, Code, Grid, GridCell, Page, Part, Section, Sentence, Table, Tone
 from core.bundle.page_html import page_html
+from core.bundle.report import WITNESS
 from core.bundle.tables import STATS_COLUMNS
 from core.model.stages import GRID_STAGES, Place, place_text
 from core.system.numbers import short
@@ -22,8 +23,6 @@ from core.trace.record import Trace
 
 MOST_BYTES = 1_500_000  # of a page: a mail takes it
 TONES = {BAD: Tone.BAD, WATCH: Tone.WATCH, ABSENT: Tone.ABSENT}
-WITNESS = {True: "yes, bit for bit", False: "NO: watching changed the result", None: "NOT_MEASURED"}
-STATS_SECTION = "statistics"
 
 
 def trace_page(

@@ -64,6 +64,12 @@ class Arch:
         return usual
 
     @property
+    def can_resume(self) -> bool:
+        """Whether a layer needs nothing of a run but the residual before it."""
+        return not self.per_layer and not any(a is not None and a.kv_from is not None
+                                              for a in (layer.attention for layer in self.layers))
+
+    @property
     def is_usual(self) -> bool:
         """Whether every layer is attention without windows and the like, with one RoPE, and a dense feed-forward."""
         return all(

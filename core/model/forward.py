@@ -17,18 +17,23 @@ from torch import Tensor
 from core.model.experts import experts
 from core.model.layers import RECURRENT, FeedForward, Layer
 from core.model.mixers import MIXERS
-from core.model.model import Cache, Model, Steps, Tap, linear
+from core.model.model import Cache, Model, Resume, Steps, Tap, linear
 from core.model.ops import activate, gated
 
 
-def forward(model: Model, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None) -> Steps:
-    """Run the tokens through the whole model; returns the logits [1, V] of the last one."""
+def forward(
+    model: Model, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None, resume: Resume | None = None
+) -> Steps:
+    """Run the tokens through the whole model; returns the logits [1, V] of the last one.
+
+    resume: go on from there, of a run without per-layer inputs or shared keys (Arch.can_resume).
+    """
     arch = model.arch
     cache = Cache() if cache is None else cache
     cache.begin(len(tokens))
-    x_TD = tap(None, "embedding", embed(model, tokens, cache))
+    x_TD = tap(None, "embedding", embed(model, tokens, cache)) if resume is None else resume.x
     inputs_TLP = (yield from per_layer_inputs(model, tokens, x_TD)) if arch.per_layer else None
-    for layer in arch.layers:
+    for layer in arch.layers[resume.layer if resume else 0:]:
         x_TD = yield from block(model, layer, x_TD, tap, cache)
         if inputs_TLP is not None:
             x_TD = yield from add_own_input(model, layer, x_TD, inputs_TLP[:, layer.index], tap)

@@ -42,6 +42,14 @@ Steps = Generator[Product, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a forward goes on: before that layer, with the residual x [T, D] that an earlier run had there."""
+
+    layer: int
+    x: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """An opened file ready to run: its sizes, its device, the float type of its activations, its weights on a GPU."""
 

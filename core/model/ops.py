@@ -32,6 +32,11 @@ def layer_norm(x: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
     return y if weight_D is None else y * weight_D
 
 
+def writable(state: Tensor) -> Tensor:
+    """The state of a recurrence, to be changed in place: itself, or its copy where a gradient needs the old one."""
+    return state.clone() if torch.is_grad_enabled() else state
+
+
 def silu(x: Tensor) -> Tensor:
     """Return x / (1 + e^-x)."""
     return torch.nn.functional.silu(x)

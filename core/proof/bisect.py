@@ -1,7 +1,7 @@
 """Patch B's activations into A, layer by layer, and measure how much of the logits comes back.
 
-A patch is a run of A with B's value put in at one place. judge_pair.py names the first place and the side; this proves
-the cause.
+A patch is a run of A with B's value put in at one place; it starts before the layer of that place, from what A, or of a
+layer's output B, had there. judge_pair.py names the first place and the side; this proves the cause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core.model.lockstep import run_lockstep
-from core.model.model import Tap
+from core.model.model import Resume, Tap
 from core.model.stages import Place, place_text
 from core.proof.ladder_cache import KnownPatches
 from core.proof.verdict import RECOVERED, LayerBisection, PatchResult
@@ -31,18 +31,20 @@ def bisect_layers(
     known: what an earlier, interrupted bisection has measured; each new result is added.
     """
     n_layer = a.model.arch.n_layer
-    values: dict[Place, Tensor] = {}
-    wanted: set[Place] = {(i, "output") for i in range(n_layer)} | {(None, "embedding"), (None, "final_norm")}
+    values, own = dict[Place, Tensor](), dict[Place, Tensor]()
+    ends: set[Place] = {(i, "output") for i in range(n_layer)}
+    wanted = ends | {(None, "embedding"), (None, "final_norm")}
     n_step, told = 3 + max(n_layer - 1, 1).bit_length(), _tell(emit)
     emit(Phase("running both sides", 1, n_step))
-    runs = run_lockstep([a.forward_run(tokens, chain(a.bug(), told)),
+    runs = run_lockstep([a.forward_run(tokens, chain(chain(a.bug(), told), _keep(ends, own))),
                          b.forward_run(tokens, chain(b.bug(), _keep(wanted, values)))], cancelled)
     truth, kl = runs[1], divergence(runs[1], runs[0])
     results: list[PatchResult] = []
 
     def patch_at(places: Sequence[Place]) -> list[PatchResult]:
         new = [p for p in places if place_text(p) not in known.kl]
-        patched = [a.forward_run(tokens, chain(chain(a.bug(), patch({p: _constant(values[p])})), told)) for p in new]
+        patched = [a.forward_run(tokens, chain(chain(a.bug(), patch({p: _constant(values[p])})), told),
+                                 resume=_start_of(a, p, values, own)) for p in new]
         for place, logits in zip(new, run_lockstep(patched, cancelled) if patched else [], strict=True):
             known.add(place_text(place), divergence(truth, logits))
         found = [PatchResult(p, distance, 1 - distance / kl if kl else 0.0) for p in places
@@ -56,12 +58,10 @@ def bisect_layers(
         patch_at([(None, "embedding"), (None, "final_norm")])
         return LayerBisection(kl, tuple(results), None)
     emit(Phase(f"grafting the stages of layer {entry}", n_step, n_step))
-    stages = tuple(a.model.arch.layers[entry].nodes)
-    inside: set[Place] = {(entry, s) for s in stages}
-    run_lockstep([b.forward_run(tokens, chain(b.bug(), _keep(inside, values)))], cancelled,
-                 enough=lambda: (entry, "output") in values
-          and inside <= values.keys())
-    patch_at([(entry, s) for s in stages if s != "output"])
+    inside: list[Place] = [(entry, s) for s in a.model.arch.layers[entry].nodes]
+    again = b.forward_run(tokens, chain(b.bug(), _keep(set(inside), values)), resume=_resume_at(b, entry, values))
+    run_lockstep([again], cancelled, enough=lambda: {(entry, "output"), *inside} <= values.keys())
+    patch_at([place for place in inside if place[1] != "output"])
     return LayerBisection(kl, tuple(results), entry)
 
 
@@ -84,6 +84,22 @@ def _entry_layer(n_layer: int, repairs: Callable[[int], bool], emit: Emit, n_ste
         middle = (low + high) // 2
         low, high = (low, middle) if repairs(middle) else (middle + 1, high)
     return low
+
+
+def _start_of(a: Side, place: Place, of_b: dict[Place, Tensor], of_a: dict[Place, Tensor]) -> Resume | None:
+    """Where a patched run of A parts from what is known: after a patched output, or before the layer of the place."""
+    layer, stage = place
+    if layer is None:
+        return None
+    return _resume_at(a, layer + 1, of_b) if stage == "output" else _resume_at(a, layer, of_a)
+
+
+def _resume_at(side: Side, layer: int, values: dict[Place, Tensor]) -> Resume | None:
+    """Go on before that layer from the output kept of the one before; None: from the tokens, as a planted bug needs."""
+    x, model = values.get((layer - 1, "output")), side.model
+    if x is None or side.plant or not model.arch.can_resume:
+        return None
+    return Resume(layer, x.to(model.device, model.dtype))
 
 
 def _keep(wanted: set[Place], into: dict[Place, Tensor]) -> Tap:

@@ -6,13 +6,13 @@ from core.formats.model_file import ModelFile
 from core.model.stages import SCOPES, scope_positions
 from core.trace.record import Trace
 
+ONE_MODEL = "compare two files of one model; an imported trace says its own with `import --model FILE`"
 # fact -> what to do where it differs or is unknown
 REPAIRS = {
     "tokens": "give both the same --tokens 1,2,3; an imported table says its own with `import --tokens`",
     "scope": "take both at one scope; an imported table says its own with `import --scope`",
     "definition": "an imported table says how its std was taken with `import --definition sample|population`",
-    "n_layer": "compare two files of one model", "d_model": "compare two files of one model",
-    "n_vocab": "compare two files of one model", "vocabulary": "compare two files of one model",
+    "n_layer": ONE_MODEL, "d_model": ONE_MODEL, "n_vocab": ONE_MODEL, "vocabulary": "compare two files of one model",
     "widths": "compare two files of one model",
 }
 

@@ -6,7 +6,7 @@ No weights are at hand, so that no floor is measured and no side is found wrong;
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from core.model.stages import GRID_STAGES, Place, place_order, place_text
 from core.trace.measures import (
@@ -32,12 +32,10 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
 
     from core.proof.distance import difference
     from core.proof.measure_pair import classify, scope_rows
-    from core.quant.activations import COMPUTES
 
     if not a.values or not b.values:
         return {}
-    units = [COMPUTES[t.facts.compute].unit for t in (a, b) if t.facts.compute in COMPUTES]
-    floor = max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
+    floor = _floor(a, b)
     cells = {}
     for place in sorted(set(a.values) | set(b.values), key=place_order):
         if place not in a.values or place not in b.values:
@@ -55,21 +53,41 @@ def value_cells(a: Trace, b: Trace, scope: str) -> dict[Place, Difference]:
     return cells
 
 
-def differing_stats(a: Trace, b: Trace, scope: str) -> list[str]:
-    """List the places whose statistics differ beyond the printed precision; [] where all are equal."""
-    room = max(_room(a), _room(b))
-    found, n_compared = [], 0
+@dataclass(frozen=True, slots=True)
+class StatsDiff:
+    """Which cells have other statistics. first: the earliest; None where all that both have are equal.
+
+    sentences: those cells, then those that one side lacks. n_mean: compared cells of which a side has no std.
+    """
+
+    first: Place | None
+    sentences: tuple[str, ...]
+    n_mean: int = 0
+
+
+def diff_stats(a: Trace, b: Trace, scope: str) -> StatsDiff:
+    """Compare statistics cell by cell, beyond their printed precision and what rounding of other engines may make.
+
+    A cell of the last token alone is compared at it.
+    """
+    absolute, relative = max(_room(a), _room(b)), max(_digits(a), _digits(b), _noise(a, b))
+    first, other, absent, n_compared, n_mean = None, list[str](), list[str](), 0, 0
     for place in sorted(set(a.cells) | set(b.cells), key=place_order):
         x, y = (t.cells[place].at(scope) if place in t.cells else None for t in (a, b))
+        if (x is None) != (y is None) and all(place in t.cells for t in (a, b)):
+            x, y = (t.cells[place].at("last") for t in (a, b))
         if x is None or y is None:
             if (x is None) != (y is None) and place[1] in GRID_STAGES:
-                found.append(f"{place_text(place)} is absent on side {'A' if x is None else 'B'}")
+                absent.append(f"{place_text(place)} is absent on side {'A' if x is None else 'B'}")
             continue
         gap = _gap(x, y)
         n_compared += gap is not None
-        if gap is not None and not gap <= room:
-            found.append(f"{place_text(place)}: std {x.std} in A, {y.std} in B")
-    return found if n_compared else [*found, "no cell has a statistic that both sides give"]
+        n_mean += gap is not None and None in (x.std, y.std)
+        if gap is not None and not gap <= absolute + relative * _size(x, y):
+            first = first or place
+            other.append(f"{place_text(place)}: {_both(x, y)}")
+    unseen = [] if n_compared else ["no cell has a statistic that both sides give"]
+    return StatsDiff(first, (*other, *absent, *unseen), n_mean)
 
 
 def undeclared_alike(a: Trace, b: Trace) -> list[str]:
@@ -87,17 +105,47 @@ def undeclared_alike(a: Trace, b: Trace) -> list[str]:
 def _gap(x: Stats, y: Stats) -> float | None:
     """Largest absolute difference of the two moments that every source has; None where they share none.
 
-    A moment that a measured side lacks (it has a count and nothing finite) is infinitely far from a number.
+    A mean that a measured side lacks (it has a count and nothing finite) is infinitely far from a number. Sources that
+    have no mean may share the l2, taken a value.
     """
-    gaps = []
-    for p, q in ((x.std, y.std), (x.mean, y.mean)):
-        if p is not None and q is not None:
-            gaps.append(abs(p - q))
-        elif None not in (x.count, y.count):
-            gaps.append(0.0 if p is q else math.inf)
+    gaps = [abs(p - q) for p, q in ((x.std, y.std), (x.mean, y.mean)) if p is not None and q is not None]
+    if None not in (x.count, y.count) and None in (x.mean, y.mean):
+        gaps.append(0.0 if x.mean is y.mean else math.inf)
+        if x.l2 is not None and y.l2 is not None:
+            gaps.append(abs(x.l2 - y.l2) / math.sqrt(max(x.count or 1, 1)))
     pairs = ((x.nan, y.nan), (x.inf, y.inf))
     gaps += [math.inf for p, q in pairs if p is not None and q is not None and p != q]
     return max(gaps, default=None)
+
+
+def _both(x: Stats, y: Stats) -> str:
+    name = "mean" if None in (x.std, y.std) else "std"
+    return f"{name} {getattr(x, name)} in A, {getattr(y, name)} in B"
+
+
+def _size(x: Stats, y: Stats) -> float:
+    """The root mean square that a moment's rounding goes with, of the side that knows it best."""
+    return max((math.hypot(s.mean or 0.0, s.std or 0.0) for s in (x, y)), default=0.0)
+
+
+def _noise(a: Trace, b: Trace) -> float:
+    """What other rounding may make of a moment, relative to the values' size: 0 where one program made both alike."""
+    if a.facts.engine == b.facts.engine and a.facts.compute == b.facts.compute:
+        return 0.0
+    return _floor(a, b)
+
+
+def _floor(a: Trace, b: Trace) -> float:
+    from core.quant.activations import COMPUTES
+
+    units = [COMPUTES[t.facts.compute].unit for t in (a, b) if t.facts.compute in COMPUTES]
+    return max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
+
+
+def _digits(trace: Trace) -> float:
+    """Half of the last printed digit, relative, where a source prints so many digits of each number."""
+    digits = trace.origin.get("printed_digits")
+    return 0.0 if digits is None else 10.0 ** (1 - int(digits))
 
 
 def _room(trace: Trace) -> float:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from core.model.stages import GRID_STAGES, place_text
 from core.proof.comparability import differing_facts, differing_vocabularies
-from core.proof.compare_saved import differing_stats, undeclared_alike, value_cells
+from core.proof.compare_saved import diff_stats, undeclared_alike, value_cells
 from core.proof.explain import explain, name_weights, unexplained_by
 from core.proof.measure_pair import CompareOptions, SideMeasurement, run_pair
 from core.proof.outlier_channel import find_outlier
@@ -60,18 +60,31 @@ def judge_saved(left: Trace, right: Trace, ask: CompareOptions) -> Comparison:
     found = replace(found, cells=value_cells(left, right, ask.scope))
     if set(GRID_STAGES) <= {stage for _, stage in found.cells}:
         return _judge_values(found, ask)
-    differing = differing_stats(left, right, ask.scope)
+    return _judge_stats(found, ask)
+
+
+def _judge_stats(found: Evidence, ask: CompareOptions) -> Comparison:
+    """Judge by statistics: equal ones agree where all of them were seen, other ones are named and prove nothing."""
+    stats = diff_stats(found.a, found.b, found.scope)
     keys = _saved_keys(found).sentences()
-    if not differing and keys:
+    if not stats.sentences and keys:
         return found.conclude(Verdict.INCONCLUSIVE, f"all statistics are equal, yet {listed(keys)}",
                               why=Doubt.UNREACHED)
-    if not differing:
+    if not stats.sentences and stats.n_mean:
+        return found.conclude(
+            Verdict.INCONCLUSIVE, f"of {stats.n_mean} cells a side shows no std; their means are equal, which other "
+            "values may have as well: take values of every stage", why=Doubt.STATISTICS)
+    if not stats.sentences:
         shared = _shared_hint(found, ask)
         both = f"; both sides show it: {shared}" if shared else ""
         return found.conclude(Verdict.H1 if shared else Verdict.AGREE,
                               f"all statistics are equal within their printed precision{both}")
-    return found.conclude(
-        Verdict.INCONCLUSIVE, f"{len(differing)} cells have other statistics, first {differing[0]}", *keys,
+    if stats.first is None:
+        return found.conclude(
+            Verdict.INCONCLUSIVE, f"no statistic differs of those that both show; {len(stats.sentences)} cells are not "
+            f"judged, first {stats.sentences[0]}", *keys, why=Doubt.INCOMPLETE)
+    return replace(found, first=stats.first).conclude(
+        Verdict.INCONCLUSIVE, f"{len(stats.sentences)} cells have other statistics, first {stats.sentences[0]}", *keys,
         "statistics cannot tell a bug from a choice: compare the model files, or bundles written with --values",
         why=Doubt.STATISTICS)
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.session.costs import damage, is_cost, kl, read_cost, write_cost
     from core.session.evidence import check_out, default_out, export, export_csv
     from core.session.files import (
         arch_facts,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {  # module -> the names that it hands on
     "core.trace.request": ("Source", "Prompt", "RunOptions"),
     "core.session.run_trace": ("trace", "hints"),
+    "core.session.costs": ("damage", "kl", "is_cost", "read_cost", "write_cost"),
     "core.session.judge": ("compare", "bisect", "check"),
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
     "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
@@ -43,9 +45,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
-    "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_judged",
-    "open_bundle", "open_judged", "open_model", "sibling", "trace", "weight_spread", "weights_behind",
-    "write_demo",
+    "damage", "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_cost",
+    "is_judged", "kl", "open_bundle", "open_judged", "open_model", "read_cost", "sibling", "trace", "weight_spread",
+    "weights_behind", "write_cost", "write_demo",
 ]
 
 

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from core.bundle.judged import Judged
 
 
-def import_trace(path: Path, *, scope: str | None, tokens: Sequence[int] | None, definition: str | None) -> Trace:
-    """Read another tool's trace; FileError."""
+def import_trace(
+    path: Path, *, scope: str | None = None, tokens: Sequence[int] | None = None, definition: str | None = None,
+    model: Path | None = None,
+) -> Trace:
+    """Read another tool's trace; model: the file that it ran, which says the rest. FileError, UsageError."""
     from core.sources.imports import open_trace as imports
 
-    return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition)
+    return imports.import_trace(path, scope=scope, tokens=list(tokens) if tokens else None, definition=definition,
+                                model=model)
 
 
 def audit(path: Path, original: Path | None = None, cancelled: IsCancelled = never) -> Audit:

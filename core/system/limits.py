@@ -21,6 +21,7 @@ DOCUMENT_BYTES = 64 << 20    # JSON: manifest, verdict, findings, run.json, gate
 TABLE_BYTES = 1 << 30        # CSV of a bundle: 80 layers x 20 stages x 4,096 tokens of 150 bytes
 LOG_BYTES = 1 << 30          # .jsonl of a training run
 LINE_BYTES = 8 << 20         # of one of its lines: the gradients of a step
+CORPUS_BYTES = 64 << 20       # --corpus: read whole; a thousand million tokens would take weeks
 TEXT_FILE_BYTES = 4 << 30    # one document of a corpus
 STAGE_BYTES = 4 << 30        # one stage that another tool saved: 4,096 tokens of 152,000 logits have 2.5 GB
 CACHE_BYTES = 16 << 20       # what is kept between runs: digests, rungs of a ladder, a compiled library

@@ -19,7 +19,7 @@ from core.model.forward import forward
 from core.model.gpu_weights import open_resident
 from core.model.graph_decode import decode_by_graph, likeliest
 from core.model.lockstep import ForwardRun, run_lockstep
-from core.model.model import Cache, Model, Tap
+from core.model.model import Cache, Model, Resume, Tap
 from core.model.stages import Place
 from core.quant.activations import COMPUTES
 from core.system.cancel import IsCancelled
@@ -85,13 +85,15 @@ class Side:
         return value_fault_tap(self.plant, self.model, whole) if self.plant else no_tap
 
     def forward_run(
-        self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None, *, plain: bool = False
+        self, tokens: Sequence[int] | Tensor, tap: Tap, cache: Cache | None = None, *, plain: bool = False,
+        resume: Resume | None = None,
     ) -> ForwardRun:
         """A run of this side's forward with the tap in it, behind the rounding that its compute keeps stages in."""
         compute = COMPUTES[self.compute]
         if compute.kept is not None:
             tap = chain(lambda layer, stage, value: compute.keep(value), tap)
-        return ForwardRun(forward(self.model, tokens, tap, cache), self.compute, self.threads, plain, self.model.device)
+        steps = forward(self.model, tokens, tap, cache, resume)
+        return ForwardRun(steps, self.compute, self.threads, plain, self.model.device)
 
 
 def run_traced(

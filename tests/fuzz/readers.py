@@ -155,6 +155,15 @@ def _cached(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def _read_digest(path: Path) -> object:
+    """The digest that is kept of a path, where the mutant itself is what is kept."""
+    usual, identity._home = identity._home, lambda path: path
+    try:
+        return identity._kept(path)
+    finally:
+        identity._home = usual
+
+
 def _vocabulary(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         from tests.support.builders import byte_letters
@@ -214,8 +223,7 @@ READERS: dict[str, Reader] = {
        for name in ("vocab.json", "merges.txt")},
     "shards": Reader(_shards, lambda p: open_shards(p.parent, 64)),
     "config.json": Reader(_text("config.json", '{"vocab_size": 9}'), _vocab_size),
-    "kept digest": Reader(_cached("d.json"), lambda p: identity._kept(p)),
+    "kept digest": Reader(_cached("d.json"), _read_digest),
     "kept rungs": Reader(_cached("l.jsonl"), read_ladder),
     "command line": Reader(_text("w.json", WORDS), _read_words),
 }
-identity._home = lambda path: path  # the digest that is kept of a path is the mutant itself

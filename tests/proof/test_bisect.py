@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from core import session
+from core.model.arch import Arch
 from core.system.errors import Cancelled, UsageError
-from core.system.progress import Phase
+from core.system.progress import Phase, Reached
 from core.trace.events import Event
 from core.trace.request import Prompt, Source
 from tests.support.small_models import IDS, write_model
@@ -52,6 +53,21 @@ def test_what_comes_before_the_bug_brings_nothing_back(model: Path):
     for rung in result.ladder.rungs:
         if rung.place in {(2, "attn_norm"), (2, "qkv"), (2, "ffn_norm"), (2, "ffn_gate"), (1, "output")}:
             assert rung.recovered == pytest.approx(0.0, abs=1e-6), rung
+
+
+@pytest.mark.parametrize("plant", ["twice-residual@3.output", "scale@2.ffn_swigl", "shift@embedding"])
+def test_grafts_that_start_where_they_part_are_those_of_whole_runs_in_fewer_layers(
+        model: Path, plant: str, monkeypatch: pytest.MonkeyPatch):
+    def ladder() -> tuple[object, int]:
+        layers = list[int]()
+        a, b = Source(model, device="cpu"), Source(model, device="cpu", plant=plant)  # a planted side runs whole
+        result = session.bisect(a, b, PROMPT, emit=lambda e: layers.append(e.layer) if isinstance(e, Reached) else None)
+        return result.ladder, len(layers)
+
+    resumed, few = ladder()
+    monkeypatch.setattr(Arch, "can_resume", property(lambda arch: False))
+    whole, many = ladder()
+    assert resumed == whole and few < many
 
 
 def test_a_bug_before_the_layers_and_one_after_them_have_no_entry_layer(model: Path):

@@ -186,7 +186,7 @@ def test_a_text_that_cannot_be_read_ends_the_training_of_a_vocabulary():
 
 
 @pytest.mark.parametrize("vocab, merges, error, says", [
-    ('{"a": 0}', "", FileError, "no token for 255 of the 256 bytes"), ("[1]", "", FileError, "does not map"),
+    ('{"a": 0}', "", FileError, "no token for 255 of the 256 bytes"), ("[1]", "", FileError, "an object was needed"),
     ('{"a": 1}', "", FileError, "does not map"), ("{", "", FileError, "vocab.json and merges.txt"),
 ])
 def test_a_tokenizer_folder_that_is_damaged_is_refused(tmp_path, vocab, merges, error, says):

@@ -17,6 +17,7 @@ from core.formats.open_model import open_model
 from core.quant.weight import Weight
 from core.system.errors import FileError, os_reason
 from core.system.mapped_file import quote_name
+from core.system.regular_file import read_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json that is known has 33 MB
@@ -135,12 +136,4 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401 (a document is any value)
 
 
 def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise FileError(f"{path.name} is not a regular file. {REPAIR}")
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise FileError(f"{path.name} has {size} bytes; at most {MAX_JSON_BYTES} are read. {REPAIR}")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path.name} could not be read: {os_reason(error)}. Check its permissions.") from error
+    return read_file(path, MAX_JSON_BYTES, REPAIR)

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from core.model.layers import Layer, Ssm
 from core.model.mixers.short_conv import convolve
 from core.model.model import Cache, Model, Steps, Tap, linear
-from core.model.ops import silu
+from core.model.ops import silu, writable
 
 LEAST_SQUARE = 1e-6  # added to the squares' sum of a query or key
 
@@ -58,9 +58,9 @@ def recur(
     S = q_TVN.new_zeros(n_head, width, v_TVH.shape[2]) if state_VNH is None else state_VNH.clone()
     out = []
     for q_VN, k_VN, v_VH, beta_V, decay_V in zip(q_TVN, k_TVN, v_TVH, beta_TV, decay_TV, strict=True):
-        S.mul_(decay_V[:, None, None])
+        S = writable(S).mul_(decay_V[:, None, None])
         error_V1H = (v_VH[:, None] - k_VN[:, None] @ S) * beta_V[:, None, None]
-        S.baddbmm_(k_VN[..., None], error_V1H)
+        S = writable(S).baddbmm_(k_VN[..., None], error_V1H)
         out.append(q_VN[:, None] @ S)
     return torch.stack(out)[:, :, 0], S
 

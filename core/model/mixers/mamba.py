@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from core.model.layers import Layer, Ssm
 from core.model.mixers.short_conv import convolve
 from core.model.model import Cache, Model, Steps, Tap, linear
-from core.model.ops import rms_scale, silu
+from core.model.ops import rms_scale, silu, writable
 
 
 def mamba(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) -> Steps:
@@ -73,8 +73,8 @@ def recur(
     S = x_TNH.new_zeros(n_head, width, b_TNS.shape[-1]) if state is None else state.clone()
     out = []
     for x_NH, dt_N, b_NS, c_NS in zip(x_TNH, dt_TN, b_TNS, c_TNS, strict=True):
-        S.mul_(torch.exp(dt_N[:, None] * a_NS)[:, None])
-        S.addcmul_((dt_N[:, None] * x_NH)[..., None], b_NS[:, None])
+        S = writable(S).mul_(torch.exp(dt_N[:, None] * a_NS)[:, None])
+        S = writable(S).addcmul_((dt_N[:, None] * x_NH)[..., None], b_NS[:, None])
         out.append((S @ c_NS[..., None])[..., 0])
     return torch.stack(out), S
 

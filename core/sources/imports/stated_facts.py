@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from core.model.stages import SUB_FFN, UNKNOWN_SCOPE, Place, parse_scope, scope_positions
+from core.sources.imports.stated_model import StatedModel
 from core.system.errors import FileError, UsageError
 from core.trace.record import is_token_id
 from core.trace.stats import ScopeStats, Stats
@@ -23,11 +24,12 @@ Fact = TypeVar("Fact")
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the user says of a file (--scope, --tokens, --definition); None: nothing."""
+    """What the user says of a file (--scope, --tokens, --definition, --model); None: nothing."""
 
     scope: str | None = None
     tokens: tuple[int, ...] | None = None
     definition: str | None = None
+    model: StatedModel | None = None
 
 
 def check_stated(scope: str | None, tokens: Iterable[int] | None, definition: str | None) -> Stated:

@@ -1,0 +1,63 @@
+"""The command kl: KL of B from A over a text, token by token, and why the worst tokens differ."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from apr_tui.cli.progress import progress, wrote
+from apr_tui.options import Arguments as Basic
+from apr_tui.options import Parser, read_count, record_of
+from core import session
+from core.trace.request import Source, parse_source
+
+
+class Arguments(Basic):
+    """Arguments of kl."""
+
+    A: str
+    B: str
+    compute: str
+    device: str
+    threads: int | None
+    no_mmap: bool
+    plant: str | None
+    corpus: Path | None
+    context: int
+    most: int | None
+    worst: int
+    out: Path | None
+    json: bool
+    quiet: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Describe the command line."""
+    parser.add_argument("A")
+    parser.add_argument("B")
+    parser.add_argument("--corpus", type=Path, metavar="FILE", help="the text (default: the project's own)")
+    parser.add_argument("--context", type=read_count, metavar="N", default=512, help="tokens a chunk (default 512)")
+    parser.add_argument("--tokens", dest="most", type=read_count, metavar="N", help="stop after N tokens of the text")
+    parser.add_argument("--worst", type=read_count, metavar="K", default=20, help="tokens to explain (default 20)")
+    parser.take("--compute", "--device", "--threads", "--no-mmap", "--plant")
+    parser.take("--out", help="keep state and reports there; the same command goes on")
+    parser.take("--json", "--quiet")
+
+
+def run(arguments: Arguments) -> int:
+    """Measure, print, and return the exit code."""
+    from core.bundle.damage_document import kl_document, kl_text
+    from core.system.json_text import to_json
+
+    a, b = (parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
+            for name, plant in ((arguments.A, arguments.plant), (arguments.B, None)))
+    found = session.kl(
+        a, b,
+        corpus=arguments.corpus, context=arguments.context, tokens=arguments.most, worst=arguments.worst,
+        state=arguments.out, emit=progress(arguments))
+    if arguments.out is not None:
+        session.write_cost(arguments.out, found, (found.a, found.b), command=arguments.command,
+                           repeat=arguments.repeat)
+        wrote(arguments, arguments.out)
+    sys.stdout.write(to_json(kl_document(found)) + "\n" if arguments.json else kl_text(found))
+    return 0

@@ -1,0 +1,93 @@
+"""What one tensor costs, exactly: the original with that tensor alone from the quantised file, KL from the original.
+
+A swap goes on from the original's residual before the tensor's layer, kept of every layer (layers x T x D floats).
+Shape letters: T tokens, D model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from core.damage.kl import compare_logits
+from core.damage.logits import hidden_states, logit_slices, untapped
+from core.model.model import Resume
+from core.quant.weight import Weight
+from core.system.cancel import IsCancelled
+from core.trace.run import Side
+
+BLOCK = re.compile(r"blk\.([0-9]+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """A chunk of the original: its tokens, the residual before each layer (0: the embedding), its final-norm output."""
+
+    tokens: Sequence[int]
+    before: Mapping[int, Tensor]
+    hidden: Tensor
+
+
+def boundaries(original: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Boundaries:
+    """Run a chunk of the original and keep what a swap goes on from."""
+    before: dict[int, Tensor] = {}
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if stage == "output":
+            before[(layer or 0) + 1] = value.clone()
+        return value
+
+    hidden = hidden_states([original], tokens, [tap], cancelled)[0]
+    return Boundaries(tokens, before, hidden)
+
+
+def with_weights(side: Side, weights: Mapping[str, Weight]) -> Side:
+    """The side with other weights under these names."""
+    file = side.model.file
+    return replace(side, model=replace(side.model, file=replace(file, weights={**file.weights, **weights})))
+
+
+def swap_kl(
+    original: Side, weights: Mapping[str, Weight], chunks: Sequence[Boundaries], cancelled: IsCancelled
+) -> float:
+    """Mean KL a token of the original from itself with these weights in it, in nats; of no weight exactly 0."""
+    swapped, total, n = with_weights(original, weights), 0.0, 0
+    n_layer = original.model.arch.n_layer
+    start = min((first_layer(name, n_layer) for name in weights), default=n_layer)
+    can_resume = original.model.arch.can_resume
+    for chunk in chunks:
+        resume = Resume(start, chunk.before[start]) if can_resume and start in chunk.before else None
+        hidden = hidden_states([swapped], chunk.tokens, untapped(1), cancelled, resume)[0]
+        total += kl_sum(original, swapped, chunk.hidden, hidden, cancelled)
+        n += len(chunk.tokens)
+    return total / n
+
+
+def kl_sum(a: Side, b: Side, hidden_a: Tensor, hidden_b: Tensor, cancelled: IsCancelled) -> float:
+    """The sum over the tokens of KL(A || B), of their final-norm outputs [T, D]."""
+    total = 0.0
+    for y_a, y_b in zip(logit_slices(a, hidden_a, cancelled), logit_slices(b, hidden_b, cancelled), strict=True):
+        following = y_a.new_zeros(len(y_a)).long()
+        total += float(compare_logits(y_a, y_b, following)[0].sum())
+    return total
+
+
+def first_layer(name: str, n_layer: int) -> int:
+    """The layer that reads a tensor; after the last for the head's own, -1 for one that all layers come after."""
+    found = BLOCK.match(name)
+    return int(found[1]) if found else n_layer if name.startswith("output") else -1
+
+
+def exact_bill(
+    original: Side, quantised: Mapping[str, Weight], chunks: Sequence[Boundaries], cancelled: IsCancelled,
+    on_tensor: Callable[[str, int], None] = lambda name, at: None,
+) -> dict[str, float]:
+    """The exact KL of every tensor by itself."""
+    found: dict[str, float] = {}
+    for at, (name, weight) in enumerate(quantised.items()):
+        on_tensor(name, at)
+        found[name] = swap_kl(original, {name: weight}, chunks, cancelled)
+    return found

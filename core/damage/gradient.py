@@ -1,0 +1,208 @@
+"""Run a forward with a gradient through its packed weights, and bill each tensor with g^2 times a variance.
+
+The share of a tensor in the output's KL, to second order: 1/2 sum over weights of E[g^2] v, with g the gradient of the
+log probability of tokens drawn from the model itself (the Fisher information) and v the variance, or the square, of the
+weight's error. A weight's gradient lives only as long as it is squared, and a decoded weight as long as it is
+multiplied: the memory is the file, one decoded tensor, and the activations of a chunk.
+Shape letters: T tokens, N rows of experts, R rows, C columns, V vocabulary, D model, K draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.damage.logits import head_weight
+from core.damage.steps import GROUP
+from core.model.forward import forward
+from core.model.matmul import expert_weight
+from core.model.model import Cache, Model, Product
+from core.quant.dequantize import decode_rows
+from core.quant.weight import Weight
+from core.system.arrays import Floats
+from core.system.cancel import IsCancelled
+from core.system.errors import Cancelled
+
+ROWS_VALUES = 1 << 22  # weights decoded at a time: 16 MiB of float32
+ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> [R, C] or one number for GROUP columns
+
+
+class Charged(Protocol):
+    """What a backward pass tells of each weight: rows from start of it or of one of its experts, and their gradient."""
+
+    def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
+    def check(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Bill:
+    """KL in nats a token that each tensor costs, summed over its rows; tensors: rows' shares by the tensor's name."""
+
+    error_square: ErrorSquare
+    cancelled: IsCancelled
+    draws: int = 1
+    tensors: dict[str, Floats] = field(default_factory=dict)
+
+    def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None:
+        """Charge rows from start of a weight with their gradient's square."""
+        part = weight if expert is None else expert_weight(weight, expert)
+        square = self.error_square(part, start, start + len(grad_RC))
+        g2 = grad_RC.square()
+        if square.shape[1] != g2.shape[1]:
+            g2 = torch.nn.functional.pad(g2, (0, -g2.shape[1] % GROUP)).view(len(g2), -1, GROUP).sum(-1)
+        rows = (g2 * square).sum(-1).double().numpy() / (2 * self.draws)
+        known = self.tensors.setdefault(weight.name, np.zeros(int(np.prod(weight.shape[:-1]))))
+        at = (0 if expert is None else expert * weight.shape[-2]) + start
+        known[at:at + len(rows)] += rows
+
+    def check(self) -> None:
+        """Raise Cancelled where it was asked for."""
+        if self.cancelled():
+            raise Cancelled("the run was cancelled")
+
+
+class _Packed(torch.autograd.Function):
+    """x W^T of a packed weight; its backward bills the weight's gradient and keeps none."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TC: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x_TC)
+        ctx.weight, ctx.expert, ctx.bill = weight, expert, bill
+        parts = [x_TC @ w_RC.T for _, w_RC in rows_of(weight, expert, bill)]
+        return torch.cat(parts, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        (x_TC,), dy_TR = ctx.saved_tensors, grads[0]
+        dx_TC = torch.zeros_like(x_TC)
+        for start, w_RC in rows_of(ctx.weight, ctx.expert, ctx.bill):
+            part = dy_TR[:, start:start + len(w_RC)]
+            dx_TC += part @ w_RC
+            ctx.bill.add(ctx.weight, ctx.expert, start, part.T @ x_TC)
+        return dx_TC, None, None, None
+
+
+def rows_of(weight: Weight, expert: int | None, bill: Charged) -> Iterator[tuple[int, Tensor]]:
+    """Decode a weight some rows at a time."""
+    part = weight if expert is None else expert_weight(weight, expert)
+    rows, cols = part.shape
+    step = max(1, ROWS_VALUES // cols)
+    for start in range(0, rows, step):
+        bill.check()
+        yield start, decode_rows(part, start, min(start + step, rows))
+
+
+def add_to_bill(model: Model, tokens: Sequence[int], bill: Bill, generator: torch.Generator) -> None:
+    """Charge every tensor that a chunk of T tokens goes through, bill.draws draws a token; float32 on the CPU."""
+    hidden_TD = hidden_with_graph(model, tokens, bill)
+    grads_KTD = head_gradients(model, hidden_TD.detach(), bill, generator)
+    for k, grad_TD in enumerate(grads_KTD):
+        torch.autograd.backward(hidden_TD, grad_TD, retain_graph=k + 1 < bill.draws)
+
+
+def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Tensor:
+    """The output of the final norm [T, D], with the graph that leads to it."""
+    found: list[Tensor] = []
+
+    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
+        if stage == "final_norm":
+            found.append(value)
+        return _embedding(model, tokens, value, bill) if stage == "embedding" else value
+
+    steps, y = forward(model, tokens, tap, Cache()), None
+    with torch.enable_grad():
+        while not found:
+            try:
+                ask = next(steps) if y is None else steps.send(y)
+            except StopIteration:
+                break
+            if not found:
+                y = _product(ask, bill)
+    steps.close()
+    return found[0]
+
+
+def _embedding(model: Model, tokens: Sequence[int], value_TD: Tensor, bill: Charged) -> Tensor:
+    """The embedding as the graph's root, which charges the rows of its tokens; a token's gradients are summed first."""
+    weight, scale = model.file.weight("token_embd.weight"), model.arch.embed_scale
+    ids, at_T = torch.unique(torch.tensor(list(tokens)), return_inverse=True)
+
+    def charge(grad_TD: Tensor) -> None:
+        sums = torch.zeros(len(ids), grad_TD.shape[1]).index_add_(0, at_T, grad_TD * scale)
+        for row, grad in zip(ids.tolist(), sums, strict=True):
+            bill.add(weight, None, row, grad[None])
+
+    root = value_TD.detach().requires_grad_()
+    root.register_hook(charge)  # type: ignore[no-untyped-call]
+    return root
+
+
+def _product(ask: Product, bill: Charged) -> Tensor:
+    if ask.experts is None:
+        return _packed(ask.x, ask.weight, None, bill)
+    order, parts = [], []
+    for expert in sorted(set(ask.experts.tolist())):
+        at_N = (ask.experts == expert).nonzero()[:, 0]
+        order.append(at_N)
+        parts.append(_packed(ask.x[at_N], ask.weight, expert, bill))
+    back_N = torch.cat(order).argsort()
+    return torch.cat(parts)[back_N]
+
+
+def _packed(x: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    y: Tensor = _Packed.apply(flat, weight, expert, bill)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch.Generator) -> Tensor:
+    """Draw a token at each position K times; returns the gradients [K, T, D] of -log p of the draws there.
+
+    The head is billed on the way. Two passes over the head's rows: the first finds each position's normaliser and its
+    draws (by the largest of logit plus Gumbel noise), the second the gradients.
+    """
+    weight = head_weight(model)
+    total_T = torch.full((len(hidden_TD),), -torch.inf)
+    best_KT = total_T.repeat(bill.draws, 1)
+    drawn_KT = torch.zeros(best_KT.shape, dtype=torch.long)
+    for start, _, y_TR, _ in _head_blocks(model, hidden_TD, bill):
+        total_T = torch.logaddexp(total_T, y_TR.logsumexp(-1))
+        for k in range(bill.draws):
+            noise = torch.empty(y_TR.shape).exponential_(generator=generator).log_()
+            value_T, at_T = (y_TR - noise).max(-1)
+            better = value_T > best_KT[k]
+            best_KT[k] = torch.where(better, value_T, best_KT[k])
+            drawn_KT[k] = torch.where(better, at_T + start, drawn_KT[k])
+    grads_KTD = torch.zeros(bill.draws, *hidden_TD.shape)
+    rows = torch.arange(len(hidden_TD))
+    for start, w_RD, y_TR, slope_TR in _head_blocks(model, hidden_TD, bill):
+        p_TR = (y_TR - total_T[:, None]).exp()
+        for k in range(bill.draws):
+            d_TR = p_TR.clone()
+            inside = (drawn_KT[k] >= start) & (drawn_KT[k] < start + len(w_RD))
+            d_TR[rows[inside], drawn_KT[k][inside] - start] -= 1
+            d_TR *= slope_TR
+            grads_KTD[k] += d_TR @ w_RD
+            bill.add(weight, None, start, d_TR.T @ hidden_TD)
+    return grads_KTD
+
+
+def _head_blocks(
+    model: Model, hidden_TD: Tensor, bill: Charged
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield the head's rows: the first, the weights [R, D], the logits [T, R], and their slope by the bare product."""
+    scale, cap = model.arch.logit_scale, model.arch.logit_cap
+    bias = model.vector(model.head + ".bias")
+    for start, w_RD in rows_of(head_weight(model), None, bill):
+        y_TR = hidden_TD @ w_RD.T
+        y_TR = (y_TR if bias is None else y_TR + bias[start:start + len(w_RD)]) * scale
+        slope_TR = torch.full_like(y_TR, scale)
+        if cap:
+            y_TR = cap * torch.tanh(y_TR / cap)
+            slope_TR = scale * (1 - (y_TR / cap) ** 2)
+        yield start, w_RD, y_TR, slope_TR

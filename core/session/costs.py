@@ -1,0 +1,106 @@
+"""Measure what a quantised file costs: KL between two sources over a text, and the bill of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.session.prepare import is_bundle, make_side, open_once, prepare_opened
+from core.system.cancel import IsCancelled, never
+from core.system.errors import NotComparableError, UsageError
+from core.trace.events import Emit, no_emit
+from core.trace.request import Source
+
+if TYPE_CHECKING:
+    from core.damage.result import Damage
+    from core.damage.run_kl import KlResult
+    from core.trace.run import Side
+
+
+def damage(
+    source: Source, *, original: Path | None = None, corpus: Path | None = None, exact: bool = False,
+    budget: int | None = None, context: int = 128, emit: Emit = no_emit, cancelled: IsCancelled = never,
+) -> Damage:
+    """Bill each tensor of a file with its share of the output's KL; original: the same model before it was quantised.
+
+    corpus: a text file, None for the project's own. budget: bytes that a recipe may add. UsageError where exact is
+    asked for without an original; NotComparableError where the original is of another model.
+    """
+    if exact and original is None:
+        raise UsageError("--exact swaps tensors of the original: give --original FILE.")
+    if source.compute != "f32":
+        raise UsageError(f"--compute {source.compute}: damage is taken in float32.")
+    side = open_file_side(source, emit)
+    from core.damage.bill import DamageOptions
+    from core.damage.bill import damage as bill
+    from core.damage.corpus import read_corpus
+
+    other = None if original is None else open_file_side(replace(source, path=original, plant=None), emit)
+    text = read_corpus(corpus, side.tokenizer, context)
+    return bill(side, other, text, DamageOptions(exact, budget, emit, cancelled))
+
+
+def open_file_side(source: Source, emit: Emit) -> Side:
+    """A model file under its settings, on the CPU; UsageError for what is no file of weights."""
+    if source.scheme or is_bundle(source.path) or source.path.is_dir():
+        raise UsageError(f"{source.path}: a GGUF or .apr file is needed, whose tensors are read here.")
+    if source.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {source.device}: gradients through packed weights are taken on the CPU.")
+    opened = open_once(source.path)
+    on_cpu = replace(source, device="cpu")
+    return make_side(prepare_opened(opened, (), on_cpu, emit), on_cpu, emit)
+
+
+def kl(
+    a: Source, b: Source, *, corpus: Path | None = None, context: int = 512, tokens: int | None = None, worst: int = 20,
+    state: Path | None = None, emit: Emit = no_emit, cancelled: IsCancelled = never,
+) -> KlResult:
+    """KL(A || B) of every token of a text, teacher-forced, and why the worst tokens differ.
+
+    state: a folder that holds what is measured, so that the same call goes on where a killed one stopped.
+    """
+    from core.damage.corpus import read_corpus
+    from core.damage.run_kl import ChunkStore, measure_kl
+
+    left, right = open_file_side(a, emit), open_file_side(b, emit)
+    if left.model.arch.n_vocab != right.model.arch.n_vocab:
+        raise NotComparableError(f"{a.path.name} has {left.model.arch.n_vocab} tokens, {b.path.name} "
+                                 f"{right.model.arch.n_vocab}: their distributions cannot be held side by side.")
+    text = read_corpus(corpus, left.tokenizer, min(context, left.model.arch.n_ctx, right.model.arch.n_ctx), tokens)
+    store = None if state is None else ChunkStore.begin(
+        state, *(open_identity(source) for source in (a, b)), text.chunks)
+    return measure_kl(left, right, (a.path.name, b.path.name), text, worst, store, emit, cancelled)
+
+
+def open_identity(source: Source) -> tuple[object, ...]:
+    """What the numbers of a side depend on: the file's bytes and how it is computed."""
+    return open_once(source.path).identity.digest(), source.compute, source.threads, source.plant
+
+
+def write_cost(
+    out: Path, found: Damage | KlResult, names: tuple[str, str | None], *, force: bool = False, command: str = "",
+    repeat: str = "",
+) -> None:
+    """Write what damage or kl found as a folder. names: of the file and its original. UsageError, OutputError."""
+    from core.bundle import costs
+    from core.damage.result import Damage
+
+    if isinstance(found, Damage):
+        costs.write_damage(out, found, names, force=force, command=command, repeat=repeat)
+    else:
+        costs.write_kl(out, found, command=command, repeat=repeat)
+
+
+def is_cost(path: Path) -> bool:
+    """Say whether the path is the folder of a bill or of a KL."""
+    from core.bundle import costs
+
+    return costs.is_cost(path)
+
+
+def read_cost(path: Path, *, as_json: bool) -> str:
+    """What such a folder says, as text or as its document; FileError."""
+    from core.bundle import costs
+
+    return costs.read_cost(path, as_json=as_json)

@@ -1,0 +1,149 @@
+"""KL over a text: equal to a plain computation, resumable to the same bytes, a fault named at the worst tokens."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from apr_tui.cli.main import main
+from core.damage.corpus import read_corpus
+from core.damage.logits import hidden_states, logits, untapped
+from core.damage.run_kl import ChunkStore
+from core.formats.open_model import open_model
+from core.trace.run import open_side
+from tests.support.small_models import write_model
+
+WORDS = ("--tokens", "40", "--context", "16", "--worst", "2", "--threads", "1", "--quiet")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    a = write_model(tmp_path / "a.gguf", "F32", tokenizer="bpe")
+    return str(a), str(write_model(tmp_path / "b.gguf", "Q4_0", tokenizer="bpe"))
+
+
+def told(capsys, *words):
+    assert main(["kl", *words, *WORDS, "--json"]) == 0
+    return capsys.readouterr().out
+
+
+def test_kl_is_what_the_logits_of_both_forwards_say(pair, tmp_path, capsys):
+    found = json.loads(told(capsys, *pair, "--out", str(tmp_path / "o")))
+    sides = [open_side(open_model(tmp_path / f"{n}.gguf"), "cpu", threads=1) for n in "ab"]
+    text = read_corpus(None, sides[0].tokenizer, 16, 40)
+    kl = []
+    for chunk in text.chunks:
+        p, q = (logits(s, hidden_states([s], chunk, untapped(1), lambda: False)[0], lambda: False).double().log_softmax(
+            -1).numpy() for s in sides)
+        kl += list((np.exp(p) * (p - q)).sum(-1))
+    rows = list(csv.DictReader((tmp_path / "o" / "kl.csv").open()))
+    assert np.allclose([float(row["kl"]) for row in rows], kl, rtol=1e-9, atol=1e-12) and rows[-1]["nll_a"] == ""
+    assert found["mean"] == pytest.approx(np.mean(kl)) and found["tokens"] == 40
+    assert found["interval"][0] <= found["mean"] <= found["interval"][1] and found["floor"] < found["mean"]
+    assert [w["position"] for w in found["worst"]] == list(np.argsort(kl)[::-1][:2])
+    assert sum(b["tokens"] for b in found["buckets"]) == 40
+    assert set(found["worst"][0]["cause"]) == {"place", "tensors", "recovered"}
+
+
+def test_a_file_against_itself_is_nothing_and_a_planted_fault_is_named(pair, capsys):
+    same = json.loads(told(capsys, pair[0], pair[0]))
+    assert same["mean"] == same["max"] == 0 and same["worst"][0]["cause"] is None and same["top1"] == 1
+    found = json.loads(told(capsys, pair[0], pair[0], "--plant", "no-activation@1.ffn_swigl"))
+    cause = found["worst"][0]["cause"]
+    assert cause["place"] == "1.ffn_swigl" and cause["recovered"] > 0.99 and cause["tensors"] == []
+    q8 = json.loads(told(capsys, pair[1], pair[1] + "@compute=q8"))
+    assert 0 < q8["mean"] < found["mean"]
+
+
+def test_one_other_tensor_is_the_one_that_brings_the_token_back(tmp_path, pair, capsys):
+    reader = GGUFReader(pair[0])
+    part = next(t for t in reader.tensors if t.name == "blk.2.ffn_down.weight")
+    data = bytearray(Path(pair[0]).read_bytes())
+    values = np.frombuffer(data, "<f4", part.data.size, int(part.data_offset))
+    values *= 1.5
+    other = tmp_path / "c.gguf"
+    other.write_bytes(data)
+    cause = json.loads(told(capsys, pair[0], str(other)))["worst"][0]["cause"]
+    assert cause["tensors"] == ["blk.2.ffn_down.weight"] and cause["place"] == "2.ffn_out"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(pair, tmp_path, capsys, monkeypatch):
+    whole, write, out = told(capsys, *pair, "--out", str(tmp_path / "whole")), ChunkStore.write, tmp_path / "o"
+
+    def stops(self, index, found):
+        write(self, index, found)
+        if index == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChunkStore, "write", stops)
+    assert main(["kl", *pair, *WORDS, "--json", "--out", str(out)]) == 130
+    monkeypatch.undo()
+    goes_on(capsys, pair, tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(pair, tmp_path, capsys):
+    whole = told(capsys, *pair, "--out", str(tmp_path / "whole"))
+    code = ("import os, signal\nfrom core.damage.run_kl import ChunkStore\nwrite = ChunkStore.write\n"
+            "def dies(self, index, found):\n    write(self, index, found)\n"
+            "    if index == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "ChunkStore.write = dies\nfrom apr_tui.cli.main import main\nimport sys\nmain(sys.argv[1:])")
+    words = ["kl", *pair, *WORDS, "--json", "--out", str(tmp_path / "o")]
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == -signal.SIGKILL
+    goes_on(capsys, pair, tmp_path, whole)
+
+
+def goes_on(capsys, pair, tmp_path, whole):
+    """A torn chunk is measured again, a whole one is not, and all ends as the undisturbed run did."""
+    out = tmp_path / "o"
+    stamp, torn = os.stat(out / "0.f64").st_mtime_ns, (out / "1.f64").read_bytes()
+    (out / "1.f64").write_bytes(torn[:-9] + b"\0" * 9)
+    capsys.readouterr()
+    assert told(capsys, *pair, "--out", str(out)) == whole
+    assert os.stat(out / "0.f64").st_mtime_ns == stamp and (out / "1.f64").read_bytes() == torn
+    for name in ("kl.csv", "report.md", "report.html", "kl.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_folder_of_a_kl_is_shown_again_and_a_changed_one_is_refused(pair, tmp_path, capsys):
+    out = tmp_path / "o"
+    said = told(capsys, *pair, "--out", str(out))
+    assert main(["show", str(out), "--json"]) == 0 and capsys.readouterr().out == said
+    assert main(["show", str(out), "--text"]) == 0 and "Worst tokens" in capsys.readouterr().out
+    page, found = (out / "report.html").read_text(), json.loads(said)
+    assert str(found["mean"]) in page and "http:" not in page and str(tmp_path) not in page
+    (out / "kl.json").write_text(said.replace("mean", "mode"))
+    assert main(["show", str(out), "--json"]) == 3 and "was changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make,words,code,said", [
+    (lambda o: o.write_text("x"), (), 2, "is no folder"),
+    (lambda o: (o.mkdir(), (o / "mine").write_text("x")), (), 2, "holds no state"),
+    (lambda o: (o.mkdir(), (o / "state-of-kl").write_bytes(b"\xff")), (), 2, "another run"),
+    (lambda o: (o.parent / "p").write_text("x"), ("--out", "p/o"), 7, "could not be written"),
+    (lambda o: None, ("--corpus", "."), 3, "irectory"),
+    (lambda o: o.with_name("e").write_bytes(b"\xff\xfe"), ("--corpus", "e"), 3, "UTF-8"),
+    (lambda o: o.with_name("e").write_bytes(b""), ("--corpus", "e"), 2, "tokens"),
+])
+def test_what_cannot_be_written_or_read_is_refused(pair, tmp_path, capsys, monkeypatch, make, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "o")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert main(["kl", *pair, *WORDS, "--out", "o", *words]) == code
+    assert said in capsys.readouterr().err
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_another_vocabulary_is_not_compared(tmp_path, pair, capsys):
+    other = write_model(tmp_path / "c.gguf", "F32")
+    assert main(["kl", pair[0], str(other), *WORDS]) == 4
+    assert "side by side" in capsys.readouterr().err
