@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished trace as it was shown, which stands again where the next run gives nothing."""
+
+    request: Request
+    traced: Traced
+    seconds: float | None
+    at: tuple[int, int]  # the cursor's row and column
+
+
 class TraceScreen(GridScreen):
     """One trace: from the first event to the finding's sentence."""
 
@@ -40,7 +50,7 @@ class TraceScreen(GridScreen):
         super().__init__(TraceView(request.options.scope, request.options.threshold))
         self.request = request
         self.traced: Traced | None = None
-        self.kept: tuple[Request, Traced, float | None] | None = None  # what stands again where a run gives nothing
+        self.kept: Kept | None = None
         self.known: dict[str, Any] = {}
         self.seconds: float | None = None  # of the last finished run
         self.end = ""                      # how the last run ended, where it gave nothing
@@ -49,7 +59,7 @@ class TraceScreen(GridScreen):
         """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
         request = request or self.request
         if self.traced is not None:
-            self.kept = self.request, self.traced, self.seconds
+            self.kept = Kept(self.request, self.traced, self.seconds, (self.grid.row, self.grid.column))
         if (request.path, request.bundle) != (self.request.path, self.request.bundle):
             self.known = {}
         self.request, self.traced, self.note, self.progress = request, None, None, None
@@ -107,11 +117,12 @@ class TraceScreen(GridScreen):
         self.seconds = self.console.run_seconds
         self.note = None if isinstance(error, Cancelled) else error_note(error)
         if self.kept is not None:
-            (self.request, kept, self.seconds), self.end, self.kept = self.kept, "", None
+            kept, self.kept, self.end, self.known = self.kept, None, "", {}
             self.note = self.note or ("cancelled: the trace before it stands again", "watch")
-            self.known = {}
-            self._take(kept)
-            self.view.select(scope=kept.scope)
+            self.request, self.seconds = kept.request, kept.seconds
+            self._take(kept.traced)
+            self.view.select(scope=kept.traced.scope)
+            self.grid.go(*kept.at)
 
     def _take(self, traced: Traced) -> None:
         self.traced = traced

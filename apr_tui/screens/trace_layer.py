@@ -61,7 +61,7 @@ class TraceLayerScreen(LayerScreen):
         side = width - left - 1
         why = why_lines(self.view, place, side)
         weights = weight_lines(self.weights(place), side, self.spread_lines)
-        channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 2))
+        channels = channel_lines(self.view, place, max(room - len(why) - len(weights) - 1, 1))
         parts = [part for part in (why, weights, channels) if part]
         gap: Rows = [[]] if height > 24 else []
         right = [line for part in parts for line in [*part, *gap]]

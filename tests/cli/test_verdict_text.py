@@ -52,8 +52,10 @@ def test_the_line_of_a_verdict_at_a_far_place_is_never_cut(verdict, side):
     cells = pair().cells
     found = replace(pair(verdict), first=(119, "attn_post_norm"), token=131071, channel=262143, side=side,
                     measured=1.234e-5, floor=1e-6, cells=cells)
-    line = "".join(text for row in verdict_rows(found, WIDTH) for text, _ in row)
-    assert cell_len(line) <= WIDTH and "119.attn_post_norm" in line and "token 131071 ch 262143" in line, line
+    rows = ["".join(text for text, _ in row) for row in verdict_rows(found, WIDTH)]
+    line = " ".join(rows)
+    assert all(cell_len(row) <= WIDTH for row in rows), rows
+    assert "119.attn_post_norm" in line and "token 131071 ch 262143" in line, line
     assert side is None or f"side {side}" in line, line
 
 

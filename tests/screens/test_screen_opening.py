@@ -86,7 +86,7 @@ async def test_from_160_columns_b_stands_beside_a(monkeypatch):
         await pilot.pause()
         place = (4, "qkv")
         row = next(line for line in text_of(app).splitlines() if line.split()[:1] == ["4"])
-        numbers = [fake.comparison.a.cells[place].scopes["all"].std, fake.comparison.b.cells[place].scopes["all"].std]
+        numbers = [side.cells[place].at("all").std for side in (fake.comparison.a, fake.comparison.b)]
         assert row.split().count("4") == 2 and all(f"{number:.4f}" in row for number in numbers), row
 
 
