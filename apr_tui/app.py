@@ -34,7 +34,7 @@ from apr_tui.screens.trace import TraceScreen
 from apr_tui.screens.trace_layer import TraceLayerScreen
 from apr_tui.session import GetSession, get_session
 from apr_tui.style import paint, textual_theme
-from apr_tui.textual_compat import CompatApp
+from apr_tui.textual_compat import CompatApp, WireDriver
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
 from core.system.errors import AprError, Cancelled, OutputError, os_reason
 from core.system.mapped_file import cut_error
@@ -59,7 +59,7 @@ class Console(CompatApp):
     def __init__(
         self, request: Request, session: Any = None, training: Training | None = None,  # noqa: ANN401 (a SessionApi; None: core.session)
     ) -> None:
-        super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
+        super().__init__(driver_class=WireDriver, ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.request = request
         self.get_session: GetSession = get_session if session is None else lambda: session
         self.worker = RunWorker(self)

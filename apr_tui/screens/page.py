@@ -28,6 +28,14 @@ class BaseScreen(Screen[None]):
         """The app, as far as a screen may know it."""
         return cast("Host", self.app)
 
+    def on_mount(self) -> None:
+        """Hold back what Textual shows before the screen is drawn (it calls this and the children's own)."""
+        self.console.hold(True)
+
+    def on_resize(self) -> None:
+        """Go on once the child has drawn itself."""
+        self.call_after_refresh(self.call_after_refresh, self.console.hold, False)
+
     def say(self, text: str, name: str = "text") -> None:
         """Show a message until the next one."""
         raise NotImplementedError
