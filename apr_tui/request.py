@@ -53,6 +53,12 @@ class Request:
         """The same at another scope."""
         return replace(self, options=replace(self.options, scope=scope))
 
+    @property
+    def feed(self) -> str:
+        """How the text is fed: raw, or as chat; empty where no text is."""
+        is_text = self.prompt.tokens is None and self.bundle is None
+        return "" if not is_text else "chat" if self.prompt.chat else "raw"
+
     def command(self, verb: str, *paths: Path, scope: str) -> str:
         """Write the command that gives the same numbers without a screen, of the options that the verb takes."""
         known, asked, usual = command_parser(verb).taken, _told(self.with_scope(scope)), _told(Request())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
@@ -32,6 +33,11 @@ class Unsteered(LineFilter):
 UNSTEERED = Unsteered()
 
 
+def has_mouse() -> bool:
+    """Whether the mouse is on at first: not over SSH, where each click costs a way there and back."""
+    return not any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
+
+
 FLUSH_S = 0.012  # what comes within this time goes out as one
 HOLD_S = 0.3     # and what comes until a new screen is drawn, but no longer than this
 
@@ -59,10 +65,24 @@ class WireDriver(LinuxDriver):
             self._due = None
         self.write("")
 
+    def toggle_mouse(self) -> bool:
+        """Turn the mouse on or off; say whether it is on now."""
+        if self._mouse:
+            self._disable_mouse_support()
+        self._mouse = not self._mouse
+        if self._mouse:
+            self._enable_mouse_support()
+        return self._mouse
+
+    def _enable_mouse_support(self) -> None:
+        """Ask for presses and the wheel, not for every move: those would come over the line for nothing."""
+        if self._mouse:
+            self.write("\x1b[?1000h\x1b[?1006h")
+
     def start_application_mode(self) -> None:
         """Begin, or go on after a stop: nothing is known of the terminal."""
         self.wire = Wire()
-        super().start_application_mode()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def process_message(self, message: Message) -> None:
         """A terminal of another size shows what it likes."""
@@ -93,6 +113,17 @@ class CompatApp(App[int]):
     def failure(self) -> Exception | None:
         """The internal error that closed it."""
         return self._exception
+
+    def toggle_mouse(self) -> bool:
+        """Turn the mouse on or off; say whether it is on now."""
+        driver = self._driver
+        return driver.toggle_mouse() if isinstance(driver, WireDriver) else False
+
+    def redraw(self) -> None:
+        """Write the whole screen again: another program may have written over it."""
+        if isinstance(self._driver, WireDriver):
+            self._driver.wire.forget()
+        self.screen.refresh(layout=True)
 
     def hold(self, is_held: bool) -> None:
         """Write nothing until a new screen is drawn, or go on."""

@@ -12,8 +12,9 @@ from functools import cache
 
 from rich.cells import cell_len
 
-TOKEN = re.compile(r"\x1b\[([0-9;]*)([mH])|(\r)|(\n)|(\x1b\[\?2026[hl])|(\x1b(?:\[[^@-~]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|"
-                   r"[PX^_][^\x1b]*\x1b\\|.))|([^\x1b\r\n]+)", re.DOTALL)
+TOKEN = re.compile(
+    r"\x1b\[([0-9;]*)([mH])|(\r)|(\n)|(\x1b\[\?2026[hl])|"  # style, place; line ends; frames
+    r"(\x1b(?:\[[^@-~]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|.))|([^\x1b\r\n]+)", re.DOTALL)
 SYNC, END_SYNC = "\x1b[?2026h", "\x1b[?2026l"
 POINTER = "\x1b]22;"  # the mouse's shape
 NEAR = 6  # cells that are written again rather than jumped over: a jump costs six bytes and more
@@ -107,7 +108,7 @@ class Wire:
             if i <= end:
                 continue
             start = i
-            while start > 0 and (wanted[start] or shown[start] or (" ", PLAIN))[0] is TAIL:  # a wide one is written whole
+            while start > 0 and (wanted[start] or shown[start] or (" ", PLAIN))[0] is TAIL:  # a wide one goes whole
                 start -= 1
             if 0 <= start - end - 1 <= NEAR and self._at == (row, end + 1):
                 between = [wanted[j] or shown[j] for j in range(end + 1, start)]
@@ -170,7 +171,8 @@ def is_same(cell: Cell, other: Cell | None) -> bool:
 @cache
 def has_sure_width(text: str) -> bool:
     """Whether every terminal gives text one cell: of what else is written, the cursor's place is not believed."""
-    return len(text) == 1 and (text.isascii() or "\u2500" <= text <= "\u259f" or "\u2800" <= text <= "\u28ff" or text in "·…")
+    is_drawing = "\u2500" <= text <= "\u259f" or "\u2800" <= text <= "\u28ff"
+    return len(text) == 1 and (text.isascii() or is_drawing or text in "·…")
 
 
 @cache

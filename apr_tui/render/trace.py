@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from apr_tui.render.stage import sentence
-from apr_tui.style import STATES, Rows, Span, wrap_most
+from apr_tui.render.status import witness_span
+from apr_tui.style import STATES, Rows, Span, crop, escape_untrusted, fit, to_terminal_charset, wrap_most
 from core.model.stages import Place, place_text
 from core.system.numbers import short
 from core.trace.marks import BAD, OK
@@ -36,6 +37,21 @@ def note_lines(view: TraceView, width: int) -> Rows:
         what = f"{ratio:.1f} x layer {view.layer_before(place)}" if is_ratio else "NaN or Inf"
         return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
     return []
+
+
+def status_spans(view: TraceView, asked: str, width: int) -> list[Span]:
+    """What was fed, what the model says next, and what the control run showed."""
+    tokens, trace = view.tokens, view.trace
+    count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
+    spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text"),
+                         (to_terminal_charset(f" · {count}"), "quiet")]
+    right = witness_span(trace.observed_equals_unobserved if trace is not None else None)
+    if view.generated:
+        spans += [(to_terminal_charset(" → "), "quiet"), (escape_untrusted(view.generated), "a")]
+    elif trace is not None and trace.top:
+        spans.append((to_terminal_charset(" → next "), "quiet"))
+        spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in trace.top]
+    return [*crop(spans, width - len(right[0])), right]
 
 
 def cell_spans(view: TraceView, place: Place, width: int) -> list[Span]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.cells import cell_len
 from textual.app import ComposeResult
@@ -40,8 +40,8 @@ class CompareScreen(VerdictScreen):
     job = "pair"
     view: PairView
 
-    def __init__(self, request: Request, a: Path, b: Path) -> None:
-        super().__init__(PairView(request.options.scope))
+    def __init__(self, request: Request, a: Path, b: Path, saved: Comparison | Bisection | None = None) -> None:
+        super().__init__(PairView(request.options.scope), saved)
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
         self.files: tuple[str, ...] = ()  # what the files differ in, known before the verdict
@@ -99,13 +99,17 @@ class CompareScreen(VerdictScreen):
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
             self.seconds, self.note = self.console.run_seconds, None
-            self.bisection = result if kind == "bisect" else None
-            found: Comparison = result.comparison if kind == "bisect" else result
-            self.view.set_result(found)
-            self.view.metric = "rel_l2" if found.cells else "A"
-            if self.grid.is_following and found.first is not None:
-                self.go_to(found.first)
+            self.take(result)
         self.show_all()
+
+    def take(self, result: Comparison | Bisection) -> None:
+        """Show a verdict, and its ladder where the cause was proved."""
+        self.bisection = cast("Bisection", result) if hasattr(result, "comparison") else None
+        found = self.bisection.comparison if self.bisection is not None else cast("Comparison", result)
+        self.view.set_result(found)
+        self.view.metric = "rel_l2" if found.cells else "A"
+        if self.grid.is_following and found.first is not None:
+            self.go_to(found.first)
 
     @property
     def planted(self) -> str | None:
@@ -116,8 +120,8 @@ class CompareScreen(VerdictScreen):
     @property
     def names(self) -> tuple[str, str]:
         """What A and B are called: by their files; a file beside itself by what else differs, once that is known."""
-        alike = self.a.name == self.b.name and self.comparison is not None
-        return self.comparison.names if alike and self.comparison else (self.a.name, self.b.name)
+        known = self.comparison is not None and (self.a.name == self.b.name or self.saved is not None)
+        return self.comparison.names if known and self.comparison else (self.a.name, self.b.name)
 
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
@@ -184,6 +188,8 @@ class CompareScreen(VerdictScreen):
 
     def command(self) -> str:
         """The command that gives this verdict without a screen."""
+        if self.saved is not None:
+            return self.request.command("show", self.a.parent, scope="all")
         verb = "bisect" if self.bisection is not None else "compare"
         return self.request.command(verb, self.a, self.b, scope=self.request.options.scope)
 
@@ -192,6 +198,7 @@ class CompareScreen(VerdictScreen):
     def action_run(self) -> None:
         """Compare, again or for the first time."""
         self.note, self.progress, self.seconds, self.end, self.files = None, None, None, "", ()
+        self.saved = None
         self.view.clear()
         self.view.metric, self.bisection = "A", None
         self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.get_session))

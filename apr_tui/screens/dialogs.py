@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ from apr_tui.widgets.lines import Lines
 from core.trace.engines import ENGINES
 
 Refuse = Callable[[str], str]  # what was typed -> why it is not taken; empty where it is
+Completes = Callable[[str], Iterable[str]]  # what was typed -> what it can become
 MOST_LISTED = 8
 
 
@@ -63,24 +64,29 @@ class AskScreen(ModalScreen[str | None]):
     ]
 
     def __init__(
-        self, label: str, value: str, hint: str, *, is_path: bool = False, refuse: Refuse | None = None,
+        self, label: str, value: str, hint: str, *, completes: Completes | None = None, refuse: Refuse | None = None,
         listed: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.label, self.value, self.hint, self.is_path, self.refuse = label, value, hint, is_path, refuse
+        self.label, self.value, self.hint, self.completes, self.refuse = label, value, hint, completes, refuse
         self.first, self.listed, self.at = tuple(listed), tuple(listed), -1
 
     @property
     def must_be_there(self) -> bool:
-        """Whether a path is asked for that has to exist."""
-        return self.is_path and self.refuse is not None
+        """Whether something is asked for that has to exist."""
+        return self.completes is not None and self.refuse is not None
+
+    def found(self, text: str) -> list[str]:
+        """What text can become."""
+        return list(self.completes(text)) if self.completes is not None else []
 
     def compose(self) -> ComposeResult:
         """List, label, input, hint."""
         with Vertical(id="ask"):
             yield Lines("listed", 0)
             yield Lines("label", 1)
-            yield Input(self.value, suggester=PathSuggester() if self.must_be_there else None, select_on_focus=False)
+            suggester = PathSuggester() if self.must_be_there and self.completes is completions else None
+            yield Input(self.value, suggester=suggester, select_on_focus=False)
             yield Lines("hint", 1)
 
     def on_mount(self) -> None:
@@ -94,15 +100,14 @@ class AskScreen(ModalScreen[str | None]):
         if self.at >= 0 and event.value == self.listed[self.at]:
             return
         self.at = -1
-        found = list(completions(event.value)) if self.is_path else []
-        self.listed = self.first if event.value == self.value else tuple(found)
+        self.listed = self.first if event.value == self.value else tuple(self.found(event.value))
         self._say("")
         self._list()
 
     def action_take(self) -> None:
         """Take what is shown; of a path that need not be there, as far as it is certain, as a shell does."""
         field = self.query_one(Input)
-        found = list(completions(field.value)) if self.is_path else []
+        found = self.found(field.value)
         if found:
             self._put(found[0] if self.must_be_there else os.path.commonprefix(found))  # noqa: RUF071 (by characters)
 
@@ -117,7 +122,7 @@ class AskScreen(ModalScreen[str | None]):
         """Answer, unless it is refused."""
         text = event.value
         why = self.refuse(text) if self.refuse is not None and text.strip() else ""
-        shown = next(completions(text), "") if why and self.must_be_there else ""
+        shown = next(iter(self.found(text)), "") if why and self.must_be_there else ""
         if shown and shown != text:
             self._put(shown)
             why = self.refuse(shown) if self.refuse is not None and not shown.endswith("/") else " "
@@ -133,7 +138,7 @@ class AskScreen(ModalScreen[str | None]):
         field.cursor_position = len(text)
 
     def _say(self, why: str) -> None:
-        keys = "tab completes, " if self.is_path else ""
+        keys = "tab completes, " if self.completes is not None else ""
         usual: Rows = [[(f" {self.hint}", "quiet"), (f"  {keys}enter, esc", "rule")]]
         reasons: Rows = [[(f" {part}", "bad")] for part in wrap(f"X {escape_untrusted(why)}", self.app.size.width - 2)]
         self.query_one("#hint", Lines).show(reasons if why else usual)

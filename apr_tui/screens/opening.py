@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from apr_tui.recent import recent
 from apr_tui.request import Request, read_ids, read_prompt, refuse_prompt, typed_source, write_prompt
+from apr_tui.screens.dialogs import completions
 from core.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,4 +60,4 @@ def _ask_source(
         if text.strip():
             answer(typed_source(text, request.settings))
 
-    host.ask(label, folder, hint, answered, is_path=True, refuse=refuse, listed=recent())
+    host.ask(label, folder, hint, answered, completes=completions, refuse=refuse, listed=recent())

@@ -10,13 +10,13 @@ from rich.cells import cell_len
 
 from apr_tui.keys import GRID_KEYS, bindings
 from apr_tui.recent import remember
-from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.render.status import error_note, export_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
-from apr_tui.render.trace import cell_spans, note_lines
+from apr_tui.render.trace import cell_spans, note_lines, status_spans
 from apr_tui.request import Request
 from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
 from apr_tui.screens.opening import ask_file, ask_pair, ask_prompt
-from apr_tui.style import Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset
+from apr_tui.style import Rows, Span, escape_untrusted, spans_width
 from apr_tui.view_models.trace import TraceView
 from apr_tui.workers.jobs import Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
@@ -96,9 +96,11 @@ class TraceScreen(GridScreen):
         else:
             self.seconds, self.note, self.kept = self.console.run_seconds, None, None
             self._take(result)
+            if result.judged is not None:
+                self.console.show_judged(self.request, result.judged, result.folder)
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
-            opened = result.bundle or self.request.path
+            opened = result.folder or result.bundle or self.request.path
             if opened is not None:
                 remember(opened)
             proved = next((note for note in result.trace.notes if note.startswith(PROVED)), None)
@@ -145,7 +147,7 @@ class TraceScreen(GridScreen):
         right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
             (f"  {escape_untrusted(arch)}  {escape_untrusted(device)}  {escape_untrusted(compute)}  ", "text"),
-            ("scope ", "quiet"),
+            (f"{self.request.feed}  " if self.request.feed else "", "text"), ("scope ", "quiet"),
             (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
         front, room = planted_spans(self.planted), width - spans_width(middle) - cell_len(right) - 1
@@ -170,20 +172,8 @@ class TraceScreen(GridScreen):
         if width < DESIGN_WIDTH or self.size.height < DESIGN_HEIGHT:
             needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT}"
             return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
-        tokens = self.view.tokens
-        is_text = self.request.prompt.tokens is None and self.request.bundle is None
-        asked = f'"{escape_untrusted(self.request.prompt.text)}"' if is_text else "tokens"
-        spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
-        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
-        spans.append((to_terminal_charset(f" · {count}"), "quiet"))
-        right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
-        if self.view.generated:
-            spans += [(to_terminal_charset(" → "), "quiet"), (escape_untrusted(self.view.generated), "a")]
-        elif self.traced is not None and self.traced.trace.top:
-            spans.append((to_terminal_charset(" → next "), "quiet"))
-            top = self.traced.trace.top
-            spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
-        return [*crop(spans, width - len(right[0])), right]
+        asked = f'"{escape_untrusted(self.request.prompt.text)}"' if self.request.feed else "tokens"
+        return status_spans(self.view, asked, width)
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
@@ -232,6 +222,14 @@ class TraceScreen(GridScreen):
     def action_prompt(self) -> None:
         """Ask for another prompt and run it."""
         ask_prompt(self.console, self.request, self.start)
+
+    def action_chat(self) -> None:
+        """Put the prompt through the chat template, or take it raw; and run."""
+        prompt = self.request.prompt
+        if self.request.feed:
+            self.start(replace(self.request, prompt=replace(prompt, chat=not prompt.chat)))
+        else:
+            self.say("Only text goes through a chat template: not token ids, and a bundle is not run.", "watch")
 
     def action_file(self) -> None:
         """Ask for another file or bundle and trace it."""

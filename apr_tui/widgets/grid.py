@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from textual import events
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -99,6 +100,12 @@ class GridView(Widget):
     def on_resize(self) -> None:
         """Keep the cursor in view."""
         self._place(self.row, self.column)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor where it is clicked."""
+        column = self._left + (event.x - LABEL) // CELL
+        if event.y >= HEADER and event.x >= LABEL and column < len(self.columns):
+            self.go(self._top + event.y - HEADER, column)
 
     def render_line(self, y: int) -> Strip:
         """Draw one line (Textual calls this)."""

@@ -27,7 +27,7 @@ async def test_g_compares_with_the_sibling_and_names_the_first_place(monkeypatch
         assert (call[0], call[1].path, call[2].path) == ("compare", Path("tiny.gguf"), Path("tiny.apr"))
         assert_screen(app, "pair")
         assert app.screen.grid.place == (5, "ffn_out"), "the cursor stands at the first place"
-        assert styles_of(app, "X H2") == {"#d55e00"}
+        assert styles_of(app, "X H2") == {"#d75f00"}
 
 
 async def test_each_metric_shows_over_the_same_grid(monkeypatch):

@@ -40,7 +40,7 @@ async def test_the_first_spike_is_marked_and_its_sentence_stands_below(monkeypat
     async with console(monkeypatch, FakeSession()) as (app, _):
         assert_screen(app, "trace")
         assert any(line.startswith(" X 3.ffn_swigl is") for line in lines_of(app))
-        assert styles_of(app, "3.ffn_swigl is") == {"#d55e00"}
+        assert styles_of(app, "3.ffn_swigl is") == {"#d75f00"}
 
 
 async def test_the_grid_fills_while_the_run_goes_on(monkeypatch):

@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from core.session.layer_view import LayerView, histogram
 
 from apr_tui import recent, style
 from apr_tui.app import Console
@@ -129,13 +131,29 @@ class FakeSession:
 
     def is_bundle(self, path):
         """A folder called bundle is one."""
-        return path.name == "bundle"
+        return path.name in ("bundle", "verdict")
+
+    def is_judged(self, path):
+        """A folder called verdict is one; what it holds is the ready comparison."""
+        return path.name == "verdict"
+
+    def open_judged(self, path):
+        """The ready comparison."""
+        return self.comparison
+
+    def layer_view(self, source, prompt, layer, *, emit, cancelled):
+        """Two heads, each token at itself or at the first; one value far out."""
+        self.calls.append(("layer_view", layer))
+        eye, first = np.eye(7, dtype=np.float32), np.zeros((7, 7), np.float32)
+        first[:, 0] = 1
+        values = torch.cat((torch.linspace(-1, 1, 447), torch.tensor([300.0])))
+        return LayerView(layer, {"ffn_swigl": histogram(values)}, np.stack((eye, first)), self.traced.top)
 
     def open_bundle(self, path):
         """The ready trace."""
         return replace(self.traced, name="from-bundle")
 
-    def export(self, result, out, options, *, force, command):
+    def export(self, result, out, options, *, force, command, repeat):
         """Remember what was asked."""
         self.exported_scope = options.scope
         kind = "" if isinstance(result, Trace) else f"_{type(result).__name__.lower()}"
@@ -156,7 +174,7 @@ class FakeSession:
 
     def weight_spread(self, model, name):
         """A level in the middle of its siblings'."""
-        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2)
+        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2, tuple((i, 0.012 + 0.001 * i) for i in range(28)))
 
     def audit(self, path, cancelled):
         """The ready audit."""
