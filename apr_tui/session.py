@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from core.session.layer_view import LayerView
-
     from core.audit.audit_file import Audit
     from core.audit.spread import Spread
     from core.bundle.judged import Judged
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
     from core.proof.verdict import Bisection, Comparison
+    from core.session.look_inside import LayerView
     from core.system.cancel import IsCancelled
     from core.trace.events import Emit
     from core.trace.finding import Finding

@@ -23,9 +23,8 @@ from apr_tui.style import (
 from core.system.numbers import short
 
 if TYPE_CHECKING:
-    from core.session.layer_view import Histogram, LayerView
-
     from core.audit.spread import Spread
+    from core.session.look_inside import Histogram, LayerView
     from core.trace.record import Token
 
 HEAT, HEAT_ASCII = " ░▒▓█", " .+*#"

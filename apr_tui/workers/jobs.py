@@ -16,14 +16,13 @@ from apr_tui.workers.run import JobProgress
 from core.system.atomic_folder import SIDES, TRACE
 
 if TYPE_CHECKING:
-    from core.session.layer_view import LayerView
-
     from apr_tui.session import Result
     from core.audit.audit_file import Audit
     from core.bundle.judged import Judged
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
     from core.proof.verdict import Bisection, Comparison
+    from core.session.look_inside import LayerView
     from core.trace.finding import Finding
     from core.trace.record import Trace
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from core.session.layer_view import histogram
 
 from core import session
+from core.session.look_inside import histogram
 from core.system.errors import UsageError
 from core.trace.request import Prompt, RunOptions, Source
 from tests.support.small_models import IDS, write_model

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from core.session.layer_view import LayerView, histogram
 
 from apr_tui import recent, style
 from apr_tui.app import Console
@@ -31,6 +30,7 @@ from core.audit.audit_file import Audit
 from core.audit.spread import Spread
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
+from core.session.look_inside import LayerView, histogram
 from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
