@@ -24,7 +24,7 @@ from core.system.numbers import short
 
 if TYPE_CHECKING:
     from core.audit.spread import Spread
-    from core.session.look_inside import Histogram, LayerView
+    from core.proof.look_inside import Histogram, LayerView
     from core.trace.record import Token
 
 HEAT, HEAT_ASCII = " ░▒▓█", " .+*#"

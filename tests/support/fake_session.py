@@ -29,8 +29,8 @@ from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
 from core.audit.spread import Spread
 from core.model.stages import place_order
+from core.proof.look_inside import LayerView, histogram
 from core.proof.verdict import Comparison, Verdict
-from core.session.look_inside import LayerView, histogram
 from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
