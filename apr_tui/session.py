@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from core.bundle.judged import Judged
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
-    from core.proof.look_inside import LayerView
     from core.proof.verdict import Bisection, Comparison
     from core.system.cancel import IsCancelled
     from core.trace.events import Emit
     from core.trace.finding import Finding
+    from core.trace.look_inside import LayerView
     from core.trace.record import Trace
     from core.trace.request import Prompt, RunOptions, Source
 

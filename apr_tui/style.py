@@ -19,7 +19,7 @@ from textual.theme import Theme
 
 from apr_tui.palette import DARK, LIGHT, PALETTES, Palette
 from core.system.safe_text import safe_text
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN, WATCH
 
 Span = tuple[str, str]  # text, name of a style
 Rows = list[list[Span]]  # lines

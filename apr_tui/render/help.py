@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from apr_tui.keys import help_lines
 from apr_tui.style import STATES, Rows, to_terminal_charset, wrap
-from core.trace.marks import BAD
+from core.trace.finding import BAD
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",

@@ -10,8 +10,8 @@ from apr_tui.style import STATES, Rows, Span, escape_untrusted, fit_text, wrap_s
 from core.model.stages import Place, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.numbers import short
+from core.trace.finding import OK
 from core.trace.grid import divide
-from core.trace.marks import OK
 from core.trace.measures import NOISE_MULTIPLE, Difference, State
 from core.trace.metrics import NUMBERS, SIZES
 

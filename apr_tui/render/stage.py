@@ -12,7 +12,7 @@ from apr_tui.render.routes import load_lines, route_lines
 from apr_tui.style import STATES, Rows, Span, bar, escape_untrusted, fit_text, spans_width, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
-from core.trace.marks import OK, WATCH
+from core.trace.finding import OK, WATCH
 from core.trace.metrics import NUMBERS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from apr_tui.render.status import witness_span
 from apr_tui.style import STATES, Rows, Span, crop, escape_untrusted, fit, to_terminal_charset, wrap_most
 from core.model.stages import Place, place_text
 from core.system.numbers import short
-from core.trace.marks import BAD, OK
+from core.trace.finding import BAD, OK
 
 if TYPE_CHECKING:
     from apr_tui.view_models.trace import TraceView

@@ -24,7 +24,7 @@ from core.system.numbers import short
 
 if TYPE_CHECKING:
     from core.audit.spread import Spread
-    from core.proof.look_inside import Histogram, LayerView
+    from core.trace.look_inside import Histogram, LayerView
     from core.trace.record import Token
 
 HEAT, HEAT_ASCII = " ░▒▓█", " .+*#"
@@ -36,7 +36,7 @@ def histogram_lines(found: Histogram | None, width: int, height: int) -> Rows:
     if found is None:
         return [[(" the run keeps no values of this stage", "quiet")]]
     n = len(found.counts)
-    wide, tall = max((width - 2) // n, 1), max(min(height - 3, 8), 1)
+    wide, tall = max((width - 2) // n, 1), max(min(height - 3, 16), 1)
     step = math.ceil(n * wide / max(width - 2, 1)) if wide == 1 else 1  # bins a column on a narrow screen
     counts = [int(sum(found.counts[i:i + step])) for i in range(0, n, step)]
     most = math.log1p(max(counts, default=0)) or 1.0

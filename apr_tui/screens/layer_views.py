@@ -15,7 +15,7 @@ from core.model.stages import place_text
 from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
-    from core.proof.look_inside import LayerView
+    from core.trace.look_inside import LayerView
 
 VIEWS = {"histogram": "values of {place}", "spread": "weights behind {place}",
          "attention": "attention of layer {layer}", "lens": "logit lens of layer {layer}"}

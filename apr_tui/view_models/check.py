@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from apr_tui.style import STATES
 from apr_tui.view_models.number import shade, shorten
 from core.model.stages import Place, place_order
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check

@@ -10,7 +10,7 @@ import statistics
 
 from apr_tui.style import STATES, Rows, Span
 from apr_tui.view_models.number import shorten
-from core.trace.marks import BAD, OK, UNKNOWN, WATCH
+from core.trace.finding import BAD, OK, UNKNOWN, WATCH
 from core.train.records import GradRow, Grads
 
 COLUMNS = ("grad_norm", "update_ratio", "zero_share")

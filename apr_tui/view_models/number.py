@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from core.system.numbers import short
-from core.trace.marks import ABSENT, OK, UNKNOWN
+from core.trace.finding import ABSENT, OK, UNKNOWN
 
 ROOM = 6  # columns of a number
 MOST_SHADE = 4

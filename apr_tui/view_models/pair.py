@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from apr_tui.style import STATES
 from apr_tui.view_models.number import shade, shorten
 from core.model.stages import SCOPES, Place, place_order
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN, WATCH
 from core.trace.grid import value
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
 from core.trace.measures import NOISE_MULTIPLE, State
 
 if TYPE_CHECKING:

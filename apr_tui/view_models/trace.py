@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from apr_tui.style import STATES
 from apr_tui.view_models.number import shade, shorten
 from core.model.stages import SCOPES, Place, place_order
+from core.trace.finding import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
 from core.trace.grid import marks_of, place_before, stats_at, value
-from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
 from core.trace.metrics import METRICS
 
 if TYPE_CHECKING:

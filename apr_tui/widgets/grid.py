@@ -14,7 +14,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.style import Span, changed, strip, to_terminal_charset
-from core.trace.marks import OK
+from core.trace.finding import OK
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included

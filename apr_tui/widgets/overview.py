@@ -11,7 +11,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from apr_tui.style import BLOCKS, BLOCKS_ASCII, STATES, Rows, Span, changed, only_ascii, strip
-from core.trace.marks import BAD, OK, UNKNOWN, WATCH
+from core.trace.finding import BAD, OK, UNKNOWN, WATCH
 
 LABEL = 11
 WORST = (BAD, WATCH)

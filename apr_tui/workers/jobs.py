@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from core.bundle.judged import Judged
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
-    from core.proof.look_inside import LayerView
     from core.proof.verdict import Bisection, Comparison
     from core.trace.finding import Finding
+    from core.trace.look_inside import LayerView
     from core.trace.record import Trace
 
 

@@ -27,7 +27,7 @@ from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
 
 if TYPE_CHECKING:
-    from core.proof.look_inside import LayerView
+    from core.trace.look_inside import LayerView
 
 PROVED_BYTES = 256 << 20  # a larger file's proofs take more than half a second: audit, check and the console ask
 
@@ -83,7 +83,7 @@ def layer_view(
     if not 0 <= layer < model.arch.n_layer:
         raise UsageError(f"layer {layer}: the model has layers 0 to {model.arch.n_layer - 1}.")
     side = make_side(model, source, emit)
-    from core.proof.look_inside import layer_view
+    from core.trace.look_inside import layer_view
 
     emit(Phase(f"running up to layer {layer}"))
     return layer_view(side, [t.id for t in model.tokens], layer, cancelled)

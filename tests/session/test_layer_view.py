@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from core import session
-from core.proof.look_inside import histogram
 from core.system.errors import UsageError
+from core.trace.look_inside import histogram
 from core.trace.request import Prompt, RunOptions, Source
 from tests.support.small_models import IDS, write_model
 

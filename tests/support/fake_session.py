@@ -29,12 +29,12 @@ from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
 from core.audit.spread import Spread
 from core.model.stages import place_order
-from core.proof.look_inside import LayerView, histogram
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
+from core.trace.look_inside import LayerView, histogram
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
