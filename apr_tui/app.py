@@ -53,6 +53,7 @@ MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
 class Console(CompatApp):
     """The console of one user at one terminal."""
 
+    TITLE = "apr-tui"
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]

@@ -88,15 +88,15 @@ def measure(model: Path, size: tuple[int, int]) -> dict[str, list[Answer]]:
 
 def table(model: Path) -> str:
     """The table of both sizes."""
-    lines = [f"bytes and latency of each key; {model.name}; median of {RUNS}, most bytes; python -m tests.bench.screens",
+    lines = [f"bytes and latency of each key of {RUNS}: most bytes, median ms; {model.name}; python -m tests.bench.screens",
              f"{'':26}" + "".join(f"{f'{c} x {r}':>24}" for c, r in SIZES),
              f"{'':26}" + f"{'bytes':>12}{'ms':>12}" * len(SIZES) + f"{'at most':>12}"]
     measured = [measure(model, size) for size in SIZES]
     for name in measured[0]:
         cells = ""
         for found in measured:
-            answers = found[name]
-            cells += f"{max(a.n_byte for a in answers):>12}{1000 * statistics.median(a.seconds for a in answers):>12.0f}"
+            middle = 1000 * statistics.median(a.seconds for a in found[name])
+            cells += f"{max(a.n_byte for a in found[name]):>12}{middle:>12.0f}"
         limit, most = LIMITS.get(name), max(a.n_byte for a in measured[0][name])
         word = "" if limit is None else f"{limit:>12} {'held' if most <= limit else 'MISSED'}"
         lines.append(f"{name:26}{cells}{word}")

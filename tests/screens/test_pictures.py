@@ -1,4 +1,4 @@
-"""Six screens as pictures, at two sizes, dark, light and without colour: what is drawn can be read, and is all there."""
+"""Six screens as pictures, at two sizes, dark, light and without colour: each can be read, and all of it is there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.screens.test_palette import LEAST, contrast
 from tests.support.fake_session import FakeSession, console, pair, text_of, until
 
 SCREENS = {  # name -> keys from the trace on, and a word that stands there
-    "trace": ((), "looks like the model"), "layer": (("enter",), "why it grew"), "view": (("enter", "3"), "head 0 of 2"),
-    "comparison": (("g",), "X H2"), "help": (("question_mark",), "Keys of this screen"), "overview": (("o",), "ffn_swigl"),
+    "trace": ((), "looks like the model"), "layer": (("enter",), "why it grew"),
+    "view": (("enter", "3"), "head 0 of 2"), "comparison": (("g",), "X H2"),
+    "help": (("question_mark",), "Keys of this screen"), "overview": (("o",), "ffn_swigl"),
 }
 SIZES = ((80, 24), (200, 60))
 THEMES = ("dark", "light", "no colour")
@@ -46,7 +47,7 @@ def drawn(svg):
     """Each text of a picture with its colour and the ground it stands on, and the lines they make."""
     root = ElementTree.fromstring(svg)
     fills = dict(re.findall(r"\.(\S+)\s*\{\s*fill:\s*(#[0-9a-fA-F]{6})", svg))
-    grounds = [tuple(float(r.get(k)) for k in ("x", "y", "width", "height")) + (r.get("fill"),)
+    grounds = [(*(float(r.get(k)) for k in ("x", "y", "width", "height")), r.get("fill"))
                for r in root.iter(f"{SVG}rect") if r.get("fill", "").startswith("#")]
     texts, lines = [], {}
     for text in root.iter(f"{SVG}text"):
