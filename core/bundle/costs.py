@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from core.bundle.cost_page import damage_page, kl_page
 from core.bundle.csv_table import csv_text
 from core.bundle.damage_document import damage_document, damage_text, kl_document, kl_text
@@ -29,6 +31,7 @@ from core.system.regular_file import read_file
 
 DOCUMENTS = ("kl.json", "damage.json")  # what makes a folder one of a cost
 TEXT = "report.txt"
+AGAIN = "Run it again with --out."
 
 
 def write_damage(
@@ -81,7 +84,7 @@ def _manifest(command: str, sums: Mapping[str, str]) -> str:
 def read_cost(folder: Path, *, as_json: bool) -> str:
     """The document or the text of a folder that write_kl or write_damage made; FileError where it was changed."""
     name = next((d for d in DOCUMENTS if (folder / d).is_file()), DOCUMENTS[0]) if as_json else TEXT
-    repair = "Run it again with --out."
+    repair = AGAIN
     told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, repair)
     manifest: Any = from_json(told, str(folder / MANIFEST), repair)
     data = read_file(folder / name, limits.DOCUMENT_BYTES, repair)
@@ -89,6 +92,20 @@ def read_cost(folder: Path, *, as_json: bool) -> str:
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{folder / name} was changed after it was written. {repair}")
     return data.decode()
+
+
+def open_bill(folder: Path) -> Damage | None:
+    """The bill of a folder that write_damage made, without its rows; None of kl's. FileError where it was changed."""
+    if not (folder / "damage.json").is_file():
+        return None
+    document = from_json(read_cost(folder, as_json=True).encode(), str(folder / "damage.json"), AGAIN)
+    try:
+        for row in document["recipe"]:
+            row |= {"from_type": row.pop("from"), "to_type": row.pop("to")}
+        return msgspec.convert({name: value for name, value in document.items()
+                                if name not in ("schema", "file", "original")}, Damage, strict=False)
+    except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(f"{folder / 'damage.json'} is no bill: {error}. {AGAIN}") from error
 
 
 def is_cost(folder: Path, names: Sequence[str] = DOCUMENTS) -> bool:

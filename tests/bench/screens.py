@@ -88,7 +88,7 @@ def measure(model: Path, size: tuple[int, int]) -> dict[str, list[Answer]]:
 
 def table(model: Path) -> str:
     """The table of both sizes."""
-    lines = [f"bytes and latency of each key of {RUNS}: most bytes, median ms; {model.name}; python -m tests.bench.screens",
+    lines = [f"each key {RUNS} times: most bytes, median ms; {model.name}; python -m tests.bench.screens",
              f"{'':26}" + "".join(f"{f'{c} x {r}':>24}" for c, r in SIZES),
              f"{'':26}" + f"{'bytes':>12}{'ms':>12}" * len(SIZES) + f"{'at most':>12}"]
     measured = [measure(model, size) for size in SIZES]
