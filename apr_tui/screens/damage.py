@@ -132,7 +132,8 @@ class DamageScreen(BaseScreen):
         if place is not None:
             self.grid.go(*place)
         elif tensor is not None:
-            self.note = (f"{escape_untrusted(tensor.name)}: outside the layers, {short(tensor.kl)} nats a token", "text")
+            name = escape_untrusted(tensor.name)
+            self.note = (f"{name}: outside the layers, {short(tensor.kl)} nats a token", "text")
 
     # what the console asks of a screen that runs a job
 
