@@ -12,6 +12,7 @@ import numpy as np
 from core.bundle.tables import NEEDED, TEXT, WHOLE
 from core.system.errors import FileError
 from core.system.limits import LAYERS
+from core.system.panics import no_panic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,8 +50,9 @@ def read_table(path: Path, data: bytes, names: Sequence[str]) -> pl.DataFrame:
         found = heading[:HEADING_SHOWN].decode(errors="replace").replace(",", ", ")
         raise FileError(f"{path} line 1: columns {found}; {needed} were needed. Trace again.")
     try:
-        text = pl.read_csv(io.BytesIO(data), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+        with no_panic():
+            text = pl.read_csv(io.BytesIO(data), infer_schema=False)
+    except (pl.exceptions.PolarsError, ValueError) as error:
         raise FileError(f"{path} is not a CSV table: {str(error).splitlines()[0]}. Trace again.") from error
     columns = []
     for name in names:

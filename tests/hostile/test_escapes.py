@@ -18,7 +18,7 @@ from core.session.evidence import default_out
 from core.system.limits import MESSAGE_BYTES
 from core.system.safe_text import SafeStream, join_words, safe_lines
 from core.trace.record import Trace
-from tests.fuzz.readers import LOGS
+from tests.fuzz.run_readers import LOGS
 from tests.support.bundles import save, spiking
 from tests.support.fake_session import ESCAPE, FakeSession, console, is_clean, spiky_trace, text_of, until
 from tests.support.small_models import write_model
