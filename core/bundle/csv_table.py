@@ -12,12 +12,14 @@ import numpy as np
 from core.bundle.tables import NEEDED, TEXT, WHOLE
 from core.system.errors import FileError
 from core.system.limits import LAYERS
-from core.system.panics import no_panic
+from core.system.safe_text import safe_text
+from core.text.panics import no_panic
 
 if TYPE_CHECKING:
     import polars as pl
 
 HEADING_SHOWN = 80  # characters
+FORMULA = ("=", "+", "-", "@", "'")
 
 
 def csv_text(columns: Mapping[str, Any], as_text: bool = False) -> str:
@@ -33,10 +35,17 @@ def csv_text(columns: Mapping[str, Any], as_text: bool = False) -> str:
         if isinstance(column, np.ndarray):
             series.append(pl.Series(name, column, nan_to_null=True).cast(kind))
         elif as_text:
-            series.append(pl.Series(name, [None if x is None else str(x) for x in column], dtype=pl.String))
+            series.append(pl.Series(name, [None if x is None else _cell(x) for x in column], dtype=pl.String))
         else:
             series.append(pl.Series(name, column, dtype=kind, strict=False))
     return pl.DataFrame(series).write_csv()
+
+
+def _cell(x: object) -> str:
+    """A text with nothing that a terminal obeys; ' before one that a spreadsheet would take for a formula."""
+    if not isinstance(x, str):
+        return str(x)
+    return f"'{safe_text(x)}" if x.startswith(FORMULA) else safe_text(x)
 
 
 def read_table(path: Path, data: bytes, names: Sequence[str]) -> pl.DataFrame:

@@ -7,12 +7,14 @@ can stand there. Found by the calls below, in the sources.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CALLS = {"read_file", "read_text", "read_bytes", "open_file", "map_file", "refuse_irregular", "safe_open", "load_file",
          "open", "memmap", "fromfile", "ZipFile", "from_file", "guard_data", "fdopen"}
+MAYBE = re.compile(rf"\b(?:{'|'.join(CALLS)})\(")
 NO_FILE = {"os.open", "webbrowser.open"}
 OWN = {"core/system/regular_file.py", "core/system/mapped_file.py"}  # the readers that all others call
 DOORS = {
@@ -72,8 +74,9 @@ DOORS = {
 def found_doors() -> set[str]:
     """Every function of the program that opens a file to read, as path:function."""
     paths = (p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
-    return {f"{name}:{function}" for path in paths if (name := path.relative_to(ROOT).as_posix()) not in OWN
-            for function in _readers_of(ast.parse(path.read_text(encoding="utf-8")))}
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return {f"{name}:{function}" for name, text in texts.items() if name not in OWN and MAYBE.search(text)
+            for function in _readers_of(ast.parse(text))}
 
 
 def _readers_of(tree: ast.Module) -> Iterator[str]:

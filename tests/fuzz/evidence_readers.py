@@ -62,11 +62,10 @@ def _open_bundle(path: Path) -> object:
     """Read a bundle as `show --text` and --json do, with its values."""
     _mend_sum(path)
     trace = read_bundle(path.parent)
-    for place in trace.values or ():
-        trace.values[place].sum()
+    shapes = [trace.values[place].shape for place in trace.values or ()]
     scope = (trace.facts.scopes or ("all",))[0]
     options = RunOptions(scope=scope)
-    return saved_text(trace, options, as_json=False), trace_json(trace, scope, find_hints(trace, scope=scope))
+    return shapes, saved_text(trace, options, as_json=False), trace_json(trace, scope, find_hints(trace, scope=scope))
 
 
 def _mend_sum(path: Path) -> None:

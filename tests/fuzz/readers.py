@@ -48,7 +48,8 @@ def _read_corpus(path: Path) -> object:
 
 
 OPTIONS: dict[str, Reader] = {
-    "contract": Reader(written("c.yaml", CONTRACT), lambda p: contract_gates(read_option(p, "--contract"), "c", [])),
+    "contract": Reader(written("c.yaml", CONTRACT), lambda p: contract_gates(read_option(p, "--contract"), "c", []),
+                       each_run=300),
     "prompt file": Reader(written("p.txt", "What is 2+2?\n"), lambda p: read_option(p, "--prompt-file")),
     "corpus of kl": Reader(_corpus, _read_corpus, each_run=300),
     "command line": Reader(written("w.json", WORDS), _read_words),

@@ -14,8 +14,8 @@ from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
-from core.system.panics import no_panic
 from core.system.regular_file import read_file
+from core.text.panics import no_panic
 from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array

@@ -19,9 +19,9 @@ from core.formats.model_file import LazyArray, ModelFile, Value
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
-from core.system.panics import no_panic
 from core.system.regular_file import read_text
 from core.text.bpe import BYTE_LETTERS
+from core.text.panics import no_panic
 from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
