@@ -109,7 +109,7 @@ def _read(kind: type[T], data: bytes, path: Path) -> T:
         for _, stage in _named(found):
             stage_named(stage)
         return found
-    except (msgspec.ValidationError, UsageError) as error:
+    except (msgspec.ValidationError, UsageError, ValueError) as error:  # ValueError: half a surrogate pair as a word
         raise FileError(f"{path}: {error}. Run it again with --out.") from error
 
 

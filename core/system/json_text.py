@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from core.system.errors import FileError
 from core.system.limits import JSON_DEPTH
-
-LONE = re.compile(r"\\u[dD][89a-fA-F]")  # where half a surrogate pair may stand
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
@@ -22,20 +19,14 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401 (a document is any value)
-    """Parse a JSON document in UTF-8; FileError names it and says the repair. NaN and Infinity literals are no JSON.
-
-    Half a surrogate pair is refused: it is no character, and no file that is written of it could hold it.
-    """
+    """Parse a JSON document; FileError names it and says the repair. NaN and Infinity literals are no JSON."""
     def refuse(literal: str) -> object:
         raise ValueError(f"{literal} is not JSON")
 
     try:
-        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, parse_constant=refuse)
         if _is_deeper(value, JSON_DEPTH):
             raise ValueError(f"more than {JSON_DEPTH} arrays and objects inside one another")
-        if LONE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
         raise FileError(f"{name} is not a JSON document: {error}. {repair}") from error

@@ -7,14 +7,17 @@ opens what, and that none lacks a row: doors.py.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from apr_tui.cli.commands import read_arguments
 from apr_tui.cli.launch import prompt_of, read_option
 from apr_tui.ground import read_answer
+from apr_tui.recent import NAME, recent, remember
 from core.damage.corpus import read_corpus
 from core.formats.open_model import open_model
 from core.proof.contract_gates import contract_gates
+from core.system.paths import state_folder
 from core.text.tokenizer import open_tokenizer
 from tests.fuzz.evidence_readers import EVIDENCE
 from tests.fuzz.foreign_readers import FOREIGN
@@ -43,6 +46,12 @@ def _corpus(folder: Path) -> Path:
     return written("c.txt", "some text and more of it\n" * 3)(folder)
 
 
+def _recent(folder: Path) -> Path:
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    remember(folder)
+    return state_folder() / NAME
+
+
 def _read_corpus(path: Path) -> object:
     return read_corpus(path, open_tokenizer(open_model(path.with_name("m.gguf"))), 8, 16)
 
@@ -52,6 +61,7 @@ OPTIONS: dict[str, Reader] = {
                        each_run=300),
     "prompt file": Reader(written("p.txt", "What is 2+2?\n"), lambda p: read_option(p, "--prompt-file")),
     "corpus of kl": Reader(_corpus, _read_corpus, each_run=300),
+    "recent files": Reader(_recent, lambda p: recent()),
     "command line": Reader(written("w.json", WORDS), _read_words),
     "terminal's answer": Reader(written("a", "\x1b]11;rgb:ffff/0000/1234\x1b\\\x1b[?64;1c"),
                                 lambda p: read_answer(p.read_bytes())),
