@@ -91,7 +91,10 @@ def read_cost(folder: Path, *, as_json: bool) -> str:
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{folder / name} was changed after it was written. {repair}")
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FileError(f"{folder / name} is not UTF-8 text: byte {error.start}. {repair}") from error
 
 
 def open_bill(folder: Path) -> Damage | None:
