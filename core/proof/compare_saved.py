@@ -77,7 +77,7 @@ def diff_stats(a: Trace, b: Trace, scope: str) -> StatsDiff:
         if (x is None) != (y is None) and all(place in t.cells for t in (a, b)):
             x, y = (t.cells[place].at("last") for t in (a, b))
         if x is None or y is None:
-            if (x is None) != (y is None) and place[1] in GRID_STAGES:
+            if (x is None) != (y is None) and _is_owed(place, (a, b)[x is not None]):
                 absent.append(f"{place_text(place)} is absent on side {'A' if x is None else 'B'}")
             continue
         gap = _gap(x, y)
@@ -88,6 +88,12 @@ def diff_stats(a: Trace, b: Trace, scope: str) -> StatsDiff:
             other.append(f"{place_text(place)}: {_both(x, y)}")
     unseen = [] if n_compared else ["no cell has a statistic that both sides give"]
     return StatsDiff(first, (*other, *absent, *unseen), n_mean)
+
+
+def _is_owed(place: Place, side: Trace) -> bool:
+    """Whether a side that lacks a place was cut: a stage of the grid, or one of which it shows the like elsewhere."""
+    return place[1] in GRID_STAGES or any(
+        stage == place[1] or (layer is None and place[0] is None) for layer, stage in side.cells)
 
 
 def undeclared_alike(a: Trace, b: Trace) -> list[str]:

@@ -164,6 +164,23 @@ def test_a_tree_that_names_a_file_elsewhere_is_refused(run, tmp_path):
         import_trace(path)
 
 
+def edited(line: str, stage: str, **numbers: float) -> str:
+    """A row with other numbers where it is of layer 0's stage; the same line elsewhere."""
+    row = json.loads(line)
+    return json.dumps(row | numbers) if (row.get("layer"), row.get("stage")) == (0, stage) else line
+
+
+@pytest.mark.parametrize("change", [
+    lambda lines: lines[:-1],  # the logits
+    lambda lines: [line for line in lines if '"layer": 1, "stage": "q_rope"' not in line],
+    lambda lines: [edited(line, "attn_resid", std=-0) for line in lines],  # a number without decimals loosens no other
+])
+def test_rows_that_were_cut_or_blunted_do_not_agree(run, tmp_path, change):
+    path = written("rows", tmp_path, run[1].values)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    assert judge_saved(run[1], opened("rows", path, run[0]), ASK).verdict is Verdict.INCONCLUSIVE
+
+
 def fuzz(form: str, traced: Trace, model: Path, folder: Path, n: int) -> None:
     """Import n mutants: each is refused by a sentence, or agrees only where its numbers are the good ones."""
     path = written(form, folder, traced.values)
