@@ -43,7 +43,7 @@ PACKAGES = {
                      r"core\.audit\.(profiles|spread|weights\..*|conversion\..*)|"
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
-    "polars": Package(r"core\.bundle\.csv_table", lazy=True),
+    "polars": Package(r"core\.(bundle\.csv_table|system\.notebook)", lazy=True),
     "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults|"
                     r"sources\.engines\.hf_transformers|audit\.conversion\.names|damage\.recipe)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),

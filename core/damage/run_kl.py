@@ -16,6 +16,7 @@ from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, OutputError, UsageError, os_reason
+from core.system.notebook import ROWS, Notebook
 from core.system.progress import Phase
 from core.system.regular_file import read_file
 from core.trace.events import Emit
@@ -37,8 +38,8 @@ class WorstToken:
     cause: Cause | None
 
 
-@dataclass(frozen=True, slots=True)
-class KlResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class KlResult(Notebook):
     """KL of B from A over a text. ids and tokens: of every token, in the text's order."""
 
     a: str
@@ -48,6 +49,24 @@ class KlResult:
     worst: tuple[WorstToken, ...]
     ids: tuple[int, ...]
     tokens: TokenKl
+
+    def sentences(self) -> list[str]:
+        """The mean with its interval, the text, and how often both name the same token."""
+        s = self.summary
+        return [f"KL of {self.b} from {self.a}: {s.mean:.4g} nats a token (95 %: {s.interval[0]:.4g} to "
+                f"{s.interval[1]:.4g}) over {s.tokens} tokens of {self.text}",
+                f"the same first token {s.top1:.1%} of the time; floor {s.floor:.2g} nats"]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Each token with its KL and what goes with it, as kl.csv has it."""
+        numbers = {name: getattr(self.tokens, name).tolist() for name in COLUMNS}
+        return [{"position": i, "token": token, **{name: numbers[name][i] for name in COLUMNS}}
+                for i, token in enumerate(self.ids)]
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """The tokens that differ most."""
+        rows = self.rows()
+        return [rows[w.position] for w in self.worst[:ROWS]] or rows[:ROWS]
 
 
 def measure_kl(

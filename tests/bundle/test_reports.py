@@ -173,8 +173,8 @@ def test_the_command_in_normal_form_has_no_folder_and_nothing_that_changes_no_nu
 
 
 def audited():
-    proof = Finding("zeros", Strength.PROOF, f"blk.3.ffn_down.weight: rows 0 to 3 are zeros {EVIL}", "no model has them",
-                    4.0, "blk.3.ffn_down.weight", 3, 0)
+    proof = Finding("zeros", Strength.PROOF, f"blk.3.ffn_down.weight: rows of zeros {EVIL}", "no model has them", 4.0,
+                    "blk.3.ffn_down.weight", 3, 0)
     hint = Finding("level", Strength.HINT, "blk.1.attn_q.weight is 8 x its siblings", "beyond 6", 8.0)
     facts = {"architecture": "qwen2", "name": None, "bytes": 1 << 20, "types": {"F32": {"tensors": 2}}, "keys": {},
              "known": None, "tokenizer": {"model": None, "notes": []}, "template": None, "zero_token_rows": 0,
