@@ -24,6 +24,7 @@ class Key:
 
 ALL = (GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS, LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS,
        AUDIT_KEYS)
+MOVING = ("move(", "page(", "end(", "head(")
 MAPS = (GRID_KEYS, PAIR_KEYS, CHECK_KEYS)
 LAYERS = (LAYER_KEYS, CHECK_LAYER_KEYS)
 SIDEWAYS = (*MAPS, *LAYERS, TRAIN_KEYS)
@@ -40,6 +41,7 @@ KEYS = (
     Key("escape", "back", "back", "go back; first cancel what runs", ALL[1:], "esc"),
     Key("escape", "back", "", "cancel the run", (GRID_KEYS,), "esc"),
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID_KEYS,)),
+    Key("G", "pair_with", "", "compare with a file that is asked for", (GRID_KEYS,)),
     Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID_KEYS,)),
     Key("a", "audit", "", "audit the file by itself: what its bytes and keys prove, hints, facts", (GRID_KEYS,)),
     Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR_KEYS,)),
@@ -60,6 +62,12 @@ KEYS = (
         (*MAPS, LADDER_KEYS, TRAIN_KEYS, AUDIT_KEYS)),
     Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)",
         (*LAYERS, PAIR_KEYS, CHECK_KEYS)),
+    Key("1", "view('histogram')", "2 3 4 views", "the stage's values as a histogram; again: away", (LAYER_KEYS,)),
+    Key("2", "view('spread')", "", "the stage's weights beside those of other layers", (LAYER_KEYS,)),
+    Key("3", "view('attention')", "", "a head's attention over the tokens, as a heat map", (LAYER_KEYS,)),
+    Key("4", "view('lens')", "", "what the model would say if it stopped there", (LAYER_KEYS,)),
+    Key("left_square_bracket", "head(-1)", "", "the head before, of the attention", (LAYER_KEYS,), "["),
+    Key("right_square_bracket", "head(1)", "", "the next head", (LAYER_KEYS,), "]"),
     Key("t", "train", "", "train a model, or follow a run; there: back to the grid, the run goes on",
         (GRID_KEYS, TRAIN_KEYS)),
     Key("enter,T", "trace", "trace", "trace the newest checkpoint; the run goes on", (TRAIN_KEYS,)),
@@ -68,8 +76,13 @@ KEYS = (
     Key("o", "layers", "layers", "layers x gradient norm, update / weight, zeros; or the charts", (TRAIN_KEYS,)),
     Key("g", "gates", "gates", "each gate with its rule, what was measured, its verdict", (TRAIN_KEYS,)),
     Key("r", "again", "", "another run, or go on with a stopped one", (TRAIN_KEYS,)),
-    Key("question_mark,f1", "help", "help", "this page", (*MAPS, *LAYERS, TRAIN_KEYS, AUDIT_KEYS), "? F1"),
-    Key("q", "quit", "quit", "quit", ALL),
+    Key("C", "chat", "", "the prompt through the file's chat template, or raw; and run", (GRID_KEYS,)),
+    Key("colon,ctrl+p", "palette", "", "find what to do by its words", ALL, ": ctrl-p"),
+    Key("M", "mouse", "", "the mouse, on or off: wheel and click; over SSH it is off", ALL),
+    Key("ctrl+l", "redraw", "", "draw the screen anew", ALL, "ctrl-l"),
+    Key("question_mark,f1", "help", "help", "this screen's keys, then all others, marks and metrics", ALL, "? F1"),
+    Key("q", "quit", "quit", "quit", (GRID_KEYS,)),
+    Key("q", "quit", "", "leave this page; quit where it is the first one", ALL[1:]),
 )
 
 
@@ -91,7 +104,7 @@ def key_text(key: Key) -> str:
 def hint_spans(screen: str, width: int) -> list[tuple[str, str]]:
     """The hint line of a screen, cut at a whole word: (text, style name). Quit and help always fit."""
     rows = [key for key in keys_of(screen) if key.word]
-    must = [key for key in rows if key.action in ("help", "quit")]
+    must = [key for key in rows if key.action in ("help", "quit")]  # the way out and the way on
     room = width - sum(_hint_width(key) for key in must)
     kept = []
     for key in rows:
@@ -104,16 +117,27 @@ def hint_spans(screen: str, width: int) -> list[tuple[str, str]]:
     return spans
 
 
-def help_lines() -> list[tuple[str, str]]:
-    """The key table as lines for the help page: (keys, meaning)."""
-    return [(key_text(key), key.help) for key in KEYS]
+def help_lines(screen: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The key table as lines for the help page, (keys, meaning): of this screen, and of the others with where."""
+    own = [(key_text(key), key.help) for key in keys_of(screen)]
+    others = [(key_text(key), f"{key.help} ({_where(key)})") for key in KEYS if screen not in key.screens]
+    return own, others
+
+
+def commands_of(screen: str) -> dict[str, str]:
+    """What can be done on a screen beside moving about, in words with the keys: text -> action."""
+    rows = [key for key in keys_of(screen) if not key.action.startswith(MOVING) and key.action != "palette"]
+    return {f"{key.action.partition('(')[0]}: {key.help}  [{key_text(key)}]": key.action for key in rows}
 
 
 def markdown() -> str:
     """The key table for README."""
-    where = {ALL: "everywhere", ALL[1:]: f"everywhere but the {GRID_KEYS}"}
-    rows = [f"| {key_text(key)} | {key.help} | {where.get(key.screens, ', '.join(key.screens))} |" for key in KEYS]
+    rows = [f"| {key_text(key)} | {key.help} | {_where(key)} |" for key in KEYS]
     return "\n".join(["| key | what it does | where |", "|---|---|---|", *rows])
+
+
+def _where(key: Key) -> str:
+    return {ALL: "everywhere", ALL[1:]: f"everywhere but the {GRID_KEYS}"}.get(key.screens, ", ".join(key.screens))
 
 
 def _hint_width(key: Key) -> int:

@@ -35,7 +35,7 @@ def open_console(request: Request) -> int:
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "the console needs a terminal on stdin, stdout and stderr. Use `apr-tui trace MODEL` without one.")
-    from apr_tui.app import run_console
+    from apr_tui.run import run_console
 
     return run_console(request)
 

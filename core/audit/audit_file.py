@@ -18,9 +18,9 @@ from core.audit.rule import Rule, Seen, hold
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.model.arch import Arch, read_arch
+from core.notebook.result import Notebook
 from core.system.cancel import IsCancelled, never
 from core.system.errors import FileError
-from core.system.notebook import Notebook
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -15,7 +15,7 @@ from core.damage.result import Damage, TensorDamage
 from core.damage.run_kl import KlResult
 from core.damage.worst import text_of
 from core.system.numbers import short
-from core.trace.marks import ABSENT, OK
+from core.trace.finding import ABSENT, OK
 
 BLOCK = re.compile(r"blk\.[0-9]+\.(.*)\.weight")
 LEGEND = "nats a token that the tensor costs; shaded by the multiple of an even share; - not billed"

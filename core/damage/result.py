@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.notebook.result import Notebook
 from core.system.arrays import Floats
-from core.system.notebook import Notebook
 
 OWN_STEPS, ORIGINAL, EXACT = "own block steps", "original", "exact swaps"  # methods
 ESTIMATED = "ESTIMATED"  # heads a recipe that nothing was measured for

@@ -12,11 +12,11 @@ import numpy as np
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
 from core.damage.worst import Cause, cause_of
+from core.notebook.result import ROWS, Notebook
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, OutputError, UsageError, os_reason
-from core.system.notebook import ROWS, Notebook
 from core.system.progress import Phase
 from core.system.regular_file import read_file
 from core.trace.events import Emit

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text, stage_named
+from core.notebook.result import ROWS, Notebook
 from core.proof.verdict import EXIT_CODES, Verdict
 from core.proof.weights.fault import Overflow, WeightScan
-from core.system.notebook import ROWS, Notebook
 from core.system.outcome import Outcome
 from core.trace.measures import Difference, LocalError, State
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text
-from core.system.notebook import ROWS, Notebook
+from core.notebook.result import ROWS, Notebook
 from core.trace.measures import Difference, LocalError, SideName, State
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ import numpy as np
 
 from core.model.stages import GRID_STAGES, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
-from core.trace.finding import Finding, FindingKind
+from core.trace.finding import FALL_RATIO, UNUSUAL, WATCH_RATIO, Finding, FindingKind
 from core.trace.grid import Cells, falls, kind_of, place_before
-from core.trace.marks import FALL_RATIO, UNUSUAL, WATCH_RATIO
 from core.trace.massive import find_massive
 from core.trace.record import Trace
 from core.trace.spikes import Hidden, Spike, View, find_hidden, find_spikes, view_of

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from core.model.stages import SCOPES, Place, place_order
-from core.system.notebook import Notebook
+from core.notebook.result import Notebook
 
 if TYPE_CHECKING:
     from core.formats.identity import Identity

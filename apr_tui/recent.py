@@ -1,0 +1,31 @@
+"""Remember the files that were opened last, newest first, in the user's state folder. It opens none of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from core.system.paths import state_folder
+
+MOST = 12
+NAME = "recent"
+
+
+def recent() -> list[str]:
+    """The files and folders that were opened last and are still there."""
+    try:
+        lines = (state_folder() / NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line for line in lines if os.path.exists(line)]
+
+
+def remember(path: Path) -> None:
+    """Put a path first; a folder that cannot be written to remembers nothing."""
+    text = os.path.abspath(path)
+    with contextlib.suppress(OSError, UnicodeEncodeError):
+        if text.isprintable():
+            lines = [text, *(line for line in recent() if line != text)][:MOST]
+            state_folder().mkdir(parents=True, exist_ok=True)
+            (state_folder() / NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
