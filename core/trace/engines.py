@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from core.system.child import child_command
 
+HALF_CACHE = "KV cache float16"  # said in a kernel's words: keys and values are rounded so before they are used
 GELU_TABLE = "GELU by a float16 table"  # said in a kernel's words: a choice, by which its values are judged
 
 
