@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         is_judged,
         open_judged,
         sibling,
+        source,
         weight_spread,
         weights_behind,
         write_demo,
@@ -39,7 +40,7 @@ _HOMES = {  # module -> the names that it hands on
     "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
     "core.session.files": (
         "import_trace", "is_judged", "open_judged", "convert", "write_demo", "ensure_demo", "sibling", "weights_behind",
-        "weight_spread", "arch_facts", "audit"),
+        "weight_spread", "arch_facts", "audit", "source"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -47,6 +48,7 @@ __all__ = [
     "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
     "damage", "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_cost",
     "is_judged", "kl", "layer_view", "open_bill", "open_bundle", "open_judged", "open_model", "read_cost", "sibling",
+    "source",
     "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
 ]
 

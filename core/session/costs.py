@@ -93,7 +93,7 @@ def write_cost(
 
 
 def is_cost(path: Path) -> bool:
-    """Say whether the path is the folder of a bill or of a KL."""
+    """Say whether the path is the folder of a bill, of a KL or of an audit: document and text, without a screen."""
     from core.bundle import costs
 
     return costs.is_cost(path)
