@@ -22,6 +22,7 @@ from core.quant.dequantize import decode_weight
 from core.quant.types import FUSED, QUANTS
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
+from core.system.paths import cache_folder
 from core.trace import taps
 from core.trace.stats import ROW
 from tests.quant.test_decode import assert_same_bits, judge
@@ -243,8 +244,9 @@ def test_of_those_that_start_at_once_one_compiles(monkeypatch: pytest.MonkeyPatc
     fake, calls = tmp_path / "slow-c++", tmp_path / "calls"
     fake.write_text(f'#!/bin/sh\necho call >> {calls}\nsleep 0.2\nfor last; do :; done\necho made > "$last"\n')
     fake.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(fake))
-    target = tmp_path / "cache" / "level.so"
+    target = cache_folder() / "kernels" / "level.so"
     with ThreadPoolExecutor(4) as crew:  # a lock of a folder holds between threads as between processes
         list(crew.map(lambda _: build._compile(usable_levels()[0], target), range(4)))
     assert calls.read_text().splitlines() == ["call"]

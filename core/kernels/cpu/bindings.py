@@ -35,7 +35,8 @@ def multiply_fused(
 ) -> Tensor:
     """Return x W^T [T, rows]; a token's values do not depend on the other tokens, nor on the number of threads.
 
-    kind: of KINDS. q8_k and q8_0 round x as ggml does (blocks of 256, of 32); bf16 rounds x, the weights and the product.
+    kind: of KINDS. q8_k and q8_0 round x as ggml does (blocks of 256, of 32); bf16 rounds x, the weights and the
+    product.
     """
     (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
     x = x.contiguous()

@@ -2,7 +2,7 @@
 //
 // A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
 #include "blocks/table.h"
-#include "pairs.h"
+#include "panels/pairs.h"
 
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>

@@ -6,7 +6,7 @@
 // and its scale together at most 13); only the last subtraction rounds, so the bits are those of quant/dequantize.py.
 // Source of the layouts: gguf-py 0.19, gguf/quants.py.
 #pragma once
-#include "../bytes_dot.h"
+#include "../panels/bytes.h"
 #include "../dots.h"
 #include "layout.h"
 #include "rows.h"

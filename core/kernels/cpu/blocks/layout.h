@@ -33,7 +33,7 @@ struct Layout {
     // Rows times one token, whole blocks, without a decoded copy: the same bits (block.h).
     void (*dot)(const uint8_t* w, long w_step, long rows, const float* x, long n, float* out, bool first) = nullptr;
     Grid* grid = nullptr;
-    // Rows side by side (panels.h), `group` values to a scale, q + bias of each; least: whether a value is less a least.
+    // Rows side by side (panels/panel.h), `group` values to a scale, q + bias of each; least: whether a value is less a least.
     int group = 0, bias = 0;
     bool least = false;
     void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) = nullptr;

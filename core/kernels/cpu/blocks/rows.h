@@ -1,9 +1,9 @@
 // The same block of VL rows at once: what layout.h reads of one row's bytes, of rows that lie a step apart.
 //
 // A word of 16 bytes becomes a vector with a lane for each row, so operations on bytes are a block's own, done for all
-// rows, and the panel (panels.h) needs no turning any more. Not here: what a block is (small_blocks.h, super_blocks.h).
+// rows, and the panel (panels/panel.h) needs no turning any more. Not here: what a block is (small_blocks.h, super_blocks.h).
 #pragma once
-#include "../panels.h"
+#include "../panels/panel.h"
 #include "layout.h"
 
 #if defined(__AVX2__)

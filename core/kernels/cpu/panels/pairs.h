@@ -4,7 +4,7 @@
 // alone. NaN and Inf take their usual way; what is subnormal counts as zero (the instruction does that).
 // Not here: AMX (halves.h); processors without such products, which take float32 dots of rounded values (dots.h).
 #pragma once
-#include "panel_products.h"
+#include "products.h"
 
 #if defined(__AVX512BF16__)
 constexpr long MOST_PAIRED = 12;  // tokens of a panel, a chain each

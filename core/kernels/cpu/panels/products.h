@@ -1,9 +1,9 @@
 // Share out products by panels: a task is a few panels of rows, times all tokens, panel by panel of tokens.
 //
-// Not here: one panel times another (bytes_dot.h, pairs.h), what is left over (shares.h).
+// Not here: one panel times another (bytes.h, pairs.h), what is left over (shares.h).
 #pragma once
-#include "bytes_dot.h"
-#include "shares.h"
+#include "bytes.h"
+#include "../shares.h"
 
 #if defined(__AVX2__)
 constexpr long PANELS = 4;  // of rows, of one task
@@ -65,8 +65,8 @@ static void multiply_bytes_of(
         take_panel(job, from, to, k, n, w[p]);
         find_odd(w[p], (n + cut.group - 1) / cut.group, least, not_finite + (from - first));
     }, [&](long p, long t, long tokens, long k, long n, float* y) {
-        const auto dot = cut.digits == 3 ? dot_of<3>(tokens, cut.group, least) : dot_of<1>(tokens, cut.group, least);
-        dot(w[p], x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
+        dot_of(cut.digits, tokens, cut.group, least)(
+            w[p], x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
             x.scale.data() + t * cut.scales() + tokens * (k / cut.of_scale), (n + cut.group - 1) / cut.group,
             cut.of_scale / cut.group, y);
     });

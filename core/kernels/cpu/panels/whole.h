@@ -8,8 +8,8 @@
 #include <cmath>
 #include <vector>
 
-#include "panels.h"
-#include "rounding.h"
+#include "panel.h"
+#include "../rounding.h"
 
 #if defined(__AVX2__)
 constexpr float THREE_BYTES = 8355000.0f;   // below 0x7f7f7f, the largest number of three signed bytes

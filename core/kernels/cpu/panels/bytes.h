@@ -2,7 +2,7 @@
 //
 // y += scale of x * sum over groups of (scale * P - least * sum of X), P = sum of q * X: three sums of bytes for
 // float32 activations, 256 * (256 * P_0 + P_1) + P_2. Their order depends on K alone, so the bits depend on the token's
-// and the row's values alone. Not here: what shares out rows and tokens (panel_products.h).
+// and the row's values alone. Not here: what shares out rows and tokens (products.h).
 #pragma once
 #include "whole.h"
 
@@ -90,6 +90,12 @@ static DotPanel dot_of(long width, int group, bool least) {
     if (group == 16)
         return least ? dot_of_width<DIGITS, 16, true>(width, widths) : dot_of_width<DIGITS, 16, false>(width, widths);
     return least ? dot_of_width<DIGITS, 32, true>(width, widths) : dot_of_width<DIGITS, 32, false>(width, widths);
+}
+
+static DotPanel dot_of(int digits, long width, int group, bool least) {
+    if constexpr (THREE_DIGITS)
+        if (digits == 3) return dot_of<3>(width, group, least);
+    return dot_of<1>(width, group, least);
 }
 #else
 constexpr bool THREE_DIGITS = false;

@@ -1,9 +1,9 @@
 // Rows of a weight side by side, a lane each, and the transposition that brings them there.
 //
 // A panel holds VL rows: four unsigned bytes u = q + bias of each to a lane, and each group's scale and least, so that
-// value = scale * q - least. Where bytes_dot.h and pairs.h multiply, every type comes as a panel.
+// value = scale * q - least. Where bytes.h and pairs.h multiply, every type comes as a panel.
 #pragma once
-#include "vectors.h"
+#include "../vectors.h"
 
 #if defined(__AVX2__)
 constexpr long SPAN = 512;  // of K at a time: its panel and six tokens' digits fit the first-level cache
