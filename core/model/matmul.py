@@ -19,13 +19,13 @@ from core.kernels.cpu.decoding import decode_rows
 from core.kernels.gpu.planes import LAYOUTS
 from core.model.gpu_weights import Resident, why_no_kernels
 from core.quant import dequantize
-from core.quant.activations import COMPUTES, Compute, round_activations, rounds_to_q8_k
+from core.quant.activations import COMPUTES, Compute, q8_kind, round_activations
 from core.quant.types import QUANTS, UNFUSED, row_bytes
 from core.quant.weight import Weight
 
 CHUNK_WEIGHTS = 1 << 20  # decoded at a time on the CPU: 4 MiB of float32, so that they are multiplied from the cache
 DECODED, PLAIN, RESIDENT = "decoded", "plain", "resident"  # paths of products beside the kinds of the compiled kernels
-ROUNDED_INSIDE = ("q8_k", "bf16")  # kinds of fused products that round the activations themselves
+ROUNDED_INSIDE = ("q8_k", "q8_0", "bf16")  # kinds of fused products that round the activations themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,8 @@ def _path(weight: Weight, ask: Ask, resident: Resident | None) -> str:
         return RESIDENT if resident.serves(weight, ask.x) else DECODED
     if not is_fused(weight, ask.x) or not isinstance(library(), Library):
         return DECODED
-    if ask.compute == "q8" and rounds_to_q8_k(QUANTS[weight.quant], weight.shape[1]):
-        return "q8_k"
+    if ask.compute == "q8":
+        return q8_kind(QUANTS[weight.quant], weight.shape[1]) or "f32"
     return "bf16" if ask.compute == "bf16" else "f32"  # f32 takes values that have been rounded before
 
 
