@@ -34,7 +34,7 @@ ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> 
 
 
 class Charged(Protocol):
-    """What a backward pass decodes weights with, and tells rows' gradients to, from start of a weight or of an expert."""
+    """What a backward pass decodes weights with, and tells gradients to: rows from start of a weight or an expert."""
 
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...

@@ -48,8 +48,7 @@ __all__ = [
     "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
     "damage", "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_cost",
     "is_judged", "kl", "layer_view", "open_bill", "open_bundle", "open_judged", "open_model", "read_cost", "sibling",
-    "source",
-    "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
+    "source", "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
 ]
 
 
