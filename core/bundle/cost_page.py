@@ -1,18 +1,21 @@
-"""The reports of kl and damage as pages: the sum first, then what is worst, then every row."""
+"""The reports of kl, damage and audit as pages: the sum first, then what is worst, then every row."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields
 
-from core.bundle.damage_document import recipe_lines
+from core.audit.audit_file import Audit
+from core.audit.finding import Finding
+from core.bundle.audits import fact_lines
+from core.bundle.damage_document import cache_lines, recipe_lines
 from core.bundle.page import Bullets, Code, Grid, GridCell, Page, Section, Sentence, Table, Tone
 from core.bundle.trace_page import csv_rows, repeat_section, shade
 from core.damage.result import Damage, TensorDamage
 from core.damage.run_kl import KlResult
 from core.damage.worst import text_of
 from core.system.numbers import short
-from core.trace.marks import ABSENT, OK
+from core.trace.finding import ABSENT, OK
 
 BLOCK = re.compile(r"blk\.[0-9]+\.(.*)\.weight")
 LEGEND = "nats a token that the tensor costs; shaded by the multiple of an even share; - not billed"
@@ -42,6 +45,24 @@ def damage_page(found: Damage, file: str, table: str, repeat: str) -> Page:
                 is_detail=True)))
 
 
+def audit_page(found: Audit, table: str, repeat: str) -> Page:
+    """The page of an audit. table: findings.csv."""
+    proofs, hints = found.proofs, found.hints
+    beside = f" beside {found.original}" if found.original else ""
+    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.GOOD)
+    counted = f"{len(proofs)} proofs and {len(hints)} hints in {found.n_tensor} tensors."
+    first = f"{found.findings[0].sentence} " if found.findings else ""
+    rows = csv_rows(table)
+    columns = tuple(f.name for f in fields(Finding) if f.name not in ("strength", "sentence", "rule"))
+    every = tuple(tuple(row[c] for c in columns) for row in rows)
+    listed = [Section(title, (Bullets(tuple(f"{f.sentence} ({f.kind}: {f.rule})" for f in each)),), anchor)
+              for title, anchor, each in (("Proofs", "proofs", proofs),
+                                          ("Hints, for a person to weigh", "hints", hints)) if each]
+    return Page(f"Audit of {found.name}{beside}", verdict, tone, f"{first}{counted}", (
+        *listed, Section("The file", (Bullets(tuple(fact_lines(found))),), "facts"), *repeat_section(repeat),
+        *((Section("Where each is", (Table(columns, every),), "places"),) if every else ())))
+
+
 def _grid(found: Damage) -> Grid:
     """Layers down, kinds of tensor across."""
     cells = {(t.layer, m[1]): t for t in found.tensors if (m := BLOCK.fullmatch(t.name))}
@@ -64,14 +85,21 @@ def kl_page(found: KlResult, repeat: str) -> Page:
     s = found.summary
     headline = (f"{short(s.mean)} nats a token (95 %: {short(s.interval[0])} to {short(s.interval[1])}) over "
                 f"{s.tokens} tokens of {found.text}; the same first token {s.top1:.1%} of the time.")
-    numbers = [(f.name, str(getattr(s, f.name))) for f in fields(s) if f.name not in ("interval", "buckets")]
+    numbers = [(f.name, str(getattr(s, f.name))) for f in fields(s)
+               if f.name not in ("interval", "buckets", "positions")]
     worst = tuple((str(w.position), str(w.token), w.text or "", str(w.kl),
                    "" if w.cause is None else text_of(w.cause)) for w in found.worst)
-    buckets = tuple(tuple("" if b[c] is None else str(b[c]) for c in ("from", "to", "tokens", "mean", "top1"))
-                    for b in s.buckets)
+    columns = ("from", "to", "tokens", "mean", "top1")
+    buckets, positions = (tuple(tuple("" if b[c] is None else str(b[c]) for c in columns) for b in each)
+                          for each in (s.buckets, s.positions))
+    heads = tuple((str(c.layer), c.part, str(c.head), str(c.kl)) for c in sorted(found.cache, key=lambda c: -c.kl))
     return Page(f"KL of B {found.b} from A {found.a}", "", Tone.PLAIN, headline, (
         Section("Measured", (Table(("what", "value"), (*numbers, ("interval from", str(s.interval[0])),
                                                        ("interval to", str(s.interval[1])))),), "measured"),
-        Section("By A's confidence", (Table(("from", "to", "tokens", "mean", "top1"), buckets),), "buckets"),
+        Section("By A's confidence", (Table(columns, buckets),), "buckets"),
+        Section("By position in a chunk", (Table(columns, positions),), "positions"),
+        *((Section("What the cache costs, estimated", (
+            Sentence(" ".join(cache_lines(found.cache)[1:])),
+            Table(("layer", "part", "head", "kl"), heads)), "cache"),) if heads else ()),
         Section("Worst tokens", (Table(("position", "token", "text", "kl", "cause"), worst),), "worst"),
         *repeat_section(repeat)))

@@ -7,8 +7,9 @@ Shape letters: T tokens, N heads, H head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -45,9 +46,8 @@ def cache_bill(a: Side, kv: KvTypes, text: Corpus, cancelled: IsCancelled) -> tu
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(a.threads or threads)
-        watched = Watched(kv.k, kv.v, [(i, part) for i in layers for part in _parts(i in borrowed)])
+        watched = Watched(kv.k, kv.v, cycle([(i, part) for i in layers for part in _parts(i in borrowed)]))
         for chunk in chunks:
-            watched.at = 0
             add_to_bill(replace(a.model, kv=watched), chunk, charge, generator)
     finally:
         torch.set_num_threads(threads)
@@ -60,12 +60,14 @@ def _parts(is_borrowed: bool) -> tuple[str, ...]:
     return ("q",) if is_borrowed else ("k", "v", "q")  # in the order that a layer asks
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Watched(KvTypes):
-    """Rounds nothing, and sums g^2 e^2 of what it would have rounded, by layer, part and head."""
+    """Rounds nothing, and sums g^2 e^2 of what it would have rounded, by layer, part and head.
 
-    places: list[tuple[int, str]] = field(default_factory=list)
-    at: int = 0
+    places: what each call is of, chunk after chunk.
+    """
+
+    places: Iterator[tuple[int, str]] = field(default_factory=lambda: iter(()))
     costs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     @property
@@ -75,19 +77,18 @@ class Watched(KvTypes):
 
     def query(self, q_TNH: Tensor) -> Tensor:
         """The query itself."""
-        return self._watch(q_TNH, super().query)
+        return self._watch(q_TNH, super(Watched, self).query)
 
     def key(self, k_TKH: Tensor) -> Tensor:
         """The key itself."""
-        return self._watch(k_TKH, super().key)
+        return self._watch(k_TKH, super(Watched, self).key)
 
     def value(self, v_TKH: Tensor) -> Tensor:
         """The value itself."""
-        return self._watch(v_TKH, super().value)
+        return self._watch(v_TKH, super(Watched, self).value)
 
     def _watch(self, x_TNH: Tensor, rounds: Callable[[Tensor], Tensor]) -> Tensor:
-        place = self.places[self.at]
-        self.at += 1
+        place = next(self.places)
         x_TNH = x_TNH.clone()
         e2_TNH = (rounds(x_TNH.detach()) - x_TNH.detach()).square()
 

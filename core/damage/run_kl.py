@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from core.damage.cache_bill import HeadCost, cache_bill
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
 from core.damage.worst import Cause, cause_from, cause_of, cause_to
+from core.notebook.result import ROWS, Notebook
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
@@ -40,9 +42,12 @@ class WorstToken:
     cause: Cause | None
 
 
-@dataclass(frozen=True, slots=True)
-class KlResult:
-    """KL of B from A over a text. ids and tokens: of every token, in the text's order."""
+@dataclass(frozen=True, slots=True, repr=False)
+class KlResult(Notebook):
+    """KL of B from A over a text. ids and tokens: of every token, in the text's order.
+
+    cache: what B's quantised KV cache costs A by layer and head, where A has none.
+    """
 
     a: str
     b: str
@@ -51,6 +56,25 @@ class KlResult:
     worst: tuple[WorstToken, ...]
     ids: tuple[int, ...]
     tokens: TokenKl
+    cache: tuple[HeadCost, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """The mean with its interval, the text, and how often both name the same token."""
+        s = self.summary
+        return [f"KL of {self.b} from {self.a}: {s.mean:.4g} nats a token (95 %: {s.interval[0]:.4g} to "
+                f"{s.interval[1]:.4g}) over {s.tokens} tokens of {self.text}",
+                f"the same first token {s.top1:.1%} of the time; floor {s.floor:.2g} nats"]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Each token with its KL and what goes with it, as kl.csv has it."""
+        numbers = {name: getattr(self.tokens, name).tolist() for name in COLUMNS}
+        return [{"position": i, "token": token, **{name: numbers[name][i] for name in COLUMNS}}
+                for i, token in enumerate(self.ids)]
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """The tokens that differ most."""
+        rows = self.rows()
+        return [rows[w.position] for w in self.worst[:ROWS]] or rows[:ROWS]
 
 
 def measure_kl(
@@ -71,7 +95,14 @@ def measure_kl(
     summary = summarise(done, noise_floor(a, text.chunks[0], cancelled))
     every = TokenKl(*(np.concatenate([getattr(chunk, name) for chunk in done]) for name in COLUMNS))
     return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, state, emit, cancelled),
-                    tuple(i for chunk in text.chunks for i in chunk), every)
+                    tuple(i for chunk in text.chunks for i in chunk), every, _cache(a, b, text, emit, cancelled))
+
+
+def _cache(a: Side, b: Side, text: Corpus, emit: Emit, cancelled: IsCancelled) -> tuple[HeadCost, ...]:
+    if b.model.kv.is_exact or not a.model.kv.is_exact:
+        return ()
+    emit(Phase(f"billing the cache's heads ({b.model.kv.text})"))
+    return cache_bill(a, b.model.kv, text, cancelled)
 
 
 def _worst(

@@ -75,6 +75,11 @@ class KvTypes:
     v: str = "f32"
 
     @property
+    def text(self) -> str:
+        """As read_kv_types reads it."""
+        return self.k if self.k == self.v else f"{self.k}/{self.v}"
+
+    @property
     def is_exact(self) -> bool:
         """Whether nothing is rounded."""
         return self.k == self.v == "f32"
@@ -101,8 +106,8 @@ class KvTypes:
             return rounds(x)
         turn = _hadamard(size).to(x)
         parts = x.reshape(*x.shape[:-1], -1, size)
-        back: Tensor = rounds((parts @ turn).reshape(x.shape)).view(parts.shape) @ turn
-        return back.reshape(x.shape)
+        turned: Tensor = rounds((parts @ turn).reshape(x.shape)).view(parts.shape) @ turn
+        return turned.reshape(x.shape)
 
 
 EXACT = KvTypes()
@@ -124,7 +129,7 @@ def _largest(width: int) -> int:
 @cache
 def _hadamard(size: int) -> Tensor:
     """The orthonormal Hadamard matrix [size, size]: Sylvester's, over the root of its size."""
-    h = torch.ones(1, 1, dtype=torch.float64)
+    h: Tensor = torch.ones(1, 1, dtype=torch.float64)
     while len(h) < size:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
-    return h / size**0.5
+    return torch.mul(h, size**-0.5)

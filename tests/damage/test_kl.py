@@ -64,6 +64,20 @@ def test_a_file_against_itself_is_nothing_and_a_planted_fault_is_named(pair, cap
     assert 0 < q8["mean"] < found["mean"]
 
 
+def test_a_quantised_cache_is_billed_by_head_and_position(pair, tmp_path, capsys):
+    wide = str(write_model(tmp_path / "c.gguf", "F32", tokenizer="bpe", head_dim=32))
+    found = json.loads(told(capsys, wide, wide + "@cache=q4_0", "--out", str(tmp_path / "o")))
+    bill = sum(c["kl"] for c in found["cache"])
+    assert 0.5 < bill / found["mean"] < 2 and {c["part"] for c in found["cache"]} == {"q", "k", "v"}
+    assert sum(p["tokens"] for p in found["positions"]) == 40 == found["positions"][0]["tokens"]
+    assert len((tmp_path / "o" / "cache.csv").read_text().splitlines()) == 1 + len(found["cache"])
+    assert "keys" in (tmp_path / "o" / "report.txt").read_text()
+    keys = json.loads(told(capsys, wide, wide + "@cache=q8_0/f32"))
+    assert 0 < keys["mean"] < found["mean"] and all(c["kl"] == 0 for c in keys["cache"] if c["part"] == "v")
+    for file, kind, said in ((wide, "q3", "q5_1"), (pair[0], "q8_0", "blocks of 32")):
+        assert main(["kl", file, f"{file}@cache={kind}", *WORDS]) == 2 and said in capsys.readouterr().err
+
+
 def test_one_other_tensor_is_the_one_that_brings_the_token_back(tmp_path, pair, capsys):
     reader = GGUFReader(pair[0])
     part = next(t for t in reader.tensors if t.name == "blk.2.ffn_down.weight")
