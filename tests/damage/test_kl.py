@@ -74,6 +74,9 @@ def test_a_quantised_cache_is_billed_by_head_and_position(pair, tmp_path, capsys
     assert "keys" in (tmp_path / "o" / "report.txt").read_text()
     keys = json.loads(told(capsys, wide, wide + "@cache=q8_0/f32"))
     assert 0 < keys["mean"] < found["mean"] and all(c["kl"] == 0 for c in keys["cache"] if c["part"] == "v")
+    assert main(["compare", wide, wide + "@cache=q4_0", "--quiet"]) == 0
+    told_choice = capsys.readouterr().out
+    assert "H3" in told_choice and "KV cache q4_0" in told_choice and "attn_mix" in told_choice
     for file, kind, said in ((wide, "q3", "q5_1"), (pair[0], "q8_0", "blocks of 32")):
         assert main(["kl", file, f"{file}@cache={kind}", *WORDS]) == 2 and said in capsys.readouterr().err
 
