@@ -6,8 +6,8 @@ Shape letters: T tokens, N of a slice, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -39,9 +39,25 @@ class TokenKl:
     nll_b: Floats
 
 
-def token_kl(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled, taps: Sequence[Tap] = ()) -> TokenKl:
-    """Measure a chunk; both sides run in one pass. taps: of A and of B, to change a value."""
-    hidden_a, hidden_b = hidden_states((a, b), tokens, taps or untapped(2), cancelled)
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Another engine on a file. run: what its final norm gives for tokens [T, D], and the compute that it declares.
+
+    side: the file here; its head, at that compute, makes logits of what the engine gives.
+    """
+
+    side: Side
+    run: Callable[[Sequence[int]], tuple[Tensor, str]]
+
+
+def token_kl(
+    a: Side | Outside, b: Side | Outside, tokens: Sequence[int], cancelled: IsCancelled, taps: Sequence[Tap] = ()
+) -> TokenKl:
+    """Measure a chunk; both sides run in one pass where both run here. taps: of A and of B, to change a value."""
+    if isinstance(a, Side) and isinstance(b, Side):
+        hidden_a, hidden_b = hidden_states((a, b), tokens, taps or untapped(2), cancelled)
+    else:
+        (a, hidden_a), (b, hidden_b) = (_with_hidden(side, tokens, cancelled) for side in (a, b))
     following = torch.tensor([*tokens[1:], 0])
     parts: list[list[Tensor]] = []
     at = 0
@@ -51,6 +67,13 @@ def token_kl(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled, ta
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     columns[3][-1] = columns[4][-1] = math.nan
     return TokenKl(*columns)
+
+
+def _with_hidden(side: Side | Outside, tokens: Sequence[int], cancelled: IsCancelled) -> tuple[Side, Tensor]:
+    if isinstance(side, Side):
+        return side, hidden_states([side], tokens, untapped(1), cancelled)[0]
+    hidden_TD, compute = side.run(tokens)
+    return replace(side.side, compute=compute), hidden_TD
 
 
 def compare_logits(y_a: Tensor, y_b: Tensor, following_N: Tensor) -> list[Tensor]:

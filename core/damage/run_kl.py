@@ -12,7 +12,8 @@ import numpy as np
 
 from core.damage.cache_bill import HeadCost, cache_bill
 from core.damage.corpus import Corpus
-from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
+from core.damage.kl import KlSummary, Outside, TokenKl, noise_floor, summarise, token_kl
+from core.damage.ranks import Ranks
 from core.damage.worst import Cause, cause_from, cause_of, cause_to
 from core.notebook.result import ROWS, Notebook
 from core.system import limits
@@ -77,25 +78,44 @@ class KlResult(Notebook):
         return [rows[w.position] for w in self.worst[:ROWS]] or rows[:ROWS]
 
 
+@dataclass(frozen=True, slots=True)
+class KlOptions:
+    """worst: tokens to explain. state: where what is measured is kept. ranks: the processes that share the work."""
+
+    worst: int = 20
+    state: ChunkStore | None = None
+    ranks: Ranks = Ranks()  # noqa: RUF009 (frozen)
+    emit: Emit = lambda event: None
+    cancelled: IsCancelled = lambda: False
+
+
 def measure_kl(
-    a: Side, b: Side, names: tuple[str, str], text: Corpus, worst: int, state: ChunkStore | None, emit: Emit,
-    cancelled: IsCancelled,
+    a: Side | Outside, b: Side | Outside, names: tuple[str, str], text: Corpus, ask: KlOptions
 ) -> KlResult:
-    """Measure every chunk that the store does not hold, then find why the worst tokens differ."""
-    done: list[TokenKl] = []
+    """Measure every chunk that the store does not hold, then find why the worst tokens differ.
+
+    Every process of a torchrun comes to the same result.
+    """
+    mine: dict[int, TokenKl] = {}
     for i, chunk in enumerate(text.chunks):
-        found = None if state is None else state.read(i, len(chunk))
+        if not ask.ranks.is_mine(i):
+            continue
+        found = None if ask.state is None else ask.state.read(i, len(chunk))
         if found is None:
-            emit(Phase(f"chunk {i + 1} of {len(text.chunks)}", i + 1, len(text.chunks)))
-            found = token_kl(a, b, chunk, cancelled)
-            if state is not None:
-                state.write(i, found)
-        done.append(found)
-    emit(Phase("measuring the floor: A against A with rounding-size noise"))
-    summary = summarise(done, noise_floor(a, text.chunks[0], cancelled))
+            ask.emit(Phase(f"chunk {i + 1} of {len(text.chunks)}", i + 1, len(text.chunks)))
+            found = token_kl(a, b, chunk, ask.cancelled)
+            if ask.state is not None:
+                ask.state.write(i, found)
+        mine[i] = found
+    done = list(ask.ranks.share(mine).values())
+    ask.emit(Phase("measuring the floor: A against A with rounding-size noise"))
+    here_a, here_b = (x if isinstance(x, Side) else x.side for x in (a, b))
+    summary = summarise(done, noise_floor(here_a, text.chunks[0], ask.cancelled))
     every = TokenKl(*(np.concatenate([getattr(chunk, name) for chunk in done]) for name in COLUMNS))
-    return KlResult(*names, text.name, summary, _worst(a, b, text, done, worst, state, emit, cancelled),
-                    tuple(i for chunk in text.chunks for i in chunk), every, _cache(a, b, text, emit, cancelled))
+    both_here = isinstance(a, Side) and isinstance(b, Side)
+    worst = _worst(here_a, here_b, both_here, text, done, ask)
+    cache = _cache(here_a, here_b, text, ask.emit, ask.cancelled) if both_here else ()
+    return KlResult(*names, text.name, summary, worst, tuple(i for chunk in text.chunks for i in chunk), every, cache)
 
 
 def _cache(a: Side, b: Side, text: Corpus, emit: Emit, cancelled: IsCancelled) -> tuple[HeadCost, ...]:
@@ -106,22 +126,26 @@ def _cache(a: Side, b: Side, text: Corpus, emit: Emit, cancelled: IsCancelled) -
 
 
 def _worst(
-    a: Side, b: Side, text: Corpus, done: Sequence[TokenKl], count: int, state: ChunkStore | None, emit: Emit,
-    cancelled: IsCancelled,
+    a: Side, b: Side, both_here: bool, text: Corpus, done: Sequence[TokenKl], ask: KlOptions
 ) -> tuple[WorstToken, ...]:
     places = [(float(kl), i, at) for i, chunk in enumerate(done) for at, kl in enumerate(chunk.kl)]
+    worst = sorted(places, key=lambda p: (-p[0], p[1], p[2]))[:ask.worst]
     starts = np.cumsum([0, *(len(chunk) for chunk in text.chunks)])
-    found, n_step = [], min(count, len(places))
-    for n, (kl, i, at) in enumerate(sorted(places, key=lambda p: (-p[0], p[1], p[2]))[:count]):
-        position, token = int(starts[i]) + at, text.chunks[i][at]
-        cause = None if state is None else state.read_cause(position)
-        if cause is None and kl > 0 and can_graft(a, b):
-            emit(Phase(f"finding the cause of worst token {n + 1} of {n_step}", n + 1, n_step))
-            cause = cause_of(a, b, text.chunks[i][:at + 1], cancelled)
-            if state is not None:
-                state.write_cause(position, cause)
-        found.append(WorstToken(position, token, a.tokenizer.token_text(token), kl, cause))
-    return tuple(found)
+    mine: dict[int, Cause | None] = {}
+    for n, (kl, i, at) in enumerate(worst):
+        if not ask.ranks.is_mine(n):
+            continue
+        position = int(starts[i]) + at
+        cause = None if ask.state is None else ask.state.read_cause(position)
+        if cause is None and kl > 0 and both_here and can_graft(a, b):
+            ask.emit(Phase(f"finding the cause of worst token {n + 1} of {len(worst)}", n + 1, len(worst)))
+            cause = cause_of(a, b, text.chunks[i][:at + 1], ask.cancelled)
+            if ask.state is not None:
+                ask.state.write_cause(position, cause)
+        mine[n] = cause
+    causes = ask.ranks.share(mine)
+    return tuple(WorstToken(int(starts[i]) + at, text.chunks[i][at], a.tokenizer.token_text(text.chunks[i][at]), kl,
+                            causes[n]) for n, (kl, i, at) in enumerate(worst))
 
 
 def can_graft(a: Side, b: Side) -> bool:

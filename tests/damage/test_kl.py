@@ -164,3 +164,27 @@ def test_another_vocabulary_is_not_compared(tmp_path, pair, capsys):
     other = write_model(tmp_path / "c.gguf", "F32")
     assert main(["kl", pair[0], str(other), *WORDS]) == 4
     assert "side by side" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_engine_is_a_side_and_keeps_its_cache_as_ours_does(tmp_path, capsys):
+    pytest.importorskip("llama_cpp")
+    path = str(write_model(tmp_path / "m.gguf", "F32", tokenizer="bpe", d_model=256, d_ff=256))
+    plain = json.loads(told(capsys, path, f"llama.cpp:{path}"))
+    assert plain["b"] == "llama.cpp:m.gguf" and plain["mean"] < 1e-10 and plain["worst"][0]["cause"] is None
+    for cache in ("q8_0", "q5_1/q4_0"):
+        ours, theirs = (json.loads(told(capsys, path, f"{by}{path}@cache={cache}"))["mean"]
+                        for by in ("", "llama.cpp:"))
+        assert ours == pytest.approx(theirs, rel=0.02) and ours > 1e-6
+    assert main(["kl", path, f"transformers:{path}@cache=q8_0", *WORDS]) == 2 and "cache" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_tell_what_one_does(pair, tmp_path, capsys):
+    whole = told(capsys, *pair, "--out", str(tmp_path / "one"))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+             "apr_tui", "kl", *pair, *WORDS, "--json", "--out", str(tmp_path / "two")]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and run.stdout == whole, run.stderr
+    for name in ("kl.csv", "kl.json", "report.md"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
