@@ -17,6 +17,7 @@ from types import FrameType
 
 from apr_tui.cli import commands
 from apr_tui.cli.launch import ConsoleArguments, open_console, request_of
+from apr_tui.parent import go_on_in_child
 from apr_tui.shutdown import on_cut_files, on_signals
 from core.system.errors import AprError, Cancelled, FileCut, FileError, system_error
 from core.system.gpu_errors import device_error
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _INTERRUPTS.clear()
     _ready_streams()
     on_signals(_interrupt)
-    on_cut_files(_cut)
+    if not on_cut_files(_cut) and argv is None and "--no-mmap" not in words:
+        go_on_in_child()
     try:
         code = _run(words)
         sys.stdout.flush()
