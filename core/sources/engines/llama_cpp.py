@@ -28,7 +28,9 @@ from core.system.errors import ArchError, FileError
 from core.trace.engines import GELU_TABLE
 
 UNKNOWN = FeedForward(0, "", "none")
-F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
+F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES = 0, 4, 10, 64, 64
+CACHE_TYPES = {"f32": F32, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}  # enum ggml_type
+PLAIN_V = ("f32", "f16")  # types of values that need no flash attention
 # (node's name before -N, operation or "" for any) -> stage, for nodes that read no weight
 BY_NODE = {(node, "ROPE" if stage.operation == "rope" else ""): stage.name
            for stage in STAGES for node in stage.llama_cpp}
@@ -62,9 +64,9 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     watcher = Watcher(ask, folder, Path(llama_cpp.__file__).parent / "lib")
     n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     threads = ask.threads or _threads()
-    logits = _decode(api, model, ask.tokens, threads, n_vocab, watcher)
+    logits = _decode(api, model, ask, threads, n_vocab, watcher)
     tell(folder, "running unwatched")
-    unwatched = _decode(api, model, ask.tokens, threads, n_vocab, None) if ask.witness else None
+    unwatched = _decode(api, model, ask, threads, n_vocab, None) if ask.witness else None
     values = watcher.values()
     values[None, "logits"] = logits
     answer = Answer(
@@ -72,7 +74,7 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
         compute="q8" if watcher.reads_packed else "f32", dtype="float32",
         arch=_meta(api, model, "general.architecture"), n_layer=api.llama_model_n_layer(model),
         d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens, threads=threads, device="cpu",
-        kernel="ggml CPU, weights as stored, KV cache float32, no flash attention" + (
+        kernel=f"ggml CPU, weights as stored, {_cache_words(ask.cache)}" + (
             f", {GELU_TABLE}" if any(layer.ffn and layer.ffn.act in TABLES
                                   for layer in (watcher.arch.layers if watcher.arch else ())) else ""),
         same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
@@ -80,14 +82,16 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
 
 
 def _decode(
-    api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
+    api: Any, model: Any, ask: Ask, threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
 ) -> Floats32:
     """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
-    n = len(tokens)
+    tokens, n = ask.tokens, len(ask.tokens)
+    kinds = ask.cache.split("/")
     options = api.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = n, n, n, 1
     options.n_threads = options.n_threads_batch = threads
-    options.flash_attn_type, options.type_k, options.type_v, options.no_perf = FLASH_OFF, F32, F32, True
+    options.type_k, options.type_v, options.no_perf = CACHE_TYPES[kinds[0]], CACHE_TYPES[kinds[-1]], True
+    options.flash_attn_type = int(kinds[-1] not in PLAIN_V)
     if watcher is not None:
         callback = api.ggml_backend_sched_eval_callback(watcher)
         options.cb_eval = callback
@@ -109,6 +113,11 @@ def _decode(
     api.llama_batch_free(batch)
     api.llama_free(context)
     return found.astype(np.float32).reshape(1, -1)
+
+
+def _cache_words(cache: str) -> str:
+    kept = "float32" if cache == "f32" else cache
+    return f"KV cache {kept}, {'no ' if cache.split('/')[-1] in PLAIN_V else ''}flash attention"
 
 
 class Watcher:
