@@ -6,7 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
+from core.system.atomic_file import atomic_file
+from core.system.errors import FileError
+from core.system.limits import CACHE_BYTES
 from core.system.paths import state_folder
+from core.system.regular_file import read_text
 
 MOST = 12
 NAME = "recent"
@@ -15,10 +19,10 @@ NAME = "recent"
 def recent() -> list[str]:
     """The files and folders that were opened last and are still there."""
     try:
-        lines = (state_folder() / NAME).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(state_folder() / NAME, CACHE_BYTES, "").split("\n")
+    except FileError:
         return []
-    return [line for line in lines if os.path.exists(line)]
+    return [line for line in lines[:MOST] if line and line.isprintable() and os.path.exists(line)]
 
 
 def remember(path: Path) -> None:
@@ -28,4 +32,5 @@ def remember(path: Path) -> None:
         if text.isprintable():
             lines = [text, *(line for line in recent() if line != text)][:MOST]
             state_folder().mkdir(parents=True, exist_ok=True)
-            (state_folder() / NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            with atomic_file(state_folder() / NAME) as part:
+                part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

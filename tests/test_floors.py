@@ -57,7 +57,7 @@ PACKAGES = {
     "textual": Package(r"apr_tui\..*"),
     "rich": Package(r"apr_tui\..*"),
     "numpy": Package(r"core\..*"),
-    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.judged)"),
+    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.(costs|judged))"),
     "platformdirs": Package(r"core\.system\.paths"),
 }
 LAZY_ONLY = {(module, "torch") for module in (

@@ -12,6 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from core.audit.audit_file import Audit
 from core.audit.finding import Finding
 from core.bundle.audits import audit_document, audit_text
@@ -33,6 +35,7 @@ from core.system.regular_file import read_file
 
 DOCUMENTS = ("kl.json", "damage.json", "audit.json")  # what makes a folder one of these
 TEXT = "report.txt"
+AGAIN = "Run it again with --out."
 
 
 def write_damage(
@@ -96,14 +99,31 @@ def _manifest(command: str, sums: Mapping[str, str]) -> str:
 def read_cost(folder: Path, *, as_json: bool) -> str:
     """The document or the text of such a folder; FileError where it was changed."""
     name = next((d for d in DOCUMENTS if (folder / d).is_file()), DOCUMENTS[0]) if as_json else TEXT
-    repair = "Run it again with --out."
+    repair = AGAIN
     told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, repair)
     manifest: Any = from_json(told, str(folder / MANIFEST), repair)
     data = read_file(folder / name, limits.DOCUMENT_BYTES, repair)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{folder / name} was changed after it was written. {repair}")
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FileError(f"{folder / name} is not UTF-8 text: byte {error.start}. {repair}") from error
+
+
+def open_bill(folder: Path) -> Damage | None:
+    """The bill of a folder that write_damage made, without its rows; None of kl's. FileError where it was changed."""
+    if not (folder / "damage.json").is_file():
+        return None
+    document = from_json(read_cost(folder, as_json=True).encode(), str(folder / "damage.json"), AGAIN)
+    try:
+        for row in document["recipe"]:
+            row |= {"from_type": row.pop("from"), "to_type": row.pop("to")}
+        return msgspec.convert({name: value for name, value in document.items()
+                                if name not in ("schema", "file", "original")}, Damage, strict=False)
+    except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(f"{folder / 'damage.json'} is no bill: {error}. {AGAIN}") from error
 
 
 def is_cost(folder: Path, names: Sequence[str] = DOCUMENTS) -> bool:

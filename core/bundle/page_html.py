@@ -96,4 +96,4 @@ def _text(text: str) -> str:
 
 
 def _anchor(name: str) -> str:
-    return escape(name, quote=True)
+    return escape(safe_text(name), quote=True)

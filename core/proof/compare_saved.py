@@ -20,7 +20,7 @@ from core.trace.stats import Stats
 
 HALF = 0.5  # of the last printed decimal
 # What rounding has grown to by the later layers, in units of the coarsest that either side declares. Real logs of
-# llama.cpp: at most 1.4 (float16 cache on stories260K, q8 on SmolLM2); the logits, one row through a head, 2.5 and 30.
+# llama.cpp: at most 1.4, float16 cache on stories260K, q8 on SmolLM2; the logits, a row through a head, 2.5 and 30.
 GROWN, GROWN_LOGITS = 3.0, 40.0
 HALF_UNIT = 2.0**-11  # of float16
 UNMEASURED = 10.0  # times the least floor or the compute's unit: what rounding may grow to through the layers

@@ -99,6 +99,13 @@ def is_cost(path: Path) -> bool:
     return costs.is_cost(path)
 
 
+def open_bill(path: Path) -> Damage | None:
+    """A saved bill, without its rows; None of a folder of kl. FileError."""
+    from core.bundle import costs
+
+    return costs.open_bill(path)
+
+
 def read_cost(path: Path, *, as_json: bool) -> str:
     """What such a folder says, as text or as its document; FileError."""
     from core.bundle import costs

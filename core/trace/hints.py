@@ -164,7 +164,7 @@ def _find_outliers(view: View, named: set[Place]) -> list[Finding]:
     found: list[tuple[float, Place, float]] = []
     columns: dict[tuple[str, str], dict[Place, float]] = {}
     for (layer, stage), s in view.stats.items():
-        if layer is not None and stage in JUDGED and s.std and math.isfinite(s.std):
+        if layer is not None and stage in JUDGED and s.std and 0 < s.std < math.inf:
             columns.setdefault((stage, kind_of(layer, stage, view.kinds)), {})[layer, stage] = s.std
     for column in columns.values():
         logs = np.log(np.array(list(column.values())))

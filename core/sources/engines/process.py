@@ -179,7 +179,7 @@ def _lines_since(path: Path, seen: int) -> bytes:
 def _read_answer(folder: Path, scheme: str) -> Answer:
     try:
         answer = msgspec.json.decode(read_file(folder / ANSWER, DOCUMENT_BYTES, ""), type=Answer)
-    except (FileError, msgspec.DecodeError) as error:
+    except (FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileError(f"{scheme} ended without a readable answer ({os_reason(error)}). "
                         f"Its last words: {_last_line(folder)}") from error
     if not answer.tokens:
