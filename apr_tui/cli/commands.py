@@ -26,6 +26,7 @@ from core.trace.engines import ENGINES
 # in the order of --help
 COMMANDS = {
     "trace": "trace a model file: the grid, findings, next tokens",
+    "look": "everything about one stage: tokens, weights, histogram, attention, logit lens",
     "check": "check a source against float64 on its own inputs",
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
@@ -59,6 +60,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {name: tuple(Example(*row) for row in
               ("model.gguf --prompt 'Hello there' --out evidence/hello", "the same as a folder to send"),
               ("model.gguf --tokens 1,2,3 --scope last --json", "one document, for a script"),
               ("llama.cpp:model.gguf", "what llama.cpp makes of it")),
+    "look": (("model.gguf 3.ffn_swigl", "who carries it, and what stands behind it"),
+             ("model.gguf 3.attn_out --json", "one document, with each head's attention")),
     "check": (("model.gguf", "is each stage what float64 makes of its own inputs?"),
               ("model.gguf --compute q8 --prompts prompts.txt --junit check.xml", "of every prompt, for CI"),
               ("evidence/hello --model model.gguf", "the values that a bundle or an import holds")),

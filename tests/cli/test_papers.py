@@ -44,10 +44,9 @@ def test_the_guide_names_every_command_and_each_of_its_lines_is_taken():
 
 def test_every_act_of_the_console_has_a_command_with_a_document():
     acts = {key for keys, _ in ACTS for key in keys.split()}
-    moves = {"up", "down", "left", "right", "pageup", "pagedown", "home", "end", "enter", "escape", "n", "p", "o",
-             "slash", "v", "c", "d", "w", "T", "q", "question_mark", "f1", "colon", "y", "h", "l", "k"}
-    jobs = {"pair", "check", "audit", "bisect", "export", "file", "prompt", "run", "train"}
-    assert {row.keys for row in KEYS if row.action in jobs} <= acts | moves
+    jobs = {"pair", "pair_with", "check", "audit", "damage", "bisect", "export", "file", "prompt", "run", "train",
+            "chat", "view('histogram')", "view('spread')", "view('attention')", "view('lens')"}
+    assert {row.keys for row in KEYS if row.action in jobs} <= acts and jobs <= {row.action for row in KEYS}
     for _, words in ACTS:
         name, *rest = words_of(words)
         assert read_arguments(name, rest).json

@@ -53,8 +53,10 @@ STEPS = (
          "as compare"),
 )
 ACTS = (  # what the console does by a key, and the command that does it
-    ("r i s", "trace model.gguf --prompt 'Hello' --scope last --json"), ("x", "check model.gguf --json"),
-    ("g m", "compare good.gguf bad.gguf --json"), ("b", "bisect good.gguf bad.gguf --json"),
+    ("enter 1 2 3 4", "look model.gguf 3.ffn_swigl --json"), ("D", "damage model.gguf --json"),
+    ("r i s", "trace model.gguf --prompt 'Hello' --scope last --json"),
+    ("C", "trace model.gguf --chat --json"), ("x", "check model.gguf --json"),
+    ("g G m", "compare good.gguf bad.gguf --json"), ("b", "bisect good.gguf bad.gguf --json"),
     ("a", "audit model.gguf --json"), ("e", "trace model.gguf --out evidence/hello --json"),
     ("f", "show evidence/hello --json"), ("t", "train --config tiny --steps 40 --out run --json"),
     ("?", "guide --json"),
