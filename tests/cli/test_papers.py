@@ -12,6 +12,7 @@ import pytest
 
 from apr_tui.cli import commands
 from apr_tui.cli.commands import COMMANDS, EXAMPLES, command_line, read_arguments
+from apr_tui.cli.import_ import FORMS
 from apr_tui.cli.main import main
 from apr_tui.cli.papers.completion import SHELLS
 from apr_tui.cli.papers.guide import ACTS, STEPS, guide_document, guide_page
@@ -30,6 +31,11 @@ def test_every_command_has_examples_that_it_takes_and_that_its_help_shows(name, 
     for example in EXAMPLES[name]:
         assert read_arguments(name, words_of(example.words)).command.startswith(f"apr-tui {name}")
         assert command_line(name, example) in commands.command_parser(name).format_help()
+
+
+def test_every_form_of_import_has_an_example_that_it_takes():
+    for made, words, shows in FORMS.values():
+        assert made and shows and read_arguments("import", [*words_of(words), "--out", "OUT"]).out.name == "OUT"
 
 
 def test_the_guide_names_every_command_and_each_of_its_lines_is_taken():
