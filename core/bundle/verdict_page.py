@@ -30,7 +30,7 @@ TONES = {Verdict.H2: Tone.BAD, Outcome.FAIL: Tone.BAD, Verdict.AGREE: Tone.GOOD,
 STATES = {State.SAME: (OK, Tone.PLAIN), State.UNCLEAR: (WATCH, Tone.WATCH), State.DIFFERS: (BAD, Tone.BAD),
           State.ABSENT: (ABSENT, Tone.ABSENT)}
 PAIR_LEGEND = ("relative L2 of B against A; X differs  ! near the noise floor  - absent; "
-               "shaded by the multiple of the floor")
+               "shaded by what the cell adds by itself, in multiples of its floor")
 CHECK_LEGEND = f"NMSE against float64; X above {BAD_FACTOR:g} x its floor  - not judged; shaded by the multiple"
 
 
@@ -128,7 +128,8 @@ def _grid(
 
 def _pair_cell(d: Difference, place: Place) -> GridCell:
     glyph, tone = STATES[d.state]
-    multiple = d.rel_l2 / d.floor if d.rel_l2 is not None and d.floor else None
+    own = d.rel_l2 if d.local is None else d.local  # what it inherits is another cell's doing
+    multiple = own / d.floor if own is not None and d.floor else None
     return GridCell(short(d.rel_l2), glyph, "" if d.rel_l2 is None else str(d.rel_l2), tone, place_text(place),
                     shade(multiple, 10.0))
 
