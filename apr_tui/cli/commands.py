@@ -147,7 +147,7 @@ def settled(parser: Parser, words: Sequence[str]) -> list[str]:
     A prompt is fed only where nothing else says what to feed: no option, and no bundle, which has its tokens.
     """
     asked = vars(parser.parse_args(words))  # a wrong word, or --help, comes first
-    if not parser.taken & {"--theme", "--threshold", "--prompt", "--chat"}:
+    if asked.get("version") or not parser.taken & {"--theme", "--threshold", "--prompt", "--chat"}:
         return []
     config = read_config()
     sources = [asked[action.dest] for action in parser.actions if not action.option_strings]
@@ -171,7 +171,7 @@ def normal_form(name: str, words: Sequence[str]) -> str:
         if value is None or action.dest in UNTOLD or value == action.default:
             continue
         if not action.option_strings:
-            positional.append(_by_name(str(value)) if name not in PAPERS else str(value))
+            positional.append(_by_name(str(value)))
             continue
         row = OPTIONS.get(action.option_strings[0]) if action.option_strings[0] in parser.taken else None
         written = row.write(value) if row is not None and not isinstance(value, Path) else value

@@ -88,5 +88,6 @@ def test_help_and_a_wrong_word_come_before_a_bad_file(settle, capsys):
     settle("= 3")
     with pytest.raises(SystemExit):
         main(["trace", "--help"])
+    assert main(["--version"]) == 0
     assert main(["trace", "m", "--no-such"]) == 2 and "--no-such" in capsys.readouterr().err
     assert main(["audit", "nothing.gguf"]) == 3, "what takes none of it does not read it"
