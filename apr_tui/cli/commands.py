@@ -43,6 +43,7 @@ COMMANDS = {
     "completion": "print the completion of a shell: bash, zsh or fish",
     "man": "print the manual page",
 }
+CONSOLE_EXAMPLES = ("apr-tui", "apr-tui model.gguf", "apr-tui model.gguf --prompt 'Hello there' --theme light")
 PAPERS = ("guide", "completion", "man")  # made from these tables; their files are in papers/
 
 
@@ -214,10 +215,11 @@ def settle_mapping(arguments: Arguments) -> None:
 def console_parser() -> Parser:
     """The parser of the console, which is what runs without a command."""
     commands = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())
+    examples = "\n".join(f"  {line}" for line in CONSOLE_EXAMPLES)
     parser = Parser(
         prog="apr-tui", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Open the console on a model file (.gguf or .apr), or on the built-in demonstration.",
-        epilog=f"commands:\n{commands}\n\n`apr-tui COMMAND --help` lists a command's options, with examples.")
+        epilog=f"commands:\n{commands}\n\nexamples:\n{examples}\n\n`apr-tui COMMAND --help` lists a command's options, with examples.")
     parser.add_argument("MODEL", nargs="?")
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.take(*CONSOLE, "--theme")

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from apr_tui.cli import commands
-from apr_tui.cli.commands import COMMANDS, EXAMPLES, command_line, read_arguments
+from apr_tui.cli.commands import COMMANDS, CONSOLE_EXAMPLES, EXAMPLES, command_line, read_arguments
 from apr_tui.cli.import_ import FORMS
 from apr_tui.cli.main import main
 from apr_tui.cli.papers.completion import SHELLS
@@ -31,6 +31,13 @@ def test_every_command_has_examples_that_it_takes_and_that_its_help_shows(name, 
     for example in EXAMPLES[name]:
         assert read_arguments(name, words_of(example.words)).command.startswith(f"apr-tui {name}")
         assert command_line(name, example) in commands.command_parser(name).format_help()
+
+
+def test_the_consoles_help_has_examples_that_it_takes():
+    parser = commands.console_parser()
+    for line in CONSOLE_EXAMPLES:
+        assert line in parser.format_help()
+        parser.parse_args(shlex.split(line)[1:])
 
 
 def test_every_form_of_import_has_an_example_that_it_takes():
