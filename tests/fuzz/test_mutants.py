@@ -23,6 +23,7 @@ def folder(monkeypatch):
     with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
         monkeypatch.setenv("XDG_CACHE_HOME", name)
         monkeypatch.setenv("XDG_STATE_HOME", name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", name)
         yield Path(name)
 
 
@@ -48,6 +49,7 @@ def test_every_row_s_reading_comes_by_the_functions_that_it_is_said_to_fuzz(monk
         with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
             monkeypatch.setenv("XDG_CACHE_HOME", name)
             monkeypatch.setenv("XDG_STATE_HOME", name)
+            monkeypatch.setenv("XDG_CONFIG_HOME", name)
             path = READERS[row].make(Path(name))
             assert not by_row[row] - _called_by(lambda row=row, path=path: READERS[row].read(path)), row
 
