@@ -4,6 +4,8 @@ import ast
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from core.formats.open_model import open_model
 from core.proof.contract_gates import contract_gates
 from core.sources.imports.open_trace import import_trace
 from core.system import limits, mapped_file, paths, regular_file
+from core.system.child import child_environment
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.regular_file import read_file, read_text
@@ -266,3 +269,17 @@ def test_a_kept_digest_that_is_none_is_no_error(text, tmp_path, monkeypatch):
     paths.make_own(home.parent)
     home.write_text(text)
     assert identity._kept(tmp_path / "m") is None
+
+
+EARLY = """
+import os, signal, sys
+from apr_tui.cli import main
+main.on_cut_files = lambda handler: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(main.main(["doctor"]))
+"""
+
+
+def test_an_interrupt_before_anything_runs_is_exit_130():
+    done = subprocess.run([sys.executable, "-P", "-c", EARLY], env=child_environment(), capture_output=True, text=True,
+                          check=False)
+    assert (done.returncode, done.stderr) == (130, "apr-tui: interrupted\n")
