@@ -117,6 +117,12 @@ def _cut(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupted() -> int:
+    """Say it, and have the process end with its exit code.
+
+    CPython remembers an interrupt that has left an exec of text, as imports use it, and ends `python -m` by the signal
+    whatever was caught since (3.11, run_eval_code_obj); the next exec forgets it.
+    """
+    exec("")
     _tell("apr-tui: interrupted")
     return INTERRUPTED
 

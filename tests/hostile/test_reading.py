@@ -274,12 +274,15 @@ def test_a_kept_digest_that_is_none_is_no_error(text, tmp_path, monkeypatch):
 EARLY = """
 import os, signal, sys
 from apr_tui.cli import main
-main.on_cut_files = lambda handler: os.kill(os.getpid(), signal.SIGINT)
+text = "os.kill(os.getpid(), signal.SIGINT)"
+main.on_cut_files = lambda handler: PRESS
 sys.exit(main.main(["doctor"]))
 """
 
 
-def test_an_interrupt_before_anything_runs_is_exit_130():
-    done = subprocess.run([sys.executable, "-P", "-c", EARLY], env=child_environment(), capture_output=True, text=True,
-                          check=False)
+@pytest.mark.parametrize("press", ["os.kill(os.getpid(), signal.SIGINT)", "exec(text)"])
+def test_an_interrupt_while_modules_are_imported_is_exit_130_and_no_signal(press, tmp_path):
+    (tmp_path / "early.py").write_text(EARLY.replace("PRESS", press))
+    done = subprocess.run([sys.executable, "-P", "-m", "early"], env=child_environment() | {
+        "PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "apr-tui: interrupted\n")
