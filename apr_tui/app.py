@@ -17,6 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from apr_tui import shutdown as leaving
+from apr_tui.exports import Exports
 from apr_tui.host import JobOwner
 from apr_tui.palette import DARK, PALETTES
 from apr_tui.render.status import memory_text
@@ -27,7 +28,6 @@ from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
 from apr_tui.screens.compare_layer import CompareLayerScreen
 from apr_tui.screens.dialogs import AskScreen, Completes, Refuse
-from apr_tui.screens.exports import Exports
 from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
 from apr_tui.screens.trace_layer import TraceLayerScreen
@@ -42,6 +42,7 @@ from core.system.mapped_file import cut_error
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training
     from core.bundle.judged import Judged
+    from core.damage.result import Damage
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection
 
@@ -53,6 +54,7 @@ MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
 class Console(CompatApp):
     """The console of one user at one terminal."""
 
+    TITLE = "apr-tui"
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
@@ -66,7 +68,6 @@ class Console(CompatApp):
         self.worker = RunWorker(self)
         self.exports = Exports(self)
         self.training = training  # shown first, where it is given
-        self.starts_training = training is not None
         self.base: TraceScreen  # under all the others, from on_mount on
         self.owner: JobOwner | None = None  # the screen whose job runs
         self.run_seconds: float | None = None
@@ -200,8 +201,9 @@ class Console(CompatApp):
         self.push_screen(AskScreen(label, value, hint, completes=completes, refuse=refuse, listed=listed), answered)
 
     def is_first(self, screen: Screen[None]) -> bool:
-        """Whether no screen that a person knows lies under it: the trace, or the training that was given."""
-        return screen is self.base or (self.starts_training and screen is self.screen_stack[2])
+        """Whether nothing lies under it: the trace, or what was opened instead of one (a training run, a bill)."""
+        is_alone = self.base.traced is None and self.base.asked_nothing
+        return screen is self.base or (is_alone and screen is self.screen_stack[2])
 
     def abandon(self, screen: object) -> None:
         """Cancel a screen's job and forget the screen: it is left."""
@@ -225,6 +227,12 @@ class Console(CompatApp):
             self.push_screen(CheckScreen(request, folder, None, judged))
         else:
             self.push_screen(CompareScreen(request, folder / SIDES[0], folder / SIDES[1], judged))
+
+    def show_damage(self, request: Request, path: Path, saved: Damage | None = None) -> None:
+        """Open the bill of damage of a file, or a saved one."""
+        from apr_tui.screens.damage import DamageScreen  # it loads numpy
+
+        self.push_screen(DamageScreen(request, path, saved))
 
     def show_audit(self, path: Path) -> None:
         """Open the audit of a model file by itself."""

@@ -8,6 +8,7 @@ from textual.binding import Binding, BindingType
 
 GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS = "grid", "layer", "comparison", "check", "checked layer"
 LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS, AUDIT_KEYS = "ladder", "page", "training", "audit"
+DAMAGE_KEYS = "damage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,11 @@ class Key:
 
 
 ALL = (GRID_KEYS, LAYER_KEYS, PAIR_KEYS, CHECK_KEYS, CHECK_LAYER_KEYS, LADDER_KEYS, PAGE_KEYS, TRAIN_KEYS,
-       AUDIT_KEYS)
+       AUDIT_KEYS, DAMAGE_KEYS)
 MOVING = ("move(", "page(", "end(", "head(")
 MAPS = (GRID_KEYS, PAIR_KEYS, CHECK_KEYS)
 LAYERS = (LAYER_KEYS, CHECK_LAYER_KEYS)
-SIDEWAYS = (*MAPS, *LAYERS, TRAIN_KEYS)
+SIDEWAYS = (*MAPS, *LAYERS, TRAIN_KEYS, DAMAGE_KEYS)
 KEYS = (
     Key("up,k", "move(-1, 0)", "", "one row up", ALL, "up k"),
     Key("down,j", "move(1, 0)", "", "one row down", ALL, "down j"),
@@ -38,28 +39,34 @@ KEYS = (
     Key("home", "end(-1)", "", "to the first layer", ALL),
     Key("end", "end(1)", "", "to the last layer", ALL),
     Key("enter", "open", "open", "open the layer; in a layer: everything about the stage", (*MAPS, *LAYERS)),
+    Key("enter", "open", "rows", "the rows of the tensor, the dearest first", (DAMAGE_KEYS,)),
     Key("escape", "back", "back", "go back; first cancel what runs", ALL[1:], "esc"),
     Key("escape", "back", "", "cancel the run", (GRID_KEYS,), "esc"),
     Key("g", "pair", "compare", "compare with the same model in the other format", (GRID_KEYS,)),
     Key("G", "pair_with", "", "compare with a file that is asked for", (GRID_KEYS,)),
     Key("x", "check", "check", "check every stage against float64 on its own inputs", (GRID_KEYS,)),
     Key("a", "audit", "", "audit the file by itself: what its bytes and keys prove, hints, facts", (GRID_KEYS,)),
+    Key("D", "damage", "", "what each tensor's rounding costs, without an original", (GRID_KEYS,)),
     Key("b", "bisect", "bisect", "prove the cause by grafts; then: their ladder", (PAIR_KEYS,)),
     Key("v", "card", "why", "the card of the verdict: measured, floor, reasons, what would change it",
         (PAIR_KEYS, CHECK_KEYS)),
+    Key("v", "card", "recipe", "what to raise for a budget of bytes", (DAMAGE_KEYS,)),
     Key("s", "scope", "scope", "next scope: all, last, first, rest, the token of the peak", (GRID_KEYS, LAYER_KEYS)),
-    Key("n", "finding(1)", "next", "next finding; in a comparison: cell that differs; in a check: bad stage", MAPS),
-    Key("p", "finding(-1)", "", "the one before", MAPS),
+    Key("n", "finding(1)", "next",
+        "next finding; in a comparison: cell that differs; in a check: bad stage; of a bill: the next in cost",
+        (*MAPS, DAMAGE_KEYS)),
+    Key("p", "finding(-1)", "", "the one before", (*MAPS, DAMAGE_KEYS)),
     Key("i", "prompt", "prompt", "another prompt, and run", (GRID_KEYS,)),
-    Key("m", "metric", "metric", "next metric", MAPS),
+    Key("m", "metric", "metric", "next metric", (*MAPS, DAMAGE_KEYS)),
     Key("s", "scope", "scope", "next scope, of the metrics A, B and ratio", (PAIR_KEYS,)),
-    Key("e", "export", "export", "write the evidence to a folder", (*MAPS, LADDER_KEYS)),
+    Key("e", "export", "export", "write the evidence to a folder", (*MAPS, LADDER_KEYS, DAMAGE_KEYS)),
     Key("f", "file", "file", "open another file or bundle", (GRID_KEYS,)),
     Key("o", "overview", "overview", "overview strip: stages down, layers across", MAPS),
+    Key("o", "overview", "order", "the tensors in order of cost, with their bytes", (DAMAGE_KEYS,)),
     Key("slash", "jump", "jump", "jump to a place (3.ffn_swigl, 12) or to a scope (rest, pos:4)", MAPS, "/"),
-    Key("r", "run", "run", "run again", MAPS),
+    Key("r", "run", "run", "run again", (*MAPS, DAMAGE_KEYS)),
     Key("c", "copy", "copy", "copy the command that reproduces this view (OSC 52)",
-        (*MAPS, LADDER_KEYS, TRAIN_KEYS, AUDIT_KEYS)),
+        (*MAPS, LADDER_KEYS, TRAIN_KEYS, AUDIT_KEYS, DAMAGE_KEYS)),
     Key("d", "detail", "detail", "show or hide the detail stages (q_rope, attn_mix ...)",
         (*LAYERS, PAIR_KEYS, CHECK_KEYS)),
     Key("1", "view('histogram')", "2 3 4 views", "the stage's values as a histogram; again: away", (LAYER_KEYS,)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_tui import shutdown as leaving
 from apr_tui.app import Console
+from apr_tui.config import read_config
 from apr_tui.ground import theme_of
 from apr_tui.textual_compat import has_mouse
 from core.system.errors import OutputError, os_reason
@@ -25,7 +26,8 @@ def run_console(request: Request, session: Any = None, training: Training | None
     code: int | None = None
     error: BaseException | None = None
     try:
-        code = app.run(mouse=has_mouse())
+        settled = read_config().mouse
+        code = app.run(mouse=has_mouse() if settled is None else settled)
     except (KeyboardInterrupt, OSError) as found:
         if isinstance(found, OSError) and leaving.has_terminal():
             error = OutputError(f"the terminal failed: {os_reason(found)}.")

@@ -90,7 +90,7 @@ def write_log(error: BaseException) -> Path:
 def _run(words: list[str]) -> int:
     if words and words[0] in commands.COMMANDS:
         return commands.run(words[0], words[1:])
-    arguments = commands.console_parser().parse_args(words, ConsoleArguments())
+    arguments = commands.read_console(words, ConsoleArguments())
     if arguments.version:
         from importlib.metadata import version
 

@@ -14,15 +14,16 @@ from apr_tui.render.status import error_note, export_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.trace import cell_spans, note_lines, status_spans
 from apr_tui.request import Request
-from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
-from apr_tui.screens.opening import ask_file, ask_pair, ask_prompt
+from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH
+from apr_tui.screens.leading import LeadingScreen
+from apr_tui.screens.opening import ask_file, ask_prompt
+from apr_tui.screens.page import PageScreen
 from apr_tui.style import Rows, Span, escape_untrusted, spans_width
 from apr_tui.view_models.trace import TraceView
-from apr_tui.workers.jobs import Traced, hints_job, trace_job
+from apr_tui.workers.jobs import Billed, Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
 from core.model.stages import UNKNOWN_SCOPE
 from core.system.errors import Cancelled
-from core.system.safe_text import join_words
 
 PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
@@ -38,7 +39,7 @@ class Kept:
     at: tuple[int, int]  # the cursor's row and column
 
 
-class TraceScreen(GridScreen):
+class TraceScreen(LeadingScreen):
     """One trace: from the first event to the finding's sentence."""
 
     BINDINGS = bindings(GRID_KEYS)
@@ -48,12 +49,12 @@ class TraceScreen(GridScreen):
 
     def __init__(self, request: Request) -> None:
         super().__init__(TraceView(request.options.scope, request.options.threshold))
-        self.request = request
-        self.traced: Traced | None = None
+        self.request, self.traced = request, None
         self.kept: Kept | None = None
         self.known: dict[str, Any] = {}
         self.seconds: float | None = None  # of the last finished run
         self.end = ""                      # how the last run ended, where it gave nothing
+        self.asked_nothing = True               # nothing was asked of it: another screen was
 
     def start(self, request: Request | None = None) -> None:
         """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
@@ -67,6 +68,7 @@ class TraceScreen(GridScreen):
         self.view.clear()
         self.grid.is_following = True
         self.grid.row = self.grid.column = 0
+        self.asked_nothing = False
         self.console.run_job(self, "trace", trace_job(request, self.console.get_session))
         self.show_all()
 
@@ -93,6 +95,8 @@ class TraceScreen(GridScreen):
             self.note = export_note(result, error)
         elif error is not None:
             self._ended_early(error)
+        elif isinstance(result, Billed):
+            self._take_bill(result)
         else:
             self.seconds, self.note, self.kept = self.console.run_seconds, None, None
             self._take(result)
@@ -125,6 +129,20 @@ class TraceScreen(GridScreen):
             self._take(kept.traced)
             self.view.select(scope=kept.traced.scope)
             self.grid.go(*kept.at)
+
+    def _take_bill(self, billed: Billed) -> None:
+        """Show a folder of costs over this screen, on which the trace before it stands again."""
+        if self.kept is not None:
+            self._ended_early(Cancelled("no trace"))
+            self.note = None
+        self.asked_nothing = self.traced is None
+        self.end = "" if self.traced is not None else "no trace was opened"
+        remember(billed.folder)
+        if billed.bill is not None:
+            self.console.show_damage(self.request, billed.folder, billed.bill)
+        else:
+            lines: Rows = [[(f" {escape_untrusted(line)}", "text")] for line in billed.text.splitlines()]
+            self.app.push_screen(PageScreen(escape_untrusted(billed.folder.name), lambda width: lines))
 
     def _take(self, traced: Traced) -> None:
         self.traced = traced
@@ -234,57 +252,6 @@ class TraceScreen(GridScreen):
     def action_file(self) -> None:
         """Ask for another file or bundle and trace it."""
         ask_file(self.console, self.request, self.start)
-
-    def action_pair(self) -> None:
-        """Compare with the sibling, or with a file that is asked for."""
-        path = self._open_path()
-        is_file = path is not None and path == (self.traced.path if self.traced else self.request.path)
-        other = self.console.get_session().sibling(path) if path is not None and is_file else None
-        if path is not None and other is not None:
-            self.console.show_pair(self.request, path, other)
-        else:
-            self.action_pair_with()
-
-    def action_pair_with(self) -> None:
-        """Compare with a file that is asked for."""
-        path = self._open_path()
-        if path is None:
-            self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
-        else:
-            ask_pair(self.console, self.request, path)
-
-    def _open_path(self) -> Path | None:
-        return (self.traced.path or self.traced.bundle) if self.traced else self.request.bundle or self.request.path
-
-    def action_check(self) -> None:
-        """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
-        bundle = self.traced.bundle if self.traced else self.request.bundle
-        if bundle is not None:
-            command = join_words(["apr-tui", "check", str(bundle), "--model"])
-            self.say(f"A bundle is checked against its model's weights: {escape_untrusted(command)} FILE", "watch")
-        elif self.request.path is None:
-            self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
-        else:
-            self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
-
-    def action_audit(self) -> None:
-        """Audit the open file by itself."""
-        if self.request.path is None:
-            self.say("There is no model file to audit: open one with f.", "watch")
-        else:
-            self.console.show_audit(self.request.path)
-
-    def action_export(self) -> None:
-        """Write the evidence."""
-        if self.traced is None:
-            self.say("There is nothing to export yet: the trace has to end first.", "watch")
-            return
-        out = self.console.get_session().default_out(self.traced.trace)
-        self.console.exports.ask(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
-
-    def action_train(self) -> None:
-        """Show the training run, or ask for one."""
-        self.console.show_training(self.say, self.request.settings.device)
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place

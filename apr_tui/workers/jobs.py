@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from apr_tui.session import Result
     from core.audit.audit_file import Audit
     from core.bundle.judged import Judged
+    from core.damage.result import Damage
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
     from core.proof.verdict import Bisection, Comparison
@@ -44,10 +45,19 @@ class Traced:
     folder: Path | None = None
 
 
-def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgress], Traced]:
-    """Open what the request names (or build the demonstration) and trace it; a bundle is only read."""
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """A folder of costs that was opened: a bill, or what kl found as text."""
 
-    def job(progress: JobProgress) -> Traced:
+    folder: Path
+    bill: Damage | None
+    text: str
+
+
+def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgress], Traced | Billed]:
+    """Open what the request names (or build the demonstration) and trace it; a bundle or a verdict is only read."""
+
+    def job(progress: JobProgress) -> Traced | Billed:
         progress.say("starting")
         session = get_session()
         bundle, path, options = request.bundle, request.path, request.options
@@ -55,6 +65,8 @@ def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgres
             bundle, path = path, None
         if bundle is not None:
             progress.say("reading the bundle", name=bundle.name)
+            if session.is_cost(bundle):
+                return Billed(bundle, session.open_bill(bundle), session.read_cost(bundle, as_json=False))
             judged, folder = None, None
             if session.is_judged(bundle):
                 judged, folder = session.open_judged(bundle), bundle
@@ -132,6 +144,16 @@ def view_job(request: Request, path: Path, layer: int, get_session: GetSession) 
     return job
 
 
+def damage_job(request: Request, path: Path, get_session: GetSession) -> Callable[[JobProgress], Damage]:
+    """Bill each tensor of a model file with what its rounding costs."""
+
+    def job(progress: JobProgress) -> Damage:
+        source = replace(request.source(path), compute="f32", plant=None)
+        return get_session().damage(source, emit=progress.emit, cancelled=progress.cancelled)
+
+    return job
+
+
 def audit_job(path: Path, get_session: GetSession) -> Callable[[JobProgress], Audit]:
     """Audit a model file by itself."""
 
@@ -150,6 +172,10 @@ def export_job(
     def job(progress: JobProgress) -> Path:
         progress.say(f"writing {out}")
         verb, *words = shlex.split(command)[1:]
+        if verb == "damage":
+            get_session().write_cost(out, shown, (Path(words[0]).name, None), force=force, command=command,
+                                     repeat=normal_form(verb, words))
+            return out
         return get_session().export(shown, out, request.options, force=force, command=command,
                                     repeat=normal_form(verb, words))
 

@@ -17,7 +17,7 @@ from core.kernels.cpu.decoding import decode_rows
 from core.model.layers import Attention, Rope
 from core.model.mixers.attention import attend_by, heat
 from core.model.ops import activate, gated, layer_norm, rms_norm, rms_scale, rope_angles, rotate
-from core.quant.activations import q8_0, q8_k, rounds_to_q8_k
+from core.quant.activations import q8_0, q8_k, q8_kind
 from core.quant.types import QUANTS
 
 BLOCK = 32
@@ -69,7 +69,7 @@ def bf16_sum(inputs: StageInputs) -> Tensor:
 def activations_in_8_bits(inputs: StageInputs) -> Tensor:
     """The inputs rounded to 8 bits as ggml does: no bug but a choice (--compute q8); it crushes an outlier's block."""
     def product(s: StageInputs, name: str, x: Tensor) -> Tensor:
-        wide = rounds_to_q8_k(QUANTS[s.weight(f"{name}.weight").quant], x.shape[1])
+        wide = q8_kind(QUANTS[s.weight(f"{name}.weight").quant], x.shape[1]) == "q8_k"
         rounded = q8_k(x.float()) if wide else q8_0(x.float()) if x.shape[1] % BLOCK == 0 else x
         return rounded.to(x.dtype) @ s.matrix(name).T
     return other_products(inputs, product)

@@ -64,9 +64,11 @@ def q8_0(x: Tensor) -> Tensor:
     return (q * (peak / 127).half().to(x.dtype)).reshape(x.shape)
 
 
-def rounds_to_q8_k(quant: Quant, cols: int) -> bool:
-    """Say whether q8 rounds activations of that many columns in blocks of 256."""
-    return quant.rounds == "Q8_K" and cols % K_BLOCK == 0
+def q8_kind(quant: Quant, cols: int) -> str:
+    """Return which of q8_k and q8_0 rounds activations of that many columns under q8; "" for neither."""
+    if quant.rounds in (*HALVES, "F32"):
+        return ""
+    return "q8_k" if quant.rounds == "Q8_K" and cols % K_BLOCK == 0 else "q8_0" if cols % SMALL_BLOCK == 0 else ""
 
 
 def round_activations(x: Tensor, compute: str, quant: str) -> Tensor:
@@ -78,9 +80,8 @@ def _round_q8(x: Tensor, quant: Quant) -> Tensor:
     """Round as ggml does for a weight of that type: to Q8_K, Q8_0, or the weight's own half."""
     if quant.rounds in HALVES:
         return x.to(HALVES[quant.rounds]).to(x.dtype)
-    if quant.rounds == "F32":
-        return x
-    return q8_k(x) if rounds_to_q8_k(quant, x.shape[-1]) else q8_0(x) if x.shape[-1] % SMALL_BLOCK == 0 else x
+    kind = q8_kind(quant, x.shape[-1])
+    return q8_k(x) if kind == "q8_k" else q8_0(x) if kind else x
 
 
 COMPUTES = {compute.name: compute for compute in (

@@ -17,10 +17,12 @@ from core.kernels.cpu.instruction_sets import usable_levels
 from core.model import matmul
 from core.model.matmul import Ask
 from core.quant import activations
+from core.quant.activations import q8_kind
 from core.quant.dequantize import decode_weight
 from core.quant.types import FUSED, QUANTS
 from core.quant.weight import Weight
 from core.system.errors import Cancelled
+from core.system.paths import cache_folder
 from core.trace import taps
 from core.trace.stats import ROW
 from tests.quant.test_decode import assert_same_bits, judge
@@ -29,7 +31,10 @@ from tests.support.random_weights import FLOAT32_NMSE, SCALES, random_weight, ra
 from tests.support.traces import UNROUNDED
 
 HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
-LEVELS = [v.name for v in usable_levels()]
+USABLE = [v.name for v in usable_levels()]
+EACH_RUN = (USABLE[0], "avx2", "plain")  # compiling takes ten seconds of a processor a level
+LEVELS = [pytest.param(name, marks=() if name in EACH_RUN else pytest.mark.slow) for name in USABLE]
+BY_BYTES = ("amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2")  # levels that multiply q8 as whole numbers
 
 
 @functools.cache
@@ -72,19 +77,19 @@ def test_a_product_of_bfloat16_is_that_of_decoded_weights(quant: str, level: str
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("quant", [name for name in FUSED if QUANTS[name].rounds == "Q8_K"])
+@pytest.mark.parametrize("quant", [name for name in FUSED if q8_kind(QUANTS[name], 1792)])
 @pytest.mark.parametrize("tokens", [1, 33])
 def test_a_product_of_activations_as_ggml_rounds_them_is_float64_s(quant: str, level: str, tokens: int) -> None:
-    weight, x = random_weight(quant, 37, 1792), random_x(tokens, 1792)
-    x[0, :256], x[-1, 300:310] = 0, 40
-    got = multiply_fused(kernels(level), weight, x, lambda: None, "q8_k")
-    assert same_bits(got, product(weight, activations.q8_k(x), level)) or level == "amx"
-    want = activations.q8_k(x).double() @ decode_weight(weight).double().T
+    weight, x, kind = random_weight(quant, 37, 1792), random_x(tokens, 1792), q8_kind(QUANTS[quant], 1792)
+    x[0, :256], x[-1, 300:310], x[0, 512:768] = 0, 40, x[0, 512:768] * 1e-7
+    got, rounded = multiply_fused(kernels(level), weight, x, lambda: None, kind), getattr(activations, kind)(x)
+    assert same_bits(got, product(weight, rounded, level)) or level in BY_BYTES
+    want = rounded.double() @ decode_weight(weight).double().T
     nmse = float(((got - want) ** 2).sum() / (want**2).sum())
     assert nmse <= FLOAT32_NMSE, f"{quant} on {level}: NMSE {nmse:.1e}, at most {FLOAT32_NMSE:.0e}"
 
 
-@pytest.mark.parametrize("kind", ["q8_k", "bf16"])
+@pytest.mark.parametrize("kind", ["q8_k", "q8_0", "bf16"])
 def test_a_rounded_product_s_bits_do_not_depend_on_company_or_threads(kind: str) -> None:
     weight, x = random_weight("Q4_K", 77, 2048), random_x(40, 2048)
     usual = torch.get_num_threads()
@@ -100,7 +105,7 @@ def test_a_rounded_product_s_bits_do_not_depend_on_company_or_threads(kind: str)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["q8_k", "bf16"])
+@pytest.mark.parametrize("kind", ["q8_k", "q8_0", "bf16"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_rounded_product_shows_what_is_not_finite_in_its_token_and_row_only(
     kind: str, level: str, bad: float
@@ -230,9 +235,22 @@ def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.
     for _ in range(2):
         said = library.__wrapped__()
         assert isinstance(said, Absent) and "out of luck" in said.reason
-    assert len(calls.read_text().splitlines()) == len(LEVELS)
+    assert len(calls.read_text().splitlines()) == len(USABLE)
     assert {p.suffix for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {".failed"}
     assert build.pending_build() is None
+
+
+def test_of_those_that_start_at_once_one_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    fake, calls = tmp_path / "slow-c++", tmp_path / "calls"
+    fake.write_text(f'#!/bin/sh\necho call >> {calls}\nsleep 0.2\nfor last; do :; done\necho made > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(fake))
+    target = cache_folder() / "kernels" / "level.so"
+    with ThreadPoolExecutor(4) as crew:  # a lock of a folder holds between threads as between processes
+        list(crew.map(lambda _: build._compile(usable_levels()[0], target), range(4)))
+    assert calls.read_text().splitlines() == ["call"]
+    assert build._is_whole(target)
 
 
 def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +258,7 @@ def test_the_path_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(library.__wrapped__(), Absent)
     monkeypatch.setenv("APR_TUI_KERNEL", "of the moon")
     said = library.__wrapped__()
-    assert isinstance(said, Absent) and LEVELS[-1] in said.reason
+    assert isinstance(said, Absent) and USABLE[-1] in said.reason
 
 
 @pytest.mark.parametrize("quant", ["Q4_K", "Q5_K", "Q6_K"])

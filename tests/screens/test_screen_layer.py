@@ -104,6 +104,7 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
     from apr_tui.screens.check import CheckScreen
     from apr_tui.screens.check_layer import CheckLayerScreen
     from apr_tui.screens.compare import CompareScreen
+    from apr_tui.screens.damage import DamageScreen
     from apr_tui.screens.ladder import LadderScreen
     from apr_tui.screens.page import PageScreen
     from apr_tui.screens.trace import TraceScreen
@@ -113,7 +114,8 @@ def test_every_key_has_an_action_and_a_row_in_readmes_table():
     classes = {GRID_KEYS: TraceScreen, PAIR_KEYS: CompareScreen, LAYER_KEYS: TraceLayerScreen,
                table.PAGE_KEYS: PageScreen,
                table.CHECK_KEYS: CheckScreen, table.CHECK_LAYER_KEYS: CheckLayerScreen, table.LADDER_KEYS: LadderScreen,
-               table.TRAIN_KEYS: TrainScreen, table.AUDIT_KEYS: AuditScreen}
+               table.TRAIN_KEYS: TrainScreen, table.AUDIT_KEYS: AuditScreen,
+               table.DAMAGE_KEYS: DamageScreen}
     for screen in ALL:
         seen: set[str] = set()
         for key in keys_of(screen):

@@ -28,6 +28,7 @@ from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
 from core.audit.spread import Spread
+from core.damage.result import Damage
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
@@ -84,6 +85,8 @@ class FakeSession:
     traced: Trace = field(default_factory=spiky_trace)
     comparison: Comparison | None = None
     audited: Audit | None = None
+    bill: Damage | None = None
+    stop_bill: bool = False
     stop_at: tuple[int, str] | None = None
     fail: Exception | None = None
     sibling_path: Path | None = Path("tiny.apr")
@@ -131,7 +134,7 @@ class FakeSession:
 
     def is_bundle(self, path):
         """A folder called bundle is one."""
-        return path.name in ("bundle", "verdict")
+        return path.name in ("bundle", "verdict", "costs")
 
     def is_judged(self, path):
         """A folder called verdict is one; what it holds is the ready comparison."""
@@ -175,6 +178,26 @@ class FakeSession:
     def weight_spread(self, model, name):
         """A level in the middle of its siblings'."""
         return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2, tuple((i, 0.012 + 0.001 * i) for i in range(28)))
+
+    def damage(self, source, *, emit, cancelled):
+        """The ready bill, after it was cancelled where it stops."""
+        emit(Phase("gradients of chunk 1 of 2", 1, 2))
+        while self.stop_bill and not self.go.wait(0.005):
+            if cancelled():
+                raise Cancelled("cancelled")
+        return self.bill
+
+    def is_cost(self, path):
+        """A folder called costs is one."""
+        return path.name == "costs"
+
+    def open_bill(self, path):
+        """The ready bill."""
+        return self.bill
+
+    def read_cost(self, path, *, as_json):
+        """Its text."""
+        return "a text"
 
     def audit(self, path, cancelled):
         """The ready audit."""

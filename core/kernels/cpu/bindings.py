@@ -15,7 +15,7 @@ from core.quant.weight import Weight
 from core.system.arrays import Rows
 from core.system.mapped_file import drop_pages
 
-KINDS = ("f32", "q8_k", "bf16")  # of a product: how x is rounded first, in the order of Compute in rounding.h
+KINDS = ("f32", "q8_k", "bf16", "q8_0")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 UNKNOWN, NO_GRID = 2, 3  # of multiply and decode: no such type; its grid has not been handed over
 Peak = tuple[int, int, float]  # channel, row, value
 Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
@@ -35,7 +35,8 @@ def multiply_fused(
 ) -> Tensor:
     """Return x W^T [T, rows]; a token's values do not depend on the other tokens, nor on the number of threads.
 
-    kind: of KINDS. q8_k rounds x as ggml does (blocks of 256); bf16 rounds x, the weights and the product.
+    kind: of KINDS. q8_k and q8_0 round x as ggml does (blocks of 256, of 32); bf16 rounds x, the weights and the
+    product.
     """
     (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
     x = x.contiguous()

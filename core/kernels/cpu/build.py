@@ -13,7 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ TOP_CHANNELS = 8  # that a stage's largest peaks are told of; TOP in statistics.
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
-COMPILE_SECONDS = 60  # 5 on an idle machine
+COMPILE_SECONDS = 240  # 10 on an idle machine
 KEPT_BYTES = 1 << 30
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
@@ -165,29 +166,50 @@ def _sum_of(library: Path) -> Path:
 
 
 def _compile(level: Level, target: Path) -> None:
-    """Compile into target, whole or not at all; raises _NoKernel, at once where it failed before."""
+    """Have target compiled, by one process of those that start at once; raises _NoKernel."""
     compiler = _compiler()
-    if is_own(_note_of(target)):
-        said = _note_of(target).read_text()
-        raise _NoKernel(f"{compiler} failed before: {said} (to try again, delete {target.parent})")
     if compiler is None:
         raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
     try:
         make_own(target.parent)
         if target.exists() and not is_own(target.parent):
             raise _NoKernel(f"{target.parent} is not ours alone; delete it")
-        with atomic_file(target) as made:
-            made.touch()  # whether it can be written shows before the work
-            failure = _run_compiler(compiler, level, made)
-            if "error" in failure:  # not where a signal ended it
-                with atomic_file(_note_of(target)) as note:
-                    note.write_text(_first_error(failure))
-            if failure:
-                raise _NoKernel(f"{compiler} failed: {_first_error(failure)}")
-        with atomic_file(_sum_of(target)) as part:
-            part.write_text(_digest(target))
+        with _alone_in(target.parent):
+            if not _is_whole(target):
+                _compile_alone(compiler, level, target)
     except OSError as error:
         raise _NoKernel(f"the cache {target.parent} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that compile into a folder; where it cannot be locked, each compiles for itself."""
+    import fcntl  # no Windows has it, nor a compiler that this would call
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: each file is renamed whole all the same
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _compile_alone(compiler: str, level: Level, target: Path) -> None:
+    """Compile into target, whole or not at all; OSError, and _NoKernel, at once where it failed before."""
+    if is_own(_note_of(target)):
+        said = _note_of(target).read_text()
+        raise _NoKernel(f"{compiler} failed before: {said} (to try again, delete {target.parent})")
+    with atomic_file(target) as made:
+        made.touch()  # whether it can be written shows before the work
+        failure = _run_compiler(compiler, level, made)
+        if "error" in failure:  # not where a signal ended it
+            with atomic_file(_note_of(target)) as note:
+                note.write_text(_first_error(failure))
+        if failure:
+            raise _NoKernel(f"{compiler} failed: {_first_error(failure)}")
+    with atomic_file(_sum_of(target)) as part:
+        part.write_text(_digest(target))
 
 
 def _run_compiler(compiler: str, level: Level, made: Path) -> str:

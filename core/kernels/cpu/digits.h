@@ -6,7 +6,7 @@
 #pragma once
 #include <array>
 
-#include "blocks/layout.h"
+#include "blocks/rows.h"
 
 constexpr int TILE = 16, SUPER = 256, STEP = 64, STEPS = SUPER / STEP;
 

@@ -44,7 +44,7 @@ static inline __m128i add_lanes_of_four(const __m512i* v) {
 }
 
 // Rows row .. row + 3 of a super-block (the last one again beyond n_row) into out; returns a bit for each finite one.
-// Block: a type of super_blocks.h. D: the byte of its d, before dmin where it has MINS; scales: its 16 bytes of scales (and
+// Block: a type of super_blocks.h. D: the byte of its d, before dmin where it has LEAST; scales: its 16 bytes of scales (and
 // mins); values: the 64 values of step i, and their scales.
 template <class Block>
 static inline unsigned sum_rows(
@@ -56,7 +56,7 @@ static inline unsigned sum_rows(
         for (long at = 0; at < job.block_bytes; at += 64)  // rows lie apart: no order to run ahead in
             _mm_prefetch(reinterpret_cast<const char*>(raw + TILE * job.row_bytes + at), _MM_HINT_T0);
         alignas(16) uint8_t sc[16];
-        const float d = half_at(raw + Block::D), dmin = Block::MINS ? half_at(raw + Block::D + 2) : 0.0f;
+        const float d = half_at(raw + Block::D), dmin = Block::LEAST ? half_at(raw + Block::D + 2) : 0.0f;
         Block::scales(raw, sc);
         out.d[row + r] = d, out.dmin[row + r] = dmin;
         memcpy(out.least + row + r, sc + 8, 8);
@@ -64,7 +64,7 @@ static inline unsigned sum_rows(
         for (int i = 0; i < STEPS; i++) {
             const Scaled w = Block::values(raw, sc, i);
             for (int digit = job.first_digit; digit < 3; digit++) {
-                const __m512i from = Block::MINS ? _mm512_setzero_si512() : _mm512_load_si512(x.offset[digit][i]);
+                const __m512i from = Block::LEAST ? _mm512_setzero_si512() : _mm512_load_si512(x.offset[digit][i]);
                 const __m512i four = _mm512_dpbusd_epi32(from, w.q, _mm512_load_si512(x.digits[digit][i]));
                 p[digit][r] = _mm512_dpwssd_epi32(p[digit][r], four, w.sc);
             }
@@ -102,7 +102,7 @@ static void multiply_line(const TileJob& job, const Line* x, long first, long la
             unsigned now = 0;
             for (int r = 0; r < TILE; r += 4) now |= sum_rows<Block>(raw, job, x[j], sums, r, rows);
             finite &= now;
-            const __m512 least = Block::MINS ? least_of(sums, x[j]) : _mm512_setzero_ps();
+            const __m512 least = Block::LEAST ? least_of(sums, x[j]) : _mm512_setzero_ps();
             y = with_block(y, _mm512_load_si512(sums.p[0]), _mm512_load_si512(sums.p[1]), _mm512_load_si512(sums.p[2]),
                            _mm512_load_ps(sums.d), least, _mm512_set1_ps(x[j].scale));
         }

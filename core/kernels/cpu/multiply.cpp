@@ -2,8 +2,7 @@
 //
 // A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
 #include "blocks/table.h"
-#include "dots.h"
-#include "pool.h"
+#include "panels/pairs.h"
 
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
@@ -16,27 +15,7 @@ static bool has_tiles() {
 }
 #endif
 
-// Rows are shared out by tiles of TILE_ROWS; few products are not worth waking a second thread for.
-static void multiply_dots(const Job& job, int threads) {
-    const long tasks = (job.rows + TILE_ROWS - 1) / TILE_ROWS;
-    if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
-    pool().run(tasks, threads, [&](long i) {
-        multiply_rows(job, i * TILE_ROWS, std::min(job.rows, (i + 1) * TILE_ROWS));
-    });
-}
-
 #if defined(__AMX_INT8__)
-// Tokens that cannot be scaled: gathered, multiplied in float32, and put back in their places.
-static void multiply_odd_tokens(const Job& job, const std::vector<long>& odd, int threads) {
-    const long n = static_cast<long>(odd.size()), width = job.x_step;
-    std::vector<float> x(static_cast<size_t>(n * width)), out(static_cast<size_t>(n * job.rows));
-    for (long i = 0; i < n; i++) std::copy_n(job.x + odd[i] * width, width, x.data() + i * width);
-    Job some = job;
-    some.x = x.data(), some.tokens = n, some.x_step = width, some.out = out.data(), some.out_step = job.rows;
-    multiply_dots(some, threads);
-    for (long i = 0; i < n; i++) std::copy_n(out.data() + i * job.rows, job.rows, job.out + odd[i] * job.out_step);
-}
-
 // Turn the activations into whole numbers, 16 tokens of a super-block a task; returns the tokens that cannot be scaled.
 static std::vector<long> split_all(const Job& job, long blocks, float top, Inputs* inputs, int threads) {
     const long groups = (job.tokens + TILE - 1) / TILE;
@@ -63,29 +42,27 @@ static void multiply_digits(const Job& job, Compute compute, int threads) {
     static thread_local std::vector<Inputs> kept;
     if (kept.size() < static_cast<size_t>(blocks * groups)) kept.resize(static_cast<size_t>(blocks * groups));
     Inputs* inputs = kept.data();
-    const float top = compute == Q8_K ? Q8_TOP : TOP;
-    const std::vector<long> odd_tokens = split_all(job, blocks, top, inputs, job.tokens == 1 ? 1 : threads);
+    const float top = compute == Compute::Q8_K ? Q8_TOP : TOP;
+    Odd odd;
+    odd.tokens = split_all(job, blocks, top, inputs, job.tokens == 1 ? 1 : threads);
     std::vector<Line> alone(job.tokens == 1 ? static_cast<size_t>(blocks) : 0);
     for (size_t j = 0; j < alone.size(); j++) to_line(inputs[j], 0, alone[j]);
 
     const TileJob tiles{job.layout.digits, job.w, job.cols, job.layout.block_bytes, job.row_bytes, inputs,
-                        job.tokens, job.out, job.out_step, compute == Q8_K ? 2 : 0};
-    const auto multiply_group = job.layout.mins ? multiply_tiles<true> : multiply_tiles<false>;
+                        job.tokens, job.out, job.out_step, compute == Compute::Q8_K ? 2 : 0};
+    const auto multiply_group = job.layout.least ? multiply_tiles<true> : multiply_tiles<false>;
     std::mutex lock;
-    std::vector<long> odd_rows;
     pool().run((job.rows + GROUP - 1) / GROUP, threads, [&](long i) {
-        std::vector<long> odd;
+        std::vector<long> some;
         const long first = i * GROUP, last = std::min(job.rows, first + GROUP);
         if (alone.empty())
-            multiply_group(tiles, first, last, odd);
+            multiply_group(tiles, first, last, some);
         else
-            job.layout.line(tiles, alone.data(), first, last, odd);
+            job.layout.line(tiles, alone.data(), first, last, some);
         std::lock_guard<std::mutex> hold(lock);
-        odd_rows.insert(odd_rows.end(), odd.begin(), odd.end());
+        odd.rows.insert(odd.rows.end(), some.begin(), some.end());
     });
-    pool().run(static_cast<long>(odd_rows.size()), threads,
-               [&](long i) { multiply_rows(job, odd_rows[i], odd_rows[i] + 1); });
-    if (!odd_tokens.empty()) multiply_odd_tokens(job, odd_tokens, threads);
+    multiply_odd(job, odd, threads);
 }
 
 // Products of bfloat16, rows shared out by groups of HALF_ROWS.
@@ -105,20 +82,21 @@ static void multiply_bf16(const Job& job, int threads) {
 }
 
 constexpr bool ROUNDS_HALVES = true;
+#elif defined(__AVX512BF16__)
+constexpr bool ROUNDS_HALVES = true;
+static void multiply_bf16(const Job& job, int threads) { multiply_pairs(job, threads); }
+#else
+constexpr bool ROUNDS_HALVES = false;  // multiply_dots, by itself
+static void multiply_bf16(const Job& job, int threads) { multiply_dots(job, threads); }
+#endif
 
 static void multiply_all(const Job& job, Compute compute, int threads) {
-    if (compute == BF16)
-        multiply_bf16(job, threads);
-    else if (job.layout.digits)
-        multiply_digits(job, compute, threads);
-    else
-        multiply_dots(job, threads);
-}
-#else
-constexpr bool ROUNDS_HALVES = false;  // multiply_all, by itself
-
-static void multiply_all(const Job& job, Compute, int threads) { multiply_dots(job, threads); }
+    if (compute == Compute::BF16) return multiply_bf16(job, threads);
+#if defined(__AMX_INT8__)
+    if (job.layout.digits) return multiply_digits(job, compute, threads);
 #endif
+    has_bytes(job, compute) ? multiply_bytes(job, compute, threads) : multiply_dots(job, threads);
+}
 
 // x as the compute wants it, each token padded with zeros to whole lanes; Q8_K needs whole blocks.
 static std::vector<float> prepare(
@@ -127,10 +105,12 @@ static std::vector<float> prepare(
     pool().run(tokens, threads, [&](long t) {
         const float* from = x + t * x_step;
         float* to = copy.data() + t * padded;
-        if (compute == BF16)
+        if (compute == Compute::BF16)
             std::transform(from, from + cols, to, round_half);
-        else if (compute == Q8_K)
+        else if (compute == Compute::Q8_K)
             for (long k = 0; k < cols; k += Q8_BLOCK) round_q8_k(from + k, to + k);
+        else if (compute == Compute::Q8_0)
+            for (long k = 0; k < cols; k += Q8_SMALL) round_q8_0(from + k, to + k);
         else
             std::copy_n(from, cols, to);
     });
@@ -151,12 +131,12 @@ extern "C" __attribute__((visibility("default"))) int multiply(
     const Compute how = static_cast<Compute>(compute);
     const long padded = (cols + LANES - 1) / LANES * LANES;
     std::vector<float> copy;
-    if (how == Q8_K || (how == BF16 ? !ROUNDS_HALVES : padded != cols)) {
+    if (how == Compute::Q8_K || how == Compute::Q8_0 || (how == Compute::BF16 ? !ROUNDS_HALVES : padded != cols)) {
         copy = prepare(x, tokens, x_step, cols, padded, how, tokens < TOKENS ? 1 : threads);
         x = copy.data(), x_step = padded;
     }
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
-    multiply_all({layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == BF16}, how, threads);
+    multiply_all({layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == Compute::BF16}, how, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return NO_MEMORY;

@@ -85,7 +85,7 @@ def find_engine(scheme: str) -> Engine:
     absent = [name for name in engine.packages if importlib.util.find_spec(name) is None]
     if absent:
         raise UsageError(f"{scheme} as a source needs the Python package {absent[0]}, which is not installed. "
-                         f"Install it: pip install 'apr-tui[{engine.extra}]'")
+                         f"Install it: {engine.install}")
     return engine
 
 

@@ -1,12 +1,15 @@
 // What is made of one description of a stored block: decoding to float32, and the product with one token.
 //
 // A type describes itself by `each(raw, put)`, which calls put(at, q, scale, least) for 16 values after the other, in
-// their order: value = scale * q - least, q signed bytes. scale * q is exact in float32 (d of float16 has 11 bits, q
+// their order: value = scale * q - least, q signed bytes; GROUP of them share scale and least, q + BIAS is not negative,
+// and without LEAST least is 0. scale * q is exact in float32 (d of float16 has 11 bits, q
 // and its scale together at most 13); only the last subtraction rounds, so the bits are those of quant/dequantize.py.
 // Source of the layouts: gguf-py 0.19, gguf/quants.py.
 #pragma once
+#include "../panels/bytes.h"
 #include "../dots.h"
 #include "layout.h"
+#include "rows.h"
 
 // scale * q - least as float32. (Compilers widen bytes one by one.)
 static inline void values_of(Bytes q, float scale, float least, Vec* out) {
@@ -30,12 +33,16 @@ static inline void values_of(Bytes q, float scale, float least, Vec* out) {
 // by * q for 16 scales.
 struct Scales {
     alignas(64) float of[16];
-    Scales(Bytes q, float by) {
-        Vec v[PARTS];
-        values_of(q, by, 0, v);
-        memcpy(of, v, sizeof v);
-    }
+    float operator[](int i) const { return of[i]; }
 };
+
+static inline Scales scales_by(Bytes q, float by) {
+    Scales scales;
+    Vec v[PARTS];
+    values_of(q, by, 0, v);
+    memcpy(scales.of, v, sizeof v);
+    return scales;
+}
 
 template <class Block>
 static void decode_blocks(const uint8_t* raw, float* out, long n) {
@@ -78,7 +85,53 @@ static void dot_rows(const uint8_t* w, long w_step, long rows, const float* x, l
     for (; rows; rows--, w += w_step, out++) dot_blocks<Block, 1>(w, w_step, x, n, out, first);
 }
 
+#if defined(__AVX2__)
+struct Nothing {
+    template <class... Any>
+    void operator()(const Any&...) const {}
+};
+
+// Whether each() reads VL rows at once.
+template <class Block, class = void>
+constexpr bool READS_ROWS = false;
+template <class Block>
+constexpr bool READS_ROWS<Block, std::void_t<decltype(Block::each(Rows{}, Nothing{}))>> = true;
+
+// n values (up to SPAN) of `rows` rows (the last again beyond them). soon: where bytes lie that are wanted soon.
+template <class Block>
+static void fill_panel(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) {
+    const long blocks = (n + Block::VALUES - 1) / Block::VALUES, bytes = blocks * Block::BYTES;
+    for (long at = 0; at < VL * bytes; at += 64) __builtin_prefetch(soon + at, 0, 2);
+    if constexpr (READS_ROWS<Block>)
+        if (rows == VL) return fill_panel_of<Block>({w, row_bytes}, n, out);
+    Unturned& line = unturned();
+    for (long r = 0; r < VL; r++) {
+        const uint8_t* raw = w + (r < rows ? r : rows - 1) * row_bytes;
+        uint8_t* u = line.u[r];
+        float *scales = line.scale[r], *leasts = line.least[r];
+        for (long b = 0; b < blocks; b++, raw += Block::BYTES, u += Block::VALUES)
+            Block::each(raw, [&](int at, Bytes q, float scale, float least) {
+                q += static_cast<uint8_t>(Block::BIAS);
+                memcpy(u + at, &q, 16);
+                if (at % Block::GROUP) return;
+                const long g = (b * Block::VALUES + at) / Block::GROUP;
+                scales[g] = scale, leasts[g] = least;
+            });
+    }
+    const long groups = blocks * Block::VALUES / Block::GROUP;
+    turn_words(line.u, SPAN, blocks * Block::VALUES / 4, out.four);
+    turn_words(line.scale, sizeof line.scale[0], groups, out.scale);
+    if (Block::LEAST) turn_words(line.least, sizeof line.least[0], groups, out.least);
+}
+#endif
+
 template <class Block>
 static constexpr Layout blocks(const char* name) {
-    return {name, Block::VALUES, Block::BYTES, decode_blocks<Block>, dot_rows<Block>};
+    Layout layout = {name, Block::VALUES, Block::BYTES, decode_blocks<Block>};
+    if constexpr (!THREE_DIGITS) layout.dot = dot_rows<Block>;
+    layout.group = Block::GROUP, layout.bias = Block::BIAS, layout.least = Block::LEAST;
+#if defined(__AVX2__)
+    layout.panel = fill_panel<Block>;
+#endif
+    return layout;
 }

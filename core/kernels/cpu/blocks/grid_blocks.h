@@ -31,6 +31,8 @@ static inline int signs_of(uint32_t word, int at) {
 
 struct IQ2_XXS {
     static constexpr int VALUES = 256, BYTES = 66;
+    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2XXS;
 
     template <class Put>
@@ -51,6 +53,8 @@ struct IQ2_XXS {
 
 struct IQ2_XS {
     static constexpr int VALUES = 256, BYTES = 74;
+    static constexpr int GROUP = 16, BIAS = 64;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2XS;
 
     template <class Put>
@@ -69,6 +73,8 @@ struct IQ2_XS {
 
 struct IQ2_S {
     static constexpr int VALUES = 256, BYTES = 82;
+    static constexpr int GROUP = 16, BIAS = 64;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2S;
 
     template <class Put>
@@ -87,6 +93,8 @@ struct IQ2_S {
 
 struct IQ3_XXS {
     static constexpr int VALUES = 256, BYTES = 98;
+    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_3XXS;
 
     template <class Put>
@@ -106,6 +114,8 @@ struct IQ3_XXS {
 
 struct IQ3_S {
     static constexpr int VALUES = 256, BYTES = 110;
+    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_3S;
 
     template <class Put>
@@ -132,6 +142,8 @@ static inline Bytes with_eighth(int a, int b, bool a_down, bool b_down) {
 
 struct IQ1_S {
     static constexpr int VALUES = 256, BYTES = 50;
+    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_1;
 
     template <class Put>
@@ -153,6 +165,8 @@ struct IQ1_S {
 
 struct IQ1_M {
     static constexpr int VALUES = 256, BYTES = 56;
+    static constexpr int GROUP = 16, BIAS = 16;
+    static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_1;
 
     template <class Put>

@@ -15,6 +15,7 @@
 struct Digits;
 struct HalfWeights;
 struct Line;
+struct Panel;
 struct TileJob;
 
 // The points that a type's indices name: gguf-py has them, so they are given at run time.
@@ -32,10 +33,13 @@ struct Layout {
     // Rows times one token, whole blocks, without a decoded copy: the same bits (block.h).
     void (*dot)(const uint8_t* w, long w_step, long rows, const float* x, long n, float* out, bool first) = nullptr;
     Grid* grid = nullptr;
-    // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h; mins: whether they are less a
-    // minimum), times one token (lines.h), to bfloat16 (halves.h).
+    // Rows side by side (panels/panel.h), `group` values to a scale, q + bias of each; least: whether a value is less a least.
+    int group = 0, bias = 0;
+    bool least = false;
+    void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) = nullptr;
+    // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h), times one token (lines.h), to
+    // bfloat16 (halves.h).
     bool (*digits)(const uint8_t* raw, Digits& out, int row) = nullptr;
-    bool mins = false;
     void (*line)(const TileJob& job, const Line* x, long first, long last, std::vector<long>& odd) = nullptr;
     void (*halves)(const uint8_t* raw, HalfWeights& out, int row) = nullptr;
 };
@@ -80,6 +84,13 @@ static inline uint32_t word_at(const uint8_t* p) {
     uint32_t word;
     memcpy(&word, p, 4);
     return word;
+}
+
+static inline float real_of(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
+
+static inline Bytes four_words(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    typedef uint32_t Four __attribute__((vector_size(16)));
+    return reinterpret_cast<Bytes>(Four{a, b, c, d});
 }
 
 static inline Bytes two_words(uint64_t low, uint64_t high) {
@@ -130,11 +141,5 @@ static inline Bytes mask_of(int bits) {
 #endif
 }
 
-static inline Bytes mask_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8); }
-
-// Scales (bytes 0..7) and mins (8..15) of a block of Q4_K or Q5_K: 6 bits each, in 12 bytes.
-static inline Bytes scales_of(const uint8_t* raw) {
-    const uint32_t a = word_at(raw + 4), b = word_at(raw + 8), c = word_at(raw + 12);
-    const uint64_t scale = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), least = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
-    return two_words((a & 0x3f3f3f3f) | scale << 32, (b & 0x3f3f3f3f) | least << 32);
-}
+// 16 where a bit is set, of 16 bits.
+static inline Bytes sixteens_at(const uint8_t* p) { return mask_of(p[0] | p[1] << 8) & 16; }

@@ -9,72 +9,86 @@ static const Bytes FP4_VALUES = signed_bytes({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2
 
 struct Q4_0 {
     static constexpr int VALUES = 32, BYTES = 18;
+    static constexpr int GROUP = 32, BIAS = 8;
+    static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes q = bytes_at(raw + 2);
-        const float d = half_at(raw);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 2);
+        const auto d = half_at(raw);
         put(0, (q & 15) - 8, d, 0), put(16, (q >> 4) - 8, d, 0);
     }
 };
 
 struct Q4_1 {
     static constexpr int VALUES = 32, BYTES = 20;
+    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr bool LEAST = true;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes q = bytes_at(raw + 4);
-        const float d = half_at(raw), least = -half_at(raw + 2);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 4);
+        const auto d = half_at(raw), least = -half_at(raw + 2);
         put(0, q & 15, d, least), put(16, q >> 4, d, least);
     }
 };
 
 struct Q5_0 {
     static constexpr int VALUES = 32, BYTES = 22;
+    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes q = bytes_at(raw + 6);
-        const float d = half_at(raw);
-        put(0, ((q & 15) | (mask_at(raw + 2) & 16)) - 16, d, 0);
-        put(16, (q >> 4 | (mask_at(raw + 4) & 16)) - 16, d, 0);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 6);
+        const auto d = half_at(raw);
+        put(0, ((q & 15) | sixteens_at(raw + 2)) - 16, d, 0);
+        put(16, (q >> 4 | sixteens_at(raw + 4)) - 16, d, 0);
     }
 };
 
 struct Q5_1 {
     static constexpr int VALUES = 32, BYTES = 24;
+    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr bool LEAST = true;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes q = bytes_at(raw + 8);
-        const float d = half_at(raw), least = -half_at(raw + 2);
-        put(0, (q & 15) | (mask_at(raw + 4) & 16), d, least), put(16, q >> 4 | (mask_at(raw + 6) & 16), d, least);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 8);
+        const auto d = half_at(raw), least = -half_at(raw + 2);
+        put(0, (q & 15) | sixteens_at(raw + 4), d, least), put(16, q >> 4 | sixteens_at(raw + 6), d, least);
     }
 };
 
 struct Q8_0 {
     static constexpr int VALUES = 32, BYTES = 34;
+    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const float d = half_at(raw);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto d = half_at(raw);
         put(0, bytes_at(raw + 2), d, 0), put(16, bytes_at(raw + 18), d, 0);
     }
 };
 
 struct IQ4_NL {
     static constexpr int VALUES = 32, BYTES = 18;
+    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes q = bytes_at(raw + 2);
-        const float d = half_at(raw);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 2);
+        const auto d = half_at(raw);
         put(0, look_up(IQ4_VALUES, q & 15), d, 0), put(16, look_up(IQ4_VALUES, q >> 4), d, 0);
     }
 };
 
 struct MXFP4 {
     static constexpr int VALUES = 32, BYTES = 17;
+    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr bool LEAST = false;
 
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
@@ -105,6 +119,8 @@ static constexpr Minifloats MINIFLOATS = all_minifloats();
 
 struct NVFP4 {
     static constexpr int VALUES = 64, BYTES = 36;
+    static constexpr int GROUP = 16, BIAS = 16;
+    static constexpr bool LEAST = false;
 
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {

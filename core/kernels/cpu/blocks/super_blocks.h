@@ -10,65 +10,78 @@
 #endif
 
 // d * scale and dmin * min of the eight sub-blocks of Q4_K and Q5_K.
+template <class Both>
 struct HeadK {
-    Scales scale, mins;
-    explicit HeadK(const uint8_t* raw) : HeadK(raw, scales_of(raw)) {}
-    float least(int s) const { return mins.of[8 + s]; }
-
-private:
-    HeadK(const uint8_t* raw, Bytes six) : scale(six, half_at(raw)), mins(six, half_at(raw + 2)) {}
+    Both scale, mins;
+    auto least(int s) const { return mins[8 + s]; }
 };
+
+static inline HeadK<Scales> head_of(const uint8_t* raw) {
+    const Bytes six = scales_of(raw);
+    return {scales_by(six, half_at(raw)), scales_by(six, half_at(raw + 2))};
+}
+
+#if defined(__AVX2__)
+static inline HeadK<WideScales> head_of(Rows rows) {
+    const Wide head = bytes_at(rows), six = scales_of(head.word(1), head.word(2), head.word(3));
+    return {scales_by(six, halves_of(head.word(0))), scales_by(six, halves_of(head.word(0) >> 16))};
+}
+#endif
 
 struct Q2_K {
     static constexpr int VALUES = 256, BYTES = 84;
+    static constexpr int GROUP = 16, BIAS = 0;
+    static constexpr bool LEAST = true;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Bytes both = bytes_at(raw);
-        const Scales scale(both & 15, half_at(raw + 80)), least(both >> 4, half_at(raw + 82));
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto both = bytes_at(raw);
+        const auto scale = scales_by(both & 15, half_at(raw + 80)), least = scales_by(both >> 4, half_at(raw + 82));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {  // 16 values; 32 bytes hold four times 32 of them, the lowest bits first
-            const Bytes q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
-            put(16 * g, q & 3, scale.of[g], least.of[g]);
+            const auto q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            put(16 * g, q & 3, scale[g], least[g]);
         }
     }
 };
 
 struct Q3_K {
     static constexpr int VALUES = 256, BYTES = 110;
+    static constexpr int GROUP = 16, BIAS = 4;
+    static constexpr bool LEAST = false;
 
     // Scales of 6 bits: low four of 0..7 in low nibbles, of 8..15 in high ones, the upper two in four bytes.
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const uint32_t a = word_at(raw + 96), b = word_at(raw + 100), c = word_at(raw + 104);
-        const uint32_t six[4] = {
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto a = word_at(raw + 96), b = word_at(raw + 100), c = word_at(raw + 104);
+        const auto six = four_words(
             (a & 0x0f0f0f0f) | (c << 4 & 0x30303030), (b & 0x0f0f0f0f) | (c << 2 & 0x30303030),
-            (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030)};
-        const Scales scale(two_words(six[0] | uint64_t{six[1]} << 32, six[2] | uint64_t{six[3]} << 32) - 32,
-                           half_at(raw + 108));
+            (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030));
+        const auto scale = scales_by(six - 32, half_at(raw + 108));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
-            const Bytes q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
-            const Bytes third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
-            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, scale.of[g], 0);
+            const auto q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
+            const auto third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
+            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, scale[g], 0);
         }
     }
 };
 
 struct Q4_K {
     static constexpr int VALUES = 256, BYTES = 144, D = 0;
-    static constexpr bool MINS = true;
+    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr bool LEAST = true;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const HeadK head(raw);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto head = head_of(raw);
 #pragma GCC unroll 16
         for (int s = 0; s < 8; s += 2) {
-            const Bytes a = bytes_at(raw + 16 + 16 * s), b = bytes_at(raw + 32 + 16 * s);
-            put(32 * s, a & 15, head.scale.of[s], head.least(s));
-            put(32 * s + 16, b & 15, head.scale.of[s], head.least(s));
-            put(32 * s + 32, a >> 4, head.scale.of[s + 1], head.least(s + 1));
-            put(32 * s + 48, b >> 4, head.scale.of[s + 1], head.least(s + 1));
+            const auto a = bytes_at(raw + 16 + 16 * s), b = bytes_at(raw + 32 + 16 * s);
+            put(32 * s, a & 15, head.scale[s], head.least(s));
+            put(32 * s + 16, b & 15, head.scale[s], head.least(s));
+            put(32 * s + 32, a >> 4, head.scale[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4, head.scale[s + 1], head.least(s + 1));
         }
     }
 
@@ -109,18 +122,19 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int VALUES = 256, BYTES = 176, D = 0;
-    static constexpr bool MINS = true;
+    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr bool LEAST = true;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const HeadK head(raw);
-        Bytes c = bytes_at(raw + 16), d = bytes_at(raw + 32);  // the fifth bits of values 0..15 and 16..31 of each
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto head = head_of(raw);
+        auto c = bytes_at(raw + 16), d = bytes_at(raw + 32);  // the fifth bits of values 0..15 and 16..31 of each
         for (int s = 0; s < 8; s += 2, c = shifted(c, 2), d = shifted(d, 2)) {
-            const Bytes a = bytes_at(raw + 48 + 16 * s), b = bytes_at(raw + 64 + 16 * s);
-            put(32 * s, (a & 15) | (c & 1) << 4, head.scale.of[s], head.least(s));
-            put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale.of[s], head.least(s));
-            put(32 * s + 32, a >> 4 | (c & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
-            put(32 * s + 48, b >> 4 | (d & 2) << 3, head.scale.of[s + 1], head.least(s + 1));
+            const auto a = bytes_at(raw + 48 + 16 * s), b = bytes_at(raw + 64 + 16 * s);
+            put(32 * s, (a & 15) | (c & 1) << 4, head.scale[s], head.least(s));
+            put(32 * s + 16, (b & 15) | (d & 1) << 4, head.scale[s], head.least(s));
+            put(32 * s + 32, a >> 4 | (c & 2) << 3, head.scale[s + 1], head.least(s + 1));
+            put(32 * s + 48, b >> 4 | (d & 2) << 3, head.scale[s + 1], head.least(s + 1));
         }
     }
 
@@ -171,19 +185,20 @@ struct Q5_K {
 
 struct Q6_K {
     static constexpr int VALUES = 256, BYTES = 210, D = 208;
-    static constexpr bool MINS = false;  // q + 32 is stored
+    static constexpr int GROUP = 16, BIAS = 32;
+    static constexpr bool LEAST = false;
 
     // A half of a block has four groups of 32, 16 to a scale: their low nibbles lie in two groups, their high bits in
     // one.
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const Scales scale(bytes_at(raw + 192), half_at(raw + 208));
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto scale = scales_by(bytes_at(raw + 192), half_at(raw + 208));
 #pragma GCC unroll 16
         for (int g = 0; g < 16; g++) {
             const int half = g / 8, part = g % 8 / 2, i = 16 * (g % 2);
-            const Bytes four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
-            const Bytes q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
-            put(16 * g, q - 32, scale.of[g], 0);
+            const auto four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
+            const auto q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
+            put(16 * g, q - 32, scale[g], 0);
         }
     }
 
@@ -242,16 +257,17 @@ struct Q6_K {
 
 struct IQ4_XS {
     static constexpr int VALUES = 256, BYTES = 136;
+    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const float d = half_at(raw);
-        const int high = raw[2] | raw[3] << 8;
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto d = half_at(raw);
+        const auto high = word_at(raw), low = word_at(raw + 4);
 #pragma GCC unroll 16
         for (int s = 0; s < 8; s++) {
-            const int sc = (raw[4 + s / 2] >> 4 * (s % 2) & 15) | (high >> 2 * s & 3) << 4;
-            const float scale = d * static_cast<float>(sc - 32);
-            const Bytes q = bytes_at(raw + 8 + 16 * s);
+            const auto scale = d * real_of(((low >> 4 * s & 15) | (high >> (16 + 2 * s) & 3) << 4) - 32);
+            const auto q = bytes_at(raw + 8 + 16 * s);
             put(32 * s, look_up(IQ4_VALUES, q & 15), scale, 0), put(32 * s + 16, look_up(IQ4_VALUES, q >> 4), scale, 0);
         }
     }
@@ -260,6 +276,8 @@ struct IQ4_XS {
 // Five values of -1, 0, 1 to a byte, as the digits of a fraction of base 3; the last four bytes have four.
 struct TQ1_0 {
     static constexpr int VALUES = 256, BYTES = 54;
+    static constexpr int GROUP = 32, BIAS = 1;
+    static constexpr bool LEAST = false;
 
     // The first digit of x / 256, less 1.
     static inline Bytes digit(Bytes x) { return (x > 85 ? ONE : ZERO) + (x > 170 ? ONE : ZERO) - 1; }
@@ -286,6 +304,8 @@ private:
 
 struct TQ2_0 {
     static constexpr int VALUES = 256, BYTES = 66;
+    static constexpr int GROUP = 32, BIAS = 1;
+    static constexpr bool LEAST = false;
 
     template <class Put>
     static inline void each(const uint8_t* raw, Put put) {
@@ -303,7 +323,7 @@ template <class Block>
 static constexpr Layout super_blocks(const char* name) {
     Layout layout = blocks<Block>(name);
 #if defined(__AMX_INT8__)
-    layout.digits = Block::digits, layout.mins = Block::MINS;
+    layout.digits = Block::digits;
     layout.line = multiply_line<Block>, layout.halves = Block::halves;
 #endif
     return layout;

@@ -1,0 +1,114 @@
+// Multiply bfloat16 activations by panels of weights rounded to bfloat16: products exact, sums in float32.
+//
+// An output is one chain of sums over K, two products a step, so its bits depend on the token's and the row's values
+// alone. NaN and Inf take their usual way; what is subnormal counts as zero (the instruction does that).
+// Not here: AMX (halves.h); processors without such products, which take float32 dots of rounded values (dots.h).
+#pragma once
+#include "products.h"
+
+#if defined(__AVX512BF16__)
+constexpr long MOST_PAIRED = 12;  // tokens of a panel, a chain each
+
+// Two values of each row, the first in the lower half.
+struct PairPanel {
+    alignas(64) uint32_t two[SPAN / 2][VL];
+};
+
+// Rows a's and b's values side by side, rounded.
+static inline __m512i paired(Vec a, Vec b) {
+    alignas(64) static constexpr int16_t SIDE_BY_SIDE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(SIDE_BY_SIDE), (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
+static inline void pair_panel(const Panel& from, const Layout& layout, long n, PairPanel& out) {
+    for (long i = 0; i < (n + 3) / 4; i++) {
+        const Ints four = load<Ints>(from.four[i]);
+        const Vec scale = load<Vec>(from.scale[4 * i / layout.group]);
+        const Vec least = layout.least ? load<Vec>(from.least[4 * i / layout.group]) : Vec{};
+        const auto value = [&](int k) {
+            const Ints q = (four >> 8 * k & 255) - layout.bias;
+            return (Vec)_mm512_fmsub_ps(scale, __builtin_convertvector(q, Vec), least);
+        };
+        _mm512_store_si512(out.two[2 * i], paired(value(0), value(1)));
+        _mm512_store_si512(out.two[2 * i + 1], paired(value(2), value(3)));
+    }
+}
+
+// Of types without panels: by way of decoded rows, values k .. k + n - 1.
+static void pair_rows(const Job& job, long first, long last, long k, long n, PairPanel& out) {
+    alignas(64) float v[SPAN + LANES];
+    static thread_local uint16_t halves[VL][SPAN];
+    const long block = job.layout.block;
+    for (long r = 0; r < VL; r++) {
+        const uint8_t* raw = job.w + std::min(first + r, last - 1) * job.row_bytes + k / block * job.layout.block_bytes;
+        job.layout.decode(raw, v, (n + block - 1) / block * block);
+        std::fill(v + n, v + (n + LANES - 1) / LANES * LANES, 0.0f);
+        for (long i = 0; i < n; i += LANES)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves[r] + i), (__m256i)_mm512_cvtneps_pbh(load<Vec>(v + i)));
+    }
+    turn_words(halves, sizeof halves[0], (n + 1) / 2, out.two);
+}
+
+// y [T][VL] += `pairs` pairs' products, of x [pairs][T].
+template <int T>
+static void dot_pairs(const PairPanel& w, const int32_t* x, long pairs, float* y) {
+    Vec sum[T];
+    for (int t = 0; t < T; t++) sum[t] = load<Vec>(y + t * VL);
+    for (long i = 0; i < pairs; i++, x += T) {
+        const __m512bh two = (__m512bh)_mm512_load_si512(w.two[i]);
+#pragma GCC unroll 12
+        for (int t = 0; t < T; t++) sum[t] = _mm512_dpbf16_ps(sum[t], two, (__m512bh)all_of(x[t]));
+    }
+    memcpy(y, sum, sizeof sum);
+}
+
+using DotPairs = void (*)(const PairPanel&, const int32_t*, long, float*);
+
+template <int... T>
+static DotPairs dot_pairs_of(long width, std::integer_sequence<int, T...>) {
+    static const DotPairs table[] = {dot_pairs<T + 1>...};
+    return table[width - 1];
+}
+
+// All activations as pairs: panels of `width` tokens, [pairs][tokens of the panel].
+static const std::vector<int32_t>& pair_all(const Job& job, long width, int threads) {
+    static thread_local std::vector<int32_t> kept;
+    const long pairs = (job.cols + 1) / 2;
+    if (kept.size() < static_cast<size_t>(job.tokens * pairs)) kept.resize(static_cast<size_t>(job.tokens * pairs));
+    int32_t* out = kept.data();
+    pool().run(job.tokens, threads, [&](long t) {
+        const long first = t / width * width, side = std::min(width, job.tokens - first);
+        const float* x = job.x + t * job.x_step;
+        for (long i = 0; i < pairs; i++) {
+            const int32_t low = bits_of(round_half(x[2 * i])) >> 16 & 0xffff;
+            const int32_t high = 2 * i + 1 < job.cols ? bits_of(round_half(x[2 * i + 1])) & ~0xffff : 0;
+            out[first * pairs + i * side + t - first] = low | high;
+        }
+    });
+    return kept;
+}
+
+static void multiply_pairs(const Job& job, int threads) {
+    const long width = even_width(job.tokens, MOST_PAIRED), rows = VL * PANELS, all = (job.cols + 1) / 2;
+    if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
+    const std::vector<int32_t>& x = pair_all(job, width, threads);
+    pool().run((job.rows + rows - 1) / rows, threads, [&](long task) {
+        static thread_local std::unique_ptr<PairPanel[]> w(new PairPanel[PANELS]());
+        static thread_local std::unique_ptr<Panel> panel(new Panel());
+        const long first = task * rows, last = std::min(job.rows, first + rows);
+        walk(job, width, first, last, [&](long p, long from, long to, long k, long n) {
+            if (!job.layout.panel) return pair_rows(job, from, to, k, n, w[p]);
+            take_panel(job, from, to, k, n, *panel);
+            pair_panel(*panel, job.layout, n, w[p]);
+        }, [&](long p, long t, long tokens, long k, long n, float* y) {
+            const auto dot = dot_pairs_of(tokens, std::make_integer_sequence<int, MOST_PAIRED>());
+            dot(w[p], x.data() + t * all + tokens * (k / 2), (n + 1) / 2, y);
+        });
+        for (long t = 0; t < job.tokens; t++) {
+            float* out = job.out + t * job.out_step;
+            std::transform(out + first, out + last, out + first, round_half);
+        }
+    });
+}
+#endif
