@@ -19,6 +19,7 @@ NO_FILE = {"os.open", "webbrowser.open"}
 OWN = {"core/system/regular_file.py", "core/system/mapped_file.py"}  # the readers that all others call
 DOORS = {
     "apr_tui/cli/launch.py:read_option": "prompt file",
+    "apr_tui/config.py:read_config": "user's config",
     "apr_tui/recent.py:recent": "recent files",
     "apr_tui/render/status.py:memory_text": "of /proc",
     "core/audit/conversion/original.py:_read": "original config.json",
@@ -38,7 +39,7 @@ DOORS = {
     "core/formats/open_model.py:open_model": "gguf",
     "core/kernels/cpu/build.py:_is_whole": "kept kernels",
     "core/kernels/cpu/build.py:_digest": "kept kernels",
-    "core/kernels/cpu/build.py:_compile": "a note in the cache, which must be ours alone: it is shown, escaped",
+    "core/kernels/cpu/build.py:_compile_alone": "a note in the cache, which must be ours alone: it is shown, escaped",
     "core/kernels/cpu/build.py:_object_file": "the package's own sources",
     "core/kernels/cpu/instruction_sets.py:processor_flags": "of /proc",
     "core/proof/ladder_cache.py:_read": "kept rungs",
