@@ -19,7 +19,7 @@ NO_FILE = {"os.open", "webbrowser.open"}
 OWN = {"core/system/regular_file.py", "core/system/mapped_file.py"}  # the readers that all others call
 DOORS = {
     "apr_tui/cli/launch.py:read_option": "prompt file",
-    "apr_tui/config.py:read_config": "settings",
+    "apr_tui/config.py:read_config": "user's config",
     "apr_tui/recent.py:recent": "recent files",
     "apr_tui/render/status.py:memory_text": "of /proc",
     "core/audit/conversion/original.py:_read": "original config.json",
