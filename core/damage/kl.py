@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.damage.logits import hidden_states, logit_slices, untapped
 from core.model.model import Tap
-from core.system.arrays import Floats
+from core.system.arrays import Floats, Floats32
 from core.system.cancel import IsCancelled
 from core.trace.run import SEED, Side
 
@@ -47,7 +47,7 @@ class Outside:
     """
 
     side: Side
-    run: Callable[[Sequence[int]], tuple[Tensor, str]]
+    run: Callable[[Sequence[int]], tuple[Floats32, str]]
 
 
 def token_kl(
@@ -73,7 +73,7 @@ def _with_hidden(side: Side | Outside, tokens: Sequence[int], cancelled: IsCance
     if isinstance(side, Side):
         return side, hidden_states([side], tokens, untapped(1), cancelled)[0]
     hidden_TD, compute = side.run(tokens)
-    return replace(side.side, compute=compute), hidden_TD
+    return replace(side.side, compute=compute), torch.from_numpy(hidden_TD)
 
 
 def compare_logits(y_a: Tensor, y_b: Tensor, following_N: Tensor) -> list[Tensor]:

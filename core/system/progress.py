@@ -33,7 +33,9 @@ class Pace:
         if phase.step is None or phase.n_step is None:
             return None
         first = self.first
-        if first is None or first.n_step != phase.n_step or (first.step or 0) >= phase.step:
+        if first is None or first.n_step != phase.n_step or (first.step or 0) > phase.step:
             self.first, self.since = phase, now
+            return None
+        if first.step == phase.step:
             return None
         return (now - self.since) / (phase.step - (first.step or 0)) * (phase.n_step - phase.step + 1)

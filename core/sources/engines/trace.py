@@ -10,6 +10,7 @@ import numpy as np
 
 from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
+from core.system.arrays import Floats32
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
@@ -25,7 +26,6 @@ from core.trace.request import Prompt, Source
 from core.trace.stats import Cell
 
 if TYPE_CHECKING:
-    import torch
     from tokenizers import Tokenizer
 
 TOP = 5
@@ -63,17 +63,15 @@ def trace_engine(
 
 def final_norm(
     source: Source, tokens: Sequence[int], width: int, *, cancelled: IsCancelled
-) -> tuple[torch.Tensor, str]:
+) -> tuple[Floats32, str]:
     """What the engine's final norm gives for the tokens [T, width], and the compute that it declares; FileError."""
-    import torch
-
     ask = Ask(str(source.path.resolve()), tuple(tokens), source.threads, (0, 0), _device(source), False,
               cache=source.cache)
     answer, values = run_engine(source.scheme, ask, emit=no_emit, cancelled=cancelled)
     found = values.get((None, "final_norm"))
     if found is None or found.shape != (len(tokens), width):
         raise FileError(f"{source.scheme} gave no final norm of [{len(tokens)}, {width}] for {source.path.name}.")
-    return torch.from_numpy(found), answer.compute
+    return found, answer.compute
 
 
 def check_path(source: Source) -> None:
