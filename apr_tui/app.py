@@ -7,7 +7,7 @@ import contextvars
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from apr_tui import shutdown as leaving
-from apr_tui.ground import theme_of
+from apr_tui.exports import Exports
 from apr_tui.host import JobOwner
 from apr_tui.palette import DARK, PALETTES
 from apr_tui.render.status import memory_text
@@ -27,20 +27,22 @@ from apr_tui.screens.check import CheckScreen
 from apr_tui.screens.check_layer import CheckLayerScreen
 from apr_tui.screens.compare import CompareScreen
 from apr_tui.screens.compare_layer import CompareLayerScreen
-from apr_tui.screens.dialogs import AskScreen
-from apr_tui.screens.exports import Exports
+from apr_tui.screens.dialogs import AskScreen, Completes, Refuse
 from apr_tui.screens.ladder import LadderScreen
 from apr_tui.screens.trace import TraceScreen
 from apr_tui.screens.trace_layer import TraceLayerScreen
 from apr_tui.session import GetSession, get_session
 from apr_tui.style import paint, textual_theme
-from apr_tui.textual_compat import CompatApp
+from apr_tui.textual_compat import CompatApp, WireDriver
 from apr_tui.workers.run import JobFinished, JobProgress, Progress, RunWorker
-from core.system.errors import AprError, Cancelled, OutputError, os_reason
+from core.system.atomic_folder import SIDES
+from core.system.errors import AprError, Cancelled
 from core.system.mapped_file import cut_error
 
 if TYPE_CHECKING:
     from apr_tui.workers.train import Training
+    from core.bundle.judged import Judged
+    from core.damage.result import Damage
     from core.formats.model_file import ModelFile
     from core.proof.verdict import Bisection
 
@@ -52,6 +54,7 @@ MAX_BACKLOG = 2  # writes that wait for the line; more, and frames are dropped
 class Console(CompatApp):
     """The console of one user at one terminal."""
 
+    TITLE = "apr-tui"
     CSS_PATH = "console.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
@@ -59,7 +62,7 @@ class Console(CompatApp):
     def __init__(
         self, request: Request, session: Any = None, training: Training | None = None,  # noqa: ANN401 (a SessionApi; None: core.session)
     ) -> None:
-        super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
+        super().__init__(driver_class=WireDriver, ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.request = request
         self.get_session: GetSession = get_session if session is None else lambda: session
         self.worker = RunWorker(self)
@@ -186,13 +189,27 @@ class Console(CompatApp):
 
     # questions
 
-    def ask(self, label: str, value: str, hint: str, answer: Callable[[str], None], *, is_path: bool = False) -> None:
-        """Ask for a line at the bottom; answer is called unless it is left with escape."""
+    def ask(
+        self, label: str, value: str, hint: str, answer: Callable[[str], None], *,
+        completes: Completes | None = None, refuse: Refuse | None = None, listed: Sequence[str] = (),
+    ) -> None:
+        """Ask for a line at the bottom; answer is called unless it is left with escape. refuse: why not to take it."""
         def answered(text: str | None) -> None:
             if text is not None:
                 answer(text)
 
-        self.push_screen(AskScreen(label, value, hint, is_path=is_path), answered)
+        self.push_screen(AskScreen(label, value, hint, completes=completes, refuse=refuse, listed=listed), answered)
+
+    def is_first(self, screen: Screen[None]) -> bool:
+        """Whether nothing lies under it: the trace, or what was opened instead of one (a training run, a bill)."""
+        is_alone = self.base.traced is None and self.base.asked_nothing
+        return screen is self.base or (is_alone and screen is self.screen_stack[2])
+
+    def abandon(self, screen: object) -> None:
+        """Cancel a screen's job and forget the screen: it is left."""
+        if self.owner is screen:
+            self.worker.cancel()
+            self.owner = None
 
     def show_pair(self, request: Request, a: Path, b: Path) -> None:
         """Open the comparison of b with a."""
@@ -201,6 +218,21 @@ class Console(CompatApp):
     def show_check(self, request: Request, path: Path, model: ModelFile | None) -> None:
         """Open the check of a model file against float64."""
         self.push_screen(CheckScreen(request, path, model))
+
+    def show_judged(self, request: Request, judged: Judged, folder: Path) -> None:
+        """Open a verdict as it was found."""
+        from core.proof.check_result import Check  # it loads numpy
+
+        if isinstance(judged, Check):
+            self.push_screen(CheckScreen(request, folder, None, judged))
+        else:
+            self.push_screen(CompareScreen(request, folder / SIDES[0], folder / SIDES[1], judged))
+
+    def show_damage(self, request: Request, path: Path, saved: Damage | None = None) -> None:
+        """Open the bill of damage of a file, or a saved one."""
+        from apr_tui.screens.damage import DamageScreen  # it loads numpy
+
+        self.push_screen(DamageScreen(request, path, saved))
 
     def show_audit(self, path: Path) -> None:
         """Open the audit of a model file by itself."""
@@ -265,32 +297,3 @@ class Console(CompatApp):
         leaving.end_soon(leaving.SIGNAL_EXIT, self.terminal_restorer(), patience)
         if self._leave_soon is not None:
             self._leave_soon()
-
-
-def run_console(request: Request, session: Any = None, training: Training | None = None) -> int:  # noqa: ANN401
-    """Run the console until it is left and return the exit code. The caller has made sure of a terminal.
-
-    Errors: an internal error is raised again once the screen is closed; the caller writes its log.
-    """
-    app = Console(replace(request, theme=theme_of(request.theme)), session, training)
-    code: int | None = None
-    error: BaseException | None = None
-    try:
-        code = app.run(mouse=False)
-    except (KeyboardInterrupt, OSError) as found:
-        if isinstance(found, OSError) and leaving.has_terminal():
-            error = OutputError(f"the terminal failed: {os_reason(found)}.")
-        code = leaving.SIGNAL_EXIT  # else the line dropped while the terminal was being restored
-    if code is None and app.failure is None:  # reading keys failed
-        error = error or (RuntimeError("the terminal's input failed") if leaving.has_terminal() else None)
-        code = leaving.SIGNAL_EXIT
-    ended = app.worker.leave() & app.exports.worker.leave()
-    if app.training is not None:
-        ended &= app.training.shut_down()
-    error = error or app.failure
-    if error is not None:
-        raise error
-    assert code is not None
-    if not ended:  # a thread inside a long kernel, or loading torch, cannot be stopped: nothing of it is half written
-        leaving.end_now(code)
-    return code

@@ -7,8 +7,9 @@ command's own Arguments.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,7 @@ from core.system.limits import BATCH, THREADS
 
 R = TypeVar("R")
 THEMES = ("auto", *PALETTES)
+LIKE = 0.7  # of two words, from which on one may be meant where the other was typed
 
 
 def read_tokens(text: str) -> tuple[int, ...]:
@@ -100,7 +102,8 @@ def _read_within(text: str, most: int) -> int:
 class Option:
     """One option: a flag where it has no metavar. write: what read reads back, for the command that repeats a run.
 
-    field: what it sets, where that is not its own name. alone: its value where none follows it.
+    field: what it sets, where that is not its own name. alone: its value where none follows it. no: its opposite.
+    offered: values that a shell offers.
     """
 
     about: str
@@ -110,6 +113,8 @@ class Option:
     default: Any = None
     field: str | None = None
     alone: Any = None
+    no: str = ""
+    offered: tuple[str, ...] = ()
 
 
 # in the order in which a repeated command has them
@@ -118,14 +123,15 @@ OPTIONS: dict[str, Option] = {
     "--prompt": Option('text to feed (default "What is 2+2?")', "TEXT"),
     "--prompt-file": Option("take the text from a file; one trailing newline is dropped", "FILE", Path),
     "--compute": Option("f32 (default), q8 (activations in 8 bits as ggml), bf16 or f16 (Inf above 65504)", "KIND",
-                        default="f32"),
-    "--device": Option("auto, cpu, cuda or cuda:N", "DEVICE", default="auto"),
+                        default="f32", offered=("f32", "q8", "bf16", "f16")),
+    "--device": Option("auto, cpu, cuda or cuda:N", "DEVICE", default="auto", offered=("auto", "cpu", "cuda")),
     "--threads": Option(f"threads to multiply with, 1 to {THREADS}", "N", read_threads),
     "--plant": Option("plant a bug in a value (side A)", "KIND@LAYER.STAGE"),
-    "--scope": Option("all, last, first, rest or pos:N", "SCOPE", read_scope, default="all"),
+    "--scope": Option("all, last, first, rest or pos:N", "SCOPE", read_scope, default="all",
+                      offered=("all", "last", "first", "rest")),
     "--threshold": Option("ratio that makes a spike (default 10)", "X", read_threshold, "{:g}".format, default=10.0),
     "--generate": Option("then generate N tokens (alone: 8)", "N", read_count, default=0, alone=8),
-    "--chat": Option("put the text through the file's chat template"),
+    "--chat": Option("put the text through the file's chat template", no="--no-chat"),
     "--layers": Option("watch layers A to B - 1 only", "A..B", read_layers, "{0[0]}..{0[1]}".format),
     "--values": Option("keep the values of every stage in the bundle", field="keep_values"),
     "--no-mmap": Option("read the model into memory at once: another program may cut or change the file meanwhile"),
@@ -135,7 +141,8 @@ OPTIONS: dict[str, Option] = {
     "--junit": Option("write the verdict as JUnit XML, for CI", "FILE", Path),
     "--json": Option("one JSON document on stdout"),
     "--quiet": Option("no progress on stderr"),
-    "--theme": Option("dark, light or ansi (default: the terminal is asked)", "NAME", read_theme, default="auto"),
+    "--theme": Option("dark, light or ansi (default: the terminal is asked)", "NAME", read_theme, default="auto",
+                      offered=THEMES),
 }
 FEED = ("--prompt", "--prompt-file", "--tokens", "--chat")
 RUN = ("--device", "--compute", "--threads", "--no-mmap", "--plant", "--scope", "--threshold")
@@ -197,8 +204,12 @@ class Parser(argparse.ArgumentParser):
         self.taken: set[str] = set()
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise UsageError(f"{message.removesuffix('.')}. `{self.prog} --help` lists what there is.")
+        """Raise instead of exiting, with the option that a mistyped one is like."""
+        typed = message.partition("unrecognized arguments: ")[2].split()
+        wrong = next((word.partition("=")[0] for word in typed if word.startswith("--")), "")
+        meant = nearest(wrong, (flag for action in self.actions for flag in action.option_strings))
+        like = f" Did you mean {meant}?" if meant else ""
+        raise UsageError(f"{message.removesuffix('.')}.{like} `{self.prog} --help` lists what there is.")
 
     def print_help(self, file: Any = None) -> None:  # noqa: ANN401 (as argparse)
         """Print the help, and fail where it cannot be written: argparse says nothing."""
@@ -213,14 +224,31 @@ class Parser(argparse.ArgumentParser):
     def take(self, *names: str, **changes: Any) -> None:  # noqa: ANN401 (as argparse)
         """Add options of the table, with this command's changes to what argparse is given."""
         for name in names:
-            self.add_argument(name, **_told(OPTIONS[name]) | changes)
+            no = OPTIONS[name].no
+            self.add_argument(name, *([no] if no else []), **_told(OPTIONS[name]) | changes)
         self.taken.update(names)
+
+
+class _Switch(argparse.Action):
+    """A flag with an opposite: the last one counts."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **told: Any) -> None:  # noqa: ANN401 (as argparse)
+        super().__init__(option_strings, dest, nargs=0, **told)
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is like; None where it is like none."""
+    found = difflib.get_close_matches(word, list(known), 1, LIKE)
+    return found[0] if found else None
 
 
 def _told(option: Option) -> dict[str, Any]:
     told: dict[str, Any] = {"help": option.about} | ({"dest": option.field} if option.field else {})
     if option.metavar is None:
-        return told | {"action": "store_true"}
+        return told | ({"action": _Switch, "default": False} if option.no else {"action": "store_true"})
     told |= {"metavar": option.metavar, "type": option.read, "default": option.default}
     return told | ({"nargs": "?", "const": option.alone} if option.alone is not None else {})
 

@@ -19,7 +19,7 @@ from textual.theme import Theme
 
 from apr_tui.palette import DARK, LIGHT, PALETTES, Palette
 from core.system.safe_text import safe_text
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN, WATCH
 
 Span = tuple[str, str]  # text, name of a style
 Rows = list[list[Span]]  # lines
@@ -117,11 +117,45 @@ def fit(text: str, width: int) -> str:
     return set_cell_size(text, max(width - 1, 0)) + to_terminal_charset("…") if width > 0 else ""
 
 
+def fit_text(text: str, width: int) -> str:
+    """Cut text to width cells, unpadded."""
+    return text if cell_len(text) <= width else fit(text, max(width, 1))
+
+
 def strip(spans: Iterable[Span], width: int) -> Strip:
-    """Turn spans into a line of exactly width cells."""
+    """Turn spans into a line of exactly width cells; a cut shows."""
+    spans = list(spans)
+    if spans_width(spans) > width and "".join(text for text, _ in spans).rstrip():
+        spans = crop(_without_end_blanks(spans), width)
     segments = [Segment(text, style(name)) for text, name in spans if text]
     line = Strip(segments)
     return line.adjust_cell_length(width, style("text")).simplify()
+
+
+def _without_end_blanks(spans: list[Span]) -> list[Span]:
+    while spans and not spans[-1][0].strip():
+        spans.pop()
+    return [*spans[:-1], (spans[-1][0].rstrip(), spans[-1][1])] if spans else []
+
+
+def wrap_spans(spans: Sequence[Span], width: int, indent: int = 3) -> Rows:
+    """Break between spans into lines of at most width cells; a longer span is broken at its spaces."""
+    lines: Rows = [[]]
+    for text, name in spans:
+        room = width - spans_width(lines[-1])
+        if lines[-1] and cell_len(text.rstrip()) > room:
+            lines.append([(" " * indent, name)])
+            text, room = text.lstrip(), width - indent
+        first, *rest = wrap(text, max(room, 1)) if cell_len(text.rstrip()) > room else [text]
+        lines[-1].append((first, name))
+        lines += [[(" " * indent, name), (part, name)] for part in rest]
+    return lines
+
+
+def wrap_most(text: str, width: int, most: int) -> list[str]:
+    """Break text into at most so many lines; a cut shows."""
+    lines = wrap(text, width)
+    return lines if len(lines) <= most else [*lines[:most - 1], fit(lines[most - 1] + " " * width, width)]
 
 
 def wrap(text: str, width: int) -> list[str]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("core", "apr_tui") for p in (ROOT / folder).rglob("*.py"))
 
 # the lowest first; packages of one row know nothing of each other
-FLOORS = ("system", "quant", "formats", "kernels text", "model", "train faults", "trace demo",
+FLOORS = ("system", "quant notebook", "formats", "kernels text", "model", "train faults", "trace demo",
           "audit damage", "proof sources", "bundle", "session", "apr_tui")
 FLOOR = {package: floor for floor, row in enumerate(FLOORS) for package in row.split()}
 MOST_FILES = 20  # modules of one folder
@@ -43,7 +43,7 @@ PACKAGES = {
                      r"core\.audit\.(profiles|spread|weights\..*|conversion\..*)|"
                      r"core\.sources\.engines\.hf_transformers|core\.session\.(prepare|external|judge|run_trace)"),
     "triton": Package(r"core\.kernels\.gpu\..*"),
-    "polars": Package(r"core\.bundle\.csv_table", lazy=True),
+    "polars": Package(r"core\.(bundle\.csv_table|notebook\.result)", lazy=True),
     "gguf": Package(r"core\.(quant\.(dequantize|grids|quantize)|formats\.gguf_writer|faults\.byte_faults|"
                     r"sources\.engines\.hf_transformers|audit\.conversion\.names|damage\.recipe)", lazy=True),
     "pynvml": Package(r"core\.system\.gpus", lazy=True),
@@ -57,7 +57,7 @@ PACKAGES = {
     "textual": Package(r"apr_tui\..*"),
     "rich": Package(r"apr_tui\..*"),
     "numpy": Package(r"core\..*"),
-    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.judged)"),
+    "msgspec": Package(r"core\.(train\.log|sources\.engines\.process|bundle\.(costs|judged))"),
     "platformdirs": Package(r"core\.system\.paths"),
 }
 LAZY_ONLY = {(module, "torch") for module in (

@@ -10,13 +10,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata, util
 from typing import Any
 
+from apr_tui.config import config_path, read_config
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser
 from core.kernels.cpu import build as library
 from core.quant.types import GPU, QUANTS, UNFUSED
+from core.system.errors import UsageError
 from core.system.gpus import choose_device, find_gpus
 from core.system.json_text import to_json
 from core.system.safe_text import safe_text
@@ -62,9 +65,9 @@ def doctor_facts() -> dict[str, Any]:
             "term": os.environ.get("TERM"), "no_color": "NO_COLOR" in os.environ, "encoding": sys.stdout.encoding,
             "tmux": "TMUX" in os.environ, "ssh": "SSH_CONNECTION" in os.environ,
         },
-        "engines": {scheme: _version_of_module(engine.packages[0])
-                    or f"not installed (needs the Python package {engine.packages[0]})"
+        "engines": {scheme: _version_of_module(engine.packages[0]) or f"not installed ({engine.install})"
                     for scheme, engine in ENGINES.items()},
+        "settings": _settings(),
     }
 
 
@@ -105,6 +108,16 @@ def _cpu_kernels() -> tuple[str, str]:
     if isinstance(kernels, library.Absent):
         return "decode-then-multiply", kernels.reason
     return f"fused {kernels.level.name}; {' '.join(UNFUSED)}: decode-then-multiply", kernels.reason
+
+
+def _settings() -> dict[str, Any] | str:
+    """The user's settings and where they stand, or what is wrong with them."""
+    try:
+        config, path = read_config(), config_path()
+    except UsageError as error:
+        return str(error)
+    told = {key: value for key, value in asdict(config).items() if value is not None}
+    return {"file": None if path is None else str(path), **told}
 
 
 def _memory_gib() -> float | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from apr_tui.cli.progress import progress, wrote
-from apr_tui.options import Arguments as Basic
-from apr_tui.options import Parser, read_count, record_of
+from apr_tui.cli.progress import check_junit, progress, wrote, wrote_junit
+from apr_tui.options import JUNIT, JudgeArguments, Parser, read_count, record_of
 from core import session
 from core.trace.request import Source, parse_source
 
 
-class Arguments(Basic):
+class Arguments(JudgeArguments):
     """Arguments of kl."""
 
     A: str
@@ -26,9 +25,6 @@ class Arguments(Basic):
     context: int
     most: int | None
     worst: int
-    out: Path | None
-    json: bool
-    quiet: bool
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,7 +37,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--worst", type=read_count, metavar="K", default=20, help="tokens to explain (default 20)")
     parser.take("--compute", "--device", "--threads", "--no-mmap", "--plant")
     parser.take("--out", help="keep state and reports there; the same command goes on")
-    parser.take("--json", "--quiet")
+    parser.take("--force", help="replace a --junit file that is not ours")
+    parser.take("--json", "--quiet", *JUNIT)
 
 
 def run(arguments: Arguments) -> int:
@@ -51,10 +48,12 @@ def run(arguments: Arguments) -> int:
 
     a, b = (parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
             for name, plant in ((arguments.A, arguments.plant), (arguments.B, None)))
+    check_junit(arguments)
     found = session.kl(
         a, b,
         corpus=arguments.corpus, context=arguments.context, tokens=arguments.most, worst=arguments.worst,
         state=arguments.out, emit=progress(arguments))
+    wrote_junit(arguments, [found])
     if arguments.out is not None:
         session.write_cost(arguments.out, found, (found.a, found.b), command=arguments.command,
                            repeat=arguments.repeat)

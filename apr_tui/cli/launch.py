@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +38,29 @@ def open_console(request: Request) -> int:
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "the console needs a terminal on stdin, stdout and stderr. Use `apr-tui trace MODEL` without one.")
-    from apr_tui.app import run_console
+    from apr_tui.run import run_console
 
-    return run_console(request)
+    with _stderr_of_its_own():
+        return run_console(request)
+
+
+@contextmanager
+def _stderr_of_its_own() -> Iterator[None]:
+    """Have the console alone draw on the terminal: what a library writes to the process's stderr goes nowhere."""
+    assert sys.__stderr__ is not None
+    usual, number = sys.__stderr__, sys.__stderr__.fileno()
+    drawn = os.dup(number)
+    own = os.fdopen(drawn, "w", encoding=usual.encoding, errors=usual.errors, closefd=False)
+    sys.__stderr__ = own  # type: ignore[misc]  # where Textual draws
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(drawn, number)
+        os.close(drawn)
+        sys.__stderr__ = usual  # type: ignore[misc]
 
 
 def request_of(arguments: ConsoleArguments) -> Request:

@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         refused = device_error(error) or system_error(error)
         _tell(f"apr-tui: {refused}")
         return refused.code
-    except Exception as error:  # noqa: BLE001 (any other error: a log is written, no traceback shown)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 (any other, a library's panic too: a log is written, no traceback shown)
         if _INTERRUPTS:  # it broke an import, which raised an error of its own
             _tell("apr-tui: interrupted")
             return INTERRUPTED
@@ -88,7 +90,7 @@ def write_log(error: BaseException) -> Path:
 def _run(words: list[str]) -> int:
     if words and words[0] in commands.COMMANDS:
         return commands.run(words[0], words[1:])
-    arguments = commands.console_parser().parse_args(words, ConsoleArguments())
+    arguments = commands.read_console(words, ConsoleArguments())
     if arguments.version:
         from importlib.metadata import version
 

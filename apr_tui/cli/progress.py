@@ -15,8 +15,7 @@ from core.system.progress import Phase
 from core.system.safe_text import safe_lines, safe_text
 
 if TYPE_CHECKING:
-    from core.proof.check_result import Check
-    from core.proof.verdict import Bisection, Comparison
+    from core.bundle.junit import Reported
     from core.trace.events import Emit, Event
 
 
@@ -66,6 +65,11 @@ def check_out(arguments: OutArguments) -> None:
     """Refuse an output that cannot be written before the work, not after it."""
     if arguments.out is not None:
         session.check_out(arguments.out, force=arguments.force)
+    check_junit(arguments)
+
+
+def check_junit(arguments: OutArguments) -> None:
+    """Refuse a --junit file that is somebody else's before the work."""
     junit = getattr(arguments, "junit", None)
     if junit is not None:
         from core.bundle.junit import refuse_foreign
@@ -73,7 +77,7 @@ def check_out(arguments: OutArguments) -> None:
         refuse_foreign(junit, arguments.force)
 
 
-def wrote_junit(arguments: JudgeArguments, judged: Sequence[Comparison | Check | Bisection]) -> None:
+def wrote_junit(arguments: JudgeArguments, judged: Sequence[Reported]) -> None:
     """Write --junit where it was asked for, and say so."""
     if arguments.junit is not None:
         from core.bundle.junit import write_junit

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Arguments) -> int:
     """Open or print the bundle, or the folder of a verdict, and return the exit code."""
     bundle = Path(arguments.BUNDLE)
-    if session.is_cost(bundle):  # it has no screen of its own
+    if session.is_cost(bundle) and (arguments.text or arguments.json):
         sys.stdout.write(session.read_cost(bundle, as_json=arguments.json))
         return 0
     if not (arguments.text or arguments.json):

@@ -151,8 +151,8 @@ def _watch(arguments: Arguments, folder: Path) -> int:
 def _watch_on_screen(folder: Path) -> int:
     """Follow a run on the training screen; FileError before it opens where the folder is none."""
     open_run(folder)
-    from apr_tui.app import run_console
     from apr_tui.request import Request
+    from apr_tui.run import run_console
     from apr_tui.workers.train import Training
 
     return run_console(Request(), training=Training(folder))

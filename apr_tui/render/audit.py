@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_tui.render.stage import fit_text
-from apr_tui.style import Rows, Span, escape_untrusted, to_terminal_charset, wrap
+from apr_tui.style import Rows, Span, escape_untrusted, fit_text, to_terminal_charset, wrap
 from core.system.numbers import short
 
 if TYPE_CHECKING:

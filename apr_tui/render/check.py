@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from apr_tui.render.stage import fit_text, weight_lines
+from apr_tui.render.stage import weight_lines
 from apr_tui.render.verdict_card import error_rows
-from apr_tui.style import STATES, Rows, Span, escape_untrusted, fit, to_terminal_charset, wrap
+from apr_tui.style import STATES, Rows, Span, escape_untrusted, fit, fit_text, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
-from core.trace.marks import OK
+from core.trace.finding import OK
 
 if TYPE_CHECKING:
     from apr_tui.session import WeightFacts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from apr_tui.keys import help_lines
 from apr_tui.style import STATES, Rows, to_terminal_charset, wrap
-from core.trace.marks import BAD
+from core.trace.finding import BAD
 
 PAIR_MEANINGS = {
     "rel_l2": "|b - a| / |a| of the worst token",
@@ -24,13 +26,11 @@ CHECK_MEANINGS = {
 }
 
 
-def help_build(width: int) -> Rows:
-    """The help page: keys, marks, metrics."""
-    lines: Rows = [[], [(" Keys", "title")]]
-    for keys, meaning in help_lines():
-        for i, part in enumerate(wrap(meaning, max(width - 16, 20))):
-            lines.append([(f"  {keys if i == 0 else '':<12}", "key"), (part, "text")])
-    lines += [[], [(" Marks", "title")]]
+def help_build(screen: str, width: int) -> Rows:
+    """The help page: the screen's keys, the others with where, marks, metrics."""
+    own, others = help_lines(screen)
+    lines: Rows = [[], [(f" Keys of this screen: {screen}", "title")], *_keys(own, width)]
+    lines += [[], [(" Keys elsewhere", "title")], *_keys(others, width), [], [(" Marks", "title")]]
     meanings = {
         ".": "nothing odd (drawn as a blank before its number)",
         "!": "3 to 10 times the layer before, or more but usual for its column; below a tenth of it; in a comparison: "
@@ -59,4 +59,12 @@ def help_build(width: int) -> Rows:
         "Numbers taken in different ways are never compared (NOT_COMPARABLE says which fact, and how to repair it).",
     ):
         lines += [[(f"  {part}", "text")] for part in wrap(to_terminal_charset(text), max(width - 4, 20))]
+    return lines
+
+
+def _keys(rows: Sequence[tuple[str, str]], width: int) -> Rows:
+    lines: Rows = []
+    for keys, meaning in rows:
+        for i, part in enumerate(wrap(meaning, max(width - 16, 20))):
+            lines.append([(f"  {keys if i == 0 else '':<12}", "key"), (part, "text")])
     return lines

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from apr_tui.render.stage import fit_text
-from apr_tui.style import STATES, Rows, Span, escape_untrusted
+from apr_tui.style import STATES, Rows, Span, escape_untrusted, fit_text, wrap_spans
 from core.model.stages import Place, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.numbers import short
+from core.trace.finding import OK
 from core.trace.grid import divide
-from core.trace.marks import OK
 from core.trace.measures import NOISE_MULTIPLE, Difference, State
 from core.trace.metrics import NUMBERS, SIZES
 
@@ -28,24 +27,22 @@ COLUMNS = (("rel_l2", 10), ("inherited", 11), ("local", 9), ("floor", 9))
 DISTANCES = ("rel_l2", "cosine", "max_abs", "inherited", "local", "floor")
 
 
-def verdict_spans(found: Comparison, width: int) -> list[Span]:
-    """The verdict in one line: glyph, word, first place, side, multiple of the floor; what has no room is left out."""
+def verdict_rows(found: Comparison, width: int) -> Rows:
+    """The headline: glyph, word, first place, side, multiple of the floor; it wraps where it has no room."""
     spans: list[Span] = [(f" {GLYPH_OF[found.verdict]} {found.verdict}", STYLE_OF[found.verdict])]
     if found.first is None:
-        return [*spans, (f": {found.meaning}", "text")]
+        return wrap_spans([*spans, (f": {found.meaning}", "text")], width)
     spans.append((f"  first {place_text(found.first)}", "title"))
-    more = [(f"  side {found.side or 'not decided'}", found.side is not None)]
     if found.token is not None:
-        more.insert(0, (f" token {found.token} ch {found.channel}", True))
+        spans.append((f" token {found.token} ch {found.channel}", "text"))
+    spans.append((f"  side {found.side or 'not decided'}", "text"))
     if found.broken:
-        more.append((f"  {found.broken}", True))
+        spans.append((f"  {found.broken}", "text"))
     elif found.multiple is not None:
-        more.append((f"  {short(found.measured)} = {short(found.multiple)} x floor", True))
+        spans.append((f"  {short(found.measured)} = {short(found.multiple)} x floor", "text"))
     elif found.measured is not None:
-        more.append((f"  {short(found.measured)}", True))
-    while more and sum(cell_len(text) for text, _ in [*spans, *more]) > width:
-        more.remove(next((part for part in reversed(more) if not part[1]), more[-1]))
-    return spans + [(text, "text") for text, _ in more]
+        spans.append((f"  {short(found.measured)}", "text"))
+    return wrap_spans(spans, width)
 
 
 def is_downstream(difference: Difference) -> bool:

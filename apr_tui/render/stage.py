@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from apr_tui.render.routes import load_lines, route_lines
-from apr_tui.style import STATES, Rows, Span, bar, escape_untrusted, fit, spans_width, to_terminal_charset, wrap
+from apr_tui.style import STATES, Rows, Span, bar, escape_untrusted, fit_text, spans_width, to_terminal_charset, wrap
 from core.model.stages import Place, place_text, stage_named
 from core.system.numbers import short
-from core.trace.marks import OK, WATCH
+from core.trace.finding import OK, WATCH
 from core.trace.metrics import NUMBERS
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def everything(
 def beside(left: Rows, right: Rows, width: int, height: int) -> Rows:
     """Two columns of lines; the left one is width wide."""
     lines: Rows = []
+    right = clip(right, height)
     for i in range(height):
         spans = left[i] if i < len(left) else []
         gap = " " * max(width - spans_width(spans), 0)
@@ -198,9 +199,12 @@ def beside(left: Rows, right: Rows, width: int, height: int) -> Rows:
     return lines
 
 
-def fit_text(text: str, width: int) -> str:
-    """Cut text to width cells, unpadded."""
-    return text if cell_len(text) <= width else fit(text, max(width, 1))
+def clip(lines: Rows, height: int) -> Rows:
+    """The lines that fit; the last one counts those that do not."""
+    if len(lines) <= height or height < 1:
+        return lines[:height]
+    more = len(lines) - height + 1
+    return [*lines[:height - 1], [(to_terminal_charset(f" … {more} more lines: enter"), "quiet")]]
 
 
 def rule(text: str, width: int) -> list[Span]:

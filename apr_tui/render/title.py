@@ -20,6 +20,16 @@ def fit_names(names: Sequence[str], room: int, least: int) -> list[str]:
     return [fit(name, max(min(cell_len(name), room // len(safe)), least)) for name in safe]
 
 
+def insert_right(spans: Sequence[Span], text: str, room_of: int = 2) -> list[Span]:
+    """Put text before what push_right put at the end of a line, where the blanks between leave room for it."""
+    last, name = spans[-1]
+    blanks = len(last) - len(last.lstrip(" "))
+    if not text or blanks < cell_len(text) + 2 * room_of:
+        return list(spans)
+    return [*spans[:-1], (" " * (blanks - cell_len(text) - room_of), name), (text, "quiet"), (" " * room_of, name),
+            (last[blanks:], name)]
+
+
 def push_right(spans: Sequence[Span], right: str, width: int, name: str = "quiet") -> list[Span]:
     """Put text at the right end of a line, or right behind what stands there."""
     return [*spans, (" " * max(width - spans_width(spans) - cell_len(right), 0) + right, name)]

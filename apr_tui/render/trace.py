@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from apr_tui.render.stage import sentence
-from apr_tui.style import STATES, Rows, Span, wrap
+from apr_tui.render.status import witness_span
+from apr_tui.style import STATES, Rows, Span, crop, escape_untrusted, fit, to_terminal_charset, wrap_most
 from core.model.stages import Place, place_text
 from core.system.numbers import short
-from core.trace.marks import BAD, OK
+from core.trace.finding import BAD, OK
 
 if TYPE_CHECKING:
     from apr_tui.view_models.trace import TraceView
@@ -25,7 +26,7 @@ def note_lines(view: TraceView, width: int) -> Rows:
         name = STATES[mark][1] if mark != OK else "watch"
         count = f"{finding.strength} {view.finding + 1} of {len(findings)}"
         text = f"{mark} {sentence(finding)} ({count}, {finding.kind})"
-        return [[(f" {part}", name)] for part in wrap(text, width - 2)[:3]]
+        return [[(f" {part}", name)] for part in wrap_most(text, width - 2, 3)]
     if view.trace is not None:
         text = f" no finding at scope {view.scope}: no NaN, no ratio above {view.threshold:g} x"
         return [[(text, "quiet")]]
@@ -36,6 +37,21 @@ def note_lines(view: TraceView, width: int) -> Rows:
         what = f"{ratio:.1f} x layer {view.layer_before(place)}" if is_ratio else "NaN or Inf"
         return [[(f" X {place_text(place)}: {what}: the first spike so far", "bad")]]
     return []
+
+
+def status_spans(view: TraceView, asked: str, width: int) -> list[Span]:
+    """What was fed, what the model says next, and what the control run showed."""
+    tokens, trace = view.tokens, view.trace
+    count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
+    spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text"),
+                         (to_terminal_charset(f" · {count}"), "quiet")]
+    right = witness_span(trace.observed_equals_unobserved if trace is not None else None)
+    if view.generated:
+        spans += [(to_terminal_charset(" → "), "quiet"), (escape_untrusted(view.generated), "a")]
+    elif trace is not None and trace.top:
+        spans.append((to_terminal_charset(" → next "), "quiet"))
+        spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in trace.top]
+    return [*crop(spans, width - len(right[0])), right]
 
 
 def cell_spans(view: TraceView, place: Place, width: int) -> list[Span]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from apr_tui.render.pair import verdict_spans
-from apr_tui.style import Rows, Span, escape_untrusted, to_terminal_charset, wrap
+from apr_tui.render.pair import verdict_rows
+from apr_tui.style import Rows, Span, escape_untrusted, to_terminal_charset, wrap, wrap_spans
 from core.model.stages import Place, place_text
 from core.proof.check_result import Check
 from core.proof.verdict import Comparison, Doubt, Verdict
@@ -35,7 +35,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
 
 def check_card(check: Check, width: int) -> Rows:
     """The card of a check; where it passed, the numbers are those of the stage nearest to its limit."""
-    lines: Rows = [[], check_spans(check)]
+    lines: Rows = [[], *wrap_spans(check_spans(check), width)]
     place = check.first or nearest(check)
     error = check.errors.get(place) if place else None
     if place is not None and error is not None:
@@ -46,7 +46,7 @@ def check_card(check: Check, width: int) -> Rows:
 
 def pair_card(found: Comparison, width: int) -> Rows:
     """The card of a comparison."""
-    lines: Rows = [[], verdict_spans(found, width)]
+    lines: Rows = [[], *verdict_rows(found, width)]
     if found.first is not None:
         lines.append([(f"   {found.meaning}", "quiet")])
     rows = (

@@ -25,6 +25,7 @@ from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
+    from core.proof.check_result import Check
 
 AGAINST = "against float64  "
 HAS_NO_SCOPE = "a local error is that of its stage's worst token, so it has no scope"
@@ -38,8 +39,10 @@ class CheckScreen(VerdictScreen):
     job = "check"
     view: CheckView
 
-    def __init__(self, request: Request, path: Path, model: ModelFile | None) -> None:
-        super().__init__(CheckView())
+    def __init__(
+        self, request: Request, path: Path, model: ModelFile | None, saved: Check | None = None,
+    ) -> None:
+        super().__init__(CheckView(), saved)
         self.request, self.path, self.model = request, path, model
         self.at = 0  # of the bad stages: whose sentence stands below
 
@@ -58,13 +61,17 @@ class CheckScreen(VerdictScreen):
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
             self.seconds, self.note = self.console.run_seconds, None
-            self.view.set_result(result)
-            if any(stage_named(stage).detail for _, stage in self.view.bad()) and not self.has_detail:
-                self.action_detail()  # else what is bad would not be in view
-            place = result.first or nearest(result)
-            if self.grid.is_following and place is not None:
-                self.go_to(place)
+            self.take(result)
         self.show_all()
+
+    def take(self, result: Check) -> None:
+        """Show a verdict."""
+        self.view.set_result(result)
+        if any(stage_named(stage).detail for _, stage in self.view.bad()) and not self.has_detail:
+            self.action_detail()  # else what is bad would not be in view
+        place = result.first or nearest(result)
+        if self.grid.is_following and place is not None:
+            self.go_to(place)
 
     @property
     def planted(self) -> str | None:
@@ -107,12 +114,15 @@ class CheckScreen(VerdictScreen):
 
     def command(self) -> str:
         """The command that gives this verdict without a screen."""
-        return self.request.command("check", self.path, scope="all")
+        return self.request.command("show" if self.saved is not None else "check", self.path, scope="all")
 
     # actions
 
     def action_run(self) -> None:
         """Check, again or for the first time."""
+        if self.saved is not None:
+            self.say("This check was saved. Run it again on the model file: apr-tui check FILE.", "watch")
+            return
         self.note, self.progress, self.seconds, self.end, self.at = None, None, None, "", 0
         self.view.clear()
         self.grid.is_following = True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from apr_tui.keys import CHECK_LAYER_KEYS, bindings
 from apr_tui.render.check import layer_header, layer_row, stage_lines
-from apr_tui.render.stage import rule
+from apr_tui.render.stage import clip, rule
 from apr_tui.screens.layer import LayerScreen
 from apr_tui.style import Rows, Span, escape_untrusted
 from core.model.stages import Place, place_text
@@ -36,7 +36,7 @@ class CheckLayerScreen(LayerScreen):
     def pane_lines(self, width: int, height: int) -> Rows:
         """All that the check knows of the chosen stage."""
         lines = stage_lines(self.view, self.place, self.weights(self.place), width)
-        return [rule(place_text(self.place), width), *lines[1:]][:height]
+        return clip([rule(place_text(self.place), width), *lines[1:]], height)
 
     def open_title(self) -> str:
         """Title of the page of one stage."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.cells import cell_len
+from textual.app import ComposeResult
+from textual.containers import Horizontal
 
 from apr_tui.keys import PAIR_KEYS, bindings
 from apr_tui.render.help import PAIR_MEANINGS
-from apr_tui.render.pair import cause, verdict_spans
+from apr_tui.render.pair import cause, verdict_rows
 from apr_tui.render.status import error_note, export_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import pair_card
 from apr_tui.request import Request
+from apr_tui.screens.grid import WIDE
 from apr_tui.screens.page import PageScreen
 from apr_tui.screens.verdict import VerdictScreen
 from apr_tui.style import STATES, Rows, Span, escape_untrusted, spans_width, to_terminal_charset, wrap
-from apr_tui.view_models.pair import PairView
+from apr_tui.view_models.pair import PairView, SideView
+from apr_tui.widgets.grid import GridView
 from apr_tui.workers.jobs import bisect_job, pair_job
 from apr_tui.workers.run import Frame
 from core.model.stages import place_text
@@ -36,11 +40,38 @@ class CompareScreen(VerdictScreen):
     job = "pair"
     view: PairView
 
-    def __init__(self, request: Request, a: Path, b: Path) -> None:
-        super().__init__(PairView(request.options.scope))
+    def __init__(self, request: Request, a: Path, b: Path, saved: Comparison | Bisection | None = None) -> None:
+        super().__init__(PairView(request.options.scope), saved)
         self.request, self.a, self.b = request, a, b
         self.bisection: Bisection | None = None
         self.files: tuple[str, ...] = ()  # what the files differ in, known before the verdict
+        self.other = GridView(SideView(self.view, "B"), self.grid.columns, id="other")  # B, where A is shown and fits
+        self.other.name_shown = (" B", "b")
+
+    def compose(self) -> ComposeResult:
+        """As any grid, with B's beside it."""
+        yield self.head
+        with Horizontal(id="body"):
+            yield from (self.grid, self.other, self.overview)
+        yield from (self.notes, self.foot, self.small)
+
+    def show_all(self) -> None:
+        """B's numbers stand beside A's from 160 columns."""
+        are_both = self.size.width >= WIDE and self.view.metric == "A"
+        self.grid.name_shown = (" A", "a") if are_both else ("", "quiet")
+        self.set_class(are_both, "sides")
+        super().show_all()
+        self._show_other()
+
+    def on_grid_view_moved(self) -> None:
+        """The cursor stands at the same cell of both."""
+        super().on_grid_view_moved()
+        self._show_other()
+
+    def _show_other(self) -> None:
+        if self.has_class("sides"):
+            self.other.columns = self.grid.columns
+            self.other.show_like(self.grid)
 
     @property
     def comparison(self) -> Comparison | None:
@@ -52,7 +83,10 @@ class CompareScreen(VerdictScreen):
     def update_view(self, frame: Frame) -> set[int]:
         """Take the numbers so far; before the verdict A's are shown."""
         self.files = frame.files or self.files
-        return self.view.update(frame.cells, frame.n_layer)
+        rows = self.view.update(frame.cells, frame.n_layer)
+        if self.has_class("sides"):
+            self.other.show_rows(rows)
+        return rows
 
     def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
         """Take the verdict, or why there is none, or the end of a bisection or an export."""
@@ -65,13 +99,17 @@ class CompareScreen(VerdictScreen):
             self.note = None if isinstance(error, Cancelled) else error_note(error)
         else:
             self.seconds, self.note = self.console.run_seconds, None
-            self.bisection = result if kind == "bisect" else None
-            found: Comparison = result.comparison if kind == "bisect" else result
-            self.view.set_result(found)
-            self.view.metric = "rel_l2" if found.cells else "A"
-            if self.grid.is_following and found.first is not None:
-                self.go_to(found.first)
+            self.take(result)
         self.show_all()
+
+    def take(self, result: Comparison | Bisection) -> None:
+        """Show a verdict, and its ladder where the cause was proved."""
+        self.bisection = cast("Bisection", result) if hasattr(result, "comparison") else None
+        found = self.bisection.comparison if self.bisection is not None else cast("Comparison", result)
+        self.view.set_result(found)
+        self.view.metric = "rel_l2" if found.cells else "A"
+        if self.grid.is_following and found.first is not None:
+            self.go_to(found.first)
 
     @property
     def planted(self) -> str | None:
@@ -82,8 +120,8 @@ class CompareScreen(VerdictScreen):
     @property
     def names(self) -> tuple[str, str]:
         """What A and B are called: by their files; a file beside itself by what else differs, once that is known."""
-        alike = self.a.name == self.b.name and self.comparison is not None
-        return self.comparison.names if alike and self.comparison else (self.a.name, self.b.name)
+        known = self.comparison is not None and (self.a.name == self.b.name or self.saved is not None)
+        return self.comparison.names if known and self.comparison else (self.a.name, self.b.name)
 
     def title_spans(self, width: int) -> list[Span]:
         """A, B, scope, metric, elapsed."""
@@ -104,7 +142,7 @@ class CompareScreen(VerdictScreen):
             waits = self.end or "the verdict comes when both sides are measured"
             told = [part for text in self.files for part in wrap(f"files: {escape_untrusted(text)}", width - 2)]
             return [*([(f" {part}", "text")] for part in told[:2]), [(f" {waits}", "quiet")]]
-        lines: Rows = [verdict_spans(found, width)]
+        lines: Rows = verdict_rows(found, width)
         if self.bisection is not None and self.bisection.ladder is not None:
             lines += [[(f"   {part}", "text")]
                       for part in wrap(to_terminal_charset(escape_untrusted(self.bisection.sentence)), width - 4)]
@@ -150,6 +188,8 @@ class CompareScreen(VerdictScreen):
 
     def command(self) -> str:
         """The command that gives this verdict without a screen."""
+        if self.saved is not None:
+            return self.request.command("show", self.a.parent, scope="all")
         verb = "bisect" if self.bisection is not None else "compare"
         return self.request.command(verb, self.a, self.b, scope=self.request.options.scope)
 
@@ -158,6 +198,7 @@ class CompareScreen(VerdictScreen):
     def action_run(self) -> None:
         """Compare, again or for the first time."""
         self.note, self.progress, self.seconds, self.end, self.files = None, None, None, "", ()
+        self.saved = None
         self.view.clear()
         self.view.metric, self.bisection = "A", None
         self.console.run_job(self, "pair", pair_job(self.request, self.a, self.b, self.console.get_session))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from apr_tui.keys import LAYER_KEYS, bindings
 from apr_tui.render.pair import cell_lines, distance_spans, layer_header, layer_row, side_lines
-from apr_tui.render.stage import rule
+from apr_tui.render.stage import clip, rule
 from apr_tui.render.verdict_card import error_rows
 from apr_tui.screens.layer import LayerScreen
 from apr_tui.style import Rows, Span, escape_untrusted, to_terminal_charset, wrap
@@ -37,7 +37,7 @@ class CompareLayerScreen(LayerScreen):
         """What is said of the chosen stage, then both sides' statistics as far as there is room."""
         said = self.cell_lines(self.place, width)
         numbers = [distance_spans(self.view, self.place), *side_lines(self.view, self.place, width)]
-        return [rule(place_text(self.place), width), *said, *numbers][:height]
+        return clip([rule(place_text(self.place), width), *said, *numbers], height)
 
     def cell_lines(self, place: Place, width: int) -> Rows:
         """What float64 and the grafts say of a stage; nothing where they were not asked about it."""

@@ -13,8 +13,9 @@ from textual.screen import Screen
 
 from apr_tui.keys import hint_spans
 from apr_tui.render.status import step_spans
+from apr_tui.render.title import insert_right
 from apr_tui.screens.page import BaseScreen
-from apr_tui.style import Rows, Span, bar, crop_text, escape_untrusted, to_terminal_charset, wrap
+from apr_tui.style import Rows, Span, bar, crop_text, escape_untrusted, to_terminal_charset, wrap, wrap_most
 from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
 from apr_tui.widgets.overview import Overview
@@ -79,7 +80,8 @@ class GridScreen(BaseScreen):
         self.call_after_refresh(self.show_all)
 
     def on_grid_view_moved(self) -> None:
-        """The line about the cell goes with the cursor."""
+        """The line about the cell goes with the cursor; the title says which rows are in view."""
+        self._show_title(self.size.width)
         self.show_foot()
         self._show_strip(self.console.owner is self)
 
@@ -92,15 +94,21 @@ class GridScreen(BaseScreen):
     def show_lines(self) -> None:
         """Draw title, notes and foot again; only lines that changed go over the wire."""
         width = self.size.width
-        self.head.show([self.title_spans(width)])
+        self._show_title(width)
         if self.note is not None:
             text, name = self.note
-            notes = [[(f" {part}", name)] for part in wrap(text, width - 2)[:LONG_NOTE]]
+            notes = [[(f" {part}", name)] for part in wrap_most(text, width - 2, LONG_NOTE)]
         else:
             notes = self.note_lines(width)
         notes += [[] for _ in range(NOTE_LINES - len(notes))]
         self.notes.show(notes)
         self.show_foot()
+
+    def _show_title(self, width: int) -> None:
+        seen, n_row = self.grid.shown_rows, self.view.n_row
+        is_part = self.grid.display and 0 < len(seen) < n_row
+        rows = f"rows {seen.start} to {seen.stop - 1} of {n_row}" if is_part else ""
+        self.head.show([insert_right(self.title_spans(width), rows)])
 
     def show_foot(self) -> None:
         """Draw the lines about the cell and the run again."""

@@ -31,6 +31,7 @@ class LayerScreen(BaseScreen):
         self.view = under.view
         self.at_layer, self.stage = under.grid.place
         self.has_detail = has_detail
+        self._top = 0  # of the stages: the first in view
         self.head, self.table, self.pane, self.foot = (Lines(i, 1) for i in ("title", "table", "pane", "foot"))
 
     def compose(self) -> ComposeResult:
@@ -67,7 +68,7 @@ class LayerScreen(BaseScreen):
         if not width:
             return
         places, most = self.places, max(height - 4, 1)
-        top = max(min(places.index(self.place) - most // 2, len(places) - most), 0)
+        self._top = top = max(min(places.index(self.place) - most // 2, len(places) - most), 0)
         rows = [self.table_row(place, place == self.place, width) for place in places[top:top + most]]
         self.head.show([self.under.title_spans(width)])
         table = [rule(f"layer {self.at_layer} of {self.view.n_row}", width), self.table_header(width), *rows]
@@ -110,6 +111,13 @@ class LayerScreen(BaseScreen):
             return self.console.get_session().weights_behind(model, *place) if model is not None else ()
         except AprError:
             return ()
+
+    def on_click(self, event: events.Click) -> None:
+        """Choose the stage that is clicked."""
+        at = event.screen_y - 3  # title, rule, header
+        if 0 <= at < len(self.table.lines) - 2:
+            self.stage = self.places[self._top + at][1]
+            self._moved()
 
     # actions (keys.KEYS)
 

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
 
 from apr_tui.keys import GRID_KEYS, bindings
-from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.recent import remember
+from apr_tui.render.status import error_note, export_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
-from apr_tui.render.trace import cell_spans, note_lines
-from apr_tui.request import Request, read_prompt, typed_path, write_prompt
-from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH, GridScreen
-from apr_tui.style import Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset
+from apr_tui.render.trace import cell_spans, note_lines, status_spans
+from apr_tui.request import Request
+from apr_tui.screens.grid import DESIGN_HEIGHT, DESIGN_WIDTH
+from apr_tui.screens.leading import LeadingScreen
+from apr_tui.screens.opening import ask_file, ask_prompt
+from apr_tui.screens.page import PageScreen
+from apr_tui.style import Rows, Span, escape_untrusted, spans_width
 from apr_tui.view_models.trace import TraceView
-from apr_tui.workers.jobs import Traced, hints_job, trace_job
+from apr_tui.workers.jobs import Billed, Traced, hints_job, trace_job
 from apr_tui.workers.run import Frame
-from core.model.stages import UNKNOWN_SCOPE, read_whole
+from core.model.stages import UNKNOWN_SCOPE
 from core.system.errors import Cancelled
-from core.system.safe_text import join_words
 
 PROVED = "audit proves"  # begins the note of a trace whose file is at fault
 SHORT_NAME = 6  # columns of a model's name that are always shown
 
 
-class TraceScreen(GridScreen):
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished trace as it was shown, which stands again where the next run gives nothing."""
+
+    request: Request
+    traced: Traced
+    seconds: float | None
+    at: tuple[int, int]  # the cursor's row and column
+
+
+class TraceScreen(LeadingScreen):
     """One trace: from the first event to the finding's sentence."""
 
     BINDINGS = bindings(GRID_KEYS)
@@ -36,15 +49,18 @@ class TraceScreen(GridScreen):
 
     def __init__(self, request: Request) -> None:
         super().__init__(TraceView(request.options.scope, request.options.threshold))
-        self.request = request
-        self.traced: Traced | None = None
+        self.request, self.traced = request, None
+        self.kept: Kept | None = None
         self.known: dict[str, Any] = {}
         self.seconds: float | None = None  # of the last finished run
         self.end = ""                      # how the last run ended, where it gave nothing
+        self.asked_nothing = True               # nothing was asked of it: another screen was
 
     def start(self, request: Request | None = None) -> None:
         """Run, again or anew: the numbers go at once, so that an old grid never stands under a new prompt."""
         request = request or self.request
+        if self.traced is not None:
+            self.kept = Kept(self.request, self.traced, self.seconds, (self.grid.row, self.grid.column))
         if (request.path, request.bundle) != (self.request.path, self.request.bundle):
             self.known = {}
         self.request, self.traced, self.note, self.progress = request, None, None, None
@@ -52,6 +68,7 @@ class TraceScreen(GridScreen):
         self.view.clear()
         self.grid.is_following = True
         self.grid.row = self.grid.column = 0
+        self.asked_nothing = False
         self.console.run_job(self, "trace", trace_job(request, self.console.get_session))
         self.show_all()
 
@@ -77,15 +94,19 @@ class TraceScreen(GridScreen):
         elif kind == "export":
             self.note = export_note(result, error)
         elif error is not None:
-            self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
-            self.seconds = self.console.run_seconds
-            self.note = None if isinstance(error, Cancelled) else error_note(error)
+            self._ended_early(error)
+        elif isinstance(result, Billed):
+            self._take_bill(result)
         else:
-            self.seconds, self.note = self.console.run_seconds, None
-            self.traced = result
+            self.seconds, self.note, self.kept = self.console.run_seconds, None, None
+            self._take(result)
+            if result.judged is not None:
+                self.console.show_judged(self.request, result.judged, result.folder)
             if result.path is not None:
                 self.request = replace(self.request, path=result.path)
-            self.view.set_result(result.trace, result.findings)
+            opened = result.folder or result.bundle or self.request.path
+            if opened is not None:
+                remember(opened)
             proved = next((note for note in result.trace.notes if note.startswith(PROVED)), None)
             self.note = (f"X {escape_untrusted(proved)}", "bad") if proved else None
             if result.bundle is not None:  # it may lack the scope that was asked for
@@ -95,6 +116,37 @@ class TraceScreen(GridScreen):
             if self.grid.is_following and self.view.findings:
                 self._go_to_finding()
         self.show_all()
+
+    def _ended_early(self, error: Exception) -> None:
+        """Say how it ended; the trace before it stands again, where there was one."""
+        self.end = "cancelled: the grid is incomplete" if isinstance(error, Cancelled) else "failed"
+        self.seconds = self.console.run_seconds
+        self.note = None if isinstance(error, Cancelled) else error_note(error)
+        if self.kept is not None:
+            kept, self.kept, self.end, self.known = self.kept, None, "", {}
+            self.note = self.note or ("cancelled: the trace before it stands again", "watch")
+            self.request, self.seconds = kept.request, kept.seconds
+            self._take(kept.traced)
+            self.view.select(scope=kept.traced.scope)
+            self.grid.go(*kept.at)
+
+    def _take_bill(self, billed: Billed) -> None:
+        """Show a folder of costs over this screen, on which the trace before it stands again."""
+        if self.kept is not None:
+            self._ended_early(Cancelled("no trace"))
+            self.note = None
+        self.asked_nothing = self.traced is None
+        self.end = "" if self.traced is not None else "no trace was opened"
+        remember(billed.folder)
+        if billed.bill is not None:
+            self.console.show_damage(self.request, billed.folder, billed.bill)
+        else:
+            lines: Rows = [[(f" {escape_untrusted(line)}", "text")] for line in billed.text.splitlines()]
+            self.app.push_screen(PageScreen(escape_untrusted(billed.folder.name), lambda width: lines))
+
+    def _take(self, traced: Traced) -> None:
+        self.traced = traced
+        self.view.set_result(traced.trace, traced.findings)
 
     @property
     def planted(self) -> str | None:
@@ -113,7 +165,7 @@ class TraceScreen(GridScreen):
         right = f"{seconds_text(seconds, is_running)}  {self.console.memory()} "
         middle: list[Span] = [
             (f"  {escape_untrusted(arch)}  {escape_untrusted(device)}  {escape_untrusted(compute)}  ", "text"),
-            ("scope ", "quiet"),
+            (f"{self.request.feed}  " if self.request.feed else "", "text"), ("scope ", "quiet"),
             (self.view.scope, "title"), ("  ", "quiet"), (self.view.metric, "title"), ("  ", "quiet"),
         ]
         front, room = planted_spans(self.planted), width - spans_width(middle) - cell_len(right) - 1
@@ -138,20 +190,8 @@ class TraceScreen(GridScreen):
         if width < DESIGN_WIDTH or self.size.height < DESIGN_HEIGHT:
             needed = f"{DESIGN_WIDTH} x {DESIGN_HEIGHT}"
             return [(f" {width} x {self.size.height} is below {needed}: not everything is in view", "quiet")]
-        tokens = self.view.tokens
-        is_text = self.request.prompt.tokens is None and self.request.bundle is None
-        asked = f'"{escape_untrusted(self.request.prompt.text)}"' if is_text else "tokens"
-        spans: list[Span] = [(f" {fit(asked, min(cell_len(asked), width // 3))}", "text")]
-        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}" if tokens else "tokens unknown"
-        spans.append((to_terminal_charset(f" · {count}"), "quiet"))
-        right = witness_span(self.traced.trace.observed_equals_unobserved if self.traced else None)
-        if self.view.generated:
-            spans += [(to_terminal_charset(" → "), "quiet"), (escape_untrusted(self.view.generated), "a")]
-        elif self.traced is not None and self.traced.trace.top:
-            spans.append((to_terminal_charset(" → next "), "quiet"))
-            top = self.traced.trace.top
-            spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in top]
-        return [*crop(spans, width - len(right[0])), right]
+        asked = f'"{escape_untrusted(self.request.prompt.text)}"' if self.request.feed else "tokens"
+        return status_spans(self.view, asked, width)
 
     def scope_changed(self) -> None:
         """Look for the hints of the new scope."""
@@ -199,60 +239,19 @@ class TraceScreen(GridScreen):
 
     def action_prompt(self) -> None:
         """Ask for another prompt and run it."""
-        tokens = self.request.prompt.tokens
-        shown = write_prompt(self.request.prompt.text) if tokens is None else f"tokens: {' '.join(map(str, tokens))}"
-        self.console.ask("prompt", shown, "text (\\n is a new line), or tokens: 1 2 3", self._set_prompt)
+        ask_prompt(self.console, self.request, self.start)
+
+    def action_chat(self) -> None:
+        """Put the prompt through the chat template, or take it raw; and run."""
+        prompt = self.request.prompt
+        if self.request.feed:
+            self.start(replace(self.request, prompt=replace(prompt, chat=not prompt.chat)))
+        else:
+            self.say("Only text goes through a chat template: not token ids, and a bundle is not run.", "watch")
 
     def action_file(self) -> None:
         """Ask for another file or bundle and trace it."""
-        folder = f"{self.request.path.parent}/" if self.request.path else ""
-        self.console.ask("open", folder, "a .gguf or .apr file, or a bundle's folder", self._open, is_path=True)
-
-    def action_pair(self) -> None:
-        """Compare with the sibling, or with a file that is asked for."""
-        path = (self.traced.path or self.traced.bundle) if self.traced else self.request.path
-        if path is None:
-            self.say("There is nothing to compare yet: wait for the trace, or open a file with f.", "watch")
-            return
-        other = self.console.get_session().sibling(path) if self.traced and self.traced.path else None
-        if other is not None:
-            self.console.show_pair(self.request, path, other)
-            return
-        a = path
-        self.console.ask(
-            f"compare {path.name} (A) with", f"{path.parent}/", "B: another file of this model, or a bundle",
-            lambda text: self.console.show_pair(self.request, a, typed_path(text)), is_path=True,
-        )
-
-    def action_check(self) -> None:
-        """Check the open file against float64; a bundle needs the file of its weights, which the command line takes."""
-        bundle = self.traced.bundle if self.traced else self.request.bundle
-        if bundle is not None:
-            command = join_words(["apr-tui", "check", str(bundle), "--model"])
-            self.say(f"A bundle is checked against its model's weights: {escape_untrusted(command)} FILE", "watch")
-        elif self.request.path is None:
-            self.say("There is nothing to check yet: wait for the trace, or open a file with f.", "watch")
-        else:
-            self.console.show_check(self.request, self.request.path, self.traced.model if self.traced else None)
-
-    def action_audit(self) -> None:
-        """Audit the open file by itself."""
-        if self.request.path is None:
-            self.say("There is no model file to audit: open one with f.", "watch")
-        else:
-            self.console.show_audit(self.request.path)
-
-    def action_export(self) -> None:
-        """Write the evidence."""
-        if self.traced is None:
-            self.say("There is nothing to export yet: the trace has to end first.", "watch")
-            return
-        out = self.console.get_session().default_out(self.traced.trace)
-        self.console.exports.ask(self, self.request.with_scope(self.view.scope), self.traced.trace, out)
-
-    def action_train(self) -> None:
-        """Show the training run, or ask for one."""
-        self.console.show_training(self.say, self.request.settings.device)
+        ask_file(self.console, self.request, self.start)
 
     def _go_to_finding(self) -> None:
         layer, stage = self.view.findings[self.view.finding].place
@@ -260,19 +259,3 @@ class TraceScreen(GridScreen):
             following = self.grid.is_following
             self.grid.go(layer, self.grid.columns.index(stage) if stage in self.grid.columns else None)
             self.grid.is_following = following
-
-    def _set_prompt(self, text: str) -> None:
-        if text.startswith("tokens:"):
-            ids = [read_whole(word) for word in text.removeprefix("tokens:").replace(",", " ").split()]
-            known = tuple(i for i in ids if i is not None)
-            if not known or len(known) < len(ids):
-                self.say(f"{escape_untrusted(text)}: token ids are whole numbers, as in tokens: 3838 374 220.", "watch")
-                return
-            prompt = replace(self.request.prompt, tokens=known)
-        else:
-            prompt = replace(self.request.prompt, text=read_prompt(text), tokens=None)
-        self.start(replace(self.request, prompt=prompt, bundle=None))
-
-    def _open(self, text: str) -> None:
-        if text.strip():
-            self.start(self.request.with_file(typed_path(text)))

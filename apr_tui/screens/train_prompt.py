@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from apr_tui.cli.commands import read_arguments
 from apr_tui.options import record_of
 from apr_tui.request import typed_path
-from apr_tui.style import escape_untrusted
 from apr_tui.workers.train import Training
 from core.system.errors import UsageError
 from core.system.safe_text import join_words
@@ -34,12 +33,16 @@ def ask_training(
 ) -> None:
     """Ask for the options of a run, as on the command line."""
     def answered(text: str) -> None:
-        try:
-            begin(read_line(text))
-        except UsageError as error:
-            say(escape_untrusted(str(error)), "watch")
+        begin(read_line(text))
 
-    console.ask("train", line, "options of apr-tui train; --watch DIR follows a run", answered)
+    def refuse(text: str) -> str:
+        try:
+            read_line(text)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    console.ask("train", line, "options of apr-tui train; --watch DIR follows a run", answered, refuse=refuse)
 
 
 def read_line(text: str) -> Training:

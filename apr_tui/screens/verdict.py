@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr_tui.screens.grid import GridScreen
 from core.model.stages import GRID_STAGES, STAGES, Place, stage_named
 
+if TYPE_CHECKING:
+    from core.bundle.judged import Judged
+
 
 class VerdictScreen(GridScreen):
-    """A grid over the trace: it starts at once, shows or hides the detail stages, and goes back."""
+    """A grid over the trace: it starts at once, or shows what was saved; it hides the detail stages, and goes back."""
 
-    def __init__(self, view: Any) -> None:  # noqa: ANN401 (PairView or CheckView)
+    def __init__(self, view: Any, saved: Judged | None = None) -> None:  # noqa: ANN401 (PairView or CheckView)
         super().__init__(view)
+        self.saved = saved  # a verdict that was read from its folder
         self.seconds: float | None = None  # of the finished run
         self.end = ""                      # how the run ended, where it gave nothing
 
     def on_mount(self) -> None:
-        """Start."""
-        self.action_run()
+        """Start, or show what was saved."""
+        if self.saved is None:
+            self.action_run()
+        else:
+            self.take(self.saved)
+            self.call_after_refresh(self.show_all)
 
     @property
     def has_detail(self) -> bool:
@@ -49,6 +57,10 @@ class VerdictScreen(GridScreen):
         at = {p: (p[0] or 0, self.grid.columns.index(p[1])) for p in places}
         after = [p for p in places if at[p] > here] if step > 0 else [p for p in places if at[p] < here][::-1]
         return (after or (places if step > 0 else places[::-1]))[0]
+
+    def take(self, result: Any) -> None:  # noqa: ANN401 (a Judged of the child's kind)
+        """Show a verdict, the cursor at what it names."""
+        raise NotImplementedError
 
     def action_run(self) -> None:
         """Begin what gives the verdict, again or for the first time."""

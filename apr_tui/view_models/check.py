@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.view_models.number import shorten
+from apr_tui.style import STATES
+from apr_tui.view_models.number import shade, shorten
 from core.model.stages import Place, place_order
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN
 
 if TYPE_CHECKING:
     from core.proof.check_result import Check
@@ -80,6 +81,15 @@ class CheckView:
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text and mark of a cell of the grid."""
         return shorten(self.number((row, column)), self.mark((row, column)))
+
+    def multiple(self, place: Place) -> float | None:
+        """NMSE over the floor that counts; None where another metric is shown."""
+        return self.number(place, "multiple") if self.metric in ("nmse", "multiple") else None
+
+    def tone(self, place: Place) -> str:
+        """The style of a cell: each bad one is a fault of its own; the others by the shade of their multiple."""
+        mark = self.mark(place)
+        return f"text@{shade(self.number(place, 'multiple'))}" if mark == OK else STATES[mark][1]
 
     def bad(self) -> list[Place]:
         """The bad places in order of computation, the whole model's among them: what n and p step through."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import statistics
 
-from apr_tui.style import Rows, Span
+from apr_tui.style import STATES, Rows, Span
 from apr_tui.view_models.number import shorten
-from core.trace.marks import BAD, OK, UNKNOWN, WATCH
+from core.trace.finding import BAD, OK, UNKNOWN, WATCH
 from core.train.records import GradRow, Grads
 
 COLUMNS = ("grad_norm", "update_ratio", "zero_share")
@@ -63,6 +63,10 @@ class GradView:
         if column == "zero_share":
             return BAD if number >= 1 else WATCH if number >= MANY_ZEROS else OK
         return BAD if number == 0 else WATCH if number < FALL * self._middle[column] else OK
+
+    def tone(self, place: tuple[int | None, str]) -> str:
+        """The style of a cell."""
+        return STATES[self.mark(*place)][1]
 
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text and mark of a cell."""

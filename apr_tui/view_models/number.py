@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 from core.system.numbers import short
-from core.trace.marks import ABSENT, OK, UNKNOWN
-
-if TYPE_CHECKING:
-    pass
-
+from core.trace.finding import ABSENT, OK, UNKNOWN
 
 ROOM = 6  # columns of a number
+MOST_SHADE = 4
+
+
+def shade(multiple: float | None) -> int:
+    """The shade of a cell by how many times its bound it is: one for each factor of 10, from 1 on; 0 within it."""
+    if multiple is None or multiple <= 1:
+        return 0
+    return 1 + int(math.log10(multiple)) if math.isfinite(multiple) else MOST_SHADE
 
 
 def shorten(number: float | None, mark: str) -> tuple[str, str]:

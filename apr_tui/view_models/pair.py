@@ -5,18 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.view_models.number import shorten
+from apr_tui.style import STATES
+from apr_tui.view_models.number import shade, shorten
 from core.model.stages import SCOPES, Place, place_order
+from core.trace.finding import ABSENT, BAD, OK, UNKNOWN, WATCH
 from core.trace.grid import value
-from core.trace.marks import ABSENT, BAD, OK, UNKNOWN, WATCH
-from core.trace.measures import State
+from core.trace.measures import NOISE_MULTIPLE, State
 
 if TYPE_CHECKING:
     from core.proof.verdict import Comparison
 
 
 PAIR_METRICS = ("rel_l2", "A", "B", "ratio", "inherited", "local", "cosine", "max_abs")
+DISTANCES = ("rel_l2", "inherited", "local")  # metrics that a floor bounds
 PAIR_MARKS = {State.SAME: OK, State.UNCLEAR: WATCH, State.DIFFERS: BAD, State.ABSENT: ABSENT}
+
+
+class SideView:
+    """One side of a comparison as a grid of stds."""
+
+    def __init__(self, pair: PairView, side: str) -> None:
+        self.pair, self.side = pair, side
+
+    @property
+    def n_row(self) -> int:
+        """Layers of the deeper side."""
+        return self.pair.n_row
+
+    def cell(self, row: int, column: str) -> tuple[str, str]:
+        """The side's own number, and what the comparison says of the cell."""
+        place = (row, column)
+        return shorten(self.pair.number(place, self.side), self.pair.mark(place))
+
+    def tone(self, place: Place) -> str:
+        """The comparison's style."""
+        return self.pair.tone(place)
 
 
 class PairView:
@@ -86,6 +109,23 @@ class PairView:
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text and mark of a cell; a number that is there is shown even before the verdict."""
         return shorten(self.number((row, column)), self.mark((row, column)))
+
+    def multiple(self, place: Place) -> float | None:
+        """The metric over the cell's floor; None where that says nothing of the metric."""
+        difference = self.comparison.cells.get(place) if self.comparison else None
+        number = self.number(place)
+        if difference is None or number is None or not difference.floor or self.metric not in DISTANCES:
+            return None
+        return number / difference.floor
+
+    def tone(self, place: Place) -> str:
+        """The style of a cell: the first one bright, what follows it dim on the shade of its multiple."""
+        mark, found = self.mark(place), self.comparison
+        if mark != BAD or found is None or place == found.first:
+            return STATES[mark][1]
+        difference = found.cells[place]
+        size, floor = difference.rel_l2, difference.floor
+        return f"quiet@{shade(size / floor / NOISE_MULTIPLE if size is not None and floor else None)}"
 
     def odd(self, columns: Sequence[str]) -> list[Place]:
         """Cells of these stages that differ or are unclear, in order of computation: what n and p step through."""

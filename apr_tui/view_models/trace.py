@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from apr_tui.view_models.number import shorten
+from apr_tui.style import STATES
+from apr_tui.view_models.number import shade, shorten
 from core.model.stages import SCOPES, Place, place_order
+from core.trace.finding import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
 from core.trace.grid import marks_of, place_before, stats_at, value
-from core.trace.marks import ABSENT, BAD, MARK_OF_KIND, OK, UNKNOWN, WATCH
 from core.trace.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class TraceView:
         self._shown: dict[Place, tuple[str, str]] = {}
         self._numbers: dict[tuple[Place, str], float | None] = {}
         self._marks: dict[Place, str] = {}
+        self._first: Place | None = None  # first_spike, until a mark changes
         self._stats: dict[Place, Any] = {}  # at the scope, while the cells come in
 
     @property
@@ -59,6 +61,7 @@ class TraceView:
             for place in changed:  # a column that grows turns a spike into a step
                 self._shown.pop(place, None)
             self._marks |= {place: found[place] for place in changed}
+            self._first = None if changed else self._first
             rows |= {place[0] for place in changed if place[0] is not None}
         deepest = max(n_layer or 0, max(rows, default=-1) + 1)
         if deepest > self._n_layer:
@@ -87,6 +90,7 @@ class TraceView:
         if findings is not None:
             self.findings, self.finding = findings, 0
         kinds = self.trace.layer_kinds if self.trace is not None else ()
+        self._first = None
         self._stats = stats_at(self.cells, self.scope)
         self._marks = marks_of(self._stats, {p[0] for p in self.cells if p[0] is not None}, self.threshold, kinds)
         for finding in self.findings:
@@ -126,6 +130,24 @@ class TraceView:
             if place in self.cells:
                 self._shown[place] = found
         return found
+
+    def multiple(self, place: Place) -> float | None:
+        """A trace has no floor."""
+        return None
+
+    def tone(self, place: Place) -> str:
+        """The style of a cell: the first spike bright, what follows it dim on the shade of its ratio."""
+        mark = self.mark(place)
+        if mark != BAD or place == self.first_spike():
+            return STATES[mark][1]
+        return f"quiet@{max(shade(self.number(place, 'ratio')), 1)}"
+
+    def first_spike(self) -> Place | None:
+        """The place of the first finding, where it is marked bad, else the first cell that is."""
+        if self._first is None:
+            first = self.findings[0].place if self.findings else None
+            self._first = first if first is not None and self._marks.get(first) == BAD else self.first_bad()
+        return self._first
 
     def first_bad(self) -> Place | None:
         """The first cell, in order of computation, that is marked bad."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from apr_tui.style import Rows, Span, only_ascii
 from apr_tui.view_models.number import shorten
-from core.trace.marks import OK
+from core.trace.finding import OK
 
 LABEL = 7           # columns of the axis' numbers
 CLIP = 4.0          # times the median: above it a value is drawn as an arrow on the top line, where a chart clips

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from textual import events
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.style import STATES, Span, changed, strip
-from core.trace.marks import OK
+from apr_tui.style import Span, changed, strip, to_terminal_charset
+from core.trace.finding import OK
 
 LABEL = 5    # columns of the row's label
 CELL = 7     # columns of a cell, its mark included
 HEADER = 2   # lines of the header
+ZERO = "·"   # of a number that is exactly 0
 
 
 class GridSource(Protocol):
@@ -30,6 +32,9 @@ class GridSource(Protocol):
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text (at most 6 columns) and mark."""
 
+    def tone(self, place: tuple[int, str]) -> str:
+        """The style of a cell."""
+
 
 class GridView(Widget):
     """The grid: rows down, columns across, a cursor; follows the running row until the cursor is moved."""
@@ -41,6 +46,7 @@ class GridView(Widget):
 
     def __init__(self, source: GridSource, columns: Sequence[str], id: str | None = None) -> None:
         super().__init__(id=id)
+        self.name_shown: Span = ("", "quiet")  # over the labels: which of two sides it is
         self.source = source
         self.columns = tuple(columns)
         self.row, self.column = 0, 0
@@ -86,9 +92,20 @@ class GridView(Widget):
         self._place(self.row, self.column)
         self._repaint(range(self.size.height))
 
+    def show_like(self, grid: GridView) -> None:
+        """Show the rows that another grid shows, the cursor at the same cell."""
+        self.row, self.column, self._top, self._left = grid.row, grid.column, grid._top, grid._left
+        self._repaint(range(self.size.height))
+
     def on_resize(self) -> None:
         """Keep the cursor in view."""
         self._place(self.row, self.column)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor where it is clicked."""
+        column = self._left + (event.x - LABEL) // CELL
+        if event.y >= HEADER and event.x >= LABEL and column < len(self.columns):
+            self.go(self._top + event.y - HEADER, column)
 
     def render_line(self, y: int) -> Strip:
         """Draw one line (Textual calls this)."""
@@ -97,7 +114,8 @@ class GridView(Widget):
 
     def header(self, y: int) -> list[Span]:
         """One line of the header: names broken at the underscore, right-aligned over the numbers."""
-        spans: list[Span] = [("layer" if y == 1 else " " * LABEL, "quiet")]
+        name, tone = self.name_shown
+        spans: list[Span] = [("layer", "quiet") if y == 1 else (f"{name:<{LABEL}}", tone)]
         for column in self._columns():
             head, _, tail = column.rpartition("_")
             word = tail if y == 1 else f"{head}_" if head else ""
@@ -113,7 +131,8 @@ class GridView(Widget):
         for column in self._columns():
             text, mark = self.source.cell(row, column)
             glyph = " " if mark == OK or text == mark else mark
-            name = STATES[mark][1]
+            text = to_terminal_charset(ZERO) if text == "0" and mark == OK else text
+            name = self.source.tone((row, column))
             spans.append((glyph + text.rjust(CELL - 1), f"{name}+cursor" if (row, column) == self.place else name))
         if len(self._columns()) < len(self.columns):
             more = len(self.columns) - self._left - len(self._columns())

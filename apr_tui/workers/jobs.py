@@ -1,29 +1,39 @@
-"""The jobs that the console gives its worker: trace, check, audit, compare, bisect, export. None touches a widget."""
+"""The jobs that the console gives its worker: what each of the session's verbs does. None touches a widget."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr_tui.cli.commands import normal_form
 from apr_tui.request import Request
 from apr_tui.session import GetSession
 from apr_tui.workers.run import JobProgress
+from core.system.atomic_folder import SIDES, TRACE
 
 if TYPE_CHECKING:
     from apr_tui.session import Result
     from core.audit.audit_file import Audit
+    from core.bundle.judged import Judged
+    from core.damage.result import Damage
     from core.formats.model_file import ModelFile
     from core.proof.check_result import Check
     from core.proof.verdict import Bisection, Comparison
     from core.trace.finding import Finding
+    from core.trace.look_inside import LayerView
     from core.trace.record import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A finished trace, with the findings at a scope. model and path are None where a bundle was opened."""
+    """A finished trace, with the findings at a scope. model and path are None where a bundle was opened.
+
+    judged: the verdict of the folder that was opened; the trace is its first side's.
+    """
 
     trace: Trace
     findings: Sequence[Finding]
@@ -31,12 +41,23 @@ class Traced:
     path: Path | None = None
     model: ModelFile | None = None
     bundle: Path | None = None
+    judged: Judged | None = None
+    folder: Path | None = None
 
 
-def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgress], Traced]:
-    """Open what the request names (or build the demonstration) and trace it; a bundle is only read."""
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """A folder of costs that was opened: a bill, or what kl found as text."""
 
-    def job(progress: JobProgress) -> Traced:
+    folder: Path
+    bill: Damage | None
+    text: str
+
+
+def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgress], Traced | Billed]:
+    """Open what the request names (or build the demonstration) and trace it; a bundle or a verdict is only read."""
+
+    def job(progress: JobProgress) -> Traced | Billed:
         progress.say("starting")
         session = get_session()
         bundle, path, options = request.bundle, request.path, request.options
@@ -44,18 +65,26 @@ def trace_job(request: Request, get_session: GetSession) -> Callable[[JobProgres
             bundle, path = path, None
         if bundle is not None:
             progress.say("reading the bundle", name=bundle.name)
+            if session.is_cost(bundle):
+                return Billed(bundle, session.open_bill(bundle), session.read_cost(bundle, as_json=False))
+            judged, folder = None, None
+            if session.is_judged(bundle):
+                judged, folder = session.open_judged(bundle), bundle
+                bundle = next(p for part in (*SIDES, TRACE) if os.path.isdir(p := bundle / part))
             found = session.open_bundle(bundle)
             known = found.facts.scopes or (options.scope,)
             scope = options.scope if options.scope in known else known[0]
-            return Traced(found, session.hints(found, scope, options.threshold), scope, bundle=bundle)
+            hints = session.hints(found, scope, options.threshold)
+            return Traced(found, hints, scope, bundle=bundle, judged=judged, folder=folder)
         if path is None:
             progress.say("building the demonstration (once)", name="demo")
             path = session.ensure_demo()[0]
         progress.say("opening the file", name=path.name)
-        model = session.open_model(path)
-        facts = session.arch_facts(model)
-        progress.emit_depth(facts.n_layer)
-        progress.say("loading torch", name=path.name, arch=facts.name, model=model)
+        model = None if request.settings.scheme else session.open_model(path)
+        if model is not None:
+            facts = session.arch_facts(model)
+            progress.emit_depth(facts.n_layer)
+            progress.say("loading torch", name=path.name, arch=facts.name, model=model)
         # the screen shows any scope, also one that this prompt has no token of
         trace = session.trace(request.source(path), request.prompt, replace(options, scope="all"), emit=progress.emit,
                               cancelled=progress.cancelled)
@@ -105,6 +134,26 @@ def check_job(request: Request, path: Path, get_session: GetSession) -> Callable
     return job
 
 
+def view_job(request: Request, path: Path, layer: int, get_session: GetSession) -> Callable[[JobProgress], LayerView]:
+    """Look into one layer of a model file's run."""
+
+    def job(progress: JobProgress) -> LayerView:
+        return get_session().layer_view(request.source(path), request.prompt, layer, emit=progress.emit,
+                                        cancelled=progress.cancelled)
+
+    return job
+
+
+def damage_job(request: Request, path: Path, get_session: GetSession) -> Callable[[JobProgress], Damage]:
+    """Bill each tensor of a model file with what its rounding costs."""
+
+    def job(progress: JobProgress) -> Damage:
+        source = replace(request.source(path), compute="f32", plant=None)
+        return get_session().damage(source, emit=progress.emit, cancelled=progress.cancelled)
+
+    return job
+
+
 def audit_job(path: Path, get_session: GetSession) -> Callable[[JobProgress], Audit]:
     """Audit a model file by itself."""
 
@@ -122,6 +171,12 @@ def export_job(
 
     def job(progress: JobProgress) -> Path:
         progress.say(f"writing {out}")
-        return get_session().export(shown, out, request.options, force=force, command=command)
+        verb, *words = shlex.split(command)[1:]
+        if verb == "damage":
+            get_session().write_cost(out, shown, (Path(words[0]).name, None), force=force, command=command,
+                                     repeat=normal_form(verb, words))
+            return out
+        return get_session().export(shown, out, request.options, force=force, command=command,
+                                    repeat=normal_form(verb, words))
 
     return job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from core.audit.rule import Rule, Seen, hold
 from core.formats.model_file import ModelFile
 from core.formats.open_model import open_model
 from core.model.arch import Arch, read_arch
+from core.notebook.result import Notebook
 from core.system.cancel import IsCancelled, never
 from core.system.errors import FileError
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+@dataclass(frozen=True, slots=True, repr=False)
+class Audit(Notebook):
     """What an audit found. n_tensor: tensors that were looked at. original: what the file was held to, if anything.
 
     Proofs stand before hints.
@@ -44,6 +45,16 @@ class Audit:
     def hints(self) -> list[Finding]:
         """The findings that a person weighs."""
         return [f for f in self.findings if f.strength is Strength.HINT]
+
+    def sentences(self) -> list[str]:
+        """How many proofs and hints, then each."""
+        beside = f" beside {self.original}" if self.original else ""
+        return [f"{self.name}{beside}: {len(self.proofs)} proofs, {len(self.hints)} hints in {self.n_tensor} tensors",
+                *(f.sentence for f in self.findings)]
+
+    def rows(self) -> list[dict[str, object]]:
+        """The findings."""
+        return [asdict(f) for f in self.findings]
 
     @property
     def exit_code(self) -> int:

@@ -23,7 +23,7 @@ ROWS = 16
 class Spread:
     """Level (root mean square) of a weight and the least, middle and largest of its siblings'.
 
-    z: robust z of its logarithm among them, None where they are fewer than three.
+    z: robust z of its logarithm among them, None where they are fewer than three. levels: by layer, its own too.
     """
 
     level: float
@@ -32,6 +32,7 @@ class Spread:
     largest: float
     n_sibling: int
     z: float | None
+    levels: tuple[tuple[int, float], ...] = ()
 
 
 def weight_spread(file: ModelFile, name: str) -> Spread | None:
@@ -41,12 +42,14 @@ def weight_spread(file: ModelFile, name: str) -> Spread | None:
             and layer_of(n) is not None]
     if name not in file.weights or not same:
         return None
-    level, others = _level(file.weights[name]), np.array([_level(w) for w in same])
+    levels = {w.name: _level(w) for w in (file.weights[name], *same)}
+    level, others = levels[name], np.array([levels[w.name] for w in same])
     logs = np.log(np.maximum([level, *others], 1e-30))
     off = logs - np.median(logs)
     middle = 1.4826 * float(np.median(np.abs(off)))
     z = float(off[0]) / max(middle, 1e-3) if len(same) > 2 else None
-    return Spread(level, float(others.min()), float(np.median(others)), float(others.max()), len(same), z)
+    return Spread(level, float(others.min()), float(np.median(others)), float(others.max()), len(same), z,
+                  tuple(sorted((layer_of(n) or 0, found) for n, found in levels.items())))
 
 
 def _level(weight: Weight) -> float:

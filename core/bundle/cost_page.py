@@ -1,10 +1,13 @@
-"""The reports of kl and damage as pages: the sum first, then what is worst, then every row."""
+"""The reports of kl, damage and audit as pages: the sum first, then what is worst, then every row."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields
 
+from core.audit.audit_file import Audit
+from core.audit.finding import Finding
+from core.bundle.audits import fact_lines
 from core.bundle.damage_document import recipe_lines
 from core.bundle.page import Bullets, Code, Grid, GridCell, Page, Section, Sentence, Table, Tone
 from core.bundle.trace_page import csv_rows, repeat_section, shade
@@ -12,7 +15,7 @@ from core.damage.result import Damage, TensorDamage
 from core.damage.run_kl import KlResult
 from core.damage.worst import text_of
 from core.system.numbers import short
-from core.trace.marks import ABSENT, OK
+from core.trace.finding import ABSENT, OK
 
 BLOCK = re.compile(r"blk\.[0-9]+\.(.*)\.weight")
 LEGEND = "nats a token that the tensor costs; shaded by the multiple of an even share; - not billed"
@@ -40,6 +43,24 @@ def damage_page(found: Damage, file: str, table: str, repeat: str) -> Page:
         Section("The grid", (_grid(found),), "grid", is_detail=True),
         Section("Every tensor", (Table(columns, every, tuple(row["name"] for row in rows)),), "tensors",
                 is_detail=True)))
+
+
+def audit_page(found: Audit, table: str, repeat: str) -> Page:
+    """The page of an audit. table: findings.csv."""
+    proofs, hints = found.proofs, found.hints
+    beside = f" beside {found.original}" if found.original else ""
+    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.GOOD)
+    counted = f"{len(proofs)} proofs and {len(hints)} hints in {found.n_tensor} tensors."
+    first = f"{found.findings[0].sentence} " if found.findings else ""
+    rows = csv_rows(table)
+    columns = tuple(f.name for f in fields(Finding) if f.name not in ("strength", "sentence", "rule"))
+    every = tuple(tuple(row[c] for c in columns) for row in rows)
+    listed = [Section(title, (Bullets(tuple(f"{f.sentence} ({f.kind}: {f.rule})" for f in each)),), anchor)
+              for title, anchor, each in (("Proofs", "proofs", proofs),
+                                          ("Hints, for a person to weigh", "hints", hints)) if each]
+    return Page(f"Audit of {found.name}{beside}", verdict, tone, f"{first}{counted}", (
+        *listed, Section("The file", (Bullets(tuple(fact_lines(found))),), "facts"), *repeat_section(repeat),
+        *((Section("Where each is", (Table(columns, every),), "places"),) if every else ())))
 
 
 def _grid(found: Damage) -> Grid:

@@ -1,4 +1,4 @@
-"""Keep what kl or damage measured as a folder: document, table, reports; and read it back. It measures nothing.
+"""Keep what kl, damage or audit found as a folder: document, table, reports; and read it back. It measures nothing.
 
 Not here: the state of a run of kl that is under way (core.damage.run_kl), which lies in the same folder.
 """
@@ -8,10 +8,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from core.bundle.cost_page import damage_page, kl_page
+import msgspec
+
+from core.audit.audit_file import Audit
+from core.audit.finding import Finding
+from core.bundle.audits import audit_document, audit_text
+from core.bundle.cost_page import audit_page, damage_page, kl_page
 from core.bundle.csv_table import csv_text
 from core.bundle.damage_document import damage_document, damage_text, kl_document, kl_text
 from core.bundle.manifest import SCHEMA, versions
@@ -27,8 +33,9 @@ from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, to_json
 from core.system.regular_file import read_file
 
-DOCUMENTS = ("kl.json", "damage.json")  # what makes a folder one of a cost
+DOCUMENTS = ("kl.json", "damage.json", "audit.json")  # what makes a folder one of these
 TEXT = "report.txt"
+AGAIN = "Run it again with --out."
 
 
 def write_damage(
@@ -38,8 +45,19 @@ def write_damage(
     table = csv_text({c: [getattr(t, c) for t in found.tensors]
                       for c in ("name", "layer", "type", "bytes", "kl", "share")}, as_text=True)
     document = damage_document(found, *names)
-    files = {"damage.json": to_json(document) + "\n", "tensors.csv": table, TEXT: damage_text(found, names[0]),
-             **_pages(damage_page(found, names[0], table, repeat))}
+    _write(out, {"damage.json": to_json(document) + "\n", "tensors.csv": table, TEXT: damage_text(found, names[0]),
+                 **_pages(damage_page(found, names[0], table, repeat))}, force=force, command=command)
+
+
+def write_audit(out: Path, found: Audit, *, force: bool, command: str, repeat: str) -> None:
+    """Write an audit as a folder, whole or not at all; UsageError, OutputError."""
+    columns = [f.name for f in fields(Finding)]
+    table = csv_text({c: [getattr(f, c) for f in found.findings] for c in columns}, as_text=True)
+    _write(out, {"audit.json": to_json(audit_document(found)) + "\n", "findings.csv": table, TEXT: audit_text(found),
+                 **_pages(audit_page(found, table, repeat))}, force=force, command=command)
+
+
+def _write(out: Path, files: Mapping[str, str], *, force: bool, command: str) -> None:
     with new_folder(out, force=force) as part:
         for name, text in files.items():
             (part / name).write_text(text, encoding="utf-8")
@@ -79,18 +97,35 @@ def _manifest(command: str, sums: Mapping[str, str]) -> str:
 
 
 def read_cost(folder: Path, *, as_json: bool) -> str:
-    """The document or the text of a folder that write_kl or write_damage made; FileError where it was changed."""
+    """The document or the text of such a folder; FileError where it was changed."""
     name = next((d for d in DOCUMENTS if (folder / d).is_file()), DOCUMENTS[0]) if as_json else TEXT
-    repair = "Run it again with --out."
+    repair = AGAIN
     told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, repair)
     manifest: Any = from_json(told, str(folder / MANIFEST), repair)
     data = read_file(folder / name, limits.DOCUMENT_BYTES, repair)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
         raise FileError(f"{folder / name} was changed after it was written. {repair}")
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FileError(f"{folder / name} is not UTF-8 text: byte {error.start}. {repair}") from error
+
+
+def open_bill(folder: Path) -> Damage | None:
+    """The bill of a folder that write_damage made, without its rows; None of kl's. FileError where it was changed."""
+    if not (folder / "damage.json").is_file():
+        return None
+    document = from_json(read_cost(folder, as_json=True).encode(), str(folder / "damage.json"), AGAIN)
+    try:
+        for row in document["recipe"]:
+            row |= {"from_type": row.pop("from"), "to_type": row.pop("to")}
+        return msgspec.convert({name: value for name, value in document.items()
+                                if name not in ("schema", "file", "original")}, Damage, strict=False)
+    except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(f"{folder / 'damage.json'} is no bill: {error}. {AGAIN}") from error
 
 
 def is_cost(folder: Path, names: Sequence[str] = DOCUMENTS) -> bool:
-    """Whether the path is the folder of a run of kl or damage that ended."""
+    """Whether the path is the folder of an audit, or of a run of kl or damage that ended."""
     return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in names)

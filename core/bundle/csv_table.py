@@ -12,11 +12,14 @@ import numpy as np
 from core.bundle.tables import NEEDED, TEXT, WHOLE
 from core.system.errors import FileError
 from core.system.limits import LAYERS
+from core.system.safe_text import safe_text
+from core.text.panics import no_panic
 
 if TYPE_CHECKING:
     import polars as pl
 
 HEADING_SHOWN = 80  # characters
+FORMULA = ("=", "+", "-", "@", "'")
 
 
 def csv_text(columns: Mapping[str, Any], as_text: bool = False) -> str:
@@ -32,10 +35,17 @@ def csv_text(columns: Mapping[str, Any], as_text: bool = False) -> str:
         if isinstance(column, np.ndarray):
             series.append(pl.Series(name, column, nan_to_null=True).cast(kind))
         elif as_text:
-            series.append(pl.Series(name, [None if x is None else str(x) for x in column], dtype=pl.String))
+            series.append(pl.Series(name, [None if x is None else _cell(x) for x in column], dtype=pl.String))
         else:
             series.append(pl.Series(name, column, dtype=kind, strict=False))
     return pl.DataFrame(series).write_csv()
+
+
+def _cell(x: object) -> str:
+    """A text with nothing that a terminal obeys; ' before one that a spreadsheet would take for a formula."""
+    if not isinstance(x, str):
+        return str(x)
+    return f"'{safe_text(x)}" if x.startswith(FORMULA) else safe_text(x)
 
 
 def read_table(path: Path, data: bytes, names: Sequence[str]) -> pl.DataFrame:
@@ -49,8 +59,9 @@ def read_table(path: Path, data: bytes, names: Sequence[str]) -> pl.DataFrame:
         found = heading[:HEADING_SHOWN].decode(errors="replace").replace(",", ", ")
         raise FileError(f"{path} line 1: columns {found}; {needed} were needed. Trace again.")
     try:
-        text = pl.read_csv(io.BytesIO(data), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+        with no_panic():
+            text = pl.read_csv(io.BytesIO(data), infer_schema=False)
+    except (pl.exceptions.PolarsError, ValueError) as error:
         raise FileError(f"{path} is not a CSV table: {str(error).splitlines()[0]}. Trace again.") from error
     columns = []
     for name in names:

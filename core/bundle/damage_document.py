@@ -48,12 +48,13 @@ def damage_text(found: Damage, file: str) -> str:
 def recipe_lines(found: Damage) -> list[str]:
     """What the recipe costs and brings, then its options of llama-quantize; or why there is none."""
     if found.refusal:
-        return [f"No recipe: {found.refusal}."]
+        return [f"No recipe: {safe_text(found.refusal)}."]
     if not found.recipe:
         return []
     size = sum(r.bytes for r in found.recipe)
-    told = (f"{ESTIMATED}: nothing is measured without an original" if found.measured is None else
-            f"KL {short(found.measured.before)} before, {short(found.measured.after)} after, on {found.measured.text}")
+    m = found.measured
+    told = (f"{ESTIMATED}: nothing is measured without an original" if m is None else
+            f"KL {short(m.before)} before, {short(m.after)} after, on {safe_text(m.text)}")
     return [f"For {size} bytes more ({told}):", *quantize_lines(found.recipe)]
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from core.model.stages import GRID_STAGES
 from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
-from core.trace.finding import Finding
+from core.trace.finding import ABSENT, MARK_OF_KIND, OK, UNKNOWN, UNUSUAL, WATCH, Finding
 from core.trace.grid import layers, marks, value
-from core.trace.marks import ABSENT, MARK_OF_KIND, OK, UNKNOWN, UNUSUAL, WATCH
 from core.trace.record import Trace
 
 LAYER_WIDTH, LINE_WIDTH = 5, 80

@@ -6,7 +6,7 @@ judged.json holds what the CSV has no column for (states, floors, faults of the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +14,12 @@ from typing import TypeVar
 import msgspec
 
 from core.bundle.reader import read_bundle
-from core.model.stages import Place
+from core.model.stages import Place, stage_named
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, LayerBisection, Verdict
 from core.proof.weights.fault import Overflow, WeightScan
 from core.system.atomic_folder import MANIFEST, SIDES, TRACE
-from core.system.errors import FileError
+from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json, to_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_file
@@ -105,9 +105,21 @@ def read_judged(folder: Path) -> Judged:
 def _read(kind: type[T], data: bytes, path: Path) -> T:
     try:
         # not strict: nan and inf stand as text
-        return msgspec.convert(from_json(data, str(path), "Run it again with --out."), kind, strict=False)
-    except msgspec.ValidationError as error:
+        found = msgspec.convert(from_json(data, str(path), "Run it again with --out."), kind, strict=False)
+        for _, stage in _named(found):
+            stage_named(stage)
+        return found
+    except (msgspec.ValidationError, UsageError, ValueError) as error:  # ValueError: half a surrogate pair as a word
         raise FileError(f"{path}: {error}. Run it again with --out.") from error
+
+
+def _named(saved: object) -> Iterator[Place]:
+    """Every place that a saved verdict names."""
+    if isinstance(saved, SavedPair):
+        rungs = () if saved.ladder is None else saved.ladder.rungs
+        yield from (*([saved.first] if saved.first else []), *_places(saved.cells), *(rung.place for rung in rungs))
+    if isinstance(saved, SavedCheck):
+        yield from (*_places(saved.errors), *_places(saved.decoded), *(saved.unmeasured or ()))
 
 
 def _entries(found: Mapping[Place, T]) -> Entries[T]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
+from core.audit.audit_file import Audit
+from core.audit.finding import Strength
+from core.damage.run_kl import KlResult
 from core.model.stages import place_order, place_text
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, Verdict
@@ -16,8 +20,20 @@ from core.system.safe_text import safe_text
 from core.trace.measures import State
 
 START = b"<?xml version='1.0' encoding='utf-8'?>\n<testsuites name=\"apr-tui\""
+Reported = Comparison | Check | Bisection | Audit | KlResult
 KINDS: dict[str, str] = {Verdict.H2: "failure", Outcome.FAIL: "failure", Verdict.INCONCLUSIVE: "error",
                          Verdict.NOT_COMPARABLE: "error"}  # of a case; any other verdict passes
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a suite says. kind: of its case "verdict"; places: name, kind and message of the others."""
+
+    name: str
+    kind: str
+    verdict: str
+    text: str
+    places: Iterable[tuple[str, str, str]]
 
 
 def refuse_foreign(path: Path, force: bool) -> None:
@@ -34,7 +50,7 @@ def refuse_foreign(path: Path, force: bool) -> None:
                          "Give another name, or --force to replace it.")
 
 
-def write_junit(path: Path, judged: Sequence[Comparison | Check | Bisection]) -> None:
+def write_junit(path: Path, judged: Sequence[Reported]) -> None:
     """Write a suite for each verdict; OutputError."""
     root = xml.Element("testsuites", name="apr-tui")
     for i, verdict in enumerate(judged):
@@ -44,19 +60,39 @@ def write_junit(path: Path, judged: Sequence[Comparison | Check | Bisection]) ->
         part.write_bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
 
-def _suite(root: xml.Element, judged: Comparison | Check | Bisection, number: str) -> None:
-    found = judged.comparison if isinstance(judged, Bisection) else judged
-    if isinstance(found, Check):
-        name, places = f"check {found.trace.name}", _check_places(found)
-    else:
-        name, places = f"compare {' with '.join(found.names)}", _pair_places(found)
-    suite = xml.SubElement(root, "testsuite", name=safe_text(name + number))
-    _case(suite, "verdict", KINDS.get(found.verdict, ""), str(found.verdict), "\n".join(found.reasons))
-    for place, kind, message in places:
+def _suite(root: xml.Element, judged: Reported, number: str) -> None:
+    told = _told(judged)
+    suite = xml.SubElement(root, "testsuite", name=safe_text(told.name + number))
+    _case(suite, "verdict", told.kind, told.verdict, told.text)
+    for place, kind, message in told.places:
         _case(suite, place, kind, message)
     for count, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(count, str(len(suite.findall(f"testcase/{kind}"))))
     suite.set("tests", str(len(suite.findall("testcase"))))
+
+
+def _told(judged: Reported) -> _Told:
+    match judged:
+        case Audit():
+            proofs = judged.proofs
+            return _Told(f"audit {judged.name}", "failure" if proofs else "", f"{len(proofs)} proofs",
+                         "\n".join(f.sentence for f in proofs), _findings(judged))
+        case KlResult():
+            return _Told(f"kl {judged.a} with {judged.b}", "", "measured", f"{judged.summary.mean} nats a token", ())
+        case Check():
+            return _Told(f"check {judged.trace.name}", KINDS.get(judged.verdict, ""), str(judged.verdict),
+                         "\n".join(judged.reasons), _check_places(judged))
+        case _:
+            pair = judged.comparison if isinstance(judged, Bisection) else judged
+            return _Told(f"compare {' with '.join(pair.names)}", KINDS.get(pair.verdict, ""), str(pair.verdict),
+                         "\n".join(pair.reasons), _pair_places(pair))
+
+
+def _findings(audit: Audit) -> Iterable[tuple[str, str, str]]:
+    """A case a finding: a proof fails, a hint is for a person to weigh."""
+    for finding in audit.findings:
+        kind = "failure" if finding.strength is Strength.PROOF else "skipped"
+        yield f"{finding.kind} {finding.tensor or ''}".rstrip(), kind, finding.sentence
 
 
 def _case(suite: xml.Element, name: str, kind: str, message: str, text: str = "") -> None:

@@ -94,4 +94,4 @@ def _text(text: str) -> str:
 
 
 def _anchor(name: str) -> str:
-    return escape(name, quote=True)
+    return escape(safe_text(name), quote=True)

@@ -16,9 +16,8 @@ from core.bundle.report import WITNESS
 from core.bundle.tables import STATS_COLUMNS
 from core.model.stages import GRID_STAGES, Place, place_text
 from core.system.numbers import short
-from core.trace.finding import Finding
+from core.trace.finding import ABSENT, BAD, WATCH, Finding
 from core.trace.grid import layers, marks, ratio, value
-from core.trace.marks import ABSENT, BAD, WATCH
 from core.trace.record import Trace
 
 MOST_BYTES = 1_500_000  # of a page: a mail takes it

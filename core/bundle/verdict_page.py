@@ -19,7 +19,7 @@ from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, Verdict
 from core.system.numbers import short
 from core.system.outcome import Outcome
-from core.trace.marks import ABSENT, BAD, OK, WATCH
+from core.trace.finding import ABSENT, BAD, OK, WATCH
 from core.trace.measures import BAD_FACTOR, Difference, LocalError, State
 from core.trace.record import Trace
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from core.damage.corpus import Corpus
-from core.damage.exact import Boundaries, boundaries, exact_bill, first_layer, swap_kl
-from core.damage.gradient import Bill, add_to_bill
+from core.damage.exact import KEPT_LOGITS, Boundaries, boundaries, exact_bill, first_layer, swap_kl
+from core.damage.gradient import Bill, ErrorSquare, add_to_bill
 from core.damage.recipe import raised, recipe
 from core.damage.result import EXACT, ORIGINAL, OWN_STEPS, Damage, Measured, TensorDamage
 from core.damage.steps import rounding_variance
@@ -27,6 +27,7 @@ from core.trace.events import Emit
 from core.trace.run import SEED, Side
 
 DRAWS = 2  # of a token at each position of a chunk
+NOISE_TOKENS = 256  # of a text: enough for one ratio
 MOST_TOKENS = 512  # of the text of a bill; as many again are held out
 
 
@@ -53,10 +54,10 @@ def damage(side: Side, original: Side | None, text: Corpus, ask: DamageOptions) 
         method = EXACT
         rows: dict[str, Floats] = {}
         costs = exact_bill(original, weights, truth, ask.cancelled, lambda name, at: ask.emit(
-            Phase(f"swapping {name}, {at + 1} of {len(names)}")))
+            Phase(f"swapping {name}, {at + 1} of {len(names)}", at + 1, len(names))))
     else:
         method = OWN_STEPS if original is None else ORIGINAL
-        rows = _billed(side, original, first, ask)
+        rows = own_rows(side, first, ask) if original is None else original_rows(side, original, first, ask)
         costs = {name: float(found.sum()) for name, found in rows.items() if name in weights}
     total = sum(costs.values())
     tensors = tuple(sorted((_tensor(weights[name], kl, total, rows.get(name)) for name, kl in costs.items()),
@@ -100,24 +101,46 @@ def _one(text: Corpus) -> Corpus:
 
 def _walk(side: Side, text: Corpus, ask: DamageOptions) -> list[Boundaries]:
     ask.emit(Phase(f"running {text.name} through {side.model.file.path.name}"))
-    return [boundaries(side, chunk, ask.cancelled) for chunk in text.chunks]
+    fits = text.n_token * side.model.arch.n_vocab <= KEPT_LOGITS
+    return [boundaries(side, chunk, ask.cancelled, fits) for chunk in text.chunks]
 
 
-def _billed(side: Side, original: Side | None, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
-    """Nats a token of each row of each tensor: by the file's own gradients, over draws of every chunk."""
-    bill = Bill(own_steps() if original is None else squared_difference(original), ask.cancelled, DRAWS)
+def own_rows(side: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
+    """Nats a token of each row by a file's own gradients and steps, less what its own damage adds to them.
+
+    A damaged model's gradients are steeper than its original's, F(q) > F(o), and F(o) is what a bill needs. Noise of
+    the same size once more makes it steeper by the same factor, F(q + noise) / F(q) = F(q) / F(o): the bill is divided
+    by that. Source: simulation-extrapolation (Cook and Stefanski, 1994), linear in the logarithm.
+    """
+    square, n = own_steps(), -(-NOISE_TOKENS // max(map(len, text.chunks)))
+    bare, noisy = (Bill(square, ask.cancelled, DRAWS, noise) for noise in (None, SEED))
+    _charge(side, noisy, text.chunks[:n], "gradients under noise", ask)
+    _charge(side, bare, text.chunks[:n], "gradients", ask)
+    steeper = noisy.total() / bare.total() if bare.total() else 1.0
+    _charge(side, bare, text.chunks[n:], "more gradients", ask)
+    return {name: rows / (steeper * text.n_token) for name, rows in bare.tensors.items()}
+
+
+def original_rows(side: Side, original: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
+    """Nats a token of each row by the original's gradients and the file's true errors."""
+    bill = Bill(squared_difference(side), ask.cancelled, DRAWS)
+    _charge(original, bill, text.chunks, "gradients", ask)
+    return {name: rows / text.n_token for name, rows in bill.tensors.items()}
+
+
+def _charge(side: Side, bill: Bill, chunks: Sequence[Sequence[int]], what: str, ask: DamageOptions) -> None:
+    """Charge chunks by the side's gradients, over draws that are the same for the same chunks."""
     generator, threads = torch.Generator().manual_seed(SEED), torch.get_num_threads()
     try:
         torch.set_num_threads(side.threads or threads)
-        for i, chunk in enumerate(text.chunks):
-            ask.emit(Phase(f"gradients of chunk {i + 1} of {len(text.chunks)}"))
+        for i, chunk in enumerate(chunks):
+            ask.emit(Phase(f"{what} of chunk {i + 1} of {len(chunks)}", i + 1, len(chunks)))
             add_to_bill(side.model, chunk, bill, generator)
     finally:
         torch.set_num_threads(threads)
-    return {name: found / text.n_token for name, found in bill.tensors.items()}
 
 
-def own_steps() -> Callable[[Weight, int, int], Tensor]:
+def own_steps() -> ErrorSquare:
     """rounding_variance that is worked out once for each row."""
     known: dict[tuple[str, int, int], Tensor] = {}
 
@@ -130,11 +153,11 @@ def own_steps() -> Callable[[Weight, int, int], Tensor]:
     return square
 
 
-def squared_difference(original: Side) -> Callable[[Weight, int, int], Tensor]:
-    """The square of each weight's distance from the original's."""
+def squared_difference(other_side: Side) -> ErrorSquare:
+    """The square of each weight's distance from another side's."""
     def square(weight: Weight, start: int, stop: int) -> Tensor:
         name, _, expert = weight.name.partition("[")
-        other = original.model.file.weight(name)
+        other = other_side.model.file.weight(name)
         other = expert_weight(other, int(expert[:-1])) if expert else other
         return (decode_rows(weight, start, stop) - decode_rows(other, start, stop)).square()
 

@@ -1,13 +1,14 @@
 """What one tensor costs, exactly: the original with that tensor alone from the quantised file, KL from the original.
 
-A swap goes on from the original's residual before the tensor's layer, kept of every layer (layers x T x D floats).
+A swap goes on from the original's residual before the tensor's layer, kept of every layer (layers x T x D floats), and
+is held to the original's logits, kept too where all of them fit in KEPT_LOGITS.
 Shape letters: T tokens, D model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -19,19 +20,26 @@ from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
 from core.trace.run import Side
 
+KEPT_LOGITS = 1 << 28  # of a text: 1 GiB of float32
 BLOCK = re.compile(r"blk\.([0-9]+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """A chunk of the original: its tokens, the residual before each layer (0: the embedding), its final-norm output."""
+    """A chunk of the original: its tokens, the residual before each layer (0: the embedding), its final-norm output.
+
+    logits: of its slices; none where they are made again each time.
+    """
 
     tokens: Sequence[int]
     before: Mapping[int, Tensor]
     hidden: Tensor
+    logits: tuple[Tensor, ...] = ()
 
 
-def boundaries(original: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Boundaries:
+def boundaries(
+    original: Side, tokens: Sequence[int], cancelled: IsCancelled, keep_logits: bool = False
+) -> Boundaries:
     """Run a chunk of the original and keep what a swap goes on from."""
     before: dict[int, Tensor] = {}
 
@@ -41,7 +49,7 @@ def boundaries(original: Side, tokens: Sequence[int], cancelled: IsCancelled) ->
         return value
 
     hidden = hidden_states([original], tokens, [tap], cancelled)[0]
-    return Boundaries(tokens, before, hidden)
+    return Boundaries(tokens, before, hidden, tuple(logit_slices(original, hidden, cancelled)) if keep_logits else ())
 
 
 def with_weights(side: Side, weights: Mapping[str, Weight]) -> Side:
@@ -61,17 +69,17 @@ def swap_kl(
     for chunk in chunks:
         resume = Resume(start, chunk.before[start]) if can_resume and start in chunk.before else None
         hidden = hidden_states([swapped], chunk.tokens, untapped(1), cancelled, resume)[0]
-        total += kl_sum(original, swapped, chunk.hidden, hidden, cancelled)
+        slices = chunk.logits or logit_slices(original, chunk.hidden, cancelled)
+        total += kl_sum(slices, logit_slices(swapped, hidden, cancelled))
         n += len(chunk.tokens)
     return total / n
 
 
-def kl_sum(a: Side, b: Side, hidden_a: Tensor, hidden_b: Tensor, cancelled: IsCancelled) -> float:
-    """The sum over the tokens of KL(A || B), of their final-norm outputs [T, D]."""
+def kl_sum(slices_a: Iterable[Tensor], slices_b: Iterable[Tensor]) -> float:
+    """The sum over the tokens of KL(A || B), of their logits' slices [N, V]."""
     total = 0.0
-    for y_a, y_b in zip(logit_slices(a, hidden_a, cancelled), logit_slices(b, hidden_b, cancelled), strict=True):
-        following = y_a.new_zeros(len(y_a)).long()
-        total += float(compare_logits(y_a, y_b, following)[0].sum())
+    for y_a, y_b in zip(slices_a, slices_b, strict=True):
+        total += float(compare_logits(y_a, y_b, y_a.new_zeros(len(y_a)).long())[0].sum())
     return total
 
 

@@ -9,6 +9,7 @@ Shape letters: T tokens, N rows of experts, R rows, C columns, V vocabulary, D m
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,19 +34,23 @@ ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> 
 
 
 class Charged(Protocol):
-    """What a backward pass tells of each weight: rows from start of it or of one of its experts, and their gradient."""
+    """What a backward pass decodes weights with, and tells gradients to: rows from start of a weight or an expert."""
 
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
-    def check(self) -> None: ...
+    def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(slots=True)
 class Bill:
-    """KL in nats a token that each tensor costs, summed over its rows; tensors: rows' shares by the tensor's name."""
+    """KL in nats a token that each tensor costs, summed over its rows; tensors: rows' shares by the tensor's name.
+
+    noise: the seed of an error of that square which every weight has beside its own; None for the weights as they are.
+    """
 
     error_square: ErrorSquare
     cancelled: IsCancelled
     draws: int = 1
+    noise: int | None = None
     tensors: dict[str, Floats] = field(default_factory=dict)
 
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None:
@@ -60,10 +65,23 @@ class Bill:
         at = (0 if expert is None else expert * weight.shape[-2]) + start
         known[at:at + len(rows)] += rows
 
-    def check(self) -> None:
-        """Raise Cancelled where it was asked for."""
+    def total(self) -> float:
+        """All that was charged so far."""
+        return float(sum(rows.sum() for rows in self.tensors.values()))
+
+    def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
+        """Rows start to stop [R, C], noise included; Cancelled where it was asked for."""
         if self.cancelled():
             raise Cancelled("the run was cancelled")
+        w_RC = decode_rows(weight, start, stop)
+        if self.noise is None:
+            return w_RC
+        seed = zlib.crc32(f"{self.noise} {weight.name} {start}".encode())
+        width = (12 * self.error_square(weight, start, stop)).sqrt()
+        if width.shape[1] != w_RC.shape[1]:
+            width = width.repeat_interleave(GROUP, 1)[:, :w_RC.shape[1]]
+        uniform = torch.rand(w_RC.shape, generator=torch.Generator().manual_seed(seed))
+        return w_RC + (uniform - 0.5) * width
 
 
 class _Packed(torch.autograd.Function):
@@ -93,8 +111,7 @@ def rows_of(weight: Weight, expert: int | None, bill: Charged) -> Iterator[tuple
     rows, cols = part.shape
     step = max(1, ROWS_VALUES // cols)
     for start in range(0, rows, step):
-        bill.check()
-        yield start, decode_rows(part, start, min(start + step, rows))
+        yield start, bill.decode(part, start, min(start + step, rows))
 
 
 def add_to_bill(model: Model, tokens: Sequence[int], bill: Bill, generator: torch.Generator) -> None:

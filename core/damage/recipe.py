@@ -11,6 +11,7 @@ from core.damage.result import Raise, TensorDamage
 from core.quant.dequantize import decode_weight
 from core.quant.types import QUANTS, tensor_bytes
 from core.quant.weight import Weight
+from core.system.safe_text import join_words
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")  # that a tensor is raised to: gguf-py writes them
 
@@ -67,5 +68,6 @@ def raised(line: Raise, original: Weight) -> Weight:
 
 
 def quantize_lines(lines: Sequence[Raise]) -> list[str]:
-    """The options of llama-quantize that make it."""
-    return [f"--tensor-type {line.name.removesuffix('.weight')}={line.to_type.lower()}" for line in lines]
+    """The options of llama-quantize that make it, as a shell reads them."""
+    return [join_words(["--tensor-type", f"{line.name.removesuffix('.weight')}={line.to_type.lower()}"])
+            for line in lines]

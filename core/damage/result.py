@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.notebook.result import Notebook
 from core.system.arrays import Floats
 
 OWN_STEPS, ORIGINAL, EXACT = "own block steps", "original", "exact swaps"  # methods
@@ -43,8 +44,8 @@ class Measured:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+@dataclass(frozen=True, slots=True, repr=False)
+class Damage(Notebook):
     """The bill. whole: KL of the file from the original on the bill's text, None without one; control: of no swap.
 
     refusal: why a recipe was asked for and is not given.
@@ -60,3 +61,13 @@ class Damage:
     measured: Measured | None = None
     refusal: str | None = None
     notes: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """What the tensors cost together, by which method, on which text."""
+        whole = "" if self.whole is None else f"; the whole file costs {self.whole:.4g}"
+        return [f"the tensors cost {self.total:.4g} nats a token by {self.method}{whole}, on {self.text}", *self.notes]
+
+    def rows(self) -> list[dict[str, object]]:
+        """The tensors, the dearest first."""
+        return [{"name": t.name, "layer": t.layer, "type": t.type, "bytes": t.bytes, "kl": t.kl, "share": t.share}
+                for t in self.tensors]

@@ -12,6 +12,7 @@ import numpy as np
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, TokenKl, noise_floor, summarise, token_kl
 from core.damage.worst import Cause, cause_of
+from core.notebook.result import ROWS, Notebook
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.cancel import IsCancelled
@@ -37,8 +38,8 @@ class WorstToken:
     cause: Cause | None
 
 
-@dataclass(frozen=True, slots=True)
-class KlResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class KlResult(Notebook):
     """KL of B from A over a text. ids and tokens: of every token, in the text's order."""
 
     a: str
@@ -48,6 +49,24 @@ class KlResult:
     worst: tuple[WorstToken, ...]
     ids: tuple[int, ...]
     tokens: TokenKl
+
+    def sentences(self) -> list[str]:
+        """The mean with its interval, the text, and how often both name the same token."""
+        s = self.summary
+        return [f"KL of {self.b} from {self.a}: {s.mean:.4g} nats a token (95 %: {s.interval[0]:.4g} to "
+                f"{s.interval[1]:.4g}) over {s.tokens} tokens of {self.text}",
+                f"the same first token {s.top1:.1%} of the time; floor {s.floor:.2g} nats"]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Each token with its KL and what goes with it, as kl.csv has it."""
+        numbers = {name: getattr(self.tokens, name).tolist() for name in COLUMNS}
+        return [{"position": i, "token": token, **{name: numbers[name][i] for name in COLUMNS}}
+                for i, token in enumerate(self.ids)]
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """The tokens that differ most."""
+        rows = self.rows()
+        return [rows[w.position] for w in self.worst[:ROWS]] or rows[:ROWS]
 
 
 def measure_kl(

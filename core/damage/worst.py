@@ -21,6 +21,7 @@ from core.model.stages import Place, place_text
 from core.quant.dequantize import decode_rows
 from core.quant.weight import Weight
 from core.system.cancel import IsCancelled
+from core.system.errors import Cancelled
 from core.trace.run import Side
 from core.trace.taps import patch
 
@@ -58,8 +59,11 @@ class Pull:
         moved = decode_rows(its, start, stop) - decode_rows(mine, start, stop)
         self.tensors[weight.name] = self.tensors.get(weight.name, 0.0) + float((grad_RC * moved).sum())
 
-    def check(self) -> None:
-        """As every charge."""
+    def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
+        """Rows as they are."""
+        if self.cancelled():
+            raise Cancelled("the run was cancelled")
+        return decode_rows(weight, start, stop)
 
 
 def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Cause:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,10 +60,9 @@ class Resident:
 
         self.device = device
         self.is_whole = True  # whether every weight asked for so far has stayed
-        self.ops = ops.Ops(triton_layer.rms_norm, triton_layer.rotate, _attend)
+        self.ops = ops.Ops(triton_layer.rms_norm, lambda cos, sin, _: (cos, sin), triton_layer.rotate, _attend)
         self._products, self._layer = triton_products, triton_layer
         self._planes: dict[str, Planes] = {}
-        self._vectors: dict[str, Tensor | None] = {}
         self._splits: list[Split] = []
 
     def serves(self, weight: Weight, x: Tensor) -> bool:
@@ -79,12 +77,6 @@ class Resident:
     def embed(self, weight: Weight, ids: Tensor) -> Tensor:
         """Decode the rows of these token ids [T] to [T, D] float32."""
         return self._layer.decode_planes(self.planes(weight), ids)
-
-    def vector(self, name: str, decode: Callable[[], Tensor | None]) -> Tensor | None:
-        """Return a norm weight or bias, decoded once."""
-        if name not in self._vectors:
-            self._vectors[name] = decode()
-        return self._vectors[name]
 
     def planes(self, weight: Weight) -> Planes:
         """Return the weight on the device, brought there where it is not."""

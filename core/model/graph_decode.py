@@ -43,8 +43,8 @@ class RoomyCache(Cache):
         self.here = self.next + torch.arange(n_token, device=self.next.device)
 
     def angles(self, model: Model, rope: Rope, n_token: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for the next positions."""
-        return self.cos[self.here], self.sin[self.here]
+        """Return RoPE's cos and sin for the next positions, as the model's rotate takes them."""
+        return model.ops.angles(self.cos[self.here], self.sin[self.here], rope.pairing)
 
     def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
         """Put them in their places and return all the room."""

@@ -93,18 +93,27 @@ def run_lockstep(
 
 def _round(runs: Sequence[ForwardRun], check: Callable[[], None]) -> None:
     """Answer every waiting run once: runs that ask for the same weight on the same device share its decoding."""
+    if len(runs) == 1 and runs[0].ask is not None:
+        runs[0].advance(_answer(runs, [runs[0].ask], check)[0])
+        return
     answers: dict[int, Tensor] = {}
     waiting = {i: run.ask for i, run in enumerate(runs) if run.ask is not None}
     for i, ask in waiting.items():
         if i in answers:
             continue
         same = [j for j, other in waiting.items() if _shares(ask, other) and runs[j].threads == runs[i].threads]
-        runs[i].settle()
-        asks = [Ask(waiting[j].x, runs[j].compute, runs[j].plain, waiting[j].experts) for j in same]
-        products = multiply(ask.weight, asks, check, ask.resident)
-        answers |= {j: y.to(waiting[j].x.dtype) for j, y in zip(same, products, strict=True)}
+        found = _answer([runs[j] for j in same], [waiting[j] for j in same], check)
+        answers |= zip(same, found, strict=True)
     for i, value in answers.items():
         runs[i].advance(value)
+
+
+def _answer(runs: Sequence[ForwardRun], products: Sequence[Product], check: Callable[[], None]) -> list[Tensor]:
+    """The products by one weight that these runs wait for, each in the type of what is multiplied."""
+    runs[0].settle()
+    asks = [Ask(ask.x, run.compute, run.plain, ask.experts) for run, ask in zip(runs, products, strict=True)]
+    made = multiply(products[0].weight, asks, check, products[0].resident)
+    return [y if y.dtype == ask.x.dtype else y.to(ask.x.dtype) for y, ask in zip(made, products, strict=True)]
 
 
 def _shares(a: Product, b: Product) -> bool:

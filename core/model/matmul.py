@@ -83,18 +83,14 @@ def multiply(
     """
     if len(weight.shape) == 3:
         return _multiply_experts(weight, asks, cancelled, resident)
-    kernels = library() if resident is None and any(is_fused(weight, ask.x) for ask in asks) else None
-    products = [_product(weight, ask, kernels, resident) for ask in asks]
+    products = [_product(weight, ask, resident) for ask in asks]
+    paths = {product.path for product in products}
+    if len(paths) == 1:
+        return _multiply_alike(weight, products, cancelled, resident)
     made: dict[int, Tensor] = {}
-    for path in dict.fromkeys(product.path for product in products):
+    for path in paths:
         same = {i: product for i, product in enumerate(products) if product.path == path}
-        if resident is not None and path == RESIDENT:
-            outs = [resident.multiply(weight, product.x) for product in same.values()]
-        elif isinstance(kernels, Library) and path not in (DECODED, PLAIN):
-            outs = _multiply_together(kernels, weight, [product.x for product in same.values()], path, cancelled)
-        else:
-            outs = _decode_multiply(weight, list(same.values()), path, cancelled)
-        made |= zip(same, outs, strict=True)
+        made |= zip(same, _multiply_alike(weight, list(same.values()), cancelled, resident), strict=True)
     return [made[i] for i in range(len(asks))]
 
 
@@ -122,17 +118,31 @@ def _multiply_experts(
     return outs
 
 
-def _product(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> _Product:
+def _multiply_alike(
+    weight: Weight, products: Sequence[_Product], cancelled: Callable[[], None], resident: Resident | None
+) -> list[Tensor]:
+    """Multiply by the path that they share."""
+    path = products[0].path
+    if resident is not None and path == RESIDENT:
+        return [resident.multiply(weight, product.x) for product in products]
+    if path in (DECODED, PLAIN):
+        return _decode_multiply(weight, products, path, cancelled)
+    kernels = library()
+    assert isinstance(kernels, Library), path
+    return _multiply_together(kernels, weight, [product.x for product in products], path, cancelled)
+
+
+def _product(weight: Weight, ask: Ask, resident: Resident | None) -> _Product:
     compute = COMPUTES[ask.compute]
-    path = PLAIN if ask.plain else DECODED if compute.kept is not None else _path(weight, ask, kernels, resident)
+    path = PLAIN if ask.plain else DECODED if compute.kept is not None else _path(weight, ask, resident)
     x = ask.x if path in ROUNDED_INSIDE else round_activations(ask.x, ask.compute, weight.quant)
     return _Product(path, x, ask.x.dtype, compute)
 
 
-def _path(weight: Weight, ask: Ask, kernels: Library | Absent | None, resident: Resident | None) -> str:
+def _path(weight: Weight, ask: Ask, resident: Resident | None) -> str:
     if resident is not None:
         return RESIDENT if resident.serves(weight, ask.x) else DECODED
-    if not isinstance(kernels, Library) or not is_fused(weight, ask.x):
+    if not is_fused(weight, ask.x) or not isinstance(library(), Library):
         return DECODED
     if ask.compute == "q8":
         return q8_kind(QUANTS[weight.quant], weight.shape[1]) or "f32"

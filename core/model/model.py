@@ -21,6 +21,7 @@ from core.model.ops import PLAIN, Ops, layer_norm, rope_angles
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.weight import Weight
 
+KEPT_VALUES = 1 << 16  # of a small tensor that stays decoded: a norm, a bias, not the matrices of a latent attention
 Tap = Callable[[int | None, str, Tensor], Tensor]  # layer, stage, value -> the value the forward goes on with
 
 
@@ -58,6 +59,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype = torch.float32
     resident: Resident | None = None
+    decoded: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def ops(self) -> Ops:
@@ -69,13 +71,18 @@ class Model:
         return Product(self.file.weight(name), x, self.resident, experts)
 
     def vector(self, name: str) -> Tensor | None:
-        """Return a small tensor in its own shape (a norm, a bias, factors), decoded; None where the file has none."""
-        def decode() -> Tensor | None:
-            weight = self.file.weights.get(name)
-            return None if weight is None else decode_weight(weight, self.device)
+        """Return a small tensor in its own shape (a norm, a bias, factors), decoded; None where the file has none.
 
-        found = decode() if self.resident is None else self.resident.vector(name, decode)
-        return None if found is None else found.to(self.dtype)
+        It is decoded once, and nobody may change it in place.
+        """
+        if name in self.decoded:
+            return self.decoded[name]
+        weight = self.file.weights.get(name)
+        with torch.inference_mode(False):  # a gradient may pass what a run without one has decoded
+            found = None if weight is None else decode_weight(weight, self.device).to(self.dtype)
+        if found is None or self.resident is not None or found.numel() <= KEPT_VALUES:
+            self.decoded[name] = found
+        return found
 
     def tensor(self, name: str) -> Tensor:
         """Return a small tensor that the file must have, in its own shape; FileError."""
@@ -119,6 +126,7 @@ class Cache:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
+    rooms: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # where they lie, with room for more
     n_past: int = 0  # positions already held, before the tokens of the running step
     position: Tensor | None = None  # of the next token, where keys and values have room for more than they hold
     turned: dict[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)  # angles of the running step
@@ -132,11 +140,12 @@ class Cache:
         self.n_past += n_token
 
     def angles(self, model: Model, rope: Rope, n_token: int) -> tuple[Tensor, Tensor]:
-        """Return RoPE's cos and sin for the next positions, in the model's float type, on its device."""
+        """Return RoPE's cos and sin for the next positions, as the model's rotate takes them."""
         if rope not in self.turned:
             factors = None if rope.factors is None else model.vector(rope.factors)
             cos, sin = rope_angles(rope, self.n_past, n_token, factors)
-            self.turned[rope] = cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
+            cos, sin = cos.to(model.device, model.dtype), sin.to(model.device, model.dtype)
+            self.turned[rope] = model.ops.angles(cos, sin, rope.pairing)
         return self.turned[rope]
 
     def positions(self, n_token: int, like: Tensor) -> Tensor:
@@ -145,11 +154,22 @@ class Cache:
 
     def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
         """Append and return all keys and values of the layer."""
-        if layer in self.keys:
-            k_TKH, v_TKH = torch.cat((self.keys[layer], k_TKH)), torch.cat((self.values[layer], v_TKH))
-        v_TKH = v_TKH.contiguous()  # a part of qkv would keep all of it
-        self.keys[layer], self.values[layer] = k_TKH, v_TKH
-        return k_TKH, v_TKH
+        if layer not in self.keys:
+            self.keys[layer], self.values[layer] = k_TKH, v_TKH.contiguous()  # a part of qkv would keep all of it
+        else:
+            self.keys[layer] = self._append(("k", layer), self.keys[layer], k_TKH)
+            self.values[layer] = self._append(("v", layer), self.values[layer], v_TKH)
+        return self.keys[layer], self.values[layer]
+
+    def _append(self, name: tuple[str, int], held: Tensor, new: Tensor) -> Tensor:
+        """What is held with what is new behind it, in a room that doubles where it is too small."""
+        n_held, n = held.shape[0], held.shape[0] + new.shape[0]  # len() of a tensor takes as long as a small product
+        room = self.rooms.get(name)
+        if room is None or room.shape[0] < n:
+            room = self.rooms[name] = new.new_empty(2 * n, *new.shape[1:])
+            room[:n_held] = held
+        room[n_held:n] = new
+        return room[:n]
 
 
 def linear(model: Model, name: str, x: Tensor, experts: Tensor | None = None) -> Steps:

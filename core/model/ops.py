@@ -73,6 +73,7 @@ def _gelu_table(x: Tensor) -> Tensor:
     return torch.where(x >= GELU_END, x, y.half().to(x.dtype))
 
 
+ALONE_MACS = 1 << 20  # of attention up to here waking a second thread costs more than it saves
 OAI_ALPHA, OAI_LIMIT, GELU_END = 1.702, 7.0, 10.0
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu, "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -104,16 +105,28 @@ def rope_angles(rope: Rope, start: int, n_token: int, factors: Tensor | None) ->
 
 def rotate(x_TNH: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     """Turn each pair of the first 2 * cos.shape[1] channels of every head by its angle; the rest pass."""
-    cos, sin = (t.to(x_TNH)[:, None, :] for t in (cos, sin))
-    dim = 2 * cos.shape[-1]
-    turned, rest = x_TNH[..., :dim], x_TNH[..., dim:]
+    return turn(x_TNH, *widen(cos.to(x_TNH), sin.to(x_TNH), pairing), pairing)
+
+
+def widen(cos: Tensor, sin: Tensor, pairing: str) -> tuple[Tensor, Tensor]:
+    """The angles [T, dim / 2] as turn takes them [T, 1, dim]: of each channel, the sine of a pair's first negative."""
     if pairing == "halves":
-        a, b = turned.chunk(2, -1)
-        out = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        wide = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     else:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-    return torch.cat((out, rest), -1) if rest.shape[-1] else out
+        wide = torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1)
+    return wide[0][:, None], wide[1][:, None]
+
+
+def turn(x_TNH: Tensor, cos_T1P: Tensor, sin_T1P: Tensor, pairing: str) -> Tensor:
+    """Return x * cos + (the other of its pair) * sin of the first P channels of every head; the rest pass."""
+    dim, width = cos_T1P.shape[-1], x_TNH.shape[-1]
+    x, rest = (x_TNH, None) if dim == width else x_TNH.split_with_sizes((dim, width - dim), -1)
+    if pairing == "halves":
+        other = x.roll(dim // 2, -1)
+    else:
+        other = x.reshape(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
+    out = x * cos_T1P + other * sin_T1P
+    return out if rest is None else torch.cat((out, rest), -1)
 
 
 def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None = None) -> Tensor:
@@ -124,26 +137,36 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, position: Tensor | None 
     n_token, n_head, _ = q_TNH.shape
     if position is not None:
         k_SKH, v_SKH = (t[:int(position) + n_token] for t in (k_SKH, v_SKH))
-    n_past, group = k_SKH.shape[0] - n_token, n_head // k_SKH.shape[1]
-    q, k, v = (t.transpose(0, 1) for t in (q_TNH, k_SKH, v_SKH))
-    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+    n_seen, n_kv, _ = k_SKH.shape
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_TNH, k_SKH, v_SKH))
+    is_shared = n_kv < n_head and q.is_cpu and not torch.is_grad_enabled()  # else no fast way has fewer heads of keys
+    if n_kv < n_head and not is_shared:
+        k, v = (t.repeat_interleave(n_head // n_kv, 1) for t in (k, v))
     mask = None
-    if n_past and n_token > 1:
-        mask = torch.ones(n_token, k.shape[1], dtype=torch.bool, device=q.device).tril(n_past)
-    mix = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=n_past == 0 and n_token > 1)
+    if n_seen > n_token > 1:
+        mask = torch.ones(n_token, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_token)
+    usual = torch.get_num_threads()
+    try:
+        if q.numel() * n_seen <= ALONE_MACS:
+            torch.set_num_threads(1)
+        mix = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=n_seen == n_token > 1, enable_gqa=is_shared)
+    finally:
+        torch.set_num_threads(usual)
     return mix[0].transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """The operations that a device may have its own kernels for, by the names that they have here."""
+    """The operations that a device may have its own kernels for. angles: cos, sin and pairing as rotate takes them."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    angles: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
     rotate: Callable[[Tensor, Tensor, Tensor, str], Tensor]
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-PLAIN = Ops(rms_norm, rotate, attend)
+PLAIN = Ops(rms_norm, widen, turn, attend)
 
 
 def _yarn_end(rope: Rope, turns: float) -> float:

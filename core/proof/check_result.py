@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text, stage_named
+from core.notebook.result import ROWS, Notebook
 from core.proof.verdict import EXIT_CODES, Verdict
 from core.proof.weights.fault import Overflow, WeightScan
 from core.system.outcome import Outcome
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 JUDGED = "the engine computes what this file says; whether the file is right is not judged: compare, or audit"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+@dataclass(frozen=True, slots=True, repr=False)
+class Check(Notebook):
     """The verdict of a source against float64: PASS where nothing is bad, else FAIL at the first bad place.
 
     decoded: generated positions through the KV cache (B) against one prefill (A); empty where none was asked for.
@@ -36,6 +37,22 @@ class Check:
     overflow: Overflow | None = None
     scan: WeightScan = field(default_factory=WeightScan)
     doubt: str | None = None
+
+    def sentences(self) -> list[str]:
+        """The verdict with its first place, then the reasons."""
+        first = f" First: {place_text(self.first)}." if self.first is not None else ""
+        return [f"{self.verdict}: {self.trace.name} against float64.{first}", *self.reasons]
+
+    def rows(self) -> list[dict[str, object]]:
+        """How far each stage is from float64 on its own inputs, as local.csv has it."""
+        found = ((*place, self.errors[place]) for place in sorted(self.errors, key=place_order))
+        return [{"layer": layer, "stage": stage, "nmse": e.nmse, "sqnr_db": e.sqnr_db, "floor": e.floor,
+                 "token": e.token, "channel": e.channel} for layer, stage, e in found]
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """The stages that are bad; where none is, the first of the table."""
+        rows, bad = self.rows(), {p for p, e in self.errors.items() if e.is_bad}
+        return ([row for row in rows if (row["layer"], row["stage"]) in bad] or rows)[:ROWS]
 
     @property
     def lost(self) -> list[Place]:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from core.model.stages import GRID_STAGES, Place, place_order, place_text
+from core.trace.engines import HALF_CACHE
 from core.trace.measures import (
     MIN_REL_L2_FLOOR,
     Difference,
@@ -18,6 +19,10 @@ from core.trace.record import Trace
 from core.trace.stats import Stats
 
 HALF = 0.5  # of the last printed decimal
+# What rounding has grown to by the later layers, in units of the coarsest that either side declares. Real logs of
+# llama.cpp: at most 1.4, float16 cache on stories260K, q8 on SmolLM2; the logits, a row through a head, 2.5 and 30.
+GROWN, GROWN_LOGITS = 3.0, 40.0
+HALF_UNIT = 2.0**-11  # of float16
 UNMEASURED = 10.0  # times the least floor or the compute's unit: what rounding may grow to through the layers
 # what may explain a difference of two saved runs -> where a trace says it; rope base and eps are in arch
 CHOICES = {
@@ -70,24 +75,31 @@ def diff_stats(a: Trace, b: Trace, scope: str) -> StatsDiff:
 
     A cell of the last token alone is compared at it.
     """
-    absolute, relative = max(_room(a), _room(b)), max(_digits(a), _digits(b), _noise(a, b))
+    absolute, printed, noise = max(_room(a), _room(b)), max(_digits(a), _digits(b)), _noise(a, b)
     first, other, absent, n_compared, n_mean = None, list[str](), list[str](), 0, 0
     for place in sorted(set(a.cells) | set(b.cells), key=place_order):
         x, y = (t.cells[place].at(scope) if place in t.cells else None for t in (a, b))
         if (x is None) != (y is None) and all(place in t.cells for t in (a, b)):
             x, y = (t.cells[place].at("last") for t in (a, b))
         if x is None or y is None:
-            if (x is None) != (y is None) and place[1] in GRID_STAGES:
+            if (x is None) != (y is None) and _is_owed(place, (a, b)[x is not None]):
                 absent.append(f"{place_text(place)} is absent on side {'A' if x is None else 'B'}")
             continue
         gap = _gap(x, y)
         n_compared += gap is not None
         n_mean += gap is not None and None in (x.std, y.std)
-        if gap is not None and not gap <= absolute + relative * _size(x, y):
+        grown = GROWN_LOGITS / GROWN if place[1] == "logits" else 1.0
+        if gap is not None and not gap <= absolute + max(printed, noise * grown) * _size(x, y):
             first = first or place
             other.append(f"{place_text(place)}: {_both(x, y)}")
     unseen = [] if n_compared else ["no cell has a statistic that both sides give"]
     return StatsDiff(first, (*other, *absent, *unseen), n_mean)
+
+
+def _is_owed(place: Place, side: Trace) -> bool:
+    """Whether a side that lacks a place was cut: a stage of the grid, or one of which it shows the like elsewhere."""
+    return place[1] in GRID_STAGES or any(
+        stage == place[1] or (layer is None and place[0] is None) for layer, stage in side.cells)
 
 
 def undeclared_alike(a: Trace, b: Trace) -> list[str]:
@@ -105,21 +117,22 @@ def undeclared_alike(a: Trace, b: Trace) -> list[str]:
 def _gap(x: Stats, y: Stats) -> float | None:
     """Largest absolute difference of the two moments that every source has; None where they share none.
 
-    A mean that a measured side lacks (it has a count and nothing finite) is infinitely far from a number. Sources that
-    have no mean may share the l2, taken a value.
+    Where a side has no mean, both may have the l2, taken a value; a measured side that has neither (nothing of it is
+    finite) is infinitely far from a number.
     """
     gaps = [abs(p - q) for p, q in ((x.std, y.std), (x.mean, y.mean)) if p is not None and q is not None]
     if None not in (x.count, y.count) and None in (x.mean, y.mean):
-        gaps.append(0.0 if x.mean is y.mean else math.inf)
         if x.l2 is not None and y.l2 is not None:
             gaps.append(abs(x.l2 - y.l2) / math.sqrt(max(x.count or 1, 1)))
+        else:
+            gaps.append(0.0 if x.mean is y.mean else math.inf)
     pairs = ((x.nan, y.nan), (x.inf, y.inf))
     gaps += [math.inf for p, q in pairs if p is not None and q is not None and p != q]
     return max(gaps, default=None)
 
 
 def _both(x: Stats, y: Stats) -> str:
-    name = "mean" if None in (x.std, y.std) else "std"
+    name = next((n for n in ("std", "mean", "l2") if None not in (getattr(x, n), getattr(y, n))), "mean")
     return f"{name} {getattr(x, name)} in A, {getattr(y, name)} in B"
 
 
@@ -132,14 +145,19 @@ def _noise(a: Trace, b: Trace) -> float:
     """What other rounding may make of a moment, relative to the values' size: 0 where one program made both alike."""
     if a.facts.engine == b.facts.engine and a.facts.compute == b.facts.compute:
         return 0.0
-    return _floor(a, b)
+    halves = [HALF_UNIT for t in (a, b) if HALF_CACHE in (t.facts.kernel or "")]
+    return max(UNMEASURED * MIN_REL_L2_FLOOR, *(GROWN * unit for unit in (*_units(a, b), *halves)))
 
 
 def _floor(a: Trace, b: Trace) -> float:
+    return max(UNMEASURED * MIN_REL_L2_FLOOR, *_units(a, b))
+
+
+def _units(a: Trace, b: Trace) -> list[float]:
+    """The relative rounding of the computes that the sides declare; 0 of one that is not known."""
     from core.quant.activations import COMPUTES
 
-    units = [COMPUTES[t.facts.compute].unit for t in (a, b) if t.facts.compute in COMPUTES]
-    return max(UNMEASURED * MIN_REL_L2_FLOOR, *units)
+    return [COMPUTES[t.facts.compute].unit if t.facts.compute in COMPUTES else 0.0 for t in (a, b)]
 
 
 def _digits(trace: Trace) -> float:

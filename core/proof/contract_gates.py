@@ -12,6 +12,7 @@ from statistics import median
 from core.model.stages import GRID_STAGES, SUB_FFN, place_text
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import FileError
+from core.system.limits import JSON_DEPTH
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, SHOWN, Gate, Outcome
 from core.trace.grid import layers, value
 from core.trace.record import Trace
@@ -164,10 +165,17 @@ def contract_gates(text: str, name: str, gates: list[Gate]) -> list[Gate]:
     class Plain(yaml.SafeLoader):
         """YAML without anchors and aliases: a few of them inside one another make gigabytes of a few lines."""
 
+        depth = 0
+
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("it has an alias, which no contract needs")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > JSON_DEPTH:  # at the next level: each costs more than the one before
+                raise yaml.YAMLError(f"more than {JSON_DEPTH} lists and tables inside one another")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     try:
         document = yaml.load(text, Plain)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.model.stages import Place, place_order, place_text
+from core.notebook.result import ROWS, Notebook
 from core.trace.measures import Difference, LocalError, SideName, State
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Doubt(StrEnum):
     BORROWED = "the weights of one side are not read here"
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Notebook):
     """The verdict on B against A. first: None where no cell differs; side: None where it is not decided.
 
     why: what is said in place of the verdict's own words. files: what the two files differ in, from their bytes.
@@ -106,6 +107,22 @@ class Comparison:
         unlike = [(x, y) for x, y in zip(_settings(self.a), _settings(self.b), strict=True) if x != y]
         left, right = (" ".join(pair[i] for pair in unlike) for i in (0, 1))
         return (left, right) if unlike else (self.a.name, self.b.name)
+
+    def sentences(self) -> list[str]:
+        """The verdict with its first cell, then the reasons."""
+        side = f", side {self.side} is wrong" if self.side else ""
+        first = f" First: {place_text(self.first)}{side}." if self.first is not None else ""
+        return [f"{self.verdict}: {self.meaning}.{first}", *self.reasons]
+
+    def rows(self) -> list[dict[str, object]]:
+        """B against A at every place, as cells.csv has it."""
+        return [{"layer": layer, "stage": stage, **asdict(self.cells[layer, stage])}
+                for layer, stage in sorted(self.cells, key=place_order)]
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """The cells that differ, the first of all; without one, the first of the table."""
+        rows = self.rows()
+        return ([row for row in rows if row["state"] == State.DIFFERS] or rows)[:ROWS]
 
 
 def _settings(trace: Trace) -> tuple[str, ...]:
@@ -173,8 +190,8 @@ class LayerBisection:
         return min(inside, key=lambda r: (-round(r.recovered, 3), place_order(r.place)), default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Bisection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Bisection(Notebook):
     """A comparison with its cause proved: the ladder of grafts (None where nothing differs), and the reproducer."""
 
     comparison: Comparison
@@ -198,3 +215,12 @@ class Bisection:
             parts.append(f"putting B's {place_text(best.place)} into A brings back {best.recovered:.0%} of the "
                          f"logits' KL divergence of {self.ladder.kl:.2g} nats")
         return "; ".join(parts)
+
+    def sentences(self) -> list[str]:
+        """The verdict, then the proof."""
+        return [self.comparison.sentences()[0], self.sentence, *self.comparison.reasons]
+
+    def rows(self) -> list[dict[str, object]]:
+        """The ladder: what a graft at each place brings back."""
+        rungs = self.ladder.rungs if self.ladder else ()
+        return [{"graft": place_text(r.place), "kl": r.kl, "recovered": r.recovered} for r in rungs]

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.session.costs import damage, is_cost, kl, read_cost, write_cost
+    from core.session.costs import damage, is_cost, kl, open_bill, read_cost, write_cost
     from core.session.evidence import check_out, default_out, export, export_csv
     from core.session.files import (
         arch_facts,
@@ -21,33 +21,34 @@ if TYPE_CHECKING:
         is_judged,
         open_judged,
         sibling,
+        source,
         weight_spread,
         weights_behind,
         write_demo,
     )
     from core.session.judge import bisect, check, compare
     from core.session.prepare import is_bundle, open_bundle, open_model
-    from core.session.run_trace import hints, trace
+    from core.session.run_trace import hints, layer_view, trace
     from core.trace.request import Prompt, RunOptions, Source
 
 _HOMES = {  # module -> the names that it hands on
     "core.trace.request": ("Source", "Prompt", "RunOptions"),
-    "core.session.run_trace": ("trace", "hints"),
-    "core.session.costs": ("damage", "kl", "is_cost", "read_cost", "write_cost"),
+    "core.session.run_trace": ("trace", "hints", "layer_view"),
+    "core.session.costs": ("damage", "kl", "is_cost", "open_bill", "read_cost", "write_cost"),
     "core.session.judge": ("compare", "bisect", "check"),
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
     "core.session.evidence": ("export", "export_csv", "check_out", "default_out"),
     "core.session.files": (
         "import_trace", "is_judged", "open_judged", "convert", "write_demo", "ensure_demo", "sibling", "weights_behind",
-        "weight_spread", "arch_facts", "audit"),
+        "weight_spread", "arch_facts", "audit", "source"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
     "damage", "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_cost",
-    "is_judged", "kl", "open_bundle", "open_judged", "open_model", "read_cost", "sibling", "trace", "weight_spread",
-    "weights_behind", "write_cost", "write_demo",
+    "is_judged", "kl", "layer_view", "open_bill", "open_bundle", "open_judged", "open_model", "read_cost", "sibling",
+    "source", "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
 ]
 
 

@@ -93,10 +93,17 @@ def write_cost(
 
 
 def is_cost(path: Path) -> bool:
-    """Say whether the path is the folder of a bill or of a KL."""
+    """Say whether the path is the folder of a bill, of a KL or of an audit: document and text, without a screen."""
     from core.bundle import costs
 
     return costs.is_cost(path)
+
+
+def open_bill(path: Path) -> Damage | None:
+    """A saved bill, without its rows; None of a folder of kl. FileError."""
+    from core.bundle import costs
+
+    return costs.open_bill(path)
 
 
 def read_cost(path: Path, *, as_json: bool) -> str:

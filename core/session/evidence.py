@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from core.audit.audit_file import Audit
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison
 from core.session.run_trace import hints
@@ -18,8 +19,8 @@ MOST_NAME = 100  # characters of a folder's name that a file gives
 
 
 def export(
-    result: Trace | Check | Comparison | Bisection, out: Path, options: RunOptions = DEFAULTS, *, force: bool = False,
-    command: str = "", repeat: str = "", durations: Mapping[str, float] | None = None,
+    result: Trace | Check | Comparison | Bisection | Audit, out: Path, options: RunOptions = DEFAULTS, *,
+    force: bool = False, command: str = "", repeat: str = "", durations: Mapping[str, float] | None = None,
 ) -> Path:
     """Write what was found as a folder, whole or not at all; UsageError where it exists without force, OutputError.
 
@@ -31,6 +32,11 @@ def export(
 
     scope, threshold = options.scope, options.threshold
     match result:
+        case Audit():
+            from core.bundle.costs import write_audit
+
+            write_audit(out, result, force=force, command=command, repeat=repeat)
+            return out
         case Trace():
             return write_bundle(
                 out, result, scope=scope, findings=hints(result, scope, threshold), threshold=threshold, force=force,

@@ -11,6 +11,7 @@ from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch, stage_weights
 from core.system.cancel import IsCancelled, never
 from core.trace.record import Trace
+from core.trace.request import Source, parse_source
 
 if TYPE_CHECKING:
     from core.audit.audit_file import Audit
@@ -29,12 +30,18 @@ def import_trace(
                                 model=model)
 
 
-def audit(path: Path, original: Path | None = None, cancelled: IsCancelled = never) -> Audit:
+def source(text: str | Path) -> Source:
+    """A side as a command line calls it: FILE, FILE@compute=q8, llama.cpp:FILE, a bundle's folder; UsageError."""
+    return parse_source(str(text), Source(Path()))
+
+
+def audit(path: Path | str, original: Path | str | None = None, cancelled: IsCancelled = never) -> Audit:
     """Hold a file to what it shows by itself, or beside its original, without a forward; FileError, Cancelled."""
     from core.audit.audit_file import audit_file
     from core.audit.original import audit_beside
 
-    return audit_file(path, cancelled) if original is None else audit_beside(path, original, cancelled)
+    path = Path(path)
+    return audit_file(path, cancelled) if original is None else audit_beside(path, Path(original), cancelled)
 
 
 def is_judged(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.model.stages import Place, scope_positions
 from core.session.prepare import (
@@ -25,6 +25,9 @@ from core.trace.finding import Finding
 from core.trace.hints import find_hints
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
+
+if TYPE_CHECKING:
+    from core.trace.look_inside import LayerView
 
 PROVED_BYTES = 256 << 20  # a larger file's proofs take more than half a second: audit, check and the console ask
 
@@ -68,6 +71,22 @@ def trace(
         top=run.top_tokens(model.tokenizer, logits),
         generated=continue_text(side, model, options.generate, emit, cancelled) if options.generate else None,
     )
+
+
+def layer_view(
+    source: Source, prompt: Prompt, layer: int, *, emit: Emit = no_emit, cancelled: IsCancelled = never,
+) -> LayerView:
+    """Look into one layer of a model file's run: histograms, attention, the logit lens; UsageError, Cancelled."""
+    if source.scheme or is_bundle(source.path):
+        raise UsageError(f"{source.path} is not run here: only a model file's layers can be looked into.")
+    model = prepare(source, prompt, emit)
+    if not 0 <= layer < model.arch.n_layer:
+        raise UsageError(f"layer {layer}: the model has layers 0 to {model.arch.n_layer - 1}.")
+    side = make_side(model, source, emit)
+    from core.trace.look_inside import layer_view
+
+    emit(Phase(f"running up to layer {layer}"))
+    return layer_view(side, [t.id for t in model.tokens], layer, cancelled)
 
 
 def proof_notes(model: OpenedModel, cancelled: IsCancelled = never, most_bytes: int = PROVED_BYTES) -> tuple[str, ...]:

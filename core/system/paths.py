@@ -1,4 +1,4 @@
-"""Say where this program keeps what it makes for a user: caches and logs; and whether only that user can write there.
+"""Say where a user's caches, logs and settings lie, and whether only that user can write to the cache.
 
 What lies in a cache is believed, and kernels are run from it. So a cache folder that somebody else owns or may write to
 is not used: a folder of this process alone takes its place, and cache_reason says why.
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_dir, user_state_dir
+from platformdirs import user_cache_dir, user_config_dir, user_state_dir
 
 APP = "apr-tui"
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -31,6 +31,11 @@ def cache_reason() -> str:
     """Say why the cache is a folder of this process alone; "" where it is the user's own."""
     found = _folder("XDG_CACHE_HOME", user_cache_dir)
     return "no home folder is known" if found is None else _stranger(found)
+
+
+def config_folder() -> Path | None:
+    """Return the folder of what the user settled for every run; None where no home is known."""
+    return _folder("XDG_CONFIG_HOME", user_config_dir)
 
 
 def state_folder() -> Path:

@@ -26,7 +26,7 @@ def build_bpe(pre: Pre, ids: dict[str, int], merges: list[tuple[str, str]]) -> C
 
 
 def build_byte_bpe(words: Vocabulary, pre: Pre) -> Callable[[str], list[int]]:
-    """Return the encoder of a file. FileError, UsageError: a byte without a token."""
+    """Return the encoder of a file. FileError, ValueError, UsageError: a byte without a token."""
     encode_checked: Callable[[str], list[int]] | None = None
 
     def encode(text: str) -> list[int]:
@@ -37,24 +37,18 @@ def build_byte_bpe(words: Vocabulary, pre: Pre) -> Callable[[str], list[int]]:
                 f"The vocabulary has no token for byte 0x{missing:02X} of {text[:20]!r}. "
                 "Change the prompt, or give token ids with --tokens."
             )
-        try:
-            encode_checked = encode_checked or build_bpe(pre, words.ids, words.merges)
-            return encode_checked(text)
-        except ValueError as error:
-            raise words.error(f"the `tokenizers` library refused it ({error}).") from error
+        encode_checked = encode_checked or build_bpe(pre, words.ids, words.merges)
+        return encode_checked(text)
 
     return encode
 
 
 def build_gemma_bpe(words: Vocabulary) -> Callable[[str], list[int]]:
-    """Gemma 4: merges of characters, not bytes, spaces written U+2581; runs of newlines stay apart. FileError."""
+    """Gemma 4: merges of characters, not bytes, spaces written U+2581; runs of newlines stay apart. ValueError."""
     from tokenizers import Regex, models, pre_tokenizers
     from tokenizers import Tokenizer as Engine
 
-    try:
-        engine = Engine(models.BPE(words.ids, words.merges, byte_fallback=True, unk_token=None))
-    except ValueError as error:
-        raise words.error(f"the `tokenizers` library refused it ({error}).") from error
+    engine = Engine(models.BPE(words.ids, words.merges, byte_fallback=True, unk_token=None))
     engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|[^\n]+"), "isolated")
     prefix = SPACE if words.flag("add_space_prefix", False) else ""
     return lambda text: list(engine.encode(prefix + text.replace(" ", SPACE), add_special_tokens=False).ids)

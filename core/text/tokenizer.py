@@ -17,6 +17,7 @@ from core.system.errors import AprError, FileError, UsageError
 from core.text.bpe import LETTER_BYTES, build_byte_bpe, build_gemma_bpe
 from core.text.chat_template import render_chat_template
 from core.text.other_encoders import build_rwkv, build_unigram, build_wordpiece, rwkv_bytes
+from core.text.panics import no_panic
 from core.text.pre_tokenizers import OLDER_PRES, PRE_NAMED, PRES, Pre
 from core.text.sentencepiece import SPACE, build_spm
 from core.text.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
@@ -81,7 +82,7 @@ class Tokenizer:
         validate_text(text)
         ids = [self._words.special("bos")] if self._adds_bos() else []
         for part in _cut_specials(text, self._words.specials):
-            ids += [part] if isinstance(part, int) else self._encode(part)
+            ids += [part] if isinstance(part, int) else self._encode_part(part)
         if self._words.flag("add_eos_token", self._kind.eos):
             ids.append(self._words.special("eos"))
         return ids
@@ -110,6 +111,13 @@ class Tokenizer:
         names = {kind: self._special_text(kind) for kind in ("bos", "eos")}
         rendered = render_chat_template(template, text, names["bos"], names["eos"])
         return rendered.removeprefix(names["bos"]) if self._adds_bos() else rendered
+
+    def _encode_part(self, text: str) -> list[int]:
+        try:
+            with no_panic():
+                return self._encode(text)
+        except ValueError as error:
+            raise self._words.error(f"the `tokenizers` library refused it ({error}).") from error
 
     @cached_property
     def _encode(self) -> Encode:

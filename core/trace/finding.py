@@ -1,4 +1,7 @@
-"""Record of what a run shows by itself (a hint) or a check has proved (a proof). The rules of hints: hints.py."""
+"""Record of what a run shows by itself (a hint) or a check has proved (a proof). The rules of hints: hints.py.
+
+And the marks of a grid's cell, with the multiples of the layer before that give them.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,16 @@ class FindingKind(StrEnum):
     STEP = "step"              # far above a low layer before, and usual for its column
     FALL = "fall"
     Z = "z"
+
+
+# marks
+OK, WATCH, BAD, ABSENT, UNKNOWN = ".", "!", "X", "-", "?"
+WATCH_RATIO = 3.0  # from here to the threshold: a precursor or a watch mark
+UNUSUAL = 3.0  # over its column, from here on: a spike, and not a step up from a low layer
+FALL_RATIO = 0.1
+# of a finding; any other kind: watch
+MARK_OF_KIND = dict.fromkeys(
+    (FindingKind.NAN, FindingKind.RATIO, FindingKind.DOWNSTREAM, FindingKind.AFTER), BAD)
 
 
 @dataclass(frozen=True, slots=True)

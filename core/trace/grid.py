@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.model.stages import GRID_STAGES, Place, place_order
-from core.trace.marks import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, UNUSUAL, WATCH, WATCH_RATIO
+from core.trace.finding import ABSENT, BAD, FALL_RATIO, OK, UNKNOWN, UNUSUAL, WATCH, WATCH_RATIO
 
 if TYPE_CHECKING:  # a screen reads its grid before numpy is loaded
     from core.trace.stats import Cell, Stats

@@ -13,9 +13,8 @@ import numpy as np
 
 from core.model.stages import GRID_STAGES, Place, place_order, place_text, scope_positions
 from core.system.numbers import short
-from core.trace.finding import Finding, FindingKind
+from core.trace.finding import FALL_RATIO, UNUSUAL, WATCH_RATIO, Finding, FindingKind
 from core.trace.grid import Cells, falls, kind_of, place_before
-from core.trace.marks import FALL_RATIO, UNUSUAL, WATCH_RATIO
 from core.trace.massive import find_massive
 from core.trace.record import Trace
 from core.trace.spikes import Hidden, Spike, View, find_hidden, find_spikes, view_of
@@ -165,7 +164,7 @@ def _find_outliers(view: View, named: set[Place]) -> list[Finding]:
     found: list[tuple[float, Place, float]] = []
     columns: dict[tuple[str, str], dict[Place, float]] = {}
     for (layer, stage), s in view.stats.items():
-        if layer is not None and stage in JUDGED and s.std and math.isfinite(s.std):
+        if layer is not None and stage in JUDGED and s.std and 0 < s.std < math.inf:
             columns.setdefault((stage, kind_of(layer, stage, view.kinds)), {})[layer, stage] = s.std
     for column in columns.values():
         logs = np.log(np.array(list(column.values())))

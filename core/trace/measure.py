@@ -23,6 +23,7 @@ from core.trace.stats import (
 )
 
 
+@np.errstate(invalid="ignore")  # a signalling NaN of a stranger's file is a NaN
 def measure_array(x_TW: AnyFloats, first: int = 0, factors: tuple[AnyFloats, AnyFloats] | None = None) -> TokenStats:
     """Take each token's statistics. first: position of row 0. factors: left, right; x is their product."""
     table = np.array([[measure_row(np.asarray(x_W, np.float64)) for x_W in x_TW]], ROW)

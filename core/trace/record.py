@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from core.model.stages import Place
+from core.model.stages import SCOPES, Place, place_order
+from core.notebook.result import Notebook
 
 if TYPE_CHECKING:
     from core.formats.identity import Identity
@@ -56,8 +57,8 @@ class CaptureContract:
     dtype: str | None = None   # of the values as computed
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Notebook):
     """What a traced run, a bundle or another tool's table says of one forward.
 
     tokens: () where the source does not say. observed_equals_unobserved: the witness's word; None where left out.
@@ -88,3 +89,22 @@ class Trace:
     def n_layer(self) -> int:
         """Number of layers that have at least one cell, counted from 0."""
         return 1 + max((layer for layer, _ in self.cells if layer is not None), default=-1)
+
+    def sentences(self) -> list[str]:
+        """What was run, what comes next, and what the run says of itself."""
+        facts = self.facts
+        known = (facts.arch, facts.engine, facts.compute, facts.device)
+        told = [f"{self.name}: {', '.join(k for k in known if k)}; {self.n_layer} layers, {len(self.tokens)} tokens"]
+        told += [f"planted: {self.planted}"] if self.planted else []
+        following = ", ".join(repr(t.id if t.text is None else t.text) for t in self.top)
+        return [*told, *([f"next: {following}"] if following else []), *self.notes]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Every statistic of every stage at every scope, as stats.csv has them."""
+        found: list[dict[str, object]] = []
+        for layer, stage in sorted(self.cells, key=place_order):
+            usual = ("last",) if stage == "logits" else SCOPES
+            for scope in dict.fromkeys((*usual, *self.facts.scopes)):
+                stats = self.cells[layer, stage].at(scope)
+                found += [{"layer": layer, "stage": stage, "scope": scope, **asdict(stats)}] if stats else []
+        return found

@@ -55,6 +55,16 @@ class RunOptions:
 DEFAULTS = RunOptions()
 
 
+SETTINGS = ("compute", "device", "threads")  # of a side
+
+
+def write_source(source: Source, default: Source) -> str:
+    """Write what parse_source reads back: what differs from the default is said."""
+    told = [f"{key}={getattr(source, key)}" for key in SETTINGS if getattr(source, key) != getattr(default, key)]
+    scheme, settings = f"{source.scheme}:" if source.scheme else "", f"@{','.join(told)}" if told else ""
+    return f"{scheme}{source.path}{settings}"
+
+
 def parse_source(text: str, default: Source) -> Source:
     """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
 
@@ -70,7 +80,7 @@ def parse_source(text: str, default: Source) -> Source:
     changes: dict[str, Any] = {}
     for setting in settings.split(","):
         key, _, value = setting.partition("=")
-        if key not in ("compute", "device", "threads"):
+        if key not in SETTINGS:
             raise UsageError(f"{text}: {key!r} is not a setting of a side. "
                              "Write FILE@compute=q8,device=cuda:0,threads=1.")
         if key == "threads" and not 0 < (read_whole(value) or 0) <= THREADS:

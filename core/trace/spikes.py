@@ -13,10 +13,9 @@ import numpy as np
 
 from core.model.stages import GRID_STAGES, PREVIOUS, STAGES, Place, place_order
 from core.system.arrays import Floats
-from core.trace.finding import FindingKind
+from core.trace.finding import UNUSUAL, WATCH_RATIO, FindingKind
 from core.trace.grid import Cells, divide, kind_of, place_before, ratios, stats_at, why_step
 from core.trace.grid import column_of as std_column
-from core.trace.marks import UNUSUAL, WATCH_RATIO
 from core.trace.record import Trace
 from core.trace.stats import Stats, TokenStats, std_T
 from core.trace.token_share import FEW_SHARE, TokenShare, first_tokens, largest_share, std_of

@@ -168,4 +168,6 @@ def read_gates(run: Path) -> tuple[Gate, ...]:
 
 
 def _write_lines(path: Path, rows: Iterable[object]) -> None:
-    _replace_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    with reading_records(path.parent):  # ValueError: a number beyond what a float holds
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    _replace_text(path, text)

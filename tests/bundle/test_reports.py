@@ -13,6 +13,8 @@ import pytest
 from apr_tui.cli.commands import normal_form
 from apr_tui.cli.main import main
 from core import session
+from core.audit.audit_file import Audit
+from core.audit.finding import Finding, Strength
 from core.bundle.junit import write_junit
 from core.bundle.trace_page import MOST_BYTES
 from core.model.stages import GRID_STAGES
@@ -168,3 +170,30 @@ def test_junit_leaves_a_file_of_somebody_else_alone(tmp_path, capsys):
 def test_the_command_in_normal_form_has_no_folder_and_nothing_that_changes_no_number(name, words, said):
     assert normal_form(name, words) == said
     assert not re.search(r"--(out|json|quiet|junit)", said)
+
+
+def audited():
+    proof = Finding("zeros", Strength.PROOF, f"blk.3.ffn_down.weight: rows of zeros {EVIL}", "no model has them", 4.0,
+                    "blk.3.ffn_down.weight", 3, 0)
+    hint = Finding("level", Strength.HINT, "blk.1.attn_q.weight is 8 x its siblings", "beyond 6", 8.0)
+    facts = {"architecture": "qwen2", "name": None, "bytes": 1 << 20, "types": {"F32": {"tensors": 2}}, "keys": {},
+             "known": None, "tokenizer": {"model": None, "notes": []}, "template": None, "zero_token_rows": 0,
+             "not_run": None, "unread": [], "notes": []}
+    return Audit("m.gguf", facts, 2, (proof, hint))
+
+
+def test_an_audits_folder_has_reports_and_is_shown_again_and_its_proofs_fail_in_ci(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("core.session.audit", lambda path, original: audited(), raising=False)
+    words = ["audit", "m.gguf", "--out", str(tmp_path / "v"), "--junit", str(tmp_path / "j.xml"), "--json"]
+    assert main(words) == 1
+    told = json.loads(capsys.readouterr().out)
+    page = Read(tmp_path / "v" / "report.html")
+    body = [w for w in page.words if w.strip()]
+    body = body[body.index("}", 1) + 1:] if "}" in body else body
+    assert "PROOF" in " ".join(body[:3]) and "script" not in page.tags and "4.0" in page.words
+    assert "apr-tui audit m.gguf" in (tmp_path / "v" / "report.md").read_text()
+    assert rows(tmp_path / "v" / "findings.csv")[0]["tensor"] == told["findings"][0]["tensor"]
+    assert main(["show", str(tmp_path / "v"), "--json"]) == 0 and json.loads(capsys.readouterr().out) == told
+    suite, = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert [suite.get(k) for k in ("tests", "failures", "skipped")] == ["3", "2", "1"]
+    assert main(words) == 2, "what is there is not replaced"

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from apr_tui.cli.output import bisection_text, comparison_text
-from apr_tui.render.pair import verdict_spans
+from apr_tui.render.pair import verdict_rows
 from apr_tui.render.verdict_card import pair_card
 from core.proof.verdict import OTHER_WEIGHTS, VERDICTS, Bisection, Comparison, Doubt, Verdict
 from core.trace.measures import SideName
@@ -41,7 +41,8 @@ def test_every_line_of_a_verdict_fits_80_columns_and_loses_no_word():
 @pytest.mark.parametrize(("verdict", "why"), SAID)
 def test_the_line_of_a_verdict_without_a_place_is_never_cut(verdict, why):
     found = pair(verdict, first=None, why=why)
-    assert sum(cell_len(text) for text, _ in verdict_spans(found, WIDTH)) <= WIDTH
+    rows = verdict_rows(found, WIDTH)
+    assert all(sum(cell_len(text) for text, _ in row) <= WIDTH for row in rows)
     assert why in comparison_text(found)
 
 
@@ -51,8 +52,10 @@ def test_the_line_of_a_verdict_at_a_far_place_is_never_cut(verdict, side):
     cells = pair().cells
     found = replace(pair(verdict), first=(119, "attn_post_norm"), token=131071, channel=262143, side=side,
                     measured=1.234e-5, floor=1e-6, cells=cells)
-    line = "".join(text for text, _ in verdict_spans(found, WIDTH))
-    assert cell_len(line) <= WIDTH and "119.attn_post_norm" in line and "token 131071 ch 262143" in line, line
+    rows = ["".join(text for text, _ in row) for row in verdict_rows(found, WIDTH)]
+    line = " ".join(rows)
+    assert all(cell_len(row) <= WIDTH for row in rows), rows
+    assert "119.attn_post_norm" in line and "token 131071 ch 262143" in line, line
     assert side is None or f"side {side}" in line, line
 
 

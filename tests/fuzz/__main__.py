@@ -1,21 +1,25 @@
 """Fuzz every reader and count what fails: python -m tests.fuzz --help says how
 
 Each reader runs in a child process, in portions; a portion that crashes goes on behind the mutant that did it. All
-counts must be 0: exit 1 otherwise. A row says how many mutants there were and how many were refused by a sentence.
+counts must be 0: exit 1 otherwise. A row says how many mutants there were and how many were refused by a sentence. With
+--out, rows of readers that did not run this time stay in the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.fuzz.readers import READERS
-from tests.fuzz.runner import COUNTED, Tally, fuzz_apart
+from tests.fuzz.runner import COUNTED, fuzz_apart
 
-HEAD = ("reader", "mutants", "refused", *COUNTED, "slowest ms", "MiB")
+HEAD = ("reader", "mutants", "refused", *COUNTED, "slowest ms", "MiB", "seconds")
+Row = tuple[str, ...]
 
 
 def main() -> int:
@@ -28,26 +32,37 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     os.environ["APR_TUI_NO_FSYNC"] = "1"
-    began, tallies = time.monotonic(), dict[str, Tally]()
+    rows = _read_table(asked.out) if asked.out is not None and asked.out.exists() else {}
+    failed = 0
     for name in asked.only or READERS:
-        tallies[name] = fuzz_apart(name, asked.mutants, asked.seed, asked.seconds)
-        text = _table(tallies, asked.seed, time.monotonic() - began)
-        print(text.splitlines()[-3], file=sys.stderr, flush=True)
-        for what in tallies[name].examples:
-            print(f"  {what}", file=sys.stderr, flush=True)
+        began = time.process_time() + os.times().children_user
+        tally = fuzz_apart(name, asked.mutants, asked.seed, asked.seconds)
+        spent = time.process_time() + os.times().children_user - began
+        rows[name] = (name, *map(str, tally.row()), f"{spent:.0f}")
+        failed += tally.failed
+        print("  ".join(rows[name]), *(f"\n  {what}" for what in tally.examples), file=sys.stderr, flush=True)
         if asked.out is not None:
-            asked.out.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
-    return int(any(tally.failed for tally in tallies.values()))
+            asked.out.write_text(_table(rows, asked.seed), encoding="utf-8")
+    sys.stdout.write(_table(rows, asked.seed))
+    return int(bool(failed))
 
 
-def _table(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
-    rows = [HEAD, *((name, *t.row()) for name, t in tallies.items())]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join(str(cell).ljust(w) if i == 0 else str(cell).rjust(w)
+def _table(found: Mapping[str, Row], seed: int) -> str:
+    """The rows in the order of READERS, and their sums."""
+    rows = [HEAD, *(found[name] for name in READERS if name in found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
                        for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    total = sum(t.mutants for t in tallies.values())
-    return "\n".join([*lines, "", f"{total} mutants, seed {seed}, {seconds:.0f} s of one core"]) + "\n"
+    sums = {name: sum(int(row[HEAD.index(name)]) for row in rows[1:]) for name in ("mutants", *COUNTED, "seconds")}
+    told = ", ".join(f"{sums[name]} {name}" for name in COUNTED)
+    return "\n".join([*lines, "", f"{len(rows) - 1} of {len(READERS)} readers, {sums['mutants']} mutants, seed {seed}, "
+                      f"{sums['seconds']} s of one core: {told}"]) + "\n"
+
+
+def _read_table(path: Path) -> dict[str, Row]:
+    """The rows of an earlier run."""
+    rows = (tuple(re.split(r"  +", line)) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row[0]: row for row in rows if len(row) == len(HEAD) and row != HEAD}
 
 
 if __name__ == "__main__":

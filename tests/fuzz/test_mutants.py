@@ -1,23 +1,69 @@
-"""A few mutants of every reader at each run: none crashes, hangs, fills the memory or ends in a traceback."""
+"""Mutants of every reader at each run: none crashes, hangs, fills the memory or ends in a traceback."""
 
 import random
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from core.system.errors import FileError
 from tests.fuzz import runner
+from tests.fuzz.doors import DOORS, ROOT, found_doors
 from tests.fuzz.mutants import mutate
-from tests.fuzz.readers import READERS, Reader
-from tests.fuzz.runner import fuzz, fuzz_apart
+from tests.fuzz.reader import Reader
+from tests.fuzz.readers import READERS
+from tests.fuzz.runner import fuzz, fuzz_apart, in_memory
 
-N_CHEAP, N_BUNDLE = 120, 15  # a bundle is three tables: 30 ms each
+
+@pytest.fixture
+def folder(monkeypatch):
+    """A folder of the memory, the cache in it."""
+    with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
+        monkeypatch.setenv("XDG_CACHE_HOME", name)
+        monkeypatch.setenv("XDG_STATE_HOME", name)
+        yield Path(name)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_no_mutant_does_what_none_may(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tally = fuzz(name, range(N_BUNDLE if "bundle" in name else N_CHEAP), 1, tmp_path)
+def test_no_mutant_does_what_none_may(name, folder):
+    tally = fuzz(name, range(READERS[name].each_run), 1, folder)
     assert not tally.failed, tally.examples
+
+
+def test_every_function_that_opens_a_file_has_a_row_or_a_reason():
+    found = found_doors()
+    assert not found - DOORS.keys(), "add a row to tests/fuzz and say in doors.py which: a new reader"
+    assert not DOORS.keys() - found, "it opens nothing any more"
+    assert all(row in READERS or row.startswith(("of /proc", "what ", "chunks ", "a note ", "the package's "))
+               for row in DOORS.values())
+
+
+def test_every_row_s_reading_comes_by_the_functions_that_it_is_said_to_fuzz(monkeypatch):
+    by_row = defaultdict(set)
+    for door, row in DOORS.items():
+        by_row[row].add(door)
+    for row in by_row.keys() & READERS.keys():
+        with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
+            monkeypatch.setenv("XDG_CACHE_HOME", name)
+            monkeypatch.setenv("XDG_STATE_HOME", name)
+            path = READERS[row].make(Path(name))
+            assert not by_row[row] - _called_by(lambda row=row, path=path: READERS[row].read(path)), row
+
+
+def _called_by(read):
+    called = set()
+
+    def note(frame, event, argument):
+        called.add((frame.f_code.co_filename, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        read()
+    finally:
+        sys.setprofile(None)
+    return {f"{Path(path).relative_to(ROOT).as_posix()}:{name}" for path, name in called if path.startswith(str(ROOT))}
 
 
 def test_mutants_are_the_same_for_a_seed_and_differ():

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +17,14 @@ from core.session.evidence import default_out
 from core.system.limits import MESSAGE_BYTES
 from core.system.safe_text import SafeStream, join_words, safe_lines
 from core.trace.record import Trace
-from tests.fuzz.readers import LOGS
+from tests.fuzz.run_readers import LOGS
+from tests.hostile.test_reports import RECORDS
 from tests.support.bundles import save, spiking
 from tests.support.fake_session import ESCAPE, FakeSession, console, is_clean, spiky_trace, text_of, until
 from tests.support.small_models import write_model
+from tests.support.spoil import is_shown, spoilt
 
 HOSTILE = f"{ESCAPE}\u202e\x9b31m\x15\x07"
-
-
-def is_shown(text):
-    """Whether a terminal takes it as text and nothing else."""
-    return not [c for c in text if (c != "\n" and unicodedata.category(c)[0] == "C") or c in "\u2028\u2029"]
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +44,13 @@ def files(tmp_path_factory):
     (home / "trace.txt").write_text(f"Layer 0/2\n{HOSTILE}: 1\n")
     (home / "c.yaml").write_text("falsification_tests:\n- " + json.dumps({"id": HOSTILE, "rule": HOSTILE}) + "\n")
     (home / "not.gguf").write_text(f"GG{HOSTILE}")
-    return {p.name[0]: p for p in (model, other, bundle, run)} | {"home": home}
-
-
-def spoilt(value, key=""):
-    """The document with every text hostile that is no word which its reader must know."""
-    if isinstance(value, dict):
-        return {k: spoilt(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [spoilt(v, key) for v in value]
-    return value + HOSTILE if isinstance(value, str) and key not in ("schema", "status", "verdict", "host") else value
+    (home / "long.txt").write_text(f"{HOSTILE} " * 20)
+    quantised = write_model(home / f"q{HOSTILE}.gguf", "Q8_0", tokenizer="bpe", n_layer=1, d_model=32)
+    verdict, cost = home / f"v{HOSTILE}", home / f"k{HOSTILE}"
+    for name, folder in (("comparison", verdict), ("bill", cost)):
+        make, write = RECORDS[name]
+        write(spoilt(make()), folder)
+    return {p.name[0]: p for p in (model, other, bundle, run, quantised, verdict, cost)} | {"home": home}
 
 
 def words_of(name, files):
@@ -75,7 +68,11 @@ def words_of(name, files):
                   ("--out", home / "t", "--config", HOSTILE), ("--mode", HOSTILE)],
         "import": [(home / "trace.txt", "--out", home / f"i{HOSTILE}")],
         "convert": [(model, home / f"c{HOSTILE}.apr"), (other, home / f"c{HOSTILE}.x")],
-        "show": [(files["b"], "--text"), (files["b"], "--json"), (home / HOSTILE, "--text")],
+        "show": [(files[kind], form) for kind in "bvk" for form in ("--text", "--json")] + [(home / HOSTILE, "--text")],
+        "audit": [(model,), (other, "--json"), (model, other), (home / HOSTILE, home), (home / "not.gguf",)],
+        "kl": [(model, other, "--tokens", "4", "--worst", "1", "--threads", "1", "--corpus", home / "trace.txt",
+                "--out", home / f"l{HOSTILE}")],
+        "damage": [(files["q"], "--corpus", home / "long.txt", "--threads", "1"), (files["q"], "--original", home)],
         "demo": [("--out", home / f"e{HOSTILE}"), ("--out", model)], "doctor": [(), ("--json",), (HOSTILE,)],
     }.get(name, [(home / HOSTILE,), (HOSTILE, "--x"), (model, files["b"])])
 

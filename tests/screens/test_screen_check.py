@@ -56,7 +56,7 @@ async def test_x_checks_the_open_file_and_names_the_bad_stage(monkeypatch):
         assert (call[0], call[1].path, call[1].plant) == ("check", Path("tiny.gguf"), "gelu@5.ffn_silu")
         assert_screen(app, "check")
         assert app.screen.grid.place == (5, "ffn_silu"), "the cursor stands at the bad stage"
-        assert styles_of(app, "X FAIL 5.ffn_silu") == {"#d55e00"}
+        assert styles_of(app, "X FAIL 5.ffn_silu") == {"#d75f00"}
 
 
 async def test_the_errors_fill_the_grid_while_the_check_runs(monkeypatch):

@@ -27,7 +27,7 @@ async def test_g_compares_with_the_sibling_and_names_the_first_place(monkeypatch
         assert (call[0], call[1].path, call[2].path) == ("compare", Path("tiny.gguf"), Path("tiny.apr"))
         assert_screen(app, "pair")
         assert app.screen.grid.place == (5, "ffn_out"), "the cursor stands at the first place"
-        assert styles_of(app, "X H2") == {"#d55e00"}
+        assert styles_of(app, "X H2") == {"#d75f00"}
 
 
 async def test_each_metric_shows_over_the_same_grid(monkeypatch):
@@ -71,15 +71,17 @@ async def test_every_verdict_is_told_by_glyph_and_word(monkeypatch, verdict):
         assert VERDICTS[verdict] in text_of(app) and "H3 was tried" in text_of(app)
 
 
-async def test_without_a_sibling_the_other_side_is_asked_for(monkeypatch):
+async def test_without_a_sibling_the_other_side_is_asked_for(monkeypatch, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.touch()
     fake = FakeSession(comparison=pair(), sibling_path=None)
     async with console(monkeypatch, fake) as (app, pilot):
         await pilot.press("g")
         await pilot.pause()
-        app.screen.query_one(Input).value = "other.gguf"
+        app.screen.query_one(Input).value = str(other)
         await pilot.press("enter")
         await until(pilot, lambda: app.screen.kind == "comparison" and app.owner is None)
-        assert fake.calls[-1][2].path == Path("other.gguf")
+        assert fake.calls[-1][2].path == other
 
 
 async def test_escape_cancels_a_comparison_then_goes_back(monkeypatch):

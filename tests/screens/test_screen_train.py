@@ -177,7 +177,7 @@ async def test_a_run_that_is_watched_stands_on_one_screen(monkeypatch, in_folder
     async with console(monkeypatch, small_session()) as (app, pilot):
         await show(app, pilot, Training(write_run(in_folder / "run", gates=GATES).relative_to(in_folder)))
         assert_screen(app, "train")
-        assert styles_of(app, "X FAIL") == {"#d55e00"} and styles_of(app, " val ") == {"#e69f00"}
+        assert styles_of(app, "X FAIL") == {"#d75f00"} and styles_of(app, " val ") == {"#ffaf00"}
 
 
 async def test_the_layers_stand_on_the_shared_grid_and_a_dead_block_is_named(monkeypatch, in_folder):

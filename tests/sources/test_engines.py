@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -258,8 +260,11 @@ def test_progress_in_any_script_is_told_line_by_line_and_whole(fake):
 @pytest.mark.parametrize("scheme", list(ENGINES))
 def test_an_engine_that_is_not_installed_says_how_to_install_it(model, monkeypatch, scheme):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=rf"pip install 'apr-tui\[{ENGINES[scheme].extra}\]'"):
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    needs = extras["optional-dependencies"][scheme.partition(".")[0]]
+    with pytest.raises(UsageError, match="is not installed") as told:
         session.trace(Source(model, scheme=scheme), PROMPT)
+    assert shlex.split(str(told.value).partition("Install it: ")[2]) == [sys.executable, "-m", "pip", "install", *needs]
 
 
 def test_what_an_engine_cannot_do_is_refused_before_it_runs(fake, model, tmp_path):

@@ -107,6 +107,24 @@ def test_an_importance_matrix_shows_the_size_of_each_products_input(run, tmp_pat
     assert {p[1] for p in found.cells} == {"attn_norm", "attn_mix", "ffn_norm", "ffn_swigl"}
 
 
+def test_an_importance_matrix_of_the_same_tokens_is_held_to_the_runs_sizes(run, tmp_path):
+    model, traced = run
+    for values, first in ((traced.values, None), (doubled(traced.values, (1, "ffn_norm")), (1, "ffn_norm"))):
+        found = import_trace(written("imatrix", tmp_path, values), model=model, tokens=IDS, scope="all",
+                             definition="sample")
+        assert judge_saved(traced, found, ASK).first == first
+
+
+@pytest.mark.parametrize("kept, first", [("f16", None), ("f32", (0, "attn_norm"))])
+def test_a_log_is_held_to_the_rounding_of_its_cache(run, tmp_path, kept, first):
+    model, traced = run
+    near = {p: np.asarray(v) * (1 + 3e-4) for p, v in traced.values.items() if p[0] is not None}
+    path = written("log", tmp_path, near)
+    line = f"common_debug_cb_eval: cache_k_l0 (view) = ({kept})   SET_ROWS(Kcur-0{{8, 4, 1, 1}}, x{{4, 1, 1, 1}}}}) = "
+    path.write_text(f"{line}{{8, 512, 1, 1}}\n    sum = 0.5\n{path.read_text()}")
+    assert judge_saved(traced, opened("log", path, model), ASK).first == first
+
+
 def test_hidden_states_of_transformers_are_the_layers_ends(tmp_path):
     x = {f"hidden_{i}": np.full((3, 8), i + 0.5, np.float32) + np.arange(8, dtype=np.float32) for i in range(4)}
     np.savez(tmp_path / "h.npz", **x)
@@ -162,6 +180,23 @@ def test_a_tree_that_names_a_file_elsewhere_is_refused(run, tmp_path):
     path.write_text(json.dumps(tree))
     with pytest.raises(FileError, match="is not a file beside the JSON"):
         import_trace(path)
+
+
+def edited(line: str, stage: str, **numbers: float) -> str:
+    """A row with other numbers where it is of layer 0's stage; the same line elsewhere."""
+    row = json.loads(line)
+    return json.dumps(row | numbers) if (row.get("layer"), row.get("stage")) == (0, stage) else line
+
+
+@pytest.mark.parametrize("change", [
+    lambda lines: lines[:-1],  # the logits
+    lambda lines: [line for line in lines if '"layer": 1, "stage": "q_rope"' not in line],
+    lambda lines: [edited(line, "attn_resid", std=-0) for line in lines],  # a number without decimals loosens no other
+])
+def test_rows_that_were_cut_or_blunted_do_not_agree(run, tmp_path, change):
+    path = written("rows", tmp_path, run[1].values)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    assert judge_saved(run[1], opened("rows", path, run[0]), ASK).verdict is Verdict.INCONCLUSIVE
 
 
 def fuzz(form: str, traced: Trace, model: Path, folder: Path, n: int) -> None:

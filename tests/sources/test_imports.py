@@ -254,7 +254,7 @@ def test_a_wide_table_keeps_each_std_and_leaves_empty_cells_absent(written):
     assert {p: c.at("unknown").std for p, c in trace.cells.items()} == {
         (0, "ffn_swigl"): 0.25, (1, "ffn_norm"): 1.035, (1, "ffn_swigl"): 0.067006,
     }
-    assert trace.name == "x" and trace.origin["printed_decimals"] == 2
+    assert trace.name == "x" and trace.origin["printed_decimals"] == 6
 
 
 def test_a_table_says_nothing_of_how_it_was_taken_whatever_its_name(written):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +17,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from apr_tui import style
+from apr_tui import recent, style
 from apr_tui.app import Console
 from apr_tui.options import record_of
 from apr_tui.request import Request
@@ -26,12 +28,14 @@ from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
 from core.audit.spread import Spread
+from core.damage.result import Damage
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
 from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
+from core.trace.look_inside import LayerView, histogram
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
@@ -81,6 +85,8 @@ class FakeSession:
     traced: Trace = field(default_factory=spiky_trace)
     comparison: Comparison | None = None
     audited: Audit | None = None
+    bill: Damage | None = None
+    stop_bill: bool = False
     stop_at: tuple[int, str] | None = None
     fail: Exception | None = None
     sibling_path: Path | None = Path("tiny.apr")
@@ -128,13 +134,29 @@ class FakeSession:
 
     def is_bundle(self, path):
         """A folder called bundle is one."""
-        return path.name == "bundle"
+        return path.name in ("bundle", "verdict", "costs")
+
+    def is_judged(self, path):
+        """A folder called verdict is one; what it holds is the ready comparison."""
+        return path.name == "verdict"
+
+    def open_judged(self, path):
+        """The ready comparison."""
+        return self.comparison
+
+    def layer_view(self, source, prompt, layer, *, emit, cancelled):
+        """Two heads, each token at itself or at the first; one value far out."""
+        self.calls.append(("layer_view", layer))
+        eye, first = np.eye(7, dtype=np.float32), np.zeros((7, 7), np.float32)
+        first[:, 0] = 1
+        values = torch.cat((torch.linspace(-1, 1, 447), torch.tensor([300.0])))
+        return LayerView(layer, {"ffn_swigl": histogram(values)}, np.stack((eye, first)), self.traced.top)
 
     def open_bundle(self, path):
         """The ready trace."""
         return replace(self.traced, name="from-bundle")
 
-    def export(self, result, out, options, *, force, command):
+    def export(self, result, out, options, *, force, command, repeat):
         """Remember what was asked."""
         self.exported_scope = options.scope
         kind = "" if isinstance(result, Trace) else f"_{type(result).__name__.lower()}"
@@ -155,7 +177,27 @@ class FakeSession:
 
     def weight_spread(self, model, name):
         """A level in the middle of its siblings'."""
-        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2)
+        return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2, tuple((i, 0.012 + 0.001 * i) for i in range(28)))
+
+    def damage(self, source, *, emit, cancelled):
+        """The ready bill, after it was cancelled where it stops."""
+        emit(Phase("gradients of chunk 1 of 2", 1, 2))
+        while self.stop_bill and not self.go.wait(0.005):
+            if cancelled():
+                raise Cancelled("cancelled")
+        return self.bill
+
+    def is_cost(self, path):
+        """A folder called costs is one."""
+        return path.name == "costs"
+
+    def open_bill(self, path):
+        """The ready bill."""
+        return self.bill
+
+    def read_cost(self, path, *, as_json):
+        """Its text."""
+        return "a text"
 
     def audit(self, path, cancelled):
         """The ready audit."""
@@ -215,12 +257,14 @@ async def console(
         monkeypatch.setattr(module, "seconds_text", lambda seconds, *_: "2.0 s" if seconds is not None else "")
     monkeypatch.setattr(Console, "memory", lambda self: "412 MiB")
     app = Console(request_of(**({"path": Path("tiny.gguf")} | request)), fake)
-    async with app.run_test(size=size) as pilot:
-        await until(pilot, lambda: app.worker.serial > 0)
-        if ends:
-            await until(pilot, lambda: app.owner is None)
-        yield app, pilot
-        fake.go.set()
+    with tempfile.TemporaryDirectory() as state:  # the user's own list of recent files stays as it is
+        monkeypatch.setattr(recent, "state_folder", lambda: Path(state))
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app.worker.serial > 0)
+            if ends:
+                await until(pilot, lambda: app.owner is None)
+            yield app, pilot
+            fake.go.set()
     for cached in (style.only_ascii, style.has_16_colours, style.style):
         cached.cache_clear()
 

@@ -42,7 +42,10 @@ def rank_of_difference(a: Weight, b: Weight, noise: Noise) -> int | None:
     if most < 1 or size <= CLEAR * rounding:
         return None
     probe = torch.randn((a.shape[1], min(SKETCH, min(a.shape))), generator=torch.Generator().manual_seed(SEED))
-    basis, _ = torch.linalg.qr(gap @ probe)
+    sketch = gap @ probe
+    if not bool(torch.isfinite(sketch).all()):
+        return None
+    basis, _ = torch.linalg.qr(sketch)
     values = torch.linalg.svdvals((basis.T @ gap).double())
     least = max(LEFT * size, 2 * rounding / min(a.shape) ** 0.5)
     rank = int((values > least).sum())

@@ -14,6 +14,7 @@ from core.formats.model_file import ModelFile
 from core.system.errors import AprError
 from core.system.json_text import to_json
 from core.system.mapped_file import quote_name
+from core.text.panics import no_panic
 from core.text.tokenizer import open_tokenizer
 from core.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
 
@@ -131,14 +132,13 @@ def _torture(document: object, file: ModelFile, facts: dict[str, object]) -> Ite
     if tokenizer.refusal is not None:
         facts["tokenizer"] = f"not run: {tokenizer.refusal}"
         return
-    try:
-        from tokenizers import Tokenizer
+    from tokenizers import Tokenizer
 
-        engine = Tokenizer.from_str(to_json(document))
-        wanted = [engine.encode(text, add_special_tokens=False).ids for text in TORTURE]
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
+    try:
+        with no_panic():
+            engine = Tokenizer.from_str(to_json(document))
+            wanted = [engine.encode(text, add_special_tokens=False).ids for text in TORTURE]
+    except ValueError:
         facts["tokenizer"] = "not run: the tokenizers library does not read the original's tokenizer.json"
         return
     try:

@@ -102,9 +102,8 @@ def _products(model: Model, a: Attention, name: str, h_TD: Tensor) -> Steps:
 
 def _heads(a: Attention, qkv_TQ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Queries, keys and values by head, and the queries' output gate [T, N * H] where they hold one."""
-    q_TNH, k_TKH, v_TKH = (qkv_TQ[:, a.part(p)].unflatten(-1, (n, -1))  # type: ignore[no-untyped-call]
-                           if any(qkv_TQ[:, a.part(p)].shape[1:]) else qkv_TQ[:, a.part(p)]
-                           for p, n in (("q", a.n_head), ("k", a.n_kv), ("v", a.n_kv)))
+    parts = zip(qkv_TQ.split_with_sizes(a.widths, -1), (a.n_head, a.n_kv, a.n_kv), a.widths, strict=True)
+    q_TNH, k_TKH, v_TKH = (part_TQ.reshape(len(qkv_TQ), n, -1 if width else 0) for part_TQ, n, width in parts)
     if not a.own_v:
         v_TKH = k_TKH
     if a.gate != "query":

@@ -85,7 +85,7 @@ def find_engine(scheme: str) -> Engine:
     absent = [name for name in engine.packages if importlib.util.find_spec(name) is None]
     if absent:
         raise UsageError(f"{scheme} as a source needs the Python package {absent[0]}, which is not installed. "
-                         f"Install it: pip install 'apr-tui[{engine.extra}]'")
+                         f"Install it: {engine.install}")
     return engine
 
 
@@ -179,7 +179,7 @@ def _lines_since(path: Path, seen: int) -> bytes:
 def _read_answer(folder: Path, scheme: str) -> Answer:
     try:
         answer = msgspec.json.decode(read_file(folder / ANSWER, DOCUMENT_BYTES, ""), type=Answer)
-    except (FileError, msgspec.DecodeError) as error:
+    except (FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileError(f"{scheme} ended without a readable answer ({os_reason(error)}). "
                         f"Its last words: {_last_line(folder)}") from error
     if not answer.tokens:

@@ -15,6 +15,7 @@ from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_file
+from core.text.panics import no_panic
 from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit
 from core.trace.measure import measure_array
@@ -86,7 +87,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
         raise UsageError(f"{folder} has no tokenizer.json: give --tokens 1,2,3.")
     else:
         validate_text(prompt.text)
-        ids = tokenizer.encode(prompt.text).ids
+        ids = _encode(tokenizer, prompt.text, folder)
     n_vocab = _vocab_size(folder / "config.json")
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
@@ -95,6 +96,14 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
         known = "ids count from 0" if n_vocab is None else f"it has ids 0 to {n_vocab - 1}"
         raise UsageError(f"token {outside[0]} is outside the vocabulary of {folder.name}: {known}.")
     return tuple(Token(i, text_of(i)) for i in ids), text_of
+
+
+def _encode(tokenizer: Tokenizer, text: str, folder: Path) -> list[int]:
+    try:
+        with no_panic():
+            return list(tokenizer.encode(text).ids)
+    except ValueError as error:
+        raise FileError(f"{folder / 'tokenizer.json'} cannot encode the prompt: {error}. Give --tokens.") from error
 
 
 def _vocab_size(path: Path) -> int | None:
@@ -111,8 +120,9 @@ def _open_tokenizer(path: Path) -> Tokenizer | None:
     if not path.is_file():  # neither a pipe nor a device
         return None
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
+        with no_panic():
+            return Tokenizer.from_file(str(path))
+    except ValueError as error:
         raise FileError(f"{path} is not a tokenizer: {os_reason(error)}. Give --tokens.") from error
 
 

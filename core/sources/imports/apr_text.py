@@ -16,6 +16,7 @@ from core.sources.imports.stated_facts import (
     Stated,
     bad_line,
     printed_decimals,
+    printed_precision,
     scope_cells,
     settle_fact,
     unknown_notes,
@@ -71,7 +72,7 @@ class _Sections:
 def read_apr_text(text: str, path: Path, stated: Stated) -> Trace:
     """Read the whole text; FileError names the line that is not as expected, or where the text ends too early."""
     sections = _split(text, path)
-    stats, n_layer, stopped, decimals = _layers(sections)
+    stats, n_layer, stopped, printed = _layers(sections)
     if sections.count("Layers") not in (None, n_layer):
         raise FileError(f"{path.name} says {sections.count('Layers')} layers, then {n_layer}. Export the trace again.")
     for heading, stage in HEADINGS.items():
@@ -92,7 +93,7 @@ def read_apr_text(text: str, path: Path, stated: Stated) -> Trace:
     )
     model = sections.first_match(r"Model:\s*(.+)$")
     origin = {
-        "kind": "apr trace --payload, text", "printed_decimals": decimals, "model": model,
+        "kind": "apr trace --payload, text", **printed_precision(printed), "model": model,
         "prompt": sections.first_match(r'Test prompt:\s*"(.*)"$'), "n_head": sections.count("Heads"),
     }
     return Trace(
@@ -123,9 +124,9 @@ def _split(text: str, path: Path) -> _Sections:
     return sections
 
 
-def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ...], int]:
-    """Return the layers' cells, the number of layers, a note where the tool itself stopped early, and the decimals."""
-    path, stats, decimals = sections.path, dict[Place, Stats](), set[int]()
+def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ...], list[str]]:
+    """Return the layers' cells, how many layers, a note where the tool itself stopped early, and the numbers' texts."""
+    path, stats, printed = sections.path, dict[Place, Stats](), list[str]()
     layer, total, status, number = -1, 0, "", 0
     for number, line in sections.lines.get("layers", ()):
         found = _LAYER.match(line)
@@ -143,7 +144,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
             if status == "ANOMALY" and not all(math.isfinite(float(row[i])) for i in (2, 3)):
                 continue  # a statistic that could not be taken: absent
             stats[place] = _moments(path, number, line, row[2], row[3])
-            decimals |= {printed_decimals(row[2]), printed_decimals(row[3])}
+            printed += [row[2], row[3]]
         elif status != "ANOMALY" and not line.startswith("Legend:"):
             raise bad_line(path, number, "a line `stage: mean= ... std= ...` or `Layer i/n [status]`", line)
     _check_complete(path, number, "the end of the layers", layer, status, stats)
@@ -154,7 +155,7 @@ def _layers(sections: _Sections) -> tuple[dict[Place, Stats], int, tuple[str, ..
     if layer >= total:
         raise FileError(f"{path.name} has layer {layer} of {total}; layers count from 0. Export the trace again.")
     stopped = (f"the tool met NaN or Inf in layer {layer} and stopped there",) if status == "ANOMALY" else ()
-    return stats, total, stopped, min(decimals)
+    return stats, total, stopped, printed
 
 
 def _check_complete(path: Path, number: int, line: str, layer: int, status: str, stats: dict[Place, Stats]) -> None:

@@ -55,7 +55,7 @@ def floats(name: str, x: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The array in float32; FileError where it holds no floats."""
     if x.dtype.kind != "f":
         raise FileError(f"{name} holds {x.dtype.name}; floats were needed. {AGAIN}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.array(x, dtype=np.float32, order="C")
 
 

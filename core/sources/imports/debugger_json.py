@@ -28,7 +28,7 @@ from core.trace.stats import Stats
 PRINTED_DIGITS = 5  # of tensor(1.2345e-02)
 AGAIN = "Write it again with model_addition_debugger_context(model, path, do_prune_layers=False, use_repr=False)."
 _NUMBER = re.compile(r"tensor\(\s*([-+0-9.einaf]{1,40})[,)]")
-_SHAPE = re.compile(r"torch\.Size\(\[([0-9, ]{0,60})\]\)$")
+_SHAPE = re.compile(r"torch\.Size\(\[((?:[0-9]{1,18}(?:, )?){0,6})\]\)$")
 _IDS = re.compile(r"tensor\(\[\[([0-9, \s]+)\]\]")
 
 Node = Mapping[str, Any]

@@ -31,7 +31,8 @@ FUSED = {
 BEFORE = "input_layernorm"  # the module whose input is what the layer before made
 HALVES = {"mlp.gate_up_proj": ("ffn_gate", "ffn_up")}
 NODES = {**{n: s.name for s in STAGES if not s.whole and s.operation != "rope" for n in s.llama_cpp},
-         **{s.name: s.name for s in STAGES if not s.whole}, "ffn_gate_par": "ffn_swigl", **ALIASES}
+         **{s.name: s.name for s in STAGES if not s.whole}, "ffn_gate_par": "ffn_swigl", "kqv_out": "attn_mix",
+         "ffn_inp": "attn_resid", **ALIASES}
 
 _MODULE = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.([0-9]{1,6})(?:\.(.+))?$")
 _HIDDEN = re.compile(r"hidden(?:_states?)?[_.-]([0-9]{1,6})$")

@@ -17,6 +17,7 @@ from core.model.stages import STAGES, UNKNOWN_SCOPE, Place, place_order
 from core.sources.imports.stated_facts import Stated, unknown_notes
 from core.system.arrays import Floats32
 from core.system.errors import FileError
+from core.trace.engines import HALF_CACHE
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.stats import ScopeStats, Stats
 
@@ -46,7 +47,8 @@ def read_imatrix(path: Path, stated: Stated) -> Trace:
     if not cells:
         raise FileError(f"{path.name} is an importance matrix without a tensor blk.N.attn_q{SUMS}. Make it again.")
     facts = CaptureContract("llama.cpp", None, None, None, None, stated.definition, dtype="f32",
-                            scopes=(stated.scope or UNKNOWN_SCOPE,))
+                            scopes=(stated.scope or UNKNOWN_SCOPE,), kernel=HALF_CACHE,  # the tool's own default
+                            compute=None if stated.model is None else stated.model.compute)
     unknown = unknown_notes(scope=stated.scope, tokens=stated.tokens, architecture=None, depth=None, widths=None)
     left = (f"not inputs of a known product, left out: {', '.join(left_out[:6])}",) if left_out else ()
     return Trace(

@@ -18,6 +18,7 @@ from core.sources.engines.llama_cpp import BY_NODE
 from core.sources.imports.foreign_names import NODES
 from core.sources.imports.stated_facts import Stated, bad_line, settle_fact, unknown_notes
 from core.system.errors import FileError, UsageError
+from core.trace.engines import HALF_CACHE
 from core.trace.record import CaptureContract, Token, Trace, is_token_id
 from core.trace.stats import ScopeStats, Stats
 
@@ -26,6 +27,7 @@ _NODE = re.compile(r"(\S+) = \((\w+)\)\s+(\w+)\((.*)\) = \{([0-9]+), ([0-9]+), (
 _SOURCE = re.compile(r"(\S+?)(?: \([\w ]+\))?\{")
 _SUM = re.compile(r"sum\s*=\s*([-+]?(?:[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|nan|inf))\s*$", re.IGNORECASE)
 _PRINTED = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|nan|inf)|\.\.\.", re.IGNORECASE)
+_HALF = re.compile(r"\bcache_[kv]_l?[0-9]{1,6} \(view\) = \(f16\)")  # the tool's own default
 _TOKENS = re.compile(r"(?:number of input tokens = [0-9]+|prompt tokens?:)")
 _ID = re.compile(r"^\D*?([0-9]{1,9})\s*$")
 # begins with what is rare, for any text is searched for it
@@ -76,7 +78,8 @@ def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
     cells = {p: ScopeStats({"all" if n == rows else "last": s}) for p, (s, n) in stats.items()}
     model = stated.model
     facts = CaptureContract("llama.cpp", None, None, None, None, "sample", scopes=("all",), dtype="f32",
-                            compute=None if model is None else model.compute)
+                            compute=None if model is None else model.compute,
+                            kernel=HALF_CACHE if _HALF.search(text) else None)
     more = ("more than one forward was logged; the first is read",) if again else ()
     unknown = unknown_notes(tokens=tokens, architecture=None, depth=None, widths=None, vocabulary=None,
                             compute=facts.compute)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -92,6 +93,29 @@ def printed_decimals(number: str) -> int:
     """Count the decimals that a number is printed with: 1.25e-3 has 5."""
     mantissa, _, exponent = number.lower().partition("e")
     return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
+
+
+def printed_precision(numbers: Sequence[str]) -> dict[str, int]:
+    """How finely a table prints its numbers: by decimals or by digits, whichever most of them have alike.
+
+    The usual one counts, not the coarsest: one damaged number may not loosen what every other is held to.
+    """
+    digits = [n for n in map(_significant, numbers) if n]
+    decimals, n_decimals = _usual(list(map(printed_decimals, numbers)))
+    significant, n_digits = _usual(digits)
+    return {"printed_decimals": decimals} if n_decimals >= n_digits else {"printed_digits": significant}
+
+
+def _usual(counts: Sequence[int]) -> tuple[int, int]:
+    """The count that most numbers have, the finest of equals, and how many have it."""
+    found = Counter(counts)
+    usual = max(found, key=lambda count: (found[count], count), default=0)
+    return usual, found[usual]
+
+
+def _significant(number: str) -> int:
+    mantissa = number.lower().partition("e")[0].lstrip("+-").replace(".", "")
+    return len(mantissa.lstrip("0"))
 
 
 def _text(value: object) -> str:

@@ -19,7 +19,7 @@ from core.sources.imports.stated_facts import (
     DEFINITIONS,
     Stated,
     bad_line,
-    printed_decimals,
+    printed_precision,
     settle_fact,
     unknown_notes,
 )
@@ -44,7 +44,7 @@ def read_statistic_rows(text: str, path: Path, stated: Stated) -> Trace:
     definition = settle_fact("definition", head.get("definition"), stated.definition)
     scope = settle_fact("scope", head.get("scope"), stated.scope)
     found: dict[Place, dict[str, Stats]] = {}
-    decimals = set[int]()
+    printed = list[str]()
     for line, row in rows:
         place, own = _place(path, line, row), str(row.get("scope") or scope or UNKNOWN_SCOPE)
         try:
@@ -53,7 +53,7 @@ def read_statistic_rows(text: str, path: Path, stated: Stated) -> Trace:
                 raise bad_line(path, line, "each cell once", place_text(place))
         except AprError as error:
             raise error if isinstance(error, FileError) else bad_line(path, line, "a scope", own) from None
-        scopes[own] = _stats(path, line, row, decimals)
+        scopes[own] = _stats(path, line, row, printed)
     if not found:
         raise FileError(f"{path.name} has no row of statistics. Export the table again, whole.")
     scopes_seen = tuple(sorted({s for each in found.values() for s in each}))
@@ -63,7 +63,7 @@ def read_statistic_rows(text: str, path: Path, stated: Stated) -> Trace:
     return Trace(
         name=path.stem, facts=facts, tokens=tuple(Token(i) for i in tokens or ()), notes=unknown,
         cells={p: ScopeStats(found[p]) for p in sorted(found, key=place_order)},
-        origin={"kind": "rows of statistics", **({"printed_decimals": min(decimals)} if decimals else {})})
+        origin={"kind": "rows of statistics", **(printed_precision(printed) if printed else {})})
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Row]]:
@@ -129,7 +129,7 @@ def _place(path: Path, line: int, row: Row) -> Place:
     return number, known.name
 
 
-def _stats(path: Path, line: int, row: Row, decimals: set[int]) -> Stats:
+def _stats(path: Path, line: int, row: Row, printed: list[str]) -> Stats:
     numbers: dict[str, Any] = {}
     for name, value in row.items():
         known = COLUMNS.get(name)
@@ -145,7 +145,7 @@ def _stats(path: Path, line: int, row: Row, decimals: set[int]) -> Stats:
         if wrong or (known.is_whole and not (number >= 0 and number == int(number))):
             raise bad_line(path, line, f"a number for {name}", str(value))
         if name in ("std", "mean"):
-            decimals.add(printed_decimals(str(value)))
+            printed.append(str(value))
         numbers[name] = int(number) if known.is_whole else number
     if not numbers:
         raise bad_line(path, line, f"a statistic ({', '.join(COLUMNS)})", str(dict(row)))

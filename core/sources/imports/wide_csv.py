@@ -11,7 +11,7 @@ from core.model.stages import ALIASES, GRID_STAGES, UNKNOWN_SCOPE, Place
 from core.sources.imports.stated_facts import (
     Stated,
     bad_line,
-    printed_decimals,
+    printed_precision,
     scope_cells,
     unknown_notes,
     without_unmeasured,
@@ -29,7 +29,7 @@ def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
     lines = _lines(text, path)
     columns = _columns(path, *lines[0])
     stats: dict[Place, Stats] = {}
-    decimals: set[int] = set()
+    printed: list[str] = []
     before = -1
     for line, row in lines[1:]:
         if len(row) != len(columns):
@@ -40,7 +40,7 @@ def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
         for stage, cell in cells.items():
             if cell:
                 stats[layer, stage] = Stats(std=_std(path, line, stage, cell))
-                decimals.add(printed_decimals(cell))
+                printed.append(cell)
     if not stats:
         raise FileError(f"{path.name} has no value under its heading line. Export the table again, whole.")
     measured, notes = without_unmeasured(stats)
@@ -56,7 +56,7 @@ def read_wide_csv(text: str, path: Path, stated: Stated) -> Trace:
     return Trace(
         name=path.stem, facts=facts, tokens=tuple(Token(id) for id in stated.tokens or ()),
         cells=scope_cells(measured, stated.scope), notes=(*notes, *unknown),
-        origin={"kind": "a table of stds", "printed_decimals": min(decimals)},
+        origin={"kind": "a table of stds", **printed_precision(printed)},
     )
 
 

@@ -21,6 +21,7 @@ from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_text
 from core.text.bpe import BYTE_LETTERS
+from core.text.panics import no_panic
 from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
@@ -151,7 +152,16 @@ def encoder(vocabulary: Vocabulary) -> Callable[[Sequence[str]], list[list[int]]
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     engine = Tokenizer(models.BPE(ids, merges, ignore_merges=PRE_NAMED[vocabulary.pre].whole_words))
     engine.pre_tokenizer = _cutter(vocabulary.pre)
-    return lambda texts: [list(e.ids) for e in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        try:
+            with no_panic():
+                return [list(e.ids) for e in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except ValueError as error:
+            raise FileError(f"the tokenizer cannot encode the text ({error}). {_NEEDED}") from error
+
+    return encode
 
 
 def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from apr_tui.request import Request, typed_path
-from apr_tui.screens.dialogs import ConfirmScreen
+from apr_tui.screens.dialogs import ConfirmScreen, completions
 from apr_tui.style import escape_untrusted
 from apr_tui.workers.jobs import export_job
 from apr_tui.workers.run import JobFinished, RunWorker
@@ -50,7 +50,8 @@ class Exports:
         if self.writing is not None:
             screen.say("An export is being written: wait for its end.", "watch")
         else:
-            self.host.ask("export to", str(out), "a folder; it is whole or not there at all", named, is_path=True)
+            self.host.ask("export to", str(out), "a folder; it is whole or not there at all", named,
+                          completes=completions)
 
     def finished(self, message: JobFinished) -> None:
         """Give the end to its screen; an internal error closes the console."""

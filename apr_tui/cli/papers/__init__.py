@@ -1,0 +1,1 @@
+"""Pages made from the command tables: the guide, the manual page, the completion of a shell."""
