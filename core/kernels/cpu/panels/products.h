@@ -43,16 +43,19 @@ static inline void take_panel(const Job& job, long first, long last, long k, lon
     job.layout.panel(raw + at, job.row_bytes, last - first, n, soon, out);
 }
 
-constexpr float FAR = 0x1p48f;  // a scale times this has to be finite: a group's sum is below
-
-// Whether the scales of a panel are finite, lane by lane.
+// Whether a scale of a panel is not finite, or so large that a group's sum may not be, lane by lane.
 static inline void find_odd(const Panel& w, long groups, bool leasts, bool* odd) {
-    Vec none = {};
+    constexpr int32_t FAR = 0x67000000;  // 2^79
+    Ints most = {};
+    const auto take = [&](const float* scales) {
+        const Ints size = load<Ints>(scales) & 0x7fffffff;
+        most = size > most ? size : most;
+    };
     for (long g = 0; g < groups; g++) {
-        none += load<Vec>(w.scale[g]) * FAR * 0.0f;
-        if (leasts) none += load<Vec>(w.least[g]) * FAR * 0.0f;
+        take(w.scale[g]);
+        if (leasts) take(w.least[g]);
     }
-    for (int r = 0; r < VL; r++) odd[r] |= none[r] != 0;
+    for (int r = 0; r < VL; r++) odd[r] |= most[r] >= FAR;
 }
 
 static void multiply_bytes_of(
