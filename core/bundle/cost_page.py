@@ -49,7 +49,7 @@ def audit_page(found: Audit, table: str, repeat: str) -> Page:
     """The page of an audit. table: findings.csv."""
     proofs, hints = found.proofs, found.hints
     beside = f" beside {found.original}" if found.original else ""
-    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.GOOD)
+    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.PLAIN)
     counted = f"{len(proofs)} proofs and {len(hints)} hints in {found.n_tensor} tensors."
     first = f"{found.findings[0].sentence} " if found.findings else ""
     rows = csv_rows(table)

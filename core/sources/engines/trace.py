@@ -16,7 +16,7 @@ from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_file
-from core.text.panics import no_panic
+from core.text.library import encode_text, no_panic
 from core.text.tokenizer import validate_text
 from core.trace.events import CellMeasured, Emit, no_emit
 from core.trace.measure import measure_array
@@ -117,7 +117,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
 def _encode(tokenizer: Tokenizer, text: str, folder: Path) -> list[int]:
     try:
         with no_panic():
-            return list(tokenizer.encode(text).ids)
+            return encode_text(tokenizer, text, special=True)
     except ValueError as error:
         raise FileError(f"{folder / 'tokenizer.json'} cannot encode the prompt: {error}. Give --tokens.") from error
 
