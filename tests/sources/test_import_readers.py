@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core import session
+from core.bundle.grid_text import grid_text
 from core.model.stages import GRID_STAGES, Place
 from core.proof.judge_pair import judge_saved
 from core.proof.measure_pair import CompareOptions
@@ -18,6 +19,7 @@ from core.proof.verdict import Verdict
 from core.sources.imports.open_trace import import_trace
 from core.system.cancel import never
 from core.system.errors import AprError, FileError, UsageError
+from core.system.numbers import short
 from core.trace.events import no_emit
 from core.trace.record import Trace
 from core.trace.request import Prompt, RunOptions, Source
@@ -98,6 +100,12 @@ def test_a_log_shows_means_of_every_stage(run, tmp_path):
     assert {s for _, s in cells} >= set(GRID_STAGES) - {"ffn_silu"}
     assert all(s.mean == pytest.approx(float(np.asarray(traced.values[p], np.float64).mean()), abs=1e-6)
                for p, s in cells.items())
+
+
+def test_a_source_without_stds_shows_its_means(run, tmp_path):
+    found = opened("log", written("log", tmp_path, run[1].values), None)
+    text = grid_text(found, "all")
+    assert "mean at scope all, 4 tokens" in text and short(found.cells[1, "ffn_out"].at("all").mean, 6) in text
 
 
 def test_an_importance_matrix_shows_the_size_of_each_products_input(run, tmp_path):
