@@ -32,7 +32,7 @@ DOORS = {
     "core/bundle/writer.py:validate_csv": "what the same run has just written",
     "core/damage/corpus.py:read_corpus": "corpus of kl",
     "core/damage/run_kl.py:begin": "kl state-of-kl",
-    "core/damage/run_kl.py:read": "kl 0.f64",
+    "core/damage/run_kl.py:_read": "kl 0.f64",
     "core/formats/apr_reader.py:read_apr": "apr",
     "core/formats/gguf_reader.py:_read_part": "gguf",
     "core/formats/identity.py:_kept": "kept digest",

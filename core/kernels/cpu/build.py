@@ -61,7 +61,7 @@ class _NoKernel(Exception):
 
 @functools.cache
 def library() -> Library | Absent:
-    """Return this machine's kernels, compiled first where the cache has none (5 seconds)."""
+    """Return this machine's kernels, compiled first where the cache has none (10 seconds)."""
     override = os.environ.get(OVERRIDE, "")
     if override == "decode":
         return Absent(f"{OVERRIDE}=decode")
