@@ -222,7 +222,7 @@ def console_parser() -> Parser:
         description="Open the console on a model file (.gguf or .apr), or on the built-in demonstration.",
         epilog=f"commands:\n{commands}\n\nexamples:\n{examples}\n\n"
                "`apr-tui COMMAND --help` lists a command's options, with examples.")
-    parser.add_argument("MODEL", nargs="?")
+    parser.add_argument("MODEL", nargs="?", help="a model file; without one the built-in demonstration")
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.take(*CONSOLE, "--theme")
     return parser

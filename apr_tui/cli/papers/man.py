@@ -64,7 +64,7 @@ def _listed(words: Iterable[Word]) -> list[str]:
     found = []
     for word in words:
         name = ", ".join(word.flags) + (f" {word.name}" if word.takes else "") if word.flags else word.name
-        found += [".TP", f".B {_text(name)}", _text(word.about or "its file")]
+        found += [".TP", f".B {_text(name)}", _text(word.about)]
     return found
 
 
