@@ -119,7 +119,7 @@ def own_rows(side: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
         before = bare.total()
         _charge(side, bare, text, i, ask)
         if i < n and bare.total() > before:
-            noisy = Bill(square, ask.cancelled, DRAWS, noise=i)  # other noise for each chunk
+            noisy = Bill(square, ask.cancelled, noise=i)  # other noise for each chunk
             _charge(side, noisy, text, i, ask)
             logs.append(math.log(noisy.total() / (bare.total() - before)))
     steeper = math.exp(sum(logs) / len(logs)) if logs else 1.0
