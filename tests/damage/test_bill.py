@@ -60,7 +60,8 @@ def nudged(side, name, direction, size):
     return with_weights(side, {name: Weight(name, "F32", weight.shape, data)})
 
 
-@pytest.mark.parametrize("name", [None, *CASES])
+@pytest.mark.parametrize("name", [None, "experts", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "experts")])
 def test_a_gradient_is_the_slope_of_what_the_forward_says(tmp_path, name, monkeypatch):
     path = write_model(tmp_path / "m.gguf", "F32", tied=True) if name is None else write_family(
         tmp_path / "m.gguf", name)
@@ -85,13 +86,13 @@ def test_a_gradient_is_the_slope_of_what_the_forward_says(tmp_path, name, monkey
 def test_random_directions_have_the_fisher_information_as_their_mean_square(tmp_path):
     """By the head's bias-free logits: E[z z^T] = diag(p) - p p^T, over many draws."""
     side, grads = open_side(open_model(write_model(tmp_path / "m.gguf", "F32", tied=True)), "cpu", threads=1), Grads()
-    grads.draws = 4000
+    grads.draws = 2000
     hidden = hidden_states([side], IDS[:1], untapped(1), lambda: False)[0]
     found = head_gradients(side.model, hidden, grads, torch.Generator().manual_seed(0))[:, 0].double()
     w = decode_weight(side.model.file.weight("token_embd.weight")).double()
     p = logits(side, hidden, lambda: False).double().softmax(-1)[0]
     fisher = w.T @ (torch.diag(p) - torch.outer(p, p)) @ w
-    assert (found.T @ found / 4000 - fisher).norm() < 0.1 * fisher.norm()
+    assert (found.T @ found / 2000 - fisher).norm() < 0.15 * fisher.norm()
 
 
 @pytest.mark.parametrize("quant", sorted(SPACINGS))
