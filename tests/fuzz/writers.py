@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gguf  # noqa: F401 (here once, not in each child that is killed)
 import numpy as np
+import polars  # noqa: F401
 import torch
 
 from core.bundle import costs
