@@ -17,8 +17,8 @@ def test_a_kill_at_any_rename_loses_nothing_and_leaves_nothing(name):
 
 
 @pytest.mark.slow
-def test_six_hundred_kills_of_every_writer_lose_nothing_and_leave_nothing():
-    tallies = kills.run_kills(600, 0)
+def test_eight_hundred_kills_of_every_writer_lose_nothing_and_leave_nothing():
+    tallies = kills.run_kills(800, 0)
     assert not [line for t in tallies.values() for line in t.wrong] and set(tallies) == set(WRITERS)
     assert all(t.placed > 5 for t in tallies.values())
 

@@ -38,8 +38,8 @@ from tests.support.bundles import save
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """write: the thing of a text (a, b, c) into a folder, over an older one. is_whole: what stands there is one that was
-    written. seconds: about how long writing takes.
+    """write: the thing of a text (a, b, c) into a folder, over an older one. is_whole: what stands there is one that
+    was written. seconds: about how long writing takes.
     """
 
     write: Callable[[Path, str], object]
