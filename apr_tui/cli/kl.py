@@ -53,6 +53,8 @@ def run(arguments: Arguments) -> int:
         a, b,
         corpus=arguments.corpus, context=arguments.context, tokens=arguments.most, worst=arguments.worst,
         state=arguments.out, emit=progress(arguments))
+    if not session.is_first():
+        return 0  # the first of torchrun's processes writes and prints
     wrote_junit(arguments, [found])
     if arguments.out is not None:
         session.write_cost(arguments.out, found, (found.a, found.b), command=arguments.command,

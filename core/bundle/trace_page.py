@@ -35,7 +35,8 @@ def trace_page(
     rows = csv_rows(stats)
     return Page(ran, "", Tone.PLAIN, first, (
         *planted_section(trace),
-        Section(shown, (trace_grid(trace, scope, threshold, rows),), "grid"),
+        Section(shown, (replace(trace_grid(trace, scope, threshold, rows),
+                                first=place_text(findings[0].place) if findings else ""),), "grid"),
         *((Section("Findings (hints say where to look; they prove nothing)", (Bullets(tuple(
             f"{f.kind} {place_text(f.place)} ({f.strength}, scope {f.scope}): {f.sentence}" for f in findings),
             numbered=True),), "findings"),) if findings else ()),

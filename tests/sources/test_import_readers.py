@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_a_log_is_held_to_the_rounding_of_its_cache(run, tmp_path, kept, first):
     line = f"common_debug_cb_eval: cache_k_l0 (view) = ({kept})   SET_ROWS(Kcur-0{{8, 4, 1, 1}}, x{{4, 1, 1, 1}}}}) = "
     path.write_text(f"{line}{{8, 512, 1, 1}}\n    sum = 0.5\n{path.read_text()}")
     assert judge_saved(traced, opened("log", path, model), ASK).first == first
+
+
+def test_a_log_whose_sums_are_of_the_shown_numbers_is_refused(run, tmp_path):
+    def added(part):
+        shown = re.findall(r"-?[0-9]+\.[0-9]{4}(?=[,. \]])", part.rpartition("sum")[0])
+        return re.sub(r"sum = .*", f"sum = {sum(map(float, shown)):f}", part)
+
+    nodes = re.split(r"(?=common_debug)", written("log", tmp_path, run[1].values).read_text())
+    (tmp_path / "old.txt").write_text("".join([nodes[0], *map(added, nodes[1:])]))
+    with pytest.raises(FileError, match="adds up the numbers that it shows"):
+        import_trace(tmp_path / "old.txt", tokens=IDS)
+
+
+def test_a_node_of_packed_values_has_no_sum(run, tmp_path):
+    path = written("log", tmp_path, run[1].values)
+    line = "common_debug_cb_eval: cache_k_l0 (view) = (q8_0)   SET_ROWS(x{8, 4, 1, 1}, y{4, 1, 1, 1}}) = {8, 512, 1, 1}"
+    head, first, rest = path.read_text().partition("common_debug_cb_eval:")
+    path.write_text(f"{head}{line}\n{first}{rest}")
+    assert opened("log", path, run[0]).cells
 
 
 def test_hidden_states_of_transformers_are_the_layers_ends(tmp_path):

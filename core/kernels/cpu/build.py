@@ -61,7 +61,7 @@ class _NoKernel(Exception):
 
 @functools.cache
 def library() -> Library | Absent:
-    """Return this machine's kernels, compiled first where the cache has none (5 seconds)."""
+    """Return this machine's kernels, compiled first where the cache has none (10 seconds)."""
     override = os.environ.get(OVERRIDE, "")
     if override == "decode":
         return Absent(f"{OVERRIDE}=decode")
@@ -96,10 +96,12 @@ def pending_build() -> Path | None:
     return None
 
 
-def guard_early() -> None:
-    """Guard mapped files from now on, where the kernels are compiled; else it begins with their first product."""
-    if pending_build() is None:
-        library()
+def guard_early() -> bool:
+    """Guard mapped files from now on, where the kernels are compiled; else it begins with their first product, if ever.
+
+    Says whether they are guarded now.
+    """
+    return pending_build() is None and not isinstance(library(), Absent)
 
 
 def _guard(shared: ctypes.CDLL) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from core.trace.record import CaptureContract, Token, Trace, is_token_id
 from core.trace.stats import ScopeStats, Stats
 
 LONGEST = 4096  # characters of a line that can be a node's
+PRINTED = ("f32", "f16", "bf16", "i8", "i16", "i32", "i64")  # types whose numbers the tool prints
+GAP = "..."
+ENOUGH, DIGIT = 3, 1e-4  # nodes that show a part, from which on their sums say what is added; twice half a last digit
 _NODE = re.compile(r"(\S+) = \((\w+)\)\s+(\w+)\((.*)\) = \{([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\}\s*$")
 _SOURCE = re.compile(r"(\S+?)(?: \([\w ]+\))?\{")
 _SUM = re.compile(r"sum\s*=\s*([-+]?(?:[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?|nan|inf))\s*$", re.IGNORECASE)
@@ -53,6 +56,7 @@ class _Node:
     op: str
     shape: tuple[int, int, int, int]
     sum: float
+    shown: _Shown
 
     @property
     def count(self) -> int:
@@ -70,6 +74,7 @@ def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
     nodes, again = _first_forward(_nodes(text, path))
     if not nodes:
         raise FileError(f"{path.name} has no node of a known stage (attn_norm-0, ffn_out-0 ...). Log it again, whole.")
+    _refuse_partial(path, nodes.values())
     tokens = settle_fact("tokens", _tokens(text), stated.tokens)
     rows = max(n.rows for n in nodes.values())
     if tokens is not None and rows != len(tokens):
@@ -91,41 +96,64 @@ def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
 
 def _nodes(text: str, path: Path) -> Iterator[_Node]:
     """Every node that is a stage, in order; one without its sum, or with a row that is none, is damaged."""
-    line, found = 0, None
+    line, found, shown = 0, None, _Shown()
     for number, content in enumerate(text.split("\n"), 1):
         head = _NODE.search(content) if len(content) <= LONGEST and " = (" in content else None
         if head is not None:
             if line:
                 raise bad_line(path, number, f"the sum of the node of line {line}", content)
-            line, found = number, head
+            if head[2] in PRINTED:  # of packed values, as in a cache of 8 bits, the tool prints the first line alone
+                line, found, shown = number, head, _Shown()
             continue
         if not line or found is None:
             continue
         total = _SUM.search(content) if "sum" in content else None
         if total is not None:
-            node = _node(line, found, float(total[1]))
+            node = _node(line, found, float(total[1]), shown)
             line = 0
             if node is not None:
                 yield node
-        elif content.lstrip().startswith("[") and not _is_row(content):
+        elif content.lstrip().startswith(("[", "...")) and not shown.take(content):
             raise bad_line(path, number, "a row of numbers", content)
     if line:
         raise FileError(f"{path.name} is cut short: the node of line {line} has no sum. Log it again, whole.")
 
 
-def _is_row(content: str) -> bool:
-    """Whether a line that opens a bracket holds nothing, or numbers to its end."""
-    inner = content.strip().removeprefix("[").removesuffix(",").removesuffix("]").strip(" ,")
-    return not inner or (len(content) <= LONGEST and all(_PRINTED.fullmatch(n.strip()) for n in inner.split(",")))
+@dataclass(slots=True)
+class _Shown:
+    """What is printed of a node: the sum of it, how many numbers, and whether some are left out."""
+
+    total: float = 0.0
+    count: int = 0
+    is_part: bool = False
+
+    def take(self, content: str) -> bool:
+        """Take a line that opens a bracket; say whether it holds nothing, or numbers to its end."""
+        inner = content.strip().removeprefix("[").removesuffix(",").removesuffix("]").strip(" ,")
+        words = [n.strip() for n in inner.split(",")] if inner else []
+        if len(content) > LONGEST or not all(map(_PRINTED.fullmatch, words)):
+            return False
+        numbers = [float(n) for n in words if n != GAP]
+        self.total, self.count = self.total + sum(numbers), self.count + len(numbers)
+        self.is_part |= len(numbers) < len(words)
+        return True
 
 
-def _node(line: int, head: re.Match[str], total: float) -> _Node | None:
+def _refuse_partial(path: Path, nodes: Iterable[_Node]) -> None:
+    """FileError where the sums are of the printed numbers alone, as in older versions of the tool: no mean follows."""
+    parts = [n for n in nodes if n.shown.is_part and math.isfinite(n.sum)]
+    if len(parts) >= ENOUGH and all(abs(n.sum - n.shown.total) <= DIGIT * n.shown.count for n in parts):
+        raise FileError(f"{path.name} adds up the numbers that it shows, not all (an old llama-eval-callback): nothing "
+                        "follows of a stage. Log it again with a newer llama.cpp.")
+
+
+def _node(line: int, head: re.Match[str], total: float, shown: _Shown) -> _Node | None:
     name, kind, op, sources = head[1], head[2], head[3], head[4]
     shape = (int(head[5]), int(head[6]), int(head[7]), int(head[8]))
     place = _place(name, op, sources)
     if place is None or kind != "f32" or not 0 < math.prod(shape) < 1 << 50:
         return None
-    return _Node(line, place, op, shape, total)
+    return _Node(line, place, op, shape, total, shown)
 
 
 def _place(name: str, op: str, sources: str) -> tuple[int | None, str] | None:

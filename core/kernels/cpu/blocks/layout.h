@@ -72,6 +72,11 @@ static inline float half_at(const uint8_t* p) {
     return half_of(h);
 }
 
+struct HalfPair {
+    float first, second;
+};
+static inline HalfPair halves_at(const uint8_t* p) { return {half_at(p), half_at(p + 2)}; }
+
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 static inline Bytes bytes_at(const uint8_t* p) {

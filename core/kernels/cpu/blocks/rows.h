@@ -83,7 +83,7 @@ static inline Wide bytes_at(Rows rows) {
 
 static inline Words word_at(Rows rows) {
     alignas(64) uint32_t words[VL];
-    for (int r = 0; r < VL; r++) memcpy(words + r, rows.row(r), 4);
+    for (int r = 0; r < VL; r++) words[r] = word_at(rows.row(r));
     return load<Words>(words);
 }
 
@@ -108,6 +108,14 @@ static inline Vec half_at(Rows rows) {
 #else
     return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(halves)));
 #endif
+}
+
+struct WideHalves {
+    Vec first, second;
+};
+static inline WideHalves halves_at(Rows rows) {
+    const Words both = word_at(rows);
+    return {halves_of(both), halves_of(both >> 16)};
 }
 
 static inline Wide look_up(Bytes table, const Wide& index) {
@@ -139,12 +147,15 @@ struct WideScales {
 };
 static inline WideScales scales_by(const Wide& q, Vec by) { return {q, by}; }
 
-// n values of VL rows: as fill_panel, without a row's own order of bytes in between.
+// n values of VL rows: as fill_panel, without a row's own order of bytes in between. What is wanted soon is asked of
+// memory bit by bit: more requests at once than a processor keeps would hold up the reading.
 template <class Block>
-static void fill_panel_of(Rows rows, long n, Panel& out) {
+static void fill_panel_of(Rows rows, long n, const uint8_t* soon, Panel& out) {
+    constexpr int ASKED = 16 * VL * Block::BYTES / Block::VALUES;  // bytes, by 16 values
     for (long k = 0; k < n; k += Block::VALUES, rows = rows + Block::BYTES)
         Block::each(rows, [&](int at, const Wide& q, Vec scale, const auto& least) {
             const Wide u = q + Block::BIAS;
+            for (int i = 0; i < ASKED; i += 64) __builtin_prefetch(soon + (k + at) / 16 * ASKED + i, 0, 2);
             memcpy(out.four[(k + at) / 4], &u, sizeof u);
             if (at % Block::GROUP) return;
             memcpy(out.scale[(k + at) / Block::GROUP], &scale, sizeof scale);

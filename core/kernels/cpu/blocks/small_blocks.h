@@ -28,8 +28,8 @@ struct Q4_1 {
     template <class Raw, class Put>
     static inline void each(Raw raw, Put put) {
         const auto q = bytes_at(raw + 4);
-        const auto d = half_at(raw), least = -half_at(raw + 2);
-        put(0, q & 15, d, least), put(16, q >> 4, d, least);
+        const auto [d, m] = halves_at(raw);
+        put(0, q & 15, d, -m), put(16, q >> 4, d, -m);
     }
 };
 
@@ -55,8 +55,8 @@ struct Q5_1 {
     template <class Raw, class Put>
     static inline void each(Raw raw, Put put) {
         const auto q = bytes_at(raw + 8);
-        const auto d = half_at(raw), least = -half_at(raw + 2);
-        put(0, (q & 15) | sixteens_at(raw + 4), d, least), put(16, q >> 4 | sixteens_at(raw + 6), d, least);
+        const auto [d, m] = halves_at(raw);
+        put(0, (q & 15) | sixteens_at(raw + 4), d, -m), put(16, q >> 4 | sixteens_at(raw + 6), d, -m);
     }
 };
 

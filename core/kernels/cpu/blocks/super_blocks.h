@@ -37,10 +37,12 @@ struct Q2_K {
     static inline void each(Raw raw, Put put) {
         const auto both = bytes_at(raw);
         const auto scale = scales_by(both & 15, half_at(raw + 80)), least = scales_by(both >> 4, half_at(raw + 82));
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; g++) {  // 16 values; 32 bytes hold four times 32 of them, the lowest bits first
-            const auto q = shifted(bytes_at(raw + 16 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
-            put(16 * g, q & 3, scale[g], least[g]);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {  // 32 bytes hold four times 32 values, the lowest bits first
+            const decltype(both) q[] = {bytes_at(raw + 16 + 32 * half), bytes_at(raw + 32 + 32 * half)};
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++)
+                put(128 * half + 16 * g, shifted(q[g % 2], g / 2 * 2) & 3, scale[8 * half + g], least[8 * half + g]);
         }
     }
 };
@@ -58,11 +60,15 @@ struct Q3_K {
             (a & 0x0f0f0f0f) | (c << 4 & 0x30303030), (b & 0x0f0f0f0f) | (c << 2 & 0x30303030),
             (a >> 4 & 0x0f0f0f0f) | (c & 0x30303030), (b >> 4 & 0x0f0f0f0f) | (c >> 2 & 0x30303030));
         const auto scale = scales_by(six - 32, half_at(raw + 108));
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; g++) {
-            const auto q = shifted(bytes_at(raw + 32 + 32 * (g / 8) + 16 * (g % 2)), 2 * (g % 8 / 2));
-            const auto third = shifted(bytes_at(raw + 16 * (g % 2)), g / 2);  // where it is 0, 4 is taken away
-            put(16 * g, ((q & 3) | (third & 1) << 2) - 4, scale[g], 0);
+        const decltype(six) third[] = {bytes_at(raw), bytes_at(raw + 16)};  // where a bit is 0, 4 is taken away
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const decltype(six) two[] = {bytes_at(raw + 32 + 32 * half), bytes_at(raw + 48 + 32 * half)};
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++) {
+                const auto high = (shifted(third[g % 2], 4 * half + g / 2) & 1) << 2;
+                put(128 * half + 16 * g, ((shifted(two[g % 2], g / 2 * 2) & 3) | high) - 4, scale[8 * half + g], 0);
+            }
         }
     }
 };
@@ -193,12 +199,17 @@ struct Q6_K {
     template <class Raw, class Put>
     static inline void each(Raw raw, Put put) {
         const auto scale = scales_by(bytes_at(raw + 192), half_at(raw + 208));
-#pragma GCC unroll 16
-        for (int g = 0; g < 16; g++) {
-            const int half = g / 8, part = g % 8 / 2, i = 16 * (g % 2);
-            const auto four = bytes_at(raw + 64 * half + 32 * (part % 2) + i), two = bytes_at(raw + 128 + 32 * half + i);
-            const auto q = (shifted(four, part / 2 * 4) & 15) | (shifted(two, 2 * part) & 3) << 4;
-            put(16 * g, q - 32, scale[g], 0);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const auto at = raw + 64 * half;
+            const decltype(bytes_at(raw)) four[] = {bytes_at(at), bytes_at(at + 16), bytes_at(at + 32), bytes_at(at + 48)};
+            const decltype(bytes_at(raw)) two[] = {bytes_at(raw + 128 + 32 * half), bytes_at(raw + 144 + 32 * half)};
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++) {
+                const int part = g / 2;
+                const auto low = shifted(four[g % 4], part / 2 * 4) & 15;
+                put(128 * half + 16 * g, (low | (shifted(two[g % 2], 2 * part) & 3) << 4) - 32, scale[8 * half + g], 0);
+            }
         }
     }
 

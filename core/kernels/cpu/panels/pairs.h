@@ -94,16 +94,16 @@ static void multiply_pairs(const Job& job, int threads) {
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
     const std::vector<int32_t>& x = pair_all(job, width, threads);
     pool().run((job.rows + rows - 1) / rows, threads, [&](long task) {
-        static thread_local std::unique_ptr<PairPanel[]> w(new PairPanel[PANELS]());
+        static thread_local std::unique_ptr<PairPanel> w(new PairPanel());
         static thread_local std::unique_ptr<Panel> panel(new Panel());
         const long first = task * rows, last = std::min(job.rows, first + rows);
-        walk(job, width, first, last, [&](long p, long from, long to, long k, long n) {
-            if (!job.layout.panel) return pair_rows(job, from, to, k, n, w[p]);
+        walk(job, width, first, last, [&](long from, long to, long k, long n) {
+            if (!job.layout.panel) return pair_rows(job, from, to, k, n, *w);
             take_panel(job, from, to, k, n, *panel);
-            pair_panel(*panel, job.layout, n, w[p]);
-        }, [&](long p, long t, long tokens, long k, long n, float* y) {
+            pair_panel(*panel, job.layout, n, *w);
+        }, [&](long t, long tokens, long k, long n, float* y) {
             const auto dot = dot_pairs_of(tokens, std::make_integer_sequence<int, MOST_PAIRED>());
-            dot(w[p], x.data() + t * all + tokens * (k / 2), (n + 1) / 2, y);
+            dot(*w, x.data() + t * all + tokens * (k / 2), (n + 1) / 2, y);
         });
         for (long t = 0; t < job.tokens; t++) {
             float* out = job.out + t * job.out_step;

@@ -14,23 +14,22 @@ static inline long even_width(long tokens, long most) {
     return (tokens + panels - 1) / panels;
 }
 
-// What one way to multiply panels says to walk(): where values k .. k + n - 1 of a panel of rows come from, and what
-// they add to the sums y [tokens][VL].
+// What one way to multiply says to walk(): where values k .. k + n - 1 of a panel of rows come from, and what they add to
+// the sums y [tokens][VL]. A panel is multiplied while it is in the first cache; of many tokens a span's activations meet
+// all panels of the task, from the second.
 template <class Fill, class Multiply>
 static void walk(const Job& job, long width, long first, long last, const Fill& fill, const Multiply& multiply) {
     const long parts = (last - first + VL - 1) / VL, together = job.tokens <= width ? 1 : parts;
     static thread_local std::vector<float> kept;
     kept.assign(static_cast<size_t>(parts * job.tokens * VL), 0.0f);
     for (long part = 0; part < parts; part += together)
-        for (long k = 0; k < job.cols; k += SPAN) {
-            const long n = std::min(SPAN, job.cols - k);
-            for (long p = part; p < part + together; p++)
-                fill(p - part, first + p * VL, std::min(last, first + (p + 1) * VL), k, n);
-            for (long t = 0; t < job.tokens; t += width)
-                for (long p = part; p < part + together; p++)
-                    multiply(p - part, t, std::min(width, job.tokens - t), k, n,
-                             kept.data() + (p * job.tokens + t) * VL);
-        }
+        for (long k = 0; k < job.cols; k += SPAN)
+            for (long p = part; p < part + together; p++) {
+                const long n = std::min(SPAN, job.cols - k);
+                fill(first + p * VL, std::min(last, first + (p + 1) * VL), k, n);
+                for (long t = 0; t < job.tokens; t += width)
+                    multiply(t, std::min(width, job.tokens - t), k, n, kept.data() + (p * job.tokens + t) * VL);
+            }
     for (long t = 0; t < job.tokens; t++)
         for (long p = 0; p < parts; p++)
             std::copy_n(kept.data() + (p * job.tokens + t) * VL, std::min<long>(VL, last - first - p * VL),
@@ -44,29 +43,32 @@ static inline void take_panel(const Job& job, long first, long last, long k, lon
     job.layout.panel(raw + at, job.row_bytes, last - first, n, soon, out);
 }
 
-constexpr float FAR = 0x1p48f;  // a scale times this has to be finite: a group's sum is below
-
-// Whether the scales of a panel are finite, lane by lane.
+// Whether a scale of a panel is not finite, or so large that a group's sum may not be, lane by lane.
 static inline void find_odd(const Panel& w, long groups, bool leasts, bool* odd) {
-    Vec none = {};
+    constexpr int32_t FAR = 0x67000000;  // 2^79
+    Ints most = {};
+    const auto take = [&](const float* scales) {
+        const Ints size = load<Ints>(scales) & 0x7fffffff;
+        most = size > most ? size : most;
+    };
     for (long g = 0; g < groups; g++) {
-        none += load<Vec>(w.scale[g]) * FAR * 0.0f;
-        if (leasts) none += load<Vec>(w.least[g]) * FAR * 0.0f;
+        take(w.scale[g]);
+        if (leasts) take(w.least[g]);
     }
-    for (int r = 0; r < VL; r++) odd[r] |= none[r] != 0;
+    for (int r = 0; r < VL; r++) odd[r] |= most[r] >= FAR;
 }
 
 static void multiply_bytes_of(
     const Job& job, const Cut& cut, const Whole& x, long width, long first, long last, std::vector<long>& odd) {
-    static thread_local std::unique_ptr<Panel[]> w(new Panel[PANELS]());
+    static thread_local std::unique_ptr<Panel> w(new Panel());
     bool not_finite[PANELS * VL] = {};
     const bool least = job.layout.least;
-    walk(job, width, first, last, [&](long p, long from, long to, long k, long n) {
-        take_panel(job, from, to, k, n, w[p]);
-        find_odd(w[p], (n + cut.group - 1) / cut.group, least, not_finite + (from - first));
-    }, [&](long p, long t, long tokens, long k, long n, float* y) {
+    walk(job, width, first, last, [&](long from, long to, long k, long n) {
+        take_panel(job, from, to, k, n, *w);
+        find_odd(*w, (n + cut.group - 1) / cut.group, least, not_finite + (from - first));
+    }, [&](long t, long tokens, long k, long n, float* y) {
         dot_of(cut.digits, tokens, cut.group, least)(
-            w[p], x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
+            *w, x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
             x.scale.data() + t * cut.scales() + tokens * (k / cut.of_scale), (n + cut.group - 1) / cut.group,
             cut.of_scale / cut.group, y);
     });
