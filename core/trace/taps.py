@@ -49,6 +49,7 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
     held: dict[Place, Tensor] = {}
     product: dict[str, Tensor] = {}  # the factors of ffn_swigl, of the running layer
     size = 0
+    running: int | None = None  # the layer of what is held
 
     def tell() -> None:
         nonlocal size
@@ -69,9 +70,10 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
             on_cell(place, replace(cell, routes=routes_of(full, router)) if place[1] == ROUTED else cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        nonlocal size
-        if held and next(iter(held))[0] != layer:
+        nonlocal size, running
+        if layer != running and held:
             tell()
+        running = layer
         held[layer, stage] = value
         size += value.numel()
         if keep is not None:
@@ -178,13 +180,13 @@ def finish(
     if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
         massive = _massive(x_TW, first, abs(peaks[0][2]))
     top = tuple([(channel, first + token, value) for channel, token, value in peaks]) if first else tuple(peaks)
-    stats = TokenStats(x_TW.shape[1], first, table, index, top, massive)
-    if not factors or not peaks:
-        return stats
-    rows = stats.rows
-    absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
-    token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-    return replace(stats, factors=_factors(factors, token, int(rows["peak_channel"][token]), first))
+    found = None
+    if factors and peaks:
+        rows = table[index]
+        absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
+        token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
+        found = _factors(factors, token, int(rows["peak_channel"][token]), first)
+    return TokenStats(x_TW.shape[1], first, table, index, top, massive, found)
 
 
 def _measured(values: Sequence[Tensor]) -> list[Measured]:
