@@ -49,7 +49,6 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
     held: dict[Place, Tensor] = {}
     product: dict[str, Tensor] = {}  # the factors of ffn_swigl, of the running layer
     size = 0
-    running: int | None = None  # the layer of what is held
 
     def tell() -> None:
         nonlocal size
@@ -70,10 +69,9 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
             on_cell(place, replace(cell, routes=routes_of(full, router)) if place[1] == ROUTED else cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        nonlocal size, running
-        if layer != running and held:
+        nonlocal size
+        if held and next(iter(held))[0] != layer:
             tell()
-        running = layer
         held[layer, stage] = value
         size += value.numel()
         if keep is not None:
