@@ -7,7 +7,6 @@ is compiled; elsewhere (no compiler, or before the first build) the parent outli
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,11 +15,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from apr_tui.shutdown import restorer
+from core.system.child import fork
 from core.system.mapped_file import NO_MMAP, cut_error
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BY_KILL = (0, -1, -6)  # si_code of kill, sigqueue, tkill (asm-generic/siginfo.h); a terminal's own reach the child too
-DIE_WITH_PARENT = 1    # PR_SET_PDEATHSIG (linux/prctl.h)
 # leave the other screen, show the cursor, no mouse, no pasting marks, no styles
 PLAIN_SCREEN = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[<u\x1b[0m"
 
@@ -36,9 +35,7 @@ def go_on_in_child() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     child = 0
     with contextlib.suppress(OSError):
-        child = os.fork()
-        if child == 0:
-            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        child = fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return

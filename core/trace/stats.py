@@ -146,9 +146,13 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class ScopeStats:
-    """Statistics that a source gives for whole scopes only; no token can be told from another."""
+    """Statistics that a source gives for whole scopes only; no token can be told from another.
+
+    samples: (token, channel, value) of the few finite values that it shows besides.
+    """
 
     scopes: Mapping[str, Stats]
+    samples: tuple[tuple[int, int, float], ...] = ()
 
     def at(self, scope: str) -> Stats | None:
         """Return the scope's statistics; None where the source does not have that scope."""

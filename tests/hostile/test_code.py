@@ -35,7 +35,7 @@ def test_every_process_is_started_by_one_file():
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 if any(n.split(".")[0] in ("multiprocessing", "pty") for n in names):
                     found.add(path.relative_to(ROOT).as_posix())
-    assert found == {"core/system/child.py", "apr_tui/parent.py"}, "parent.py starts no program: it is this one twice"
+    assert found == {"core/system/child.py"}
 
 
 def test_a_program_is_not_taken_from_the_working_folder(tmp_path, monkeypatch):

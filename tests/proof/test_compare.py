@@ -477,8 +477,8 @@ def test_nothing_in_common_is_no_pass():
 # --- clean pairs ---
 
 
-# with 5 partners each; the second seed, and other key-value heads, by `-m slow`
-CLEAN = [pytest.param(seed, ids, arch, marks=[pytest.mark.slow] if seed else [])
+# with 5 partners each; the second seed, one token alone, and other key-value heads, by `-m slow`
+CLEAN = [pytest.param(seed, ids, arch, marks=[pytest.mark.slow] if seed or len(ids) == 1 else [])
          for seed, ids, arch in itertools.product(range(2), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"])]
 
 
