@@ -67,9 +67,10 @@ class Bill:
         at = (0 if expert is None else expert * weight.shape[-2]) + start
         known[at:at + len(rows)] += rows
 
-    def total(self) -> float:
-        """All that was charged so far."""
-        return float(sum(rows.sum() for rows in self.tensors.values()))
+    def of(self, name: str) -> float:
+        """What a tensor was charged so far."""
+        rows = self.tensors.get(name)
+        return 0.0 if rows is None else float(rows.sum())
 
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
         """Rows start to stop [R, C], noise included; Cancelled where it was asked for."""

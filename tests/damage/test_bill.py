@@ -183,11 +183,13 @@ def test_what_a_files_own_damage_adds_to_its_gradients_is_taken_out(tmp_path, mo
         seeds.append(charged.noise)
         noisy = charged.decode(weight, 0, 4) - decode_rows(weight, 0, 4)
         assert (charged.noise is None) == (not noisy.any())
-        charged.tensors["w"] = charged.tensors.get("w", np.zeros(1)) + len(tokens) * (3 if noisy.any() else 1)
+        for name, ratio in (("a", 3.0), ("b", 3.0), ("c", 3.0), ("once", 0.03)):
+            charged.tensors[name] = charged.tensors.get(name, np.zeros(1)) + len(tokens) * (ratio if noisy.any() else 1)
 
     monkeypatch.setattr(bill, "add_to_bill", charge)
-    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200, (3,) * 200)), bill.DamageOptions())
-    assert found["w"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1, None]
+    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200)), bill.DamageOptions())
+    assert found["a"] == found["b"] == found["c"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1]
+    assert found["once"] == pytest.approx([1 / 30])  # a slope that noise does not find again counts for less
 
 
 def test_noise_is_as_large_as_a_types_rounding(tmp_path):
