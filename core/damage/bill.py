@@ -27,6 +27,8 @@ from core.trace.events import Emit
 from core.trace.run import SEED, Side
 
 DRAWS = 2  # of a token at each position of a chunk
+NOISE_TOKENS = 256  # of a text that noise is tried on
+NOISES = 2  # tried on each chunk
 MOST_TOKENS = 512  # of the text of a bill; as many again are held out
 
 
@@ -112,13 +114,18 @@ def own_rows(side: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
     F_i(q + noise) for k = 2. s is the median of their ratios, and F_i(o) the least-squares fit to both in logarithms.
     Source: simulation-extrapolation (Cook and Stefanski, 1994).
     """
-    square = own_steps()
-    bare = Bill(square, ask.cancelled, DRAWS)
-    noisy = [Bill(square, ask.cancelled, noise=i) for i in range(len(text.chunks))]  # other noise for each chunk
-    for i, bill in enumerate(noisy):
+    square, n = own_steps(), -(-NOISE_TOKENS // max(map(len, text.chunks)))
+    bare, noisy = Bill(square, ask.cancelled, DRAWS), dict[str, float]()
+    before: dict[str, float] = {}
+    for i in range(len(text.chunks)):
         _charge(side, bare, text, i, ask)
-        _charge(side, bill, text, i, ask)
-    steeper = {name: sum(bill.of(name) for bill in noisy) / bare.of(name) for name in bare.tensors if bare.of(name)}
+        if i < n:
+            before = {name: bare.of(name) for name in bare.tensors}
+            for k in range(NOISES):  # other noise each time
+                again = Bill(square, ask.cancelled, noise=i * NOISES + k)
+                _charge(side, again, text, i, ask)
+                noisy |= {name: noisy.get(name, 0.0) + again.of(name) / NOISES for name in again.tensors}
+    steeper = {name: noisy[name] / kl for name, kl in before.items() if kl and name in noisy}
     s = float(np.median([*steeper.values()])) if steeper else 1.0
     return {name: rows / text.n_token * (steeper[name] ** 0.5 / s**1.5 if name in steeper and s else 1.0)
             for name, rows in bare.tensors.items()}
