@@ -26,14 +26,15 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
                 signal.signal(getattr(signal, name), handler)
 
 
-def on_cut_files(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have a mapped file that somebody cuts handled so, in the main thread, where this machine can guard it."""
+def on_cut_files(handler: Callable[[int, FrameType | None], None]) -> bool:
+    """Have a mapped file that somebody cuts handled so, in the main thread; say whether this machine guards it now."""
     from core.kernels.cpu.build import guard_early
     from core.system.mapped_file import CUT_SIGNAL
 
-    if CUT_SIGNAL is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(CUT_SIGNAL, handler)
-        guard_early()
+    if CUT_SIGNAL is None or threading.current_thread() is not threading.main_thread():
+        return False
+    signal.signal(CUT_SIGNAL, handler)
+    return guard_early()
 
 
 def end_soon(code: int, restore: Callable[[], None], seconds: float = PATIENCE_S) -> None:

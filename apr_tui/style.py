@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
-from textual.theme import Theme
+from textual.theme import BUILTIN_THEMES, Theme
 
 from apr_tui.palette import DARK, LIGHT, PALETTES, Palette
 from core.system.safe_text import safe_text
@@ -87,9 +87,10 @@ def painted() -> Palette:
 def textual_theme(palette: Palette) -> Theme:
     """The palette as Textual's own widgets take it."""
     text, prefix = palette.styles["text"].split()[0], "ansi_" if palette.is_ansi else ""
+    names = dict(BUILTIN_THEMES["ansi-dark"].variables) if palette.is_ansi else {}  # widgets of Textual name them
     return Theme(f"apr-{palette.name}", primary=prefix + palette.styles["a"], background=prefix + palette.ground,
                  foreground=prefix + text, surface=prefix + palette.field, dark=palette is not LIGHT,
-                 ansi=palette.is_ansi)
+                 ansi=palette.is_ansi, variables=names)
 
 
 def to_terminal_charset(text: str) -> str:

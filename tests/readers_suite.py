@@ -1,7 +1,7 @@
 """Hold the readers of other tools' dumps to real runs: python -m tests.readers_suite FILE.gguf [--faults 200]
-[--mutants 1000].
+[--mutants 1000] [--form NAME].
 
-FILE (F32, such as stories260K) runs in llama.cpp and in transformers by themselves; what their tools write is imported.
+FILE (such as stories260K) runs in llama.cpp and in transformers by themselves; what their tools write is imported.
 Faults are planted in the foreign run, at every stage that a form shows, and must be named at their place: values by
 `check`, statistics by `compare`. A clean dump must name nothing. A dump that is cut or altered must never AGREE or PASS
 unless what is read of it is the same, and must never be an internal error. Prints a table; exit 1 below the bars.
@@ -90,7 +90,7 @@ FORMS = {
     "debugger, printed": Form(30, BY_MOMENT, tuple(s for s in OF_MODULES if s not in ("qkv", "logits")), False,
                               "transformers"),
     "rows of statistics": Form(20, BY_MOMENT[:3], OF_MODULES, False, "transformers"),
-    "llama-eval-callback log": Form(50, BY_MOMENT, tuple(NODES), False, "llama.cpp"),
+    "llama-eval-callback log": Form(50, (*BY_MOMENT, "shift", "stale"), tuple(NODES), False, "llama.cpp"),
     "importance matrix": Form(10, ("scale",), ("attn_norm", "ffn_norm", "ffn_swigl"), False, "llama.cpp"),
 }
 
@@ -101,6 +101,7 @@ class Bench:
 
     model: Path
     folder: Path
+    forms: dict[str, Form] = field(default_factory=lambda: FORMS)
     own: Trace = field(init=False)
     n_layer: int = field(init=False)
     llama: LlamaCpp = field(init=False)
@@ -109,8 +110,11 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.own = session.trace(Source(self.model, threads=1), Prompt(tokens=IDS), RunOptions(keep_values=True))
-        self.n_layer, self.llama = self.own.n_layer, LlamaCpp(self.model)
-        self.hf = load_transformers(self.model)
+        engines, self.n_layer = {form.engine for form in self.forms.values()}, self.own.n_layer
+        if "llama.cpp" in engines:
+            self.llama = LlamaCpp(self.model)
+        if "transformers" in engines:
+            self.hf = load_transformers(self.model)
 
     def dump(self, form: str, place: Place | None = None, fault: Fault | None = None) -> Path:
         """Run the form's engine, with a fault where asked, and write what its tool writes."""
@@ -155,8 +159,8 @@ class Bench:
 
 def cases(bench: Bench, n: int, seed: int = 0) -> Iterator[tuple[str, str, Place]]:
     """Form, kind and place of each fault, every form by its share."""
-    draw, total = random.Random(seed), sum(f.share for f in FORMS.values())
-    for name, form in FORMS.items():
+    draw, total = random.Random(seed), sum(f.share for f in bench.forms.values())
+    for name, form in bench.forms.items():
         places = [(None if stage in WHOLE else layer, stage) for stage in form.stages
                   for layer in range(1 if stage in WHOLE else bench.n_layer)]
         every = [(kind, place) for kind in form.kinds for place in places]
@@ -165,7 +169,7 @@ def cases(bench: Bench, n: int, seed: int = 0) -> Iterator[tuple[str, str, Place
 
 def plant(bench: Bench, n: int) -> None:
     """Every clean dump, then every fault; says what was not named at its place."""
-    for form in FORMS:
+    for form in bench.forms:
         verdict, first = bench.judge(form, bench.dump(form))
         bench.counts[form, "clean, named nothing" if first is None else "clean, WRONG"] += 1
         if first is not None:
@@ -180,14 +184,14 @@ def plant(bench: Bench, n: int) -> None:
 
 def alter(bench: Bench, n: int, seed: int = 0) -> None:
     """Cut and alter clean dumps; none may AGREE or PASS unless it reads as the clean one does."""
-    for form in FORMS:
+    for form in bench.forms:
         path, draw = bench.dump(form), random.Random(f"{seed} {form}")
         keep = bench.folder.parent / "clean"
         shutil.rmtree(keep, ignore_errors=True)
         shutil.copytree(bench.folder, keep)
         clean = bench.open(form, path)
         files = [p for p in sorted(keep.rglob("*")) if p.is_file() and "SUMMARY" not in p.name]
-        for i in range(n // len(FORMS)):
+        for i in range(-(-n // len(bench.forms))):
             file = draw.choice(files)
             good = file.read_bytes()
             bad = mutate(good, draw) if i % 3 else good[:draw.randrange(len(good))]
@@ -249,9 +253,10 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--mutants", type=int, default=1000)
+    parser.add_argument("--form", choices=tuple(FORMS), help="this form alone")
     asked, started = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as name, quiet():
-        bench = Bench(asked.file, Path(name) / "dump")
+        bench = Bench(asked.file, Path(name) / "dump", {n: f for n, f in FORMS.items() if asked.form in (None, n)})
         plant(bench, asked.faults)
         alter(bench, asked.mutants)
     text, holds = table(bench.counts)

@@ -26,6 +26,7 @@ from core.trace.engines import ENGINES
 # in the order of --help
 COMMANDS = {
     "trace": "trace a model file: the grid, findings, next tokens",
+    "look": "everything about one stage: tokens, weights, histogram, attention, logit lens",
     "check": "check a source against float64 on its own inputs",
     "compare": "judge B against A: H1, H2, H3 or why not",
     "bisect": "name the first place, the wrong side, and prove it by a ladder of grafts",
@@ -42,6 +43,7 @@ COMMANDS = {
     "completion": "print the completion of a shell: bash, zsh or fish",
     "man": "print the manual page",
 }
+CONSOLE_EXAMPLES = ("apr-tui", "apr-tui model.gguf", "apr-tui model.gguf --prompt 'Hello there' --theme light")
 PAPERS = ("guide", "completion", "man")  # made from these tables; their files are in papers/
 
 
@@ -59,6 +61,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {name: tuple(Example(*row) for row in
               ("model.gguf --prompt 'Hello there' --out evidence/hello", "the same as a folder to send"),
               ("model.gguf --tokens 1,2,3 --scope last --json", "one document, for a script"),
               ("llama.cpp:model.gguf", "what llama.cpp makes of it")),
+    "look": (("model.gguf 3.ffn_swigl", "who carries it, and what stands behind it"),
+             ("model.gguf 3.attn_out --json", "one document, with each head's attention")),
     "check": (("model.gguf", "is each stage what float64 makes of its own inputs?"),
               ("model.gguf --compute q8 --prompts prompts.txt --junit check.xml", "of every prompt, for CI"),
               ("evidence/hello --model model.gguf", "the values that a bundle or an import holds")),
@@ -71,7 +75,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {name: tuple(Example(*row) for row in
               ("model.gguf original/", "beside the folder of config.json and safetensors that it was made from"),
               ("model.gguf --json", "one document, for a script")),
     "kl": (("f16.gguf q4.gguf --tokens 256", "KL over a text, and why the worst tokens differ"),
-           ("f16.gguf q4.gguf --corpus text.txt --out kl", "of your text; the same command goes on after a kill")),
+           ("f16.gguf q4.gguf --corpus text.txt --out kl", "of your text; the same command goes on after a kill"),
+           ("model.gguf model.gguf@cache=q8_0/q4_0", "what a quantised KV cache costs, keys and values apart")),
     "damage": (("q4.gguf --original f16.gguf --budget 20000000", "the dearest tensors, and what to raise for 20 MB"),),
     "train": (("--config tiny --steps 40 --out run", "train a small model, with its gates"),
               ("--watch run", "follow a run of another process"), ("--out run --resume", "go on with it")),
@@ -144,7 +149,7 @@ def settled(parser: Parser, words: Sequence[str]) -> list[str]:
     A prompt is fed only where nothing else says what to feed: no option, and no bundle, which has its tokens.
     """
     asked = vars(parser.parse_args(words))  # a wrong word, or --help, comes first
-    if not parser.taken & {"--theme", "--threshold", "--prompt", "--chat"}:
+    if asked.get("version") or not parser.taken & {"--theme", "--threshold", "--prompt", "--chat"}:
         return []
     config = read_config()
     sources = [asked[action.dest] for action in parser.actions if not action.option_strings]
@@ -168,7 +173,7 @@ def normal_form(name: str, words: Sequence[str]) -> str:
         if value is None or action.dest in UNTOLD or value == action.default:
             continue
         if not action.option_strings:
-            positional.append(_by_name(str(value)) if name not in PAPERS else str(value))
+            positional.append(_by_name(str(value)))
             continue
         row = OPTIONS.get(action.option_strings[0]) if action.option_strings[0] in parser.taken else None
         written = row.write(value) if row is not None and not isinstance(value, Path) else value
@@ -211,11 +216,13 @@ def settle_mapping(arguments: Arguments) -> None:
 def console_parser() -> Parser:
     """The parser of the console, which is what runs without a command."""
     commands = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())
+    examples = "\n".join(f"  {line}" for line in CONSOLE_EXAMPLES)
     parser = Parser(
         prog="apr-tui", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Open the console on a model file (.gguf or .apr), or on the built-in demonstration.",
-        epilog=f"commands:\n{commands}\n\n`apr-tui COMMAND --help` lists a command's options, with examples.")
-    parser.add_argument("MODEL", nargs="?")
+        epilog=f"commands:\n{commands}\n\nexamples:\n{examples}\n\n"
+               "`apr-tui COMMAND --help` lists a command's options, with examples.")
+    parser.add_argument("MODEL", nargs="?", help="a model file; without one the built-in demonstration")
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.take(*CONSOLE, "--theme")
     return parser

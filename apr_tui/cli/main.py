@@ -17,6 +17,7 @@ from types import FrameType
 
 from apr_tui.cli import commands
 from apr_tui.cli.launch import ConsoleArguments, open_console, request_of
+from apr_tui.parent import go_on_in_child
 from apr_tui.shutdown import on_cut_files, on_signals
 from core.system.errors import AprError, Cancelled, FileCut, FileError, system_error
 from core.system.gpu_errors import device_error
@@ -34,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _INTERRUPTS.clear()
     _ready_streams()
-    on_signals(_interrupt)
-    on_cut_files(_cut)
     try:
+        on_signals(_interrupt)  # from here on one may come, in the imports that follow too
+        if not on_cut_files(_cut) and argv is None and "--no-mmap" not in words:
+            go_on_in_child()
         code = _run(words)
         sys.stdout.flush()
         return code
     except (KeyboardInterrupt, Cancelled):
-        _tell("apr-tui: interrupted")
-        return INTERRUPTED
+        return _interrupted()
     except (AprError, FileCut) as error:
         is_cut = isinstance(error, FileCut) or (isinstance(error, FileError) and bool(cut_files()))
         told = cut_error() if is_cut else error
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:  # noqa: BLE001 (any other, a library's panic too: a log is written, no traceback shown)
         if _INTERRUPTS:  # it broke an import, which raised an error of its own
-            _tell("apr-tui: interrupted")
-            return INTERRUPTED
+            return _interrupted()
         failed = device_error(error)
         if failed is not None:
             _tell(f"apr-tui: {failed}")
@@ -114,6 +114,17 @@ def _ready_streams() -> None:
 
 def _cut(number: int, frame: FrameType | None) -> None:
     raise FileCut
+
+
+def _interrupted() -> int:
+    """Say it, and have the process end with its exit code.
+
+    CPython remembers an interrupt that has left an exec of text, as imports use it, and ends `python -m` by the signal
+    whatever was caught since (3.11, run_eval_code_obj); the next exec forgets it.
+    """
+    exec("")
+    _tell("apr-tui: interrupted")
+    return INTERRUPTED
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,12 +12,14 @@ from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
 from core.system.limits import MESSAGE_BYTES
-from core.system.progress import Phase
+from core.system.progress import Pace, Phase
 from core.system.safe_text import safe_lines, safe_text
 
 if TYPE_CHECKING:
     from core.bundle.junit import Reported
     from core.trace.events import Emit, Event
+
+SAID_S = 5  # seconds left that are worth saying
 
 
 class Quiet(Protocol):
@@ -29,9 +32,10 @@ def progress(arguments: Quiet) -> Emit:
     """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
     if arguments.quiet:
         return lambda event: None
+    from apr_tui.render.train_state import age_text
     from core.trace.events import CellMeasured, FilesCompared, Start
 
-    live, n_layer = sys.stderr.isatty(), [0]
+    live, n_layer, pace = sys.stderr.isatty(), [0], Pace()
 
     def emit(event: Event) -> None:
         match event:
@@ -40,7 +44,9 @@ def progress(arguments: Quiet) -> Emit:
             case FilesCompared(sentences):
                 print("".join(f"files: {safe_text(text)}\n" for text in sentences), end="", file=sys.stderr, flush=True)
             case Phase(text):
-                print(f"{safe_text(text)} ...", file=sys.stderr, flush=True)
+                left = pace.left(event, time.monotonic())
+                told = "" if left is None or left < SAID_S else f", about {age_text(left)} left"
+                print(f"{safe_text(text)} ...{told}", file=sys.stderr, flush=True)
             case CellMeasured(place=(layer, "output")) if live:
                 done = (layer or 0) + 1
                 end = "\n" if done == n_layer[0] else "\r"

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from textual.message import Message
 
 from core.model.stages import Place
-from core.system.errors import AprError, Cancelled, system_error
+from core.system.errors import AprError, Cancelled, FileError, system_error
 from core.system.gpu_errors import device_error
+from core.system.mapped_file import cut_error, cut_files
 from core.system.progress import Phase, Reached
 from core.trace.events import CellMeasured, Event, FilesCompared, StageJudged, Start, TokenGenerated
 
@@ -243,7 +244,7 @@ class RunWorker:
                 raise Cancelled("cancelled before it started")
             result = job(progress)
         except AprError as found:
-            error = found
+            error = cut_error() if isinstance(found, FileError) and cut_files() else found
         except OSError as found:
             error = device_error(found) or system_error(found)
         except Exception as found:  # noqa: BLE001 (an internal error of the job: the App closes the screen and writes the log)

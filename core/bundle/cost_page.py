@@ -8,7 +8,7 @@ from dataclasses import fields
 from core.audit.audit_file import Audit
 from core.audit.finding import Finding
 from core.bundle.audits import fact_lines
-from core.bundle.damage_document import recipe_lines
+from core.bundle.damage_document import cache_lines, recipe_lines
 from core.bundle.page import Bullets, Code, Grid, GridCell, Page, Section, Sentence, Table, Tone
 from core.bundle.trace_page import csv_rows, repeat_section, shade
 from core.damage.result import Damage, TensorDamage
@@ -49,7 +49,7 @@ def audit_page(found: Audit, table: str, repeat: str) -> Page:
     """The page of an audit. table: findings.csv."""
     proofs, hints = found.proofs, found.hints
     beside = f" beside {found.original}" if found.original else ""
-    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.GOOD)
+    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.PLAIN)
     counted = f"{len(proofs)} proofs and {len(hints)} hints in {found.n_tensor} tensors."
     first = f"{found.findings[0].sentence} " if found.findings else ""
     rows = csv_rows(table)
@@ -85,14 +85,21 @@ def kl_page(found: KlResult, repeat: str) -> Page:
     s = found.summary
     headline = (f"{short(s.mean)} nats a token (95 %: {short(s.interval[0])} to {short(s.interval[1])}) over "
                 f"{s.tokens} tokens of {found.text}; the same first token {s.top1:.1%} of the time.")
-    numbers = [(f.name, str(getattr(s, f.name))) for f in fields(s) if f.name not in ("interval", "buckets")]
+    numbers = [(f.name, str(getattr(s, f.name))) for f in fields(s)
+               if f.name not in ("interval", "buckets", "positions")]
     worst = tuple((str(w.position), str(w.token), w.text or "", str(w.kl),
                    "" if w.cause is None else text_of(w.cause)) for w in found.worst)
-    buckets = tuple(tuple("" if b[c] is None else str(b[c]) for c in ("from", "to", "tokens", "mean", "top1"))
-                    for b in s.buckets)
+    columns = ("from", "to", "tokens", "mean", "top1")
+    buckets, positions = (tuple(tuple("" if b[c] is None else str(b[c]) for c in columns) for b in each)
+                          for each in (s.buckets, s.positions))
+    heads = tuple((str(c.layer), c.part, str(c.head), str(c.kl)) for c in sorted(found.cache, key=lambda c: -c.kl))
     return Page(f"KL of B {found.b} from A {found.a}", "", Tone.PLAIN, headline, (
         Section("Measured", (Table(("what", "value"), (*numbers, ("interval from", str(s.interval[0])),
                                                        ("interval to", str(s.interval[1])))),), "measured"),
-        Section("By A's confidence", (Table(("from", "to", "tokens", "mean", "top1"), buckets),), "buckets"),
+        Section("By A's confidence", (Table(columns, buckets),), "buckets"),
+        Section("By position in a chunk", (Table(columns, positions),), "positions"),
+        *((Section("What the cache costs, estimated", (
+            Sentence(" ".join(cache_lines(found.cache)[1:])),
+            Table(("layer", "part", "head", "kl"), heads)), "cache"),) if heads else ()),
         Section("Worst tokens", (Table(("position", "token", "text", "kl", "cause"), worst),), "worst"),
         *repeat_section(repeat)))

@@ -25,7 +25,7 @@ from core.bundle.page import Page
 from core.bundle.page_html import page_html
 from core.bundle.page_markdown import page_markdown
 from core.damage.result import Damage
-from core.damage.run_kl import COLUMNS, KlResult
+from core.damage.run_kl import COLUMNS, STATE, KlResult
 from core.system import limits
 from core.system.atomic_file import atomic_file
 from core.system.atomic_folder import MANIFEST, new_folder
@@ -68,10 +68,13 @@ def write_kl(out: Path, found: KlResult, *, command: str, repeat: str) -> None:
     """Write the result into the folder that holds the run's state, the manifest last; OutputError."""
     numbers = {name: [None if math.isnan(x) else x for x in getattr(found.tokens, name).tolist()] for name in COLUMNS}
     tokens = csv_text({"position": range(len(found.ids)), "token": found.ids, **numbers}, as_text=True)
-    files = {"kl.json": to_json(kl_document(found)) + "\n", "kl.csv": tokens, TEXT: kl_text(found),
+    cache = {"cache.csv": csv_text({name: [getattr(c, name) for c in found.cache]
+                                    for name in ("layer", "part", "head", "kl")}, as_text=True)} if found.cache else {}
+    files = {"kl.json": to_json(kl_document(found)) + "\n", "kl.csv": tokens, **cache, TEXT: kl_text(found),
              **_pages(kl_page(found, repeat))}
     try:
-        state = {path.name: read_file(path, limits.CACHE_BYTES, "") for path in sorted(out.glob("*.f64"))}
+        state = {path.name: read_file(path, limits.CACHE_BYTES, "") for path in sorted(out.iterdir())
+                 if path.suffix in STATE}
         (out / MANIFEST).unlink(missing_ok=True)
         for name, text in files.items():
             with atomic_file(out / name) as part:

@@ -13,7 +13,7 @@ from core.bundle.tables import NEEDED, TEXT, WHOLE
 from core.system.errors import FileError
 from core.system.limits import LAYERS
 from core.system.safe_text import safe_text
-from core.text.panics import no_panic
+from core.text.library import no_panic
 
 if TYPE_CHECKING:
     import polars as pl

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from core.bundle.manifest import SCHEMA
+from core.damage.cache_bill import HeadCost
 from core.damage.recipe import quantize_lines
 from core.damage.result import ESTIMATED, Damage
 from core.damage.run_kl import KlResult
@@ -14,6 +16,8 @@ from core.system.numbers import short
 from core.system.safe_text import safe_text
 
 SHOWN = 20  # tensors of a bill that are printed
+HEADS_SHOWN = 5  # of a cache
+PARTS = {"k": "keys", "v": "values", "q": "queries as they meet the keys"}
 
 
 def damage_document(found: Damage, file: str, original: str | None) -> dict[str, Any]:
@@ -58,20 +62,33 @@ def recipe_lines(found: Damage) -> list[str]:
     return [f"For {size} bytes more ({told}):", *quantize_lines(found.recipe)]
 
 
+def cache_lines(costs: Sequence[HeadCost]) -> list[str]:
+    """What a quantised cache costs: its parts, then the dearest layers and heads."""
+    if not costs:
+        return []
+    parts = {part: sum(c.kl for c in costs if c.part == part) for part in PARTS}
+    dearest = sorted(costs, key=lambda c: -c.kl)[:HEADS_SHOWN]
+    return ["", "estimated nats a token of the cache: " + ", ".join(
+                f"{PARTS[part]} {short(kl)}" for part, kl in parts.items()),
+            "dearest heads: " + ", ".join(f"{c.layer}.{c.part}[{c.head}] {short(c.kl)}" for c in dearest)]
+
+
 def kl_document(found: KlResult) -> dict[str, Any]:
     """The document of `kl --json`."""
     s = found.summary
     named = ("tokens", "mean", "median", "p90", "p99", "p999", "max", "top1", "ppl_a", "ppl_b", "interval", "floor",
-             "buckets")
+             "buckets", "positions")
     worst = [{"position": w.position, "token": w.token, "text": w.text, "kl": w.kl,
               "cause": None if w.cause is None else _cause(w.cause)} for w in found.worst]
     return {"schema": SCHEMA, "a": found.a, "b": found.b, "text": found.text,
-            **{name: getattr(s, name) for name in named}, "worst": worst}
+            **{name: getattr(s, name) for name in named}, "worst": worst,
+            "cache": [{"layer": c.layer, "part": c.part, "head": c.head, "kl": c.kl} for c in found.cache]}
 
 
 def _cause(cause: Cause) -> dict[str, Any]:
     return {"place": None if cause.place is None else place_text(cause.place), "recovered": cause.recovered,
-            "tensors": list(cause.tensors)}
+            "tensors": list(cause.tensors),
+            "nearest": {"tensors": list(cause.nearest), "recovered": cause.nearest_recovered}}
 
 
 def kl_text(found: KlResult) -> str:
@@ -86,6 +103,10 @@ def kl_text(found: KlResult) -> str:
              "A's confidence    tokens     KL  same"]
     lines += [f"{b['from']:>6g} to {b['to']:<6g} {b['tokens']:>8} {short(b['mean']):>6} "
               f"{'-' if b['top1'] is None else format(b['top1'], '.0%'):>5}" for b in s.buckets]
+    lines += ["", "position in chunk tokens     KL  same"]
+    lines += [f"{b['from']:>6g} to {b['to']:<6g} {b['tokens']:>8} {short(b['mean']):>6} "
+              f"{'-' if b['top1'] is None else format(b['top1'], '.0%'):>5}" for b in s.positions]
+    lines += cache_lines(found.cache)
     lines += ["", "Worst tokens:"] if found.worst else []
     for w in found.worst:
         cause = "" if w.cause is None else f"  {text_of(w.cause)}"

@@ -67,11 +67,15 @@ class GridCell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Layers down, stages across; legend: what the glyphs mean."""
+    """Layers down, stages across; legend: what the glyphs mean.
+
+    first: the target of the cell to look at, "" for none.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[GridCell, ...]], ...]
     legend: str
+    first: str = ""
 
 
 @dataclass(frozen=True, slots=True)

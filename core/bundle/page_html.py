@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import quote
 
-from core.bundle.page import Bullets, Code, Grid, GridCell, Link, Page, Part, Section, Sentence, Table
+from core.bundle.page import SHADES, Bullets, Code, Grid, GridCell, Link, Page, Part, Section, Sentence, Table
 from core.system.safe_text import safe_text
 
 STYLE = """
@@ -18,14 +18,15 @@ body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;mar
 padding:0 1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
 .verdict{font-size:1.9rem;font-weight:700}.bad{color:var(--bad)}.watch{color:var(--watch)}.good{color:var(--good)}
-.absent,.quiet,caption{color:var(--quiet)}
+.headline::first-letter{text-transform:uppercase}.absent,.quiet,caption{color:var(--quiet)}
 table{border-collapse:collapse;font:13px/1.5 ui-monospace,monospace;display:block;overflow-x:auto}
 th,td{padding:.1rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--quiet);font-weight:400}td.bad{font-weight:700}caption{caption-side:bottom;text-align:left}
+th{color:var(--quiet);font-weight:400}td.bad{font-weight:700}caption{caption-side:bottom;text-align:left;white-space:pre-wrap}
 td a{color:inherit;text-decoration:none}td a:hover{text-decoration:underline}
-tr:target,tr.marked{outline:2px solid var(--watch);outline-offset:-2px}
+tr:target,tr.marked,td.first{outline:2px solid var(--watch);outline-offset:-2px}
 pre{overflow-x:auto;border:1px solid var(--line);padding:.6rem}
-""" + "".join(f"td.s{i}{{background:rgba(var(--hue),{0.09 * i:.2f})}}" for i in range(1, 6))
+""" + "".join(f"td.s{i}{{background:rgba(var(--hue),{0.09 * i:.2f})}}" for i in range(1, SHADES + 1)) + (
+    f"td.s3,td.s4,td.s{SHADES}{{color:var(--fg)}}")  # on a strong shade a colour of its own is hard to read
 
 
 def page_html(page: Page) -> str:
@@ -36,7 +37,7 @@ def page_html(page: Page) -> str:
             f"<title>{_text(f'{page.verdict} {page.title}'.strip())}</title><style>{STYLE}</style></head><body>"]
     if page.verdict:
         head.append(f'<p class="verdict {page.tone}">{_text(page.verdict)}</p>')
-    head += [f"<h1>{_text(page.title)}</h1>", f"<p>{_text(page.headline)}</p>"]
+    head += [f"<h1>{_text(page.title)}</h1>", f'<p class="headline">{_text(page.headline)}</p>']
     return "\n".join([*head, *map(_section, page.sections), "</body></html>"]) + "\n"
 
 
@@ -71,12 +72,13 @@ def _table(table: Table) -> str:
 
 def _grid(grid: Grid) -> str:
     rows = ["<tr><th>layer" + "".join(f"<th>{_text(name)}" for name in grid.columns)]
-    rows += [f"<tr><th>{_text(label)}" + "".join(map(_cell, cells)) for label, cells in grid.rows]
+    rows += [f"<tr><th>{_text(label)}" + "".join(_cell(c, grid.first) for c in cells)
+             for label, cells in grid.rows]
     return f"<table><caption>{_text(grid.legend)}</caption>" + "\n".join(rows) + "</table>"
 
 
-def _cell(cell: GridCell) -> str:
-    shade = f" s{cell.shade}" if cell.shade else ""
+def _cell(cell: GridCell, first: str) -> str:
+    shade = (f" s{cell.shade}" if cell.shade else "") + (" first" if first and cell.target == first else "")
     glyph = f"{_text(cell.glyph)} " if cell.glyph.strip(". -") else ""
     shown = f'<data value="{_text(cell.exact)}">{glyph}{_text(cell.text)}</data>' if cell.exact else _text(cell.text)
     return f'<td class="{cell.tone}{shade}"><a href="#{_anchor(cell.target)}">{shown}</a>' if cell.target else (

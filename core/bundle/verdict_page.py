@@ -30,7 +30,7 @@ TONES = {Verdict.H2: Tone.BAD, Outcome.FAIL: Tone.BAD, Verdict.AGREE: Tone.GOOD,
 STATES = {State.SAME: (OK, Tone.PLAIN), State.UNCLEAR: (WATCH, Tone.WATCH), State.DIFFERS: (BAD, Tone.BAD),
           State.ABSENT: (ABSENT, Tone.ABSENT)}
 PAIR_LEGEND = ("relative L2 of B against A; X differs  ! near the noise floor  - absent; "
-               "shaded by the multiple of the floor")
+               "shaded by what the cell adds by itself, in multiples of its floor")
 CHECK_LEGEND = f"NMSE against float64; X above {BAD_FACTOR:g} x its floor  - not judged; shaded by the multiple"
 
 
@@ -46,7 +46,8 @@ def comparison_page(c: Comparison, cells: str, repeat: str, bisection: Bisection
         Section("Measured", (_numbers(c.measured, c.floor, c.multiple, "relative L2"),), "measured"),
         Section("Reasons", (Bullets(c.reasons),), "reasons"), *ladder,
         *_around_section(rows, c.first), *repeat_section(repeat), _sides_section(c),
-        Section("The grid", (_grid(c.cells, _pair_cell, max(c.a.n_layer, c.b.n_layer), PAIR_LEGEND),), "grid",
+        Section("The grid", (_grid(c.cells, _pair_cell, max(c.a.n_layer, c.b.n_layer), PAIR_LEGEND,
+                                      c.first),), "grid",
                 is_detail=True),
         *layer_sections(rows, _columns(rows))))
 
@@ -63,7 +64,8 @@ def check_page(c: Check, local: str, repeat: str) -> Page:
         Section("Reasons", (Bullets(c.reasons),), "reasons"),
         *_around_section(rows, c.first), *repeat_section(repeat),
         Section("The run", (_side_sentence("", c.trace), Sentence(input_text(c.trace))), "run"),
-        Section("The grid", (_grid(c.errors, _check_cell, c.trace.n_layer, CHECK_LEGEND),), "grid", is_detail=True),
+        Section("The grid", (_grid(c.errors, _check_cell, c.trace.n_layer, CHECK_LEGEND,
+                                      c.first),), "grid", is_detail=True),
         *layer_sections(rows, _columns(rows))))
 
 
@@ -109,23 +111,25 @@ def _sides_section(c: Comparison) -> Section:
 
 def _side_sentence(label: str, trace: Trace) -> Sentence:
     facts = trace.facts
-    known = (trace.name, facts.engine, facts.arch, facts.compute, facts.device,
-             f"{facts.threads} threads" if facts.threads else None, f"digest {trace.digest}" if trace.digest else None)
+    threads = f"{facts.threads} thread{'s' if facts.threads > 1 else ''}" if facts.threads else None
+    known = (trace.name, facts.engine, facts.arch, facts.compute, facts.device, threads,
+             f"digest {trace.digest}" if trace.digest else None)
     return Sentence(label + ", ".join(str(k) for k in known if k))
 
 
 def _grid(
-    found: Mapping[Place, T], cell: Callable[[T, Place], GridCell], n_layer: int, legend: str,
+    found: Mapping[Place, T], cell: Callable[[T, Place], GridCell], n_layer: int, legend: str, first: Place | None,
 ) -> Grid:
     empty = GridCell("-", ABSENT, "", Tone.ABSENT, "")
     rows = tuple((str(i), tuple(cell(found[i, s], (i, s)) if (i, s) in found else empty for s in GRID_STAGES))
                  for i in range(n_layer))
-    return Grid(GRID_STAGES, rows, legend)
+    return Grid(GRID_STAGES, rows, legend, "" if first is None else place_text(first))
 
 
 def _pair_cell(d: Difference, place: Place) -> GridCell:
     glyph, tone = STATES[d.state]
-    multiple = d.rel_l2 / d.floor if d.rel_l2 is not None and d.floor else None
+    own = d.rel_l2 if d.local is None else d.local  # what it inherits is another cell's doing
+    multiple = own / d.floor if own is not None and d.floor else None
     return GridCell(short(d.rel_l2), glyph, "" if d.rel_l2 is None else str(d.rel_l2), tone, place_text(place),
                     shade(multiple, 10.0))
 

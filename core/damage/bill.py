@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,29 +114,34 @@ def own_rows(side: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
     by that. Source: simulation-extrapolation (Cook and Stefanski, 1994), linear in the logarithm.
     """
     square, n = own_steps(), -(-NOISE_TOKENS // max(map(len, text.chunks)))
-    bare, noisy = (Bill(square, ask.cancelled, DRAWS, noise) for noise in (None, SEED))
-    _charge(side, noisy, text.chunks[:n], "gradients under noise", ask)
-    _charge(side, bare, text.chunks[:n], "gradients", ask)
-    steeper = noisy.total() / bare.total() if bare.total() else 1.0
-    _charge(side, bare, text.chunks[n:], "more gradients", ask)
+    bare, logs = Bill(square, ask.cancelled, DRAWS), []
+    for i in range(len(text.chunks)):
+        before = bare.total()
+        _charge(side, bare, text, i, ask)
+        if i < n and bare.total() > before:
+            noisy = Bill(square, ask.cancelled, DRAWS, noise=i)  # other noise for each chunk
+            _charge(side, noisy, text, i, ask)
+            logs.append(math.log(noisy.total() / (bare.total() - before)))
+    steeper = math.exp(sum(logs) / len(logs)) if logs else 1.0
     return {name: rows / (steeper * text.n_token) for name, rows in bare.tensors.items()}
 
 
 def original_rows(side: Side, original: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
     """Nats a token of each row by the original's gradients and the file's true errors."""
     bill = Bill(squared_difference(side), ask.cancelled, DRAWS)
-    _charge(original, bill, text.chunks, "gradients", ask)
+    for i in range(len(text.chunks)):
+        _charge(original, bill, text, i, ask)
     return {name: rows / text.n_token for name, rows in bill.tensors.items()}
 
 
-def _charge(side: Side, bill: Bill, chunks: Sequence[Sequence[int]], what: str, ask: DamageOptions) -> None:
-    """Charge chunks by the side's gradients, over draws that are the same for the same chunks."""
-    generator, threads = torch.Generator().manual_seed(SEED), torch.get_num_threads()
+def _charge(side: Side, bill: Bill, text: Corpus, index: int, ask: DamageOptions) -> None:
+    """Charge a chunk by the side's gradients, over draws that are the chunk's own."""
+    what, n = "gradients" if bill.noise is None else "gradients under noise", len(text.chunks)
+    ask.emit(Phase(f"{what} of chunk {index + 1} of {n}", index + 1, n))
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(side.threads or threads)
-        for i, chunk in enumerate(chunks):
-            ask.emit(Phase(f"{what} of chunk {i + 1} of {len(chunks)}", i + 1, len(chunks)))
-            add_to_bill(side.model, chunk, bill, generator)
+        add_to_bill(side.model, text.chunks[index], bill, torch.Generator().manual_seed(SEED + index))
     finally:
         torch.set_num_threads(threads)
 

@@ -1,7 +1,7 @@
 """Run a forward with a gradient through its packed weights, and bill each tensor with g^2 times a variance.
 
-The share of a tensor in the output's KL, to second order: 1/2 sum over weights of E[g^2] v, with g the gradient of the
-log probability of tokens drawn from the model itself (the Fisher information) and v the variance, or the square, of the
+The share of a tensor in the output's KL, to second order: 1/2 sum over weights of E[g^2] v, with E[g^2] the diagonal of
+the Fisher information, by gradients along random directions of the logits, and v the variance, or the square, of the
 weight's error. A weight's gradient lives only as long as it is squared, and a decoded weight as long as it is
 multiplied: the memory is the file, one decoded tensor, and the activations of a chunk.
 Shape letters: T tokens, N rows of experts, R rows, C columns, V vocabulary, D model, K draws.
@@ -34,8 +34,10 @@ ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> 
 
 
 class Charged(Protocol):
-    """What a backward pass decodes weights with, and tells gradients to: rows from start of a weight or an expert."""
+    """What a backward pass decodes weights with, and tells the gradient of rows of a weight or of its expert to."""
 
+    @property
+    def draws(self) -> int: ...  # random directions at each position
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...
 
@@ -114,7 +116,7 @@ def rows_of(weight: Weight, expert: int | None, bill: Charged) -> Iterator[tuple
         yield start, bill.decode(part, start, min(start + step, rows))
 
 
-def add_to_bill(model: Model, tokens: Sequence[int], bill: Bill, generator: torch.Generator) -> None:
+def add_to_bill(model: Model, tokens: Sequence[int], bill: Charged, generator: torch.Generator) -> None:
     """Charge every tensor that a chunk of T tokens goes through, bill.draws draws a token; float32 on the CPU."""
     hidden_TD = hidden_with_graph(model, tokens, bill)
     grads_KTD = head_gradients(model, hidden_TD.detach(), bill, generator)
@@ -177,39 +179,41 @@ def _packed(x: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Ten
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def head_gradients(model: Model, hidden_TD: Tensor, bill: Bill, generator: torch.Generator) -> Tensor:
-    """Draw a token at each position K times; returns the gradients [K, T, D] of -log p of the draws there.
+def head_gradients(model: Model, hidden_TD: Tensor, bill: Charged, generator: torch.Generator) -> Tensor:
+    """K random directions at each position whose mean square is the Fisher information there: [K, T, D].
 
-    The head is billed on the way. Two passes over the head's rows: the first finds each position's normaliser and its
-    draws (by the largest of logit plus Gumbel noise), the second the gradients.
+    By the logits a direction is z = sqrt(p) s - p sum(sqrt(p) s) with random signs s, so that E[z z^T] is
+    diag(p) - p p^T, as of tokens drawn from p, but without their rare, large values. The head is billed on the way.
+    Two passes over the head's rows: the first finds each position's normaliser and the sum, the second the directions.
     """
-    weight = head_weight(model)
-    total_T = torch.full((len(hidden_TD),), -torch.inf)
-    best_KT = total_T.repeat(bill.draws, 1)
-    drawn_KT = torch.zeros(best_KT.shape, dtype=torch.long)
-    for start, _, y_TR, _ in _head_blocks(model, hidden_TD, bill):
-        total_T = torch.logaddexp(total_T, y_TR.logsumexp(-1))
-        for k in range(bill.draws):
-            noise = torch.empty(y_TR.shape).exponential_(generator=generator).log_()
-            value_T, at_T = (y_TR - noise).max(-1)
-            better = value_T > best_KT[k]
-            best_KT[k] = torch.where(better, value_T, best_KT[k])
-            drawn_KT[k] = torch.where(better, at_T + start, drawn_KT[k])
+    weight, n_token = head_weight(model), len(hidden_TD)
+    seeds = torch.randint(1 << 40, (bill.draws,), generator=generator).tolist()
+    peak_T, sum_T, mixed_KT = torch.full((n_token,), -torch.inf), torch.zeros(n_token), torch.zeros(bill.draws, n_token)
+    for start, _, y_TR, _ in head_blocks(model, hidden_TD, bill):
+        higher_T = torch.maximum(peak_T, y_TR.amax(-1))
+        fall_T, part_TR = (peak_T - higher_T).exp(), (y_TR - higher_T[:, None]).exp()
+        sum_T = sum_T * fall_T + part_TR.sum(-1)
+        for k, seed in enumerate(seeds):
+            mixed_KT[k] = mixed_KT[k] * fall_T.sqrt() + (part_TR.sqrt() * signs(seed + start, part_TR)).sum(-1)
+        peak_T = higher_T
+    total_T = peak_T + sum_T.log()
     grads_KTD = torch.zeros(bill.draws, *hidden_TD.shape)
-    rows = torch.arange(len(hidden_TD))
-    for start, w_RD, y_TR, slope_TR in _head_blocks(model, hidden_TD, bill):
+    for start, w_RD, y_TR, slope_TR in head_blocks(model, hidden_TD, bill):
         p_TR = (y_TR - total_T[:, None]).exp()
-        for k in range(bill.draws):
-            d_TR = p_TR.clone()
-            inside = (drawn_KT[k] >= start) & (drawn_KT[k] < start + len(w_RD))
-            d_TR[rows[inside], drawn_KT[k][inside] - start] -= 1
-            d_TR *= slope_TR
-            grads_KTD[k] += d_TR @ w_RD
-            bill.add(weight, None, start, d_TR.T @ hidden_TD)
+        for k, seed in enumerate(seeds):
+            z_TR = p_TR.sqrt() * signs(seed + start, p_TR) - p_TR * (mixed_KT[k] / sum_T.sqrt())[:, None]
+            z_TR *= slope_TR
+            grads_KTD[k] += z_TR @ w_RD
+            bill.add(weight, None, start, z_TR.T @ hidden_TD)
     return grads_KTD
 
 
-def _head_blocks(
+def signs(seed: int, like: Tensor) -> Tensor:
+    """Random signs of that shape, 1 or -1."""
+    return torch.randint(2, like.shape, generator=torch.Generator().manual_seed(seed)).to(like) * 2 - 1
+
+
+def head_blocks(
     model: Model, hidden_TD: Tensor, bill: Charged
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield the head's rows: the first, the weights [R, D], the logits [T, R], and their slope by the bare product."""

@@ -6,8 +6,8 @@ Shape letters: T tokens, N of a slice, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from core.damage.logits import hidden_states, logit_slices, untapped
 from core.model.model import Tap
-from core.system.arrays import Floats
+from core.system.arrays import Floats, Floats32
 from core.system.cancel import IsCancelled
 from core.trace.run import SEED, Side
 
 QUANTILES = {"p90": 0.9, "p99": 0.99, "p999": 0.999}
 EDGES = (0.0, 0.5, 0.9, 0.99, 1.0)  # of A's confidence: the probability of its likeliest token
+FIRST_POSITIONS = 32.0  # of a chunk, in a bucket of their own
 NORMAL_95 = 1.959964
 
 
@@ -38,9 +39,25 @@ class TokenKl:
     nll_b: Floats
 
 
-def token_kl(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled, taps: Sequence[Tap] = ()) -> TokenKl:
-    """Measure a chunk; both sides run in one pass. taps: of A and of B, to change a value."""
-    hidden_a, hidden_b = hidden_states((a, b), tokens, taps or untapped(2), cancelled)
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Another engine on a file. run: what its final norm gives for tokens [T, D], and the compute that it declares.
+
+    side: the file here; its head, at that compute, makes logits of what the engine gives.
+    """
+
+    side: Side
+    run: Callable[[Sequence[int]], tuple[Floats32, str]]
+
+
+def token_kl(
+    a: Side | Outside, b: Side | Outside, tokens: Sequence[int], cancelled: IsCancelled, taps: Sequence[Tap] = ()
+) -> TokenKl:
+    """Measure a chunk; both sides run in one pass where both run here. taps: of A and of B, to change a value."""
+    if isinstance(a, Side) and isinstance(b, Side):
+        hidden_a, hidden_b = hidden_states((a, b), tokens, taps or untapped(2), cancelled)
+    else:
+        (a, hidden_a), (b, hidden_b) = (_with_hidden(side, tokens, cancelled) for side in (a, b))
     following = torch.tensor([*tokens[1:], 0])
     parts: list[list[Tensor]] = []
     at = 0
@@ -50,6 +67,13 @@ def token_kl(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled, ta
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     columns[3][-1] = columns[4][-1] = math.nan
     return TokenKl(*columns)
+
+
+def _with_hidden(side: Side | Outside, tokens: Sequence[int], cancelled: IsCancelled) -> tuple[Side, Tensor]:
+    if isinstance(side, Side):
+        return side, hidden_states([side], tokens, untapped(1), cancelled)[0]
+    hidden_TD, compute = side.run(tokens)
+    return replace(side.side, compute=compute), torch.from_numpy(hidden_TD)
 
 
 def compare_logits(y_a: Tensor, y_b: Tensor, following_N: Tensor) -> list[Tensor]:
@@ -81,7 +105,10 @@ def noise_floor(a: Side, tokens: Sequence[int], cancelled: IsCancelled) -> float
 
 @dataclass(frozen=True, slots=True)
 class KlSummary:
-    """What the tokens add up to. interval: 95 % of the mean, by chunks; floor: self-noise, in nats a token."""
+    """What the tokens add up to. interval: 95 % of the mean, by chunks; floor: self-noise, in nats a token.
+
+    buckets: by A's confidence; positions: by the position in a chunk.
+    """
 
     tokens: int
     mean: float
@@ -96,6 +123,7 @@ class KlSummary:
     interval: tuple[float, float]
     floor: float
     buckets: tuple[dict[str, float | int | None], ...]
+    positions: tuple[dict[str, float | int | None], ...]
 
 
 def summarise(chunks: Sequence[TokenKl], floor: float) -> KlSummary:
@@ -111,11 +139,21 @@ def summarise(chunks: Sequence[TokenKl], floor: float) -> KlSummary:
         len(kl), mean, float(np.median(kl)), **quantiles, max=float(kl.max()), top1=float(same.mean()),
         ppl_a=float(np.exp(np.nanmean(nll_a))), ppl_b=float(np.exp(np.nanmean(nll_b))),
         interval=(max(0.0, mean - NORMAL_95 * spread), mean + NORMAL_95 * spread), floor=floor,
-        buckets=tuple(_bucket(low, high, kl, same, confidence) for low, high in pairwise(EDGES)))
+        buckets=tuple(_bucket(low, high, kl, same, confidence) for low, high in pairwise(EDGES)),
+        positions=_by_position(chunks, kl, same))
 
 
-def _bucket(low: float, high: float, kl: Floats, same: Floats, confidence: Floats) -> dict[str, float | int | None]:
-    inside = (confidence >= low) & ((confidence < high) | (high == EDGES[-1]))
+def _by_position(chunks: Sequence[TokenKl], kl: Floats, same: Floats) -> tuple[dict[str, float | int | None], ...]:
+    """Buckets of FIRST_POSITIONS, then each to four times the position, as far as a chunk goes."""
+    at = np.concatenate([np.arange(len(c.kl), dtype=np.float64) for c in chunks])
+    edges = [0.0, FIRST_POSITIONS]
+    while edges[-1] <= at.max():
+        edges.append(edges[-1] * 4)
+    return tuple(_bucket(int(low), int(high), kl, same, at) for low, high in pairwise(edges))
+
+
+def _bucket(low: float, high: float, kl: Floats, same: Floats, by: Floats) -> dict[str, float | int | None]:
+    inside = (by >= low) & ((by < high) | (high == EDGES[-1]))
     n = int(inside.sum())
     return {"from": low, "to": high, "tokens": n, "mean": float(kl[inside].mean()) if n else None,
             "top1": float(same[inside].mean()) if n else None}

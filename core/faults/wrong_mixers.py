@@ -128,7 +128,7 @@ def right(inputs: StageInputs) -> Tensor:
 def _once_more(inputs: StageInputs, changes: Mapping[str, Change], layer: Layer | None = None) -> Tensor:
     """The stage's value by the layer's own recurrent mixer; products before its inputs are not needed, nor made."""
     layer, node, old = layer or inputs.of, inputs.node, inputs.model
-    model = Altered(old.file, old.arch, old.device, inputs.value.dtype, old.resident,
+    model = Altered(old.file, old.arch, old.device, inputs.value.dtype, old.resident, old.kv,
                     {layer.prefix + name: change for name, change in changes.items()})
     waiting, made = set(node.inputs), list[Tensor]()
 

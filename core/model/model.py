@@ -18,6 +18,7 @@ from core.model.arch import Arch
 from core.model.gpu_weights import Resident
 from core.model.layers import Rope
 from core.model.ops import PLAIN, Ops, layer_norm, rope_angles
+from core.quant.cache_types import EXACT, KvTypes
 from core.quant.dequantize import decode_weight, embedding_rows
 from core.quant.weight import Weight
 
@@ -52,13 +53,17 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An opened file ready to run: its sizes, its device, the float type of its activations, its weights on a GPU."""
+    """An opened file ready to run: its sizes, its device, the float type of its activations, its weights on a GPU.
+
+    kv: how it keeps keys and values.
+    """
 
     file: ModelFile
     arch: Arch
     device: torch.device
     dtype: torch.dtype = torch.float32
     resident: Resident | None = None
+    kv: KvTypes = EXACT
     decoded: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

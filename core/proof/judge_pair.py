@@ -153,9 +153,9 @@ def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: CompareOpti
     named = (name_weights(files),) if files.chosen else ()
     if found.alike:
         return _choose_alike(found, files, *named)
-    declared = f"declared: compute {a.compute} on {a.model.device} against {b.compute} on {b.model.device}"
+    declared = f"declared: compute {_declared(a)} against {_declared(b)}"
     ask.emit(Phase(f"re-running A as B declares it ({b.compute})"))
-    again = replace(a, model=replace(a.model, device=b.model.device), compute=b.compute)
+    again = replace(a, model=replace(a.model, device=b.model.device, kv=b.model.kv), compute=b.compute)
     pair = run_pair(again, b, found.token_ids, replace(ask, emit=no_emit, keep_values=False, control=False))
     left = unexplained_by(files, pair.cells)
     if left is not None:
@@ -168,6 +168,11 @@ def _choose(a: Side, b: Side, found: Evidence, files: FileDiff, ask: CompareOpti
     rerun = f"{declared}; A re-run so gives B's values within the floor" + (
         " but for its weights' rounding" if named else "")
     return found.conclude(Verdict.H3, rerun, *named, *((outlier,) if outlier else ()))
+
+
+def _declared(side: Side) -> str:
+    cache = "" if side.model.kv.is_exact else f", KV cache {side.model.kv.text}"
+    return f"{side.compute} on {side.model.device}{cache}"
 
 
 def _choose_alike(found: Evidence, files: FileDiff, *named: str) -> Comparison:

@@ -171,7 +171,7 @@ def run_verified(
 
 def compute_alike(a: Side, b: Side) -> bool:
     """Say whether two sides compute alike: in one compute, on one device."""
-    return (a.compute, a.model.device) == (b.compute, b.model.device)
+    return (a.compute, a.model.device, a.model.kv) == (b.compute, b.model.device, b.model.kv)
 
 
 def unit_of(*sides: Side) -> float:

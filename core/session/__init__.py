@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from core.session.prepare import is_bundle, open_bundle, open_model
     from core.session.run_trace import hints, layer_view, trace
     from core.trace.request import Prompt, RunOptions, Source
+    from core.train.prepare import is_first
 
 _HOMES = {  # module -> the names that it hands on
     "core.trace.request": ("Source", "Prompt", "RunOptions"),
     "core.session.run_trace": ("trace", "hints", "layer_view"),
+    "core.train.prepare": ("is_first",),
     "core.session.costs": ("damage", "kl", "is_cost", "open_bill", "read_cost", "write_cost"),
     "core.session.judge": ("compare", "bisect", "check"),
     "core.session.prepare": ("open_model", "open_bundle", "is_bundle"),
@@ -47,8 +49,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Prompt", "RunOptions", "Source", "arch_facts", "audit", "bisect", "check", "check_out", "compare", "convert",
     "damage", "default_out", "ensure_demo", "export", "export_csv", "hints", "import_trace", "is_bundle", "is_cost",
-    "is_judged", "kl", "layer_view", "open_bill", "open_bundle", "open_judged", "open_model", "read_cost", "sibling",
-    "source", "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
+    "is_first", "is_judged", "kl", "layer_view", "open_bill", "open_bundle", "open_judged", "open_model", "read_cost",
+    "sibling", "source", "trace", "weight_spread", "weights_behind", "write_cost", "write_demo",
 ]
 
 

@@ -218,7 +218,8 @@ def empty_trace(side: Side, model: Prepared) -> Trace:
     facts = CaptureContract(
         engine="apr-tui", arch=arch.name, n_layer=arch.n_layer, d_model=arch.d_model, n_vocab=arch.n_vocab,
         definition="sample", compute=side.compute, device=str(side.model.device), threads=side.threads,
-        kernel=kernel_path(side.compute, side.model.device), dtype="float32",
+        kernel=kernel_path(side.compute, side.model.device) + (
+            "" if side.model.kv.is_exact else f"; KV cache {side.model.kv.text}"), dtype="float32",
     )
     origin = {
         "path": str(file.path), "format": file.format, "size_bytes": file.size_bytes,

@@ -7,9 +7,11 @@ json.py there is never imported. No program is taken from a relative entry of PA
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 Child = subprocess.Popen[bytes]
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG (linux/prctl.h)
 ROOT = Path(__file__).resolve().parents[2]  # where this very core lies, installed or not
 
 
@@ -44,6 +47,14 @@ def child_environment(**more: str) -> dict[str, str]:
     """This process's environment and more, with this very core first on the path, and nothing relative there."""
     paths = [str(ROOT), *filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def fork() -> int:
+    """Fork this process, which has no threads yet: 0 in the child, which ends with its parent; OSError."""
+    child = os.fork()
+    if child == 0 and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    return child
 
 
 def start_apart(command: tuple[str, ...], log: IO[Any], env: dict[str, str]) -> Child:

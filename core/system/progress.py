@@ -1,4 +1,4 @@
-"""Record of what a run is doing now, told while it runs. What else a run tells: trace/events.py, train/events.py."""
+"""Record of what a run is doing now, and how long that will take. Others: trace/events.py, train/events.py."""
 
 from __future__ import annotations
 
@@ -19,3 +19,23 @@ class Reached:
     """How far a phase that measures no cell has come: the layer that its forward has ended."""
 
     layer: int
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long the rest of a phase of many alike steps takes, by those that are done."""
+
+    first: Phase | None = None
+    since: float = 0.0
+
+    def left(self, phase: Phase, now: float) -> float | None:
+        """Seconds from now to the end of its last step; None for its first, which nothing is known of yet."""
+        if phase.step is None or phase.n_step is None:
+            return None
+        first = self.first
+        if first is None or first.n_step != phase.n_step or (first.step or 0) > phase.step:
+            self.first, self.since = phase, now
+            return None
+        if first.step == phase.step:
+            return None
+        return (now - self.since) / (phase.step - (first.step or 0)) * (phase.n_step - phase.step + 1)

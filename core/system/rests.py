@@ -48,6 +48,11 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
+def is_rest_name(name: str) -> bool:
+    """Whether a name is one that own_name gives."""
+    return _NAME.fullmatch(name) is not None
+
+
 def began(pid: int) -> float | None:
     """When a process began, in seconds since 1970; None where it is gone or a zombie, LookupError: nobody says so."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core.system.errors import UsageError
+from core.text.library import encode_text
 from core.text.pre_tokenizers import Pre
 from core.text.sentencepiece import SPACE
 from core.text.vocabulary import Vocabulary
@@ -22,7 +23,7 @@ def build_bpe(pre: Pre, ids: dict[str, int], merges: list[tuple[str, str]]) -> C
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.pre_tokenizer = pre_tokenizers.Sequence([*cuts, letters])
-    return lambda text: list(engine.encode(text, add_special_tokens=False).ids)
+    return lambda text: encode_text(engine, text)
 
 
 def build_byte_bpe(words: Vocabulary, pre: Pre) -> Callable[[str], list[int]]:
@@ -51,7 +52,7 @@ def build_gemma_bpe(words: Vocabulary) -> Callable[[str], list[int]]:
     engine = Engine(models.BPE(words.ids, words.merges, byte_fallback=True, unk_token=None))
     engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|[^\n]+"), "isolated")
     prefix = SPACE if words.flag("add_space_prefix", False) else ""
-    return lambda text: list(engine.encode(prefix + text.replace(" ", SPACE), add_special_tokens=False).ids)
+    return lambda text: encode_text(engine, prefix + text.replace(" ", SPACE))
 
 
 def _byte_letters() -> list[str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 
 from core.system.errors import UsageError
+from core.text.library import encode_text
 from core.text.sentencepiece import SPACE
 from core.text.vocabulary import NORMAL, Vocabulary
 
@@ -32,7 +33,7 @@ def build_unigram(words: Vocabulary) -> Encode:
     def encode(text: str) -> list[int]:
         text = text if engine.normalizer is None else engine.normalizer.normalize_str(text)
         text = re.sub(" +", " ", text.strip(" ")) if is_trimmed else text
-        return list(engine.encode(prefix + text.replace(" ", SPACE), add_special_tokens=False).ids) if text else []
+        return encode_text(engine, prefix + text.replace(" ", SPACE)) if text else []
 
     return encode
 
@@ -53,7 +54,7 @@ def build_wordpiece(words: Vocabulary) -> Encode:
     engine = Tokenizer(models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=1 << 20))
     engine.normalizer = normalizers.BertNormalizer(strip_accents=True, lowercase=True)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return lambda text: list(engine.encode(text, add_special_tokens=False).ids)
+    return lambda text: encode_text(engine, text)
 
 
 def build_rwkv(words: Vocabulary) -> Encode:

@@ -16,8 +16,8 @@ from core.formats.model_file import LazyArray, ModelFile
 from core.system.errors import AprError, FileError, UsageError
 from core.text.bpe import LETTER_BYTES, build_byte_bpe, build_gemma_bpe
 from core.text.chat_template import render_chat_template
+from core.text.library import no_panic
 from core.text.other_encoders import build_rwkv, build_unigram, build_wordpiece, rwkv_bytes
-from core.text.panics import no_panic
 from core.text.pre_tokenizers import OLDER_PRES, PRE_NAMED, PRES, Pre
 from core.text.sentencepiece import SPACE, build_spm
 from core.text.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary

@@ -23,6 +23,7 @@ class Source:
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None
     plant: str | None = None  # KIND@LAYER.STAGE
+    cache: str = "f32"        # a row of CACHE_TYPES that keys and values are kept in, or two as K/V
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class RunOptions:
 DEFAULTS = RunOptions()
 
 
-SETTINGS = ("compute", "device", "threads")  # of a side
+SETTINGS = ("compute", "device", "threads", "cache")  # of a side
 
 
 def write_source(source: Source, default: Source) -> str:
@@ -66,7 +67,7 @@ def write_source(source: Source, default: Source) -> str:
 
 
 def parse_source(text: str, default: Source) -> Source:
-    """Read [SCHEME:]FILE[@key=value,...] with compute, device and threads; what it does not say is the default's.
+    """Read [SCHEME:]FILE[@key=value,...] with compute, device, threads, cache; the rest is the default's.
 
     A file whose own name holds @ or : is taken as it is where it exists.
     """
@@ -82,7 +83,7 @@ def parse_source(text: str, default: Source) -> Source:
         key, _, value = setting.partition("=")
         if key not in SETTINGS:
             raise UsageError(f"{text}: {key!r} is not a setting of a side. "
-                             "Write FILE@compute=q8,device=cuda:0,threads=1.")
+                             "Write FILE@compute=q8,device=cuda:0,threads=1,cache=q8_0.")
         if key == "threads" and not 0 < (read_whole(value) or 0) <= THREADS:
             raise UsageError(f"{text}: threads={value!r}; a number from 1 to {THREADS} is needed.")
         changes[key] = read_whole(value) if key == "threads" else value

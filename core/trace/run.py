@@ -21,7 +21,8 @@ from core.model.graph_decode import decode_by_graph, likeliest
 from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.model import Cache, Model, Resume, Tap
 from core.model.stages import Place
-from core.quant.activations import COMPUTES
+from core.quant.activations import COMPUTES, SMALL_BLOCK
+from core.quant.cache_types import KvTypes, read_kv_types
 from core.system.cancel import IsCancelled
 from core.system.errors import DeviceError, UsageError
 from core.system.gpu_errors import why_unusable
@@ -60,8 +61,22 @@ def place_model(file: ModelFile, arch: Arch, tokenizer: Tokenizer, settings: Sou
     if place.type == "cuda":  # what float32 promises, whatever the environment has set
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    model = Model(file, arch, place, resident=open_resident(place))
+    model = Model(file, arch, place, resident=open_resident(place), kv=fitting_types(arch, settings))
     return Side(model, tokenizer, settings.compute, settings.threads or default_threads(), settings.plant)
+
+
+def fitting_types(arch: Arch, settings: Source) -> KvTypes:
+    """How the settings keep keys and values; UsageError where this model's cannot be kept so here."""
+    kv = read_kv_types(settings.cache)
+    kept = [layer.attention for layer in arch.layers if layer.attention is not None]
+    why_not = (
+        "runs on the CPU only: use --device cpu" if torch.device(settings.device).type == "cuda" else
+        "rounds keys and values, and this model keeps a latent" if any(a.mla for a in kept) else
+        f"rounds blocks of {SMALL_BLOCK}, of which {a.width} channels of a head are no whole number"
+        if (a := next((a for a in kept if kv.blocks and a.width % SMALL_BLOCK), None)) else None)
+    if not kv.is_exact and why_not:
+        raise UsageError(f"cache={settings.cache} {why_not}.")
+    return kv
 
 
 @cache

@@ -25,7 +25,7 @@ from apr_tui.cli.commands import COMMANDS, command_parser, find_command
 from core import session
 from core.model.stages import GRID_STAGES
 from core.system.errors import UsageError
-from core.trace.request import RunOptions, Source, parse_source
+from core.trace.request import Prompt, RunOptions, Source, parse_source
 from core.train.config import TrainOptions
 from tests.support.builders import tiny_vocab
 from tests.support.small_models import write_model
@@ -212,6 +212,22 @@ def test_the_document_of_a_trace_has_the_keys_of_the_contract(run, model):
     assert [t["id"] for t in doc["tokens"]] == [3, 17, 5, 42] and doc["planted"] is None and len(doc["top"]) == 5
     assert {s: len(row) for s, row in doc["grid"].items()} == dict.fromkeys(GRID_STAGES, 3)
     assert set(doc["top"][0]) == {"id", "text", "logit"}
+
+
+def test_a_look_at_a_stage_has_its_tokens_weights_histogram_attention_and_lens(run, model):
+    told = run("look", model, "1.attn_out", *TOKENS, "--json", "--quiet").doc()
+    assert set(told) == {"schema", "model", "place", "planted", "scopes", "tokens", "weights", "histogram", "attention",
+                         "lens", "findings"}
+    traced = session.trace(Source(model), Prompt(tokens=(3, 17, 5, 42)))
+    assert told["scopes"]["all"]["std"] == traced.cells[1, "attn_out"].at("all").std
+    assert [t["id"] for t in told["tokens"]] == [3, 17, 5, 42] and told["tokens"][2]["std"] == (
+        traced.cells[1, "attn_out"].at("pos:2").std)
+    assert told["weights"][0]["name"] == "blk.1.attn_output.weight" and sum(told["histogram"]["counts"]) == 256
+    assert len(told["lens"]) == 5 and all(sum(row) == pytest.approx(1) for head in told["attention"] for row in head)
+    said = run("look", model, "1.attn_out", *TOKENS, "--quiet").out
+    assert "blk.1.attn_output.weight" in said and "if the model stopped after this layer" in said
+    assert run("look", model, "logits", *TOKENS, "--json", "--quiet").doc()["lens"] == []
+    refused(run("look", model, "9.attn_out", *TOKENS), 2)
 
 
 def test_numbers_that_are_not_finite_are_strings_and_a_planted_bug_is_told(run, model):

@@ -69,7 +69,13 @@ def test_a_bad_file_is_said_and_exits_2(settle, capsys, text, said):
     assert main(["trace", "m.gguf"]) == 2
     told = capsys.readouterr().err
     assert said in told and str(path) in told and "Traceback" not in told
-    assert main(["doctor"]) == 0 and str(path) in capsys.readouterr().out
+
+
+def test_the_doctor_shows_the_settings_or_what_is_wrong_with_them(settle, capsys):
+    settle(ALL)
+    assert main(["doctor"]) == 0 and "threshold 8.0" in capsys.readouterr().out
+    path = settle("= 3")
+    assert main(["doctor"]) == 0 and f"{path} is no TOML" in capsys.readouterr().out
 
 
 def test_a_file_that_is_none_is_refused(settle, tmp_path):
@@ -82,5 +88,6 @@ def test_help_and_a_wrong_word_come_before_a_bad_file(settle, capsys):
     settle("= 3")
     with pytest.raises(SystemExit):
         main(["trace", "--help"])
+    assert main(["--version"]) == 0
     assert main(["trace", "m", "--no-such"]) == 2 and "--no-such" in capsys.readouterr().err
     assert main(["audit", "nothing.gguf"]) == 3, "what takes none of it does not read it"

@@ -11,7 +11,8 @@ import subprocess
 import pytest
 
 from apr_tui.cli import commands
-from apr_tui.cli.commands import COMMANDS, EXAMPLES, command_line, read_arguments
+from apr_tui.cli.commands import COMMANDS, CONSOLE_EXAMPLES, EXAMPLES, command_line, read_arguments
+from apr_tui.cli.import_ import FORMS
 from apr_tui.cli.main import main
 from apr_tui.cli.papers.completion import SHELLS
 from apr_tui.cli.papers.guide import ACTS, STEPS, guide_document, guide_page
@@ -32,6 +33,18 @@ def test_every_command_has_examples_that_it_takes_and_that_its_help_shows(name, 
         assert command_line(name, example) in commands.command_parser(name).format_help()
 
 
+def test_the_consoles_help_has_examples_that_it_takes():
+    parser = commands.console_parser()
+    for line in CONSOLE_EXAMPLES:
+        assert line in parser.format_help()
+        parser.parse_args(shlex.split(line)[1:])
+
+
+def test_every_form_of_import_has_an_example_that_it_takes():
+    for made, words, shows in FORMS.values():
+        assert made and shows and read_arguments("import", [*words_of(words), "--out", "OUT"]).out.name == "OUT"
+
+
 def test_the_guide_names_every_command_and_each_of_its_lines_is_taken():
     page = guide_page()
     assert all(f"**{name}**" in page for name in COMMANDS)
@@ -44,10 +57,9 @@ def test_the_guide_names_every_command_and_each_of_its_lines_is_taken():
 
 def test_every_act_of_the_console_has_a_command_with_a_document():
     acts = {key for keys, _ in ACTS for key in keys.split()}
-    moves = {"up", "down", "left", "right", "pageup", "pagedown", "home", "end", "enter", "escape", "n", "p", "o",
-             "slash", "v", "c", "d", "w", "T", "q", "question_mark", "f1", "colon", "y", "h", "l", "k"}
-    jobs = {"pair", "check", "audit", "bisect", "export", "file", "prompt", "run", "train"}
-    assert {row.keys for row in KEYS if row.action in jobs} <= acts | moves
+    jobs = {"pair", "pair_with", "check", "audit", "damage", "bisect", "export", "file", "prompt", "run", "train",
+            "chat", "view('histogram')", "view('spread')", "view('attention')", "view('lens')"}
+    assert {row.keys for row in KEYS if row.action in jobs} <= acts and jobs <= {row.action for row in KEYS}
     for _, words in ACTS:
         name, *rest = words_of(words)
         assert read_arguments(name, rest).json
@@ -70,7 +82,7 @@ def test_the_manual_page_has_every_command_and_option_and_nothing_that_roff_obey
     for name in COMMANDS:
         assert f"apr\\-tui {name}".replace("apr\\-", "apr-") in page
         for word in usage_of(name):
-            assert all(flag.replace("-", "\\-") in page for flag in word.flags)
+            assert word.about and all(flag.replace("-", "\\-") in page for flag in word.flags), word
     if shutil.which("groff"):
         done = subprocess.run(["groff", "-man", "-Tutf8", "-ww"], input=page, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr and "EXIT STATUS" in re.sub(".\b", "", done.stdout)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from apr_tui.cli.main import main
+from core.damage import bill, gradient
 from core.damage.bill import own_steps
 from core.damage.corpus import Corpus, cut
 from core.damage.exact import boundaries, swap_kl, with_weights
-from core.damage.gradient import head_gradients, hidden_with_graph
+from core.damage.gradient import head_gradients, hidden_with_graph, signs
 from core.damage.logits import hidden_states, logits, untapped
 from core.damage.recipe import quantize_lines, recipe
 from core.damage.result import Raise, TensorDamage
@@ -46,11 +47,10 @@ class Grads:
         return decode_rows(weight, start, stop)
 
 
-def surprise(side, drawn):
-    """Minus the log probability of the drawn tokens, in float64 sums."""
+def along(side, direction):
+    """The logits' sum along a direction, in float64."""
     hidden = hidden_states([side], IDS, untapped(1), lambda: False)[0]
-    y = logits(side, hidden, lambda: False).double().log_softmax(-1)
-    return -float(y[torch.arange(len(IDS)), drawn].sum())
+    return float((logits(side, hidden, lambda: False).double() * direction).sum())
 
 
 def nudged(side, name, direction, size):
@@ -66,26 +66,32 @@ def test_a_gradient_is_the_slope_of_what_the_forward_says(tmp_path, name, monkey
         tmp_path / "m.gguf", name)
     side, grads = open_side(open_model(path), "cpu", threads=1), Grads()
     hidden = hidden_with_graph(side.model, IDS, grads)
-    drawn = []
-    real = torch.Tensor.max
-
-    def seen(self, *args, **more):  # the head has one block of rows here, so one draw
-        found = real(self, *args, **more)
-        if args == (-1,):
-            drawn.append(found[1])
-        return found
-
-    monkeypatch.setattr(torch.Tensor, "max", seen)
+    seen = []
+    monkeypatch.setattr(gradient, "signs", lambda seed, like: seen.append(signs(seed, like)) or seen[-1])
     torch.autograd.backward(hidden, head_gradients(side.model, hidden.detach(), grads, torch.Generator())[0])
-    monkeypatch.undo()
+    p = logits(side, hidden.detach(), lambda: False).double().softmax(-1)  # the head is one block of rows here
+    z = p.sqrt() * seen[0] - p * (p.sqrt() * seen[0]).sum(-1, keepdim=True)
+    assert len(seen) == 2 and torch.equal(*seen)
     assert len(grads.found) >= 5
     for weight, grad in grads.found.items():
         if "gate_inp" in weight:
             continue  # a router's choice has no slope
         direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(1))
-        ends = [surprise(nudged(side, weight, direction, s), drawn[0]) for s in (-1e-3, 1e-3)]
+        ends = [along(nudged(side, weight, direction, s), z) for s in (-1e-3, 1e-3)]
         slope, said = (ends[1] - ends[0]) / 2e-3, float((grad.double() * direction.double()).sum())
         assert said == pytest.approx(slope, rel=0.03, abs=0.02 * float(grad.norm()) + 1e-3), weight
+
+
+def test_random_directions_have_the_fisher_information_as_their_mean_square(tmp_path):
+    """By the head's bias-free logits: E[z z^T] = diag(p) - p p^T, over many draws."""
+    side, grads = open_side(open_model(write_model(tmp_path / "m.gguf", "F32", tied=True)), "cpu", threads=1), Grads()
+    grads.draws = 4000
+    hidden = hidden_states([side], IDS[:1], untapped(1), lambda: False)[0]
+    found = head_gradients(side.model, hidden, grads, torch.Generator().manual_seed(0))[:, 0].double()
+    w = decode_weight(side.model.file.weight("token_embd.weight")).double()
+    p = logits(side, hidden, lambda: False).double().softmax(-1)[0]
+    fisher = w.T @ (torch.diag(p) - torch.outer(p, p)) @ w
+    assert (found.T @ found / 4000 - fisher).norm() < 0.1 * fisher.norm()
 
 
 @pytest.mark.parametrize("quant", sorted(SPACINGS))
@@ -166,6 +172,30 @@ def test_a_bills_folder_has_its_table_and_reports_and_is_shown_again(tmp_path, c
     assert main(["show", str(tmp_path / "o"), "--json"]) == 0 and capsys.readouterr().out == said
     assert main(words) == 2 and "--force" in capsys.readouterr().err
     assert main([*words, "--force"]) == 0 and (tmp_path / "o" / "report.html").read_text() == page
+
+
+def test_what_a_files_own_damage_adds_to_its_gradients_is_taken_out(tmp_path, monkeypatch):
+    side = open_side(open_model(write_model(tmp_path / "m.gguf", "Q4_0")), "cpu", threads=1)
+    weight, seeds = side.model.file.weight("blk.0.ffn_up.weight"), []
+
+    def charge(model, tokens, charged, generator):
+        seeds.append(charged.noise)
+        noisy = charged.decode(weight, 0, 4) - decode_rows(weight, 0, 4)
+        assert (charged.noise is None) == (not noisy.any())
+        charged.tensors["w"] = charged.tensors.get("w", np.zeros(1)) + len(tokens) * (3 if noisy.any() else 1)
+
+    monkeypatch.setattr(bill, "add_to_bill", charge)
+    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200, (3,) * 200)), bill.DamageOptions())
+    assert found["w"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1, None]
+
+
+def test_noise_is_as_large_as_a_types_rounding(tmp_path):
+    weight = open_model(write_model(tmp_path / "m.gguf", "Q4_0")).weight("blk.0.ffn_up.weight")
+    noise = gradient.Bill(own_steps(), lambda: False, 1, 5).decode(weight, 0, 64) - decode_rows(weight, 0, 64)
+    wanted = rounding_variance(weight, 0, 64).mean()
+    assert float(noise.square().mean() / wanted) == pytest.approx(1, rel=0.1)
+    assert not torch.equal(noise, gradient.Bill(own_steps(), lambda: False, 1, 6).decode(weight, 0, 64)
+                           - decode_rows(weight, 0, 64))
 
 
 def test_another_model_is_no_original(tmp_path, capsys):

@@ -16,6 +16,7 @@ from gguf import GGUFReader
 
 from apr_tui.cli.main import main
 from core.damage.corpus import read_corpus
+from core.damage.few_tensors import Shifts, choices
 from core.damage.logits import hidden_states, logits, untapped
 from core.damage.run_kl import ChunkStore
 from core.formats.open_model import open_model
@@ -51,7 +52,7 @@ def test_kl_is_what_the_logits_of_both_forwards_say(pair, tmp_path, capsys):
     assert found["interval"][0] <= found["mean"] <= found["interval"][1] and found["floor"] < found["mean"]
     assert [w["position"] for w in found["worst"]] == list(np.argsort(kl)[::-1][:2])
     assert sum(b["tokens"] for b in found["buckets"]) == 40
-    assert set(found["worst"][0]["cause"]) == {"place", "tensors", "recovered"}
+    assert set(found["worst"][0]["cause"]) == {"place", "tensors", "recovered", "nearest"}
 
 
 def test_a_file_against_itself_is_nothing_and_a_planted_fault_is_named(pair, capsys):
@@ -62,6 +63,23 @@ def test_a_file_against_itself_is_nothing_and_a_planted_fault_is_named(pair, cap
     assert cause["place"] == "1.ffn_swigl" and cause["recovered"] > 0.99 and cause["tensors"] == []
     q8 = json.loads(told(capsys, pair[1], pair[1] + "@compute=q8"))
     assert 0 < q8["mean"] < found["mean"]
+
+
+def test_a_quantised_cache_is_billed_by_head_and_position(pair, tmp_path, capsys):
+    wide = str(write_model(tmp_path / "c.gguf", "F32", tokenizer="bpe", head_dim=32))
+    found = json.loads(told(capsys, wide, wide + "@cache=q4_0", "--out", str(tmp_path / "o")))
+    bill = sum(c["kl"] for c in found["cache"])
+    assert 0.5 < bill / found["mean"] < 2 and {c["part"] for c in found["cache"]} == {"q", "k", "v"}
+    assert sum(p["tokens"] for p in found["positions"]) == 40 == found["positions"][0]["tokens"]
+    assert len((tmp_path / "o" / "cache.csv").read_text().splitlines()) == 1 + len(found["cache"])
+    assert "keys" in (tmp_path / "o" / "report.txt").read_text()
+    keys = json.loads(told(capsys, wide, wide + "@cache=q8_0/f32"))
+    assert 0 < keys["mean"] < found["mean"] and all(c["kl"] == 0 for c in keys["cache"] if c["part"] == "v")
+    assert main(["compare", wide, wide + "@cache=q4_0", "--quiet"]) == 0
+    told_choice = capsys.readouterr().out
+    assert "H3" in told_choice and "KV cache q4_0" in told_choice and "attn_mix" in told_choice
+    for file, kind, said in ((wide, "q3", "q5_1"), (pair[0], "q8_0", "blocks of 32")):
+        assert main(["kl", file, f"{file}@cache={kind}", *WORDS]) == 2 and said in capsys.readouterr().err
 
 
 def test_one_other_tensor_is_the_one_that_brings_the_token_back(tmp_path, pair, capsys):
@@ -143,7 +161,43 @@ def test_what_cannot_be_written_or_read_is_refused(pair, tmp_path, capsys, monke
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+def test_the_best_few_tensors_are_found_by_exchange_where_the_first_misleads():
+    log_b = np.log([0.5, 0.3, 0.2])
+    log_a = np.log([0.2, 0.3, 0.5])
+    away = log_a - log_b
+    half = np.array([1.0, 0.0, -1.0])
+    moves = {"most": 0.7 * away + np.array([0.0, 0.4, 0.0]), "left": away / 2 + half, "right": away / 2 - half}
+    few = Shifts(log_a, log_b, moves)
+    found = list(choices(few, 2))
+    assert found[0] == ("most",) and set(found[1]) == {"left", "right"} and few.left(found[1]) < 1e-12
+    assert few.left(()) == pytest.approx(float((np.exp(log_a) * (log_a - log_b)).sum()))
+
+
 def test_another_vocabulary_is_not_compared(tmp_path, pair, capsys):
     other = write_model(tmp_path / "c.gguf", "F32")
     assert main(["kl", pair[0], str(other), *WORDS]) == 4
     assert "side by side" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_engine_is_a_side_and_keeps_its_cache_as_ours_does(tmp_path, capsys):
+    pytest.importorskip("llama_cpp")
+    path = str(write_model(tmp_path / "m.gguf", "F32", tokenizer="bpe", d_model=256, d_ff=256))
+    plain = json.loads(told(capsys, path, f"llama.cpp:{path}"))
+    assert plain["b"] == "llama.cpp:m.gguf" and plain["mean"] < 1e-10 and plain["worst"][0]["cause"] is None
+    for cache in ("q8_0", "q5_1/q4_0"):
+        ours, theirs = (json.loads(told(capsys, path, f"{by}{path}@cache={cache}"))["mean"]
+                        for by in ("", "llama.cpp:"))
+        assert ours == pytest.approx(theirs, rel=0.02) and ours > 1e-6
+    assert main(["kl", path, f"transformers:{path}@cache=q8_0", *WORDS]) == 2 and "cache" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_tell_what_one_does(pair, tmp_path, capsys):
+    whole = told(capsys, *pair, "--out", str(tmp_path / "one"))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+             "apr_tui", "kl", *pair, *WORDS, "--json", "--out", str(tmp_path / "two")]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and run.stdout == whole, run.stderr
+    for name in ("kl.csv", "kl.json", "report.md"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -116,7 +116,7 @@ def _cost(name: str) -> Make:
 def _open_cost(path: Path) -> object:
     _mend_sum(path)
     costs.is_cost(path.parent)
-    return [costs.read_cost(path.parent, as_json=as_json) for as_json in (False, True)]
+    return [costs.open_bill(path.parent), *(costs.read_cost(path.parent, as_json=as_json) for as_json in (False, True))]
 
 
 def _state(name: str) -> Make:

@@ -1,4 +1,4 @@
-"""Kill a writer at every moment and look what is left: python -m tests.fuzz.kills [--kills 300] [--seed 0].
+"""Kill a writer at every moment and look what is left: python -m tests.fuzz.kills [--kills 800] [--seed 0].
 
 Placed kills first: before and after each call that changes a name (rename, replace, exchange, unlink, rmdir, mkdir) and
 each sync. Then kills at random times. After each, the old thing or the new one must stand, whole; after one more run
@@ -14,86 +14,57 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.demo.files import write_demo
-from core.formats.open_model import open_model
-from core.model.convert import convert
 from core.system import atomic_folder, disk
-from core.system.atomic_file import new_file
-from core.system.atomic_folder import new_folder
-from core.system.errors import AprError
+from core.system.rests import is_rest_name
+from tests.fuzz.runner import in_memory
+from tests.fuzz.writers import WRITERS, Writer, is_whole
 
-Write = Callable[[Path, str], None]
 CALLS = ((os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"),
          (atomic_folder, "exchange"))
+PATIENCE_S = 60
 
 
-def _file(folder: Path, text: str) -> None:
-    with new_file(folder / "f", force=True) as part:
-        part.write_text(text * 1000)
+def write_apart(
+    write: Callable[[Path, str], object], folder: Path, text: str, at: int | None = None, seconds: float | None = None,
+) -> int:
+    """Write in a child, killed at its at-th moment or after so many seconds, where it was no faster: its exit code."""
+    def work() -> bool:
+        if at is not None:
+            _place(at)
+        write(folder, text)
+        return True
 
-
-def _folder(folder: Path, text: str) -> None:
-    with new_folder(folder / "b", force=True) as part:
-        for name in ("manifest.json", "stats.csv"):
-            (part / name).write_text('{"schema": "apr-tui/1", "sha256": {"stats.csv": ""}, "x": "%s"}' % (text * 1000))
-
-
-def _without_exchange(folder: Path, text: str) -> None:
-    atomic_folder.exchange = lambda left, right: False  # type: ignore[assignment]
-    _folder(folder, text)
-
-
-def _demo(folder: Path, text: str) -> None:
-    write_demo(folder, force=True)
-
-
-def _convert(folder: Path, text: str) -> None:
-    convert(folder.parent / "source" / "demo.gguf", folder / "c.apr", force=True)
-
-
-WRITERS: dict[str, Write] = {"file": _file, "folder": _folder, "two renames": _without_exchange, "demo": _demo,
-                             "convert": _convert}
-
-
-def is_whole(folder: Path) -> bool:
-    """Say whether each thing that stands there under its own name is all of one writing."""
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            texts = {(path / name).read_text() for name in ("manifest.json", "stats.csv")}
-            if len(texts) != 1:
-                return False
-        elif path.suffix in (".gguf", ".apr"):
-            try:
-                file = open_model(path)
-                if file.verify is not None:
-                    file.verify()
-            except AprError:
-                return False
-        elif len({*path.read_text()}) != 1 or path.stat().st_size != 1000:
-            return False
-    return True
-
-
-def killed(write: Write, folder: Path, text: str, at: int | None, seconds: float) -> bool:
-    """Write in a child that is killed at its at-th moment, or after so many seconds; False where it was faster."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(2)
-            if at is not None:
-                _place(at)
-            write(folder, text)
-        finally:
-            os._exit(0)
-    if at is None:
+    child = _fork(work)
+    if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork(work: Callable[[], object]) -> int:
+    """Do it in a child, as all here is done: a library's threads, once they are started, are gone in a later child."""
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            signal.alarm(PATIENCE_S)
+            code = int(not work())
+        except BaseException:  # noqa: BLE001 (its code tells of it)
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def stands(writer: Writer, folder: Path) -> bool:
+    """Whether what stands there is whole."""
+    return os.waitpid(_fork(lambda: is_whole(writer, folder)), 0)[1] == 0
 
 
 def _place(at: int) -> None:
@@ -114,55 +85,80 @@ def _place(at: int) -> None:
         setattr(module, name, watched)
 
 
-def try_writer(name: str, at: int | None, seconds: float) -> tuple[bool, str]:
-    """Write once whole, kill the second writing, run a third: whether it was killed, and what is wrong then."""
-    with tempfile.TemporaryDirectory(prefix="apr-kill-") as home:
-        folder, write = Path(home) / "out", WRITERS[name]
+@dataclass
+class Tally:
+    """Of one writer: kills at a placed moment, kills at a random one, and what was wrong after them."""
+
+    placed: int = 0
+    random: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def try_writer(
+    writer: Writer, at: int | None, seconds: float | None, is_first: bool = False
+) -> tuple[bool, str]:
+    """Write once whole, kill the second writing, run a third: whether it was killed, and what is wrong then.
+
+    is_first: kill the first writing, of which nothing need stand.
+    """
+    with tempfile.TemporaryDirectory(prefix="apr-kill-", dir=in_memory()) as home:
+        folder = Path(home) / "out"
         folder.mkdir()
-        if name == "convert":
-            write_demo(Path(home) / "source")
-        write_apart = killed(write, folder, "a", 1 << 30, 0)
-        assert not write_apart
-        before = {p.name for p in folder.iterdir()}
-        was_killed = killed(write, folder, "b", at, seconds)
-        there = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-        aside = [p for p in folder.iterdir() if p.name.endswith(".old")]
-        if not is_whole(folder) or (there != before and not (name == "two renames" and aside)):
-            return was_killed, f"lost: {sorted(there)} of {sorted(before)}"
-        killed(write, folder, "c", 1 << 30, 0)
-        after = {p.name for p in folder.iterdir()}
-        return was_killed, "" if after == before and is_whole(folder) else f"left: {sorted(after - before)}"
+        assert is_first or write_apart(writer.write, folder, "a") == 0
+        was_killed = write_apart(writer.write, folder, "b", at, seconds) == -signal.SIGKILL
+        if not is_first and not stands(writer, folder):
+            return was_killed, f"lost: {sorted(p.name for p in folder.rglob('*'))}"
+        if write_apart(writer.write, folder, "c") != 0:
+            return was_killed, "the next run failed"
+        rests = sorted(p.name for p in folder.rglob("*") if is_rest_name(p.name))
+        return was_killed, f"left: {rests}" if rests or not stands(writer, folder) else ""
 
 
-def run_kills(n_kill: int, seed: int, names: tuple[str, ...] = tuple(WRITERS)) -> tuple[int, int, list[str]]:
-    """Return how many placed and random kills there were, and what was wrong after them."""
-    wrong, placed, timed, draw = list[str](), 0, 0, random.Random(seed)
-    for name in names:
-        for at in range(1 << 10):
-            was_killed, found = try_writer(name, at, 0)
-            wrong += [f"{name}, moment {at}: {found}"] if found else []
-            placed += was_killed
-            if not was_killed:
-                break
-    while placed + timed < n_kill:
+def run_kills(n_kill: int, seed: int, names: tuple[str, ...] = tuple(WRITERS)) -> dict[str, Tally]:
+    """Kill every writer at each of its moments, then at random ones until there were so many kills in all."""
+    tallies, draw = {name: Tally() for name in names}, random.Random(seed)
+    for name, tally in tallies.items():
+        for is_first in (True, False):
+            for at in range(1 << 10):
+                was_killed, found = try_writer(WRITERS[name], at, None, is_first)
+                where = f"{name}, {'first' if is_first else 'next'} writing, moment {at}"
+                tally.wrong += [f"{where}: {found}"] if found else []
+                tally.placed += was_killed
+                if not was_killed:
+                    break
+        print(f"{name}: {tally.placed} placed", file=sys.stderr, flush=True)
+    while sum(t.placed + t.random for t in tallies.values()) < n_kill:
         name = draw.choice(names)
-        was_killed, found = try_writer(name, None, draw.random() * (0.5 if name in ("demo", "convert") else 0.01))
-        wrong += [f"{name}, a random moment: {found}"] if found else []
-        timed += was_killed
-    return placed, timed, wrong
+        was_killed, found = try_writer(WRITERS[name], None, draw.random() * WRITERS[name].seconds)
+        tallies[name].wrong += [f"{name}, a random moment: {found}"] if found else []
+        tallies[name].random += was_killed
+    return tallies
 
 
 def main() -> int:
-    """Run and print what was wrong."""
+    """Run and print the table, and what was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.kills")
-    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     os.environ.pop(disk.NO_FSYNC, None)
-    placed, timed, wrong = run_kills(asked.kills, asked.seed)
-    print(f"{placed + timed} kills ({placed} placed, {timed} at random): {len(wrong)} lost or left something")
-    print("".join(f"  {line}\n" for line in wrong), end="")
-    return int(bool(wrong))
+    tallies = run_kills(asked.kills, asked.seed)
+    text = table(tallies, asked.seed)
+    print(text, *(f"  {line}\n" for t in tallies.values() for line in t.wrong), sep="", end="")
+    if asked.out is not None:
+        asked.out.write_text(text, encoding="utf-8")
+    return int(any(t.wrong for t in tallies.values()))
+
+
+def table(tallies: Mapping[str, Tally], seed: int) -> str:
+    """A line a writer, and their sums."""
+    rows = [(name, t.placed, t.random, len(t.wrong)) for name, t in tallies.items()]
+    lines = [f"{'writer':<24}{'placed':>8}{'random':>8}{'lost or left':>14}"]
+    lines += [f"{name:<24}{placed:>8}{timed:>8}{wrong:>14}" for name, placed, timed, wrong in rows]
+    placed, timed, wrong = (sum(row[i] for row in rows) for i in (1, 2, 3))
+    return "\n".join([*lines, "", f"{placed + timed} kills ({placed} placed, {timed} at random), seed {seed}: {wrong} "
+                      "lost or left something"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apr_tui.cli.commands import read_arguments
 from apr_tui.cli.launch import prompt_of, read_option
+from apr_tui.config import read_config
 from apr_tui.ground import read_answer
 from apr_tui.recent import NAME, recent, remember
 from core.damage.corpus import read_corpus
@@ -52,6 +53,14 @@ def _recent(folder: Path) -> Path:
     return state_folder() / NAME
 
 
+def _config(folder: Path) -> Path:
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    path = folder / "apr-tui" / "config.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('theme = "light"\nthreshold = 8\nprompt = "a\\nb"\nchat = true\nmouse = false\n')
+    return path
+
+
 def _read_corpus(path: Path) -> object:
     return read_corpus(path, open_tokenizer(open_model(path.with_name("m.gguf"))), 8, 16)
 
@@ -61,6 +70,7 @@ OPTIONS: dict[str, Reader] = {
                        each_run=300),
     "prompt file": Reader(written("p.txt", "What is 2+2?\n"), lambda p: read_option(p, "--prompt-file")),
     "corpus of kl": Reader(_corpus, _read_corpus, each_run=300),
+    "user's config": Reader(_config, lambda p: (read_config(), read_arguments("trace", ["m.gguf"])), each_run=200),
     "recent files": Reader(_recent, lambda p: recent()),
     "command line": Reader(written("w.json", WORDS), _read_words),
     "terminal's answer": Reader(written("a", "\x1b]11;rgb:ffff/0000/1234\x1b\\\x1b[?64;1c"),

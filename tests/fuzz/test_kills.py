@@ -3,17 +3,24 @@
 import pytest
 
 from tests.fuzz import kills
+from tests.fuzz.writers import WRITERS, Writer, _is_one_text
 
 
-def test_a_kill_at_any_rename_loses_nothing_and_leaves_nothing():
-    placed, _, wrong = kills.run_kills(0, 0, ("two renames",))
-    assert not wrong and placed > 10, wrong
+def wrong(names, n_kill=0):
+    return [line for tally in kills.run_kills(n_kill, 0, names).values() for line in tally.wrong]
+
+
+@pytest.mark.parametrize("name", [pytest.param("two renames", marks=pytest.mark.slow), "run.json"])
+def test_a_kill_at_any_rename_loses_nothing_and_leaves_nothing(name):
+    tally = kills.run_kills(0, 0, (name,))[name]
+    assert not tally.wrong and tally.placed > 5, tally
 
 
 @pytest.mark.slow
-def test_three_hundred_kills_lose_nothing_and_leave_nothing():
-    placed, timed, wrong = kills.run_kills(300, 0)
-    assert not wrong and placed + timed >= 300, wrong
+def test_eight_hundred_kills_of_every_writer_lose_nothing_and_leave_nothing():
+    tallies = kills.run_kills(800, 0)
+    assert not [line for t in tallies.values() for line in t.wrong] and set(tallies) == set(WRITERS)
+    assert all(t.placed > 5 for t in tallies.values())
 
 
 @pytest.mark.parametrize("planted,said", [
@@ -22,8 +29,8 @@ def test_a_planted_fault_is_found(planted, said, monkeypatch):
     if said == "left":
         monkeypatch.setattr("core.system.atomic_file.sweep", lambda folder: None)
     else:
-        monkeypatch.setitem(kills.WRITERS, "file", _in_place)
-    assert any(said in line for line in kills.run_kills(0, 0, ("file",))[2])
+        monkeypatch.setitem(WRITERS, "file", Writer(_in_place, _is_one_text))
+    assert any(said in line for line in wrong(("file",)))
 
 
 def _in_place(folder, text):

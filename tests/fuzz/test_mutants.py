@@ -21,8 +21,8 @@ from tests.fuzz.runner import fuzz, fuzz_apart, in_memory
 def folder(monkeypatch):
     """A folder of the memory, the cache in it."""
     with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
-        monkeypatch.setenv("XDG_CACHE_HOME", name)
-        monkeypatch.setenv("XDG_STATE_HOME", name)
+        for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            monkeypatch.setenv(variable, name)
         yield Path(name)
 
 
@@ -46,8 +46,8 @@ def test_every_row_s_reading_comes_by_the_functions_that_it_is_said_to_fuzz(monk
         by_row[row].add(door)
     for row in by_row.keys() & READERS.keys():
         with tempfile.TemporaryDirectory(prefix="apr-fuzz-", dir=in_memory()) as name:
-            monkeypatch.setenv("XDG_CACHE_HOME", name)
-            monkeypatch.setenv("XDG_STATE_HOME", name)
+            for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+                monkeypatch.setenv(variable, name)
             path = READERS[row].make(Path(name))
             assert not by_row[row] - _called_by(lambda row=row, path=path: READERS[row].read(path)), row
 

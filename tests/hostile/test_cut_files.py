@@ -4,6 +4,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -25,16 +26,18 @@ if where == "header":
     from core.formats import gguf_reader as home
 else:
     from core.model import matmul as home
+    fused = "multiply_fused" if where == "weights" else "_decode_multiply"
 def cut(*args, kept={}, **named):
     kept["n"] = kept.get("n", 0) + 1
     if kept["n"] == (1 if where == "header" else 3):
         os.truncate(path, 64)
     return real(*args, **named)
-name = "_read_counts" if where == "header" else "multiply_fused"
+name = "_read_counts" if where == "header" else fused
 real = getattr(home, name)
 setattr(home, name, cut)
 from apr_tui.cli.main import main
-sys.exit(main(sys.argv[3:]))
+sys.argv = sys.argv[2:]
+sys.exit(main())
 """
 needs_kernels = pytest.mark.skipif(isinstance(build.library(), build.Absent), reason="no compiler: nothing guards")
 
@@ -44,17 +47,21 @@ def model(tmp_path):
     return write_model(tmp_path / "m.gguf", tokenizer="bpe")
 
 
-def run(where, path, *words):
+def run(where, path, *words, **more):
     command = [sys.executable, "-P", "-c", CUT, where, str(path), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=child_environment(OMP_NUM_THREADS="1"),
+    return subprocess.run(command, capture_output=True, text=True, env=child_environment(OMP_NUM_THREADS="1", **more),
                           timeout=60, check=False)
 
 
-@needs_kernels
-@pytest.mark.parametrize("where", ["header", "weights"])
-def test_a_file_cut_while_it_is_read_is_a_sentence_and_exit_3(where, model, tmp_path):
-    done = run(where, model, "trace", model, "--tokens", "1,2", "--threads", "1", "--out", tmp_path / "o")
-    assert done.returncode == 3 and "became shorter" in done.stderr and str(model) in done.stderr, done.stderr
+@pytest.mark.parametrize("where,kernel", [
+    pytest.param("header", "", marks=needs_kernels), pytest.param("weights", "", marks=needs_kernels),
+    ("header", "decode"), pytest.param("decoded", "decode", marks=pytest.mark.slow)])
+def test_a_file_cut_while_it_is_read_is_a_sentence_and_exit_3(where, kernel, model, tmp_path):
+    """decode: no library guards, as where there is no compiler."""
+    done = run(where, model, "trace", model, "--tokens", "1,2", "--threads", "1", "--out", tmp_path / "o",
+               APR_TUI_KERNEL=kernel)
+    assert done.returncode == 3 and "became shorter" in done.stderr, (done.returncode, done.stderr)
+    assert kernel or str(model) in done.stderr
     assert "--no-mmap" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists() and os.listdir(tmp_path) == ["m.gguf"] and done.stdout == ""
 
@@ -92,18 +99,20 @@ def test_the_error_names_the_files_that_are_cut(tmp_path):
 
 CONSOLE = f"""
 import sys
-sys.argv = ["x", "weights", sys.argv[1], sys.argv[1], "--tokens", "1,2"]
+sys.argv = ["x", sys.argv[1], sys.argv[2], sys.argv[2], "--tokens", "1,2"]
 {CUT}
 """
 
 
-@needs_kernels
 @pytest.mark.slow
-def test_the_console_closes_with_the_sentence_and_the_terminal_restored(model):
+@pytest.mark.parametrize("where,kernel", [pytest.param("weights", "", marks=needs_kernels), ("decoded", "decode")])
+def test_the_console_closes_with_the_sentence_and_the_terminal_restored(where, kernel, model):
     main, side = pty.openpty()
     before = termios.tcgetattr(side)
-    child = subprocess.Popen([sys.executable, "-P", "-c", CONSOLE, str(model)], stdin=side, stdout=side, stderr=side,
-                             env=child_environment(TERM="xterm", OMP_NUM_THREADS="1"), start_new_session=True)
+    command = [sys.executable, "-P", "-c", CONSOLE, where, str(model)]
+    child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side,
+                             env=child_environment(TERM="xterm", OMP_NUM_THREADS="1", APR_TUI_KERNEL=kernel),
+                             start_new_session=True)
     said, ends = b"", time.monotonic() + 60
     while child.poll() is None and time.monotonic() < ends:
         if select.select([main], [], [], 0.1)[0]:
@@ -113,6 +122,42 @@ def test_the_console_closes_with_the_sentence_and_the_terminal_restored(model):
         said += os.read(main, 65536)
     assert child.wait() == 3 and b"became shorter" in said.rpartition(b"\x1b[?1049l")[2], said[-2000:]
     assert termios.tcgetattr(side) == before
+
+
+WORK = """
+import os, signal, sys, time
+from apr_tui.parent import go_on_in_child
+first = os.getpid()
+go_on_in_child()
+assert os.getppid() == first
+print(os.getpid(), flush=True)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(42))
+"""
+
+
+@pytest.mark.parametrize("ends,code,said", [
+    ("sys.exit(5)", 5, ""), ("os._exit(0)", 0, ""), ("os.kill(os.getpid(), signal.SIGBUS)", 3, "became shorter"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ("os.kill(os.getpid(), signal.SIGSEGV)", -signal.SIGSEGV, ""), ("raise ValueError", 1, "ValueError")])
+def test_a_parent_ends_as_the_child_that_works(ends, code, said):
+    done = subprocess.run([sys.executable, "-P", "-c", f"{WORK}\n{ends}"], capture_output=True, text=True, check=False,
+                          env=child_environment())
+    assert done.returncode == code and said in done.stderr and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 42), (signal.SIGTERM, -signal.SIGTERM),
+                                         (signal.SIGKILL, -signal.SIGKILL)])
+def test_what_is_sent_to_the_parent_reaches_the_child(number, code):
+    parent = subprocess.Popen([sys.executable, "-P", "-c", f"{WORK}\ntime.sleep(30)"], stdout=subprocess.PIPE,
+                              env=child_environment())
+    child = int(parent.stdout.readline())
+    time.sleep(0.1)
+    parent.send_signal(number)
+    assert parent.wait(10) == code
+    ends = time.monotonic() + 5
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{child}")
 
 
 def test_pages_that_are_let_go_take_no_memory(tmp_path):

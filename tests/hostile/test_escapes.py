@@ -64,6 +64,7 @@ def words_of(name, files):
         "check": [(model, *feed), (files["b"], "--model", model), (model, "--prompts", home / HOSTILE)],
         "compare": [(model, other, *feed), (files["b"], files["b"]), (f"{model}@x={HOSTILE}", other)],
         "bisect": [(model, home / HOSTILE, *feed)],
+        "look": [(model, "0.qkv", *feed), (model, HOSTILE), (home / HOSTILE, "0.qkv")],
         "train": [("--watch", files["r"]), ("--watch", files["r"], "--json"), ("--watch", home / HOSTILE),
                   ("--out", home / "t", "--config", HOSTILE), ("--mode", HOSTILE)],
         "import": [(home / "trace.txt", "--out", home / f"i{HOSTILE}")],

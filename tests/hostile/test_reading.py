@@ -4,6 +4,8 @@ import ast
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from core.formats.open_model import open_model
 from core.proof.contract_gates import contract_gates
 from core.sources.imports.open_trace import import_trace
 from core.system import limits, mapped_file, paths, regular_file
+from core.system.child import child_environment
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.regular_file import read_file, read_text
@@ -266,3 +269,20 @@ def test_a_kept_digest_that_is_none_is_no_error(text, tmp_path, monkeypatch):
     paths.make_own(home.parent)
     home.write_text(text)
     assert identity._kept(tmp_path / "m") is None
+
+
+EARLY = """
+import os, signal, sys
+from apr_tui.cli import main
+text = "os.kill(os.getpid(), signal.SIGINT)"
+main.on_cut_files = lambda handler: PRESS
+sys.exit(main.main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize("press", ["os.kill(os.getpid(), signal.SIGINT)", "exec(text)"])
+def test_an_interrupt_while_modules_are_imported_is_exit_130_and_no_signal(press, tmp_path):
+    (tmp_path / "early.py").write_text(EARLY.replace("PRESS", press))
+    done = subprocess.run([sys.executable, "-P", "-m", "early"], env=child_environment() | {
+        "PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "apr-tui: interrupted\n")

@@ -29,7 +29,7 @@ def bill():
 
 def kl():
     bucket = {"from": 0.0, "to": 1.0, "tokens": 2, "mean": 0.5, "top1": 1.0}
-    summary = KlSummary(2, *[0.5] * 6, 1.0, 2.0, 2.0, (0.1, 0.9), 1e-9, (bucket,))
+    summary = KlSummary(2, *[0.5] * 6, 1.0, 2.0, 2.0, (0.1, 0.9), 1e-9, (bucket,), (bucket,))
     worst = (WorstToken(0, 1, "a", 0.5, Cause((0, "ffn_up"), 0.9, ("blk.0.ffn_up.weight",))),)
     return KlResult("a.gguf", "b.gguf", "a text", summary, worst, (1, 2), TokenKl(*np.ones((5, 2))))
 

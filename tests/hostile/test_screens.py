@@ -10,6 +10,7 @@ from apr_tui.workers.train import Training
 from core.audit.audit_file import Audit
 from tests.fuzz.run_readers import LOGS
 from tests.screens.test_screen_audit import FACTS, HINT, PROOF
+from tests.screens.test_screen_damage import bill as a_bill
 from tests.screens.test_screen_train import show
 from tests.support.fake_checks import BAD, FakeCheckSession, bisection, check_of, shallow
 from tests.support.fake_session import console, is_clean, text_of, until
@@ -18,7 +19,7 @@ from tests.support.spoil import HOSTILE, is_shown, spoilt
 # how each screen is reached from the grid, by keys
 WAYS = {keys.GRID_KEYS: "", keys.LAYER_KEYS: "enter", keys.PAGE_KEYS: "enter enter", keys.PAIR_KEYS: "g",
         keys.CHECK_KEYS: "x", keys.CHECK_LAYER_KEYS: "x enter", keys.LADDER_KEYS: "g b b", keys.AUDIT_KEYS: "a",
-        keys.TRAIN_KEYS: ""}
+        keys.TRAIN_KEYS: "", keys.DAMAGE_KEYS: "D"}
 UNUSED = {"quit", "run", "trace"}  # actions that leave the screen for good
 
 
@@ -33,8 +34,9 @@ class Hostile(FakeCheckSession):
 def hostile_session():
     trace = replace(shallow(), planted="gelu@5.ffn_silu", generated="four", notes=("a note",))
     audited = Audit("tiny.gguf", FACTS, 339, (PROOF, HINT))
+    bill = a_bill(notes=("a note",), refusal="none is asked for")
     return Hostile(spoilt(trace), checked=spoilt(check_of(trace, BAD)), bisected=spoilt(bisection()),
-                   audited=spoilt(audited))
+                   audited=spoilt(audited), bill=spoilt(bill))
 
 
 async def press(app, pilot, key):
@@ -44,13 +46,14 @@ async def press(app, pilot, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [k for k in WAYS if k != keys.TRAIN_KEYS])
-async def test_no_key_of_a_screen_shows_or_copies_what_steers(kind, monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind,way", [*((k, way) for k, way in WAYS.items() if k != keys.TRAIN_KEYS),
+                                      (keys.LAYER_KEYS, "g enter")])
+async def test_no_key_of_a_screen_shows_or_copies_what_steers(kind, way, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     copied = []
     async with console(monkeypatch, hostile_session(), prompt=HOSTILE) as (app, pilot):
         monkeypatch.setattr("textual.app.App.copy_to_clipboard", lambda self, text: copied.append(text))
-        for key in WAYS[kind].split():
+        for key in way.split():
             await press(app, pilot, key)
         there = app.screen
         assert there.kind == kind or kind == keys.PAGE_KEYS, (there.kind, kind)

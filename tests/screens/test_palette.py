@@ -10,7 +10,7 @@ from rich.color import Color
 from apr_tui import ground
 from apr_tui.palette import ANSI, DARK, LIGHT, PALETTES
 from apr_tui.style import paint, painted, strip, style
-from tests.support.fake_session import FakeSession, console
+from tests.support.fake_session import FakeSession, console, text_of
 
 LEAST = 4.5  # WCAG 2.2, 1.4.3: normal text
 RGB = tuple[int, int, int]
@@ -86,6 +86,14 @@ async def test_light_paints_a_light_screen(monkeypatch):
         grounds = {s.style.bgcolor.name for line in app.screen._compositor.render_strips() for s in line
                    if s.style is not None and s.style.bgcolor is not None and not s.style.reverse}
         assert {g.lower() for g in grounds} <= {LIGHT.ground, *LIGHT.shades}, grounds
+    paint(DARK)
+
+
+async def test_every_widget_of_the_console_is_drawn_in_16_colours(monkeypatch):
+    async with console(monkeypatch, FakeSession(), theme="ansi") as (app, pilot):
+        for key in ("f", "escape", "question_mark", "escape"):
+            await pilot.press(key)
+        assert "tiny.gguf" in text_of(app) and app.failure is None
     paint(DARK)
 
 

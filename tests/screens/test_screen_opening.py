@@ -87,6 +87,8 @@ async def test_from_160_columns_b_stands_beside_a(monkeypatch):
         place = (4, "qkv")
         row = next(line for line in text_of(app).splitlines() if line.split()[:1] == ["4"])
         numbers = [side.cells[place].at("all").std for side in (fake.comparison.a, fake.comparison.b)]
+        header = text_of(app).splitlines()[2].split()
+        assert header.count("output") == 2, "every stage of both sides is in view"
         assert row.split().count("4") == 2 and all(f"{number:.4f}" in row for number in numbers), row
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apr_tui.cli.commands import COMMANDS, EXAMPLES, command_line
-from apr_tui.cli.papers.usage import EXAMPLE_CODES, EXIT_CODES, Word, usage_of
+from apr_tui.cli.papers.usage import EXIT_CODES, ON_ERROR, Word, usage_of
 from apr_tui.options import Arguments as Basic
 from apr_tui.options import Parser
 from core.system.json_text import to_json
@@ -53,8 +53,10 @@ STEPS = (
          "as compare"),
 )
 ACTS = (  # what the console does by a key, and the command that does it
-    ("r i s", "trace model.gguf --prompt 'Hello' --scope last --json"), ("x", "check model.gguf --json"),
-    ("g m", "compare good.gguf bad.gguf --json"), ("b", "bisect good.gguf bad.gguf --json"),
+    ("enter 1 2 3 4", "look model.gguf 3.ffn_swigl --json"), ("D", "damage model.gguf --json"),
+    ("r i s", "trace model.gguf --prompt 'Hello' --scope last --json"),
+    ("C", "trace model.gguf --chat --json"), ("x", "check model.gguf --json"),
+    ("g G m", "compare good.gguf bad.gguf --json"), ("b", "bisect good.gguf bad.gguf --json"),
     ("a", "audit model.gguf --json"), ("e", "trace model.gguf --out evidence/hello --json"),
     ("f", "show evidence/hello --json"), ("t", "train --config tiny --steps 40 --out run --json"),
     ("?", "guide --json"),
@@ -113,7 +115,7 @@ def guide_page() -> str:
               "`apr-tui check model.gguf --plant shift@1.qkv --json`.", "",
               "## Which files do you have?", "", "| you have | ask |", "|---|---|",
               *(f"| {have} | {ask} |" for have, ask in HAVE), "",
-              "## Exit codes", "", EXAMPLE_CODES, "", "| code | it means |", "|---|---|",
+              "## Exit codes", "", ON_ERROR, "", "| code | it means |", "|---|---|",
               *(f"| {code} | {said} |" for code, said in EXIT_CODES.items()), "",
               "## The console's keys as commands", "", "| key | command |", "|---|---|",
               *(f"| {key} | `apr-tui {words}` |" for key, words in ACTS), "", "## Commands", ""]

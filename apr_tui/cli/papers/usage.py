@@ -20,7 +20,7 @@ EXIT_CODES = {
     70: "an internal error, with a log's path",
     130: "interrupted",
 }
-EXAMPLE_CODES = "An error says on stderr what was found, what was needed and what to do."
+ON_ERROR = "An error says on stderr what was found, what was needed and what to do."
 
 
 @dataclass(frozen=True, slots=True)

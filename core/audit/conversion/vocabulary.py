@@ -14,7 +14,7 @@ from core.formats.model_file import ModelFile
 from core.system.errors import AprError
 from core.system.json_text import to_json
 from core.system.mapped_file import quote_name
-from core.text.panics import no_panic
+from core.text.library import no_panic
 from core.text.tokenizer import open_tokenizer
 from core.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
 

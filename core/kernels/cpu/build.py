@@ -96,10 +96,12 @@ def pending_build() -> Path | None:
     return None
 
 
-def guard_early() -> None:
-    """Guard mapped files from now on, where the kernels are compiled; else it begins with their first product."""
-    if pending_build() is None:
-        library()
+def guard_early() -> bool:
+    """Guard mapped files from now on, where the kernels are compiled; else it begins with their first product, if ever.
+
+    Says whether they are guarded now.
+    """
+    return pending_build() is None and not isinstance(library(), Absent)
 
 
 def _guard(shared: ctypes.CDLL) -> None:

@@ -32,9 +32,13 @@ def attention(model: Model, layer: Layer, h_TD: Tensor, cache: Cache, tap: Tap) 
     if a.own_k:
         k_TKH = _turned(model, a, a.k_norm, name + "attn_k_norm.weight", k_TKH, cache, is_query=False)
         k_TKH = tap(i, "k_rope", k_TKH.flatten(1)).view(k_TKH.shape)
+        if not model.kv.is_exact:
+            k_TKH, v_TKH = model.kv.key(k_TKH), model.kv.value(v_TKH)
         k_SKH, v_SKH = cache.extend(i, k_TKH, v_TKH)
     else:
         k_SKH, v_SKH = _borrowed(layer, a, cache, len(h_TD), tap)
+    if not model.kv.is_exact:
+        q_TNH = model.kv.query(q_TNH)
     if a.is_plain:
         mix_TQ = model.ops.attend(q_TNH, k_SKH, v_SKH, cache.position)
     else:

@@ -1,7 +1,7 @@
 """Run llama.cpp (through llama-cpp-python) on a GGUF file and take every stage by its eval callback, through ctypes.
 
 It runs in the child process of process.py. CPU, one ubatch, no warm-up, flash attention off (else there is no kqv_out),
-the KV cache in float32 (so that it adds no rounding), weights as stored: repacked copies round activations otherwise.
+the KV cache in float32 unless a side says otherwise, weights as stored: repacked copies round activations otherwise.
 A stage is known by the weight that its node reads; what reads none, by the node's name.
 Source: ggml.h (struct ggml_tensor), llama.h (llama_context_params), as of llama-cpp-python 0.3.
 """
@@ -22,13 +22,14 @@ from core.model.layers import FeedForward
 from core.model.ops import TABLES
 from core.model.stages import ROUTED, STAGES, Place, stage_named
 from core.sources.engines.by_weight import dense_weights, join, sort_experts, stages_by_tensor, strip, usual_stages
+from core.sources.engines.llama_cache import cache_words, set_cache
 from core.sources.engines.process import LOG, Answer, Ask, last_lines, stages_wanted, tell
 from core.system.arrays import Floats32
 from core.system.errors import ArchError, FileError
 from core.trace.engines import GELU_TABLE
 
 UNKNOWN = FeedForward(0, "", "none")
-F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES, FLASH_OFF = 0, 4, 10, 64, 64, 0
+F32, MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS_BYTES = 0, 4, 10, 64, 64
 # (node's name before -N, operation or "" for any) -> stage, for nodes that read no weight
 BY_NODE = {(node, "ROPE" if stage.operation == "rope" else ""): stage.name
            for stage in STAGES for node in stage.llama_cpp}
@@ -62,17 +63,16 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
     watcher = Watcher(ask, folder, Path(llama_cpp.__file__).parent / "lib")
     n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     threads = ask.threads or _threads()
-    logits = _decode(api, model, ask.tokens, threads, n_vocab, watcher)
+    logits = _decode(api, model, ask, threads, n_vocab, watcher)
     tell(folder, "running unwatched")
-    unwatched = _decode(api, model, ask.tokens, threads, n_vocab, None) if ask.witness else None
-    values = watcher.values()
-    values[None, "logits"] = logits
+    unwatched = _decode(api, model, ask, threads, n_vocab, None) if ask.witness else None
+    values = {**watcher.values(), (None, "logits"): logits}
     answer = Answer(
         engine=f"llama.cpp (llama-cpp-python {llama_cpp.__version__}, ggml {watcher.version()})",
         compute="q8" if watcher.reads_packed else "f32", dtype="float32",
         arch=_meta(api, model, "general.architecture"), n_layer=api.llama_model_n_layer(model),
         d_model=api.llama_model_n_embd(model), n_vocab=n_vocab, tokens=ask.tokens, threads=threads, device="cpu",
-        kernel="ggml CPU, weights as stored, KV cache float32, no flash attention" + (
+        kernel=f"ggml CPU, weights as stored, {cache_words(ask.cache)}" + (
             f", {GELU_TABLE}" if any(layer.ffn and layer.ffn.act in TABLES
                                   for layer in (watcher.arch.layers if watcher.arch else ())) else ""),
         same_logits=None if unwatched is None else unwatched.tobytes() == logits.tobytes())
@@ -80,14 +80,14 @@ def capture(ask: Ask, folder: Path) -> tuple[Answer, dict[Place, Floats32]]:
 
 
 def _decode(
-    api: Any, model: Any, tokens: tuple[int, ...], threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
+    api: Any, model: Any, ask: Ask, threads: int, n_vocab: int, watcher: Watcher | None  # noqa: ANN401
 ) -> Floats32:
     """Run the tokens in one ubatch of a fresh context; returns the logits [1, V] of the last one."""
-    n = len(tokens)
+    tokens, n = ask.tokens, len(ask.tokens)
     options = api.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = n, n, n, 1
-    options.n_threads = options.n_threads_batch = threads
-    options.flash_attn_type, options.type_k, options.type_v, options.no_perf = FLASH_OFF, F32, F32, True
+    options.n_threads, options.n_threads_batch, options.no_perf = threads, threads, True
+    set_cache(options, ask.cache)
     if watcher is not None:
         callback = api.ggml_backend_sched_eval_callback(watcher)
         options.cb_eval = callback

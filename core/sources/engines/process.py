@@ -48,7 +48,7 @@ Values = dict[Place, Floats32]
 class Ask:
     """What a child is to run. layers: A..B in depth (None: all); the residual stream is taken of every layer.
 
-    layers_of: a GGUF or .apr file whose layers it has, where its path is a folder.
+    layers_of: a GGUF or .apr file whose layers it has, where its path is a folder. cache: TYPE or K/V of its KV cache.
     """
 
     path: str
@@ -58,6 +58,7 @@ class Ask:
     device: str = "cpu"
     witness: bool = True
     layers_of: str | None = None
+    cache: str = "f32"
 
 
 @dataclass(frozen=True, slots=True)

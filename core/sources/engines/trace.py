@@ -10,14 +10,15 @@ import numpy as np
 
 from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, place_order
 from core.sources.engines.process import Answer, Ask, Values, find_engine, run_engine
+from core.system.arrays import Floats32
 from core.system.cancel import IsCancelled
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_file
-from core.text.panics import no_panic
+from core.text.library import encode_text, no_panic
 from core.text.tokenizer import validate_text
-from core.trace.events import CellMeasured, Emit
+from core.trace.events import CellMeasured, Emit, no_emit
 from core.trace.measure import measure_array
 from core.trace.measures import SideName
 from core.trace.record import CaptureContract, NextToken, Token, Trace
@@ -45,7 +46,7 @@ def trace_engine(
                          "Plant in a model file.")
     ids = tuple(t.id for t in tokens)
     ask = Ask(str(source.path.resolve()), ids, source.threads, layers, _device(source), witness,
-              None if beside is None else str(beside.resolve()))
+              None if beside is None else str(beside.resolve()), source.cache)
     answer, values = run_engine(source.scheme, ask, emit=emit, cancelled=cancelled)
     cells = {}
     for place in sorted(values, key=place_order):
@@ -60,6 +61,19 @@ def trace_engine(
         origin={"path": str(source.path), "kind": "another engine", "scheme": source.scheme})
 
 
+def final_norm(
+    source: Source, tokens: Sequence[int], width: int, *, cancelled: IsCancelled
+) -> tuple[Floats32, str]:
+    """What the engine's final norm gives for the tokens [T, width], and the compute that it declares; FileError."""
+    ask = Ask(str(source.path.resolve()), tuple(tokens), source.threads, (0, 0), _device(source), False,
+              cache=source.cache)
+    answer, values = run_engine(source.scheme, ask, emit=no_emit, cancelled=cancelled)
+    found = values.get((None, "final_norm"))
+    if found is None or found.shape != (len(tokens), width):
+        raise FileError(f"{source.scheme} gave no final norm of [{len(tokens)}, {width}] for {source.path.name}.")
+    return found, answer.compute
+
+
 def check_path(source: Source) -> None:
     """Hold the path to what the engine reads; FileError, UsageError."""
     engine, path = find_engine(source.scheme), source.path
@@ -70,6 +84,8 @@ def check_path(source: Source) -> None:
         raise FileError(f"{source.scheme}:{path}: the folder has no config.json; it needs that and safetensors files.")
     if path.is_dir() and not folder:
         raise FileError(f"{source.scheme}:{path} is a folder; {source.scheme} reads a .gguf file.")
+    if source.cache != "f32" and source.scheme != "llama.cpp":
+        raise UsageError(f"{source.scheme}:{path}: cache={source.cache} is known of llama.cpp and of files run here.")
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise FileError(f"{source.scheme}:{path}: {source.scheme} reads .gguf. "
                         f"Convert it first: apr-tui convert {path} FILE.gguf")
@@ -101,7 +117,7 @@ def folder_tokens(folder: Path, prompt: Prompt) -> tuple[tuple[Token, ...], Call
 def _encode(tokenizer: Tokenizer, text: str, folder: Path) -> list[int]:
     try:
         with no_panic():
-            return list(tokenizer.encode(text).ids)
+            return encode_text(tokenizer, text, special=True)
     except ValueError as error:
         raise FileError(f"{folder / 'tokenizer.json'} cannot encode the prompt: {error}. Give --tokens.") from error
 

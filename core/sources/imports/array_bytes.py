@@ -32,7 +32,7 @@ UNPICKLE = ("is a pickle of Python objects, which may run any code: it is never 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1",
           "BOOL": "|b1", "I16": "<i2", "I8": "|i1"}
 _NPY = re.compile(
-    rb"\{'descr': '([<|>]?[fiub][1248])', 'fortran_order': (True|False), "
+    rb"\{'descr': '([<|>]?(?:f[248]|[iu][1248]|b1))', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,12},? ?){0,6})\), \}\s*$")
 _MANY = 6  # dimensions
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from core.formats.model_file import LazyArray, ModelFile, Value
+from core.system.cancel import wait_for
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
 from core.system.regular_file import read_text
 from core.text.bpe import BYTE_LETTERS
-from core.text.panics import no_panic
+from core.text.library import no_panic
 from core.text.pre_tokenizers import PRE_NAMED
 
 END = "<|endoftext|>"
@@ -157,7 +158,8 @@ def encoder(vocabulary: Vocabulary) -> Callable[[Sequence[str]], list[list[int]]
     def encode(texts: Sequence[str]) -> list[list[int]]:
         try:
             with no_panic():
-                return [list(e.ids) for e in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
+                found = wait_for(lambda: engine.encode_batch_fast(list(texts), add_special_tokens=False))
+                return [list(e.ids) for e in found]
         except ValueError as error:
             raise FileError(f"the tokenizer cannot encode the text ({error}). {_NEEDED}") from error
 

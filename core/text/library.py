@@ -10,7 +10,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+from core.system.cancel import wait_for
+
+LONG = 1 << 16  # characters of a text that take so long that Ctrl-C must be able to end it
 STDERR = 2  # the descriptor: the library knows no Python stream
 _LOCK = threading.Lock()
 _INSIDE: list[int] = []  # what stderr was, once for each thread that is inside
@@ -28,6 +32,14 @@ def no_panic() -> Iterator[None]:
         raise ValueError(str(error)[:200]) from error
     finally:
         _restore()
+
+
+def encode_text(engine: Any, text: str, special: bool = False) -> list[int]:  # noqa: ANN401 (tokenizers has no types)
+    """Ids of a text by an engine of the `tokenizers` library; special: with what it adds. Ctrl-C ends the wait."""
+    if len(text) < LONG:
+        return list(engine.encode(text, add_special_tokens=special).ids)
+    # of one text, encode would hold Python's lock all along
+    return wait_for(lambda: list(engine.encode_batch_fast([text], add_special_tokens=special)[0].ids))
 
 
 def _silence() -> None:
