@@ -90,7 +90,7 @@ FORMS = {
     "debugger, printed": Form(30, BY_MOMENT, tuple(s for s in OF_MODULES if s not in ("qkv", "logits")), False,
                               "transformers"),
     "rows of statistics": Form(20, BY_MOMENT[:3], OF_MODULES, False, "transformers"),
-    "llama-eval-callback log": Form(50, BY_MOMENT, tuple(NODES), False, "llama.cpp"),
+    "llama-eval-callback log": Form(50, (*BY_MOMENT, "shift", "stale"), tuple(NODES), False, "llama.cpp"),
     "importance matrix": Form(10, ("scale",), ("attn_norm", "ffn_norm", "ffn_swigl"), False, "llama.cpp"),
 }
 

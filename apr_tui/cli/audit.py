@@ -19,7 +19,7 @@ class Arguments(JudgeArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("FILE")
+    parser.add_argument("FILE", help="a GGUF or an .apr, of any architecture")
     parser.add_argument("ORIGINAL", nargs="?",
                         help="what it was made from: a folder of config.json and safetensors, a GGUF or an .apr")
     parser.take(*OUT, *JUNIT)

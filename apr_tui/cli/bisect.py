@@ -20,8 +20,8 @@ class Arguments(RunArguments, JudgeArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("A")
-    parser.add_argument("B")
+    parser.add_argument("A", help="the side that B is held to: a model file")
+    parser.add_argument("B", help="the side that is judged")
     parser.take(*FEED, *RUN, *OUT, *JUNIT)
 
 

@@ -23,7 +23,7 @@ class Arguments(PromptsArguments, JudgeArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("SOURCE")
+    parser.add_argument("SOURCE", help="a model file, a bundle, or llama.cpp:FILE, transformers:FILE")
     parser.take(*FEED, "--prompts", *RUN, "--generate", *OUT, *JUNIT)
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="the file whose weights a bundle's values are checked against")

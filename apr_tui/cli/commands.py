@@ -75,7 +75,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {name: tuple(Example(*row) for row in
               ("model.gguf original/", "beside the folder of config.json and safetensors that it was made from"),
               ("model.gguf --json", "one document, for a script")),
     "kl": (("f16.gguf q4.gguf --tokens 256", "KL over a text, and why the worst tokens differ"),
-           ("f16.gguf q4.gguf --corpus text.txt --out kl", "of your text; the same command goes on after a kill")),
+           ("f16.gguf q4.gguf --corpus text.txt --out kl", "of your text; the same command goes on after a kill"),
+           ("model.gguf model.gguf@cache=q8_0/q4_0", "what a quantised KV cache costs, keys and values apart")),
     "damage": (("q4.gguf --original f16.gguf --budget 20000000", "the dearest tensors, and what to raise for 20 MB"),),
     "train": (("--config tiny --steps 40 --out run", "train a small model, with its gates"),
               ("--watch run", "follow a run of another process"), ("--out run --resume", "go on with it")),
@@ -221,7 +222,7 @@ def console_parser() -> Parser:
         description="Open the console on a model file (.gguf or .apr), or on the built-in demonstration.",
         epilog=f"commands:\n{commands}\n\nexamples:\n{examples}\n\n"
                "`apr-tui COMMAND --help` lists a command's options, with examples.")
-    parser.add_argument("MODEL", nargs="?")
+    parser.add_argument("MODEL", nargs="?", help="a model file; without one the built-in demonstration")
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.take(*CONSOLE, "--theme")
     return parser

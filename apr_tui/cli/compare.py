@@ -20,8 +20,8 @@ class Arguments(PromptsArguments, JudgeArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("A")
-    parser.add_argument("B")
+    parser.add_argument("A", help="the side that B is held to: a model file, a bundle, llama.cpp:FILE ...")
+    parser.add_argument("B", help="the side that is judged")
     parser.take(*FEED, "--prompts", *RUN, *OUT, *JUNIT, "--values")
 
 

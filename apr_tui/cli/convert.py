@@ -26,8 +26,8 @@ class Arguments(Basic):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("IN")
-    parser.add_argument("OUT")
+    parser.add_argument("IN", help="the file to read")
+    parser.add_argument("OUT", help="the file to write, .gguf or .apr")
     parser.add_argument("--to", choices=("f16", "f32"), help="dequantise the types that the other format lacks")
     parser.take("--no-mmap", "--force", "--json", "--quiet")
 

@@ -25,7 +25,7 @@ class Arguments(OutArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("FILE")
+    parser.add_argument("FILE", help="a quantised model file")
     parser.add_argument("--original", type=Path, metavar="FILE", help="the same model before it was quantised")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="the text (default: the project's own)")
     parser.add_argument("--exact", action="store_true", help="swap one tensor at a time; needs --original")

@@ -47,7 +47,7 @@ class Arguments(OutArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("SRC")
+    parser.add_argument("SRC", help="another tool's trace: a file or a folder")
     parser.take("--out", required=True)
     parser.take("--force")
     parser.take("--scope", default=None)  # a default would claim what nobody said

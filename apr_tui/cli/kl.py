@@ -29,8 +29,8 @@ class Arguments(JudgeArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("A")
-    parser.add_argument("B")
+    parser.add_argument("A", help="the file that B is held to")
+    parser.add_argument("B", help="the file that is judged")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="the text (default: the project's own)")
     parser.add_argument("--context", type=read_count, metavar="N", default=512, help="tokens a chunk (default 512)")
     parser.add_argument("--tokens", dest="most", type=read_count, metavar="N", help="stop after N tokens of the text")

@@ -34,7 +34,7 @@ class Arguments(RunArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("MODEL")
+    parser.add_argument("MODEL", help="a model file, or llama.cpp:FILE, transformers:FILE")
     parser.add_argument("PLACE", help="3.ffn_swigl; a whole-model stage by its name alone")
     parser.take(*FEED, "--device", "--compute", "--threads", "--no-mmap", "--plant", "--threshold", "--json", "--quiet")
 

@@ -25,7 +25,7 @@ class Arguments(Basic):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("BUNDLE")
+    parser.add_argument("BUNDLE", help="a folder of evidence")
     parser.add_argument("--text", action="store_true", help="print it instead of opening the console")
     parser.take("--scope", default=None)  # a default would claim what nobody said
     parser.take("--threshold", "--json", "--theme")

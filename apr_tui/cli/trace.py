@@ -24,7 +24,7 @@ class Arguments(RunArguments, OutArguments):
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command line."""
-    parser.add_argument("MODEL")
+    parser.add_argument("MODEL", help="a model file, or llama.cpp:FILE, transformers:FILE")
     parser.take(*CONSOLE, *OUT, "--values")
     parser.add_argument("--no-witness", dest="witness", action="store_false",
                         help="do not run the untraced witness beside it")

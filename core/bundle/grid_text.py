@@ -8,7 +8,7 @@ from core.model.stages import GRID_STAGES
 from core.system.numbers import CELL_WIDTH, short
 from core.system.safe_text import safe_text
 from core.trace.finding import ABSENT, MARK_OF_KIND, OK, UNKNOWN, UNUSUAL, WATCH, Finding
-from core.trace.grid import layers, marks, value
+from core.trace.grid import layers, marks, metric_shown, value
 from core.trace.record import Trace
 
 LAYER_WIDTH, LINE_WIDTH = 5, 80
@@ -27,14 +27,15 @@ def header_lines() -> tuple[str, str]:
 
 
 def grid_text(trace: Trace, scope: str, findings: Iterable[Finding] = (), threshold: float = 10.0) -> str:
-    """Write the grid of stds in 80 columns: a title, layers down, ten stages across, and what the marks mean."""
+    """Write the grid in 80 columns: title, layers down, ten stages across, marks. Means, where a source has no std."""
     mark = marks(trace.cells, scope, threshold, trace.layer_kinds)
     for finding in findings:
         if mark.get(finding.place) in (OK, WATCH, UNKNOWN):
             mark[finding.place] = MARK_OF_KIND.get(finding.kind, WATCH) if finding.scope == scope else WATCH
+    metric = metric_shown(trace.cells, scope)
     lines = [_cut(title) for title in title_lines(trace, scope)] + list(header_lines())
     for layer in layers(trace.cells):
-        cells = (cell_text(value(trace.cells, (layer, s), scope, "std"), mark[layer, s]) for s in GRID_STAGES)
+        cells = (cell_text(value(trace.cells, (layer, s), scope, metric), mark[layer, s]) for s in GRID_STAGES)
         lines.append(str(layer).rjust(LAYER_WIDTH) + "".join(cells))
     lines.append(legend(threshold))
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -50,7 +51,8 @@ def title_lines(trace: Trace, scope: str) -> list[str]:
     facts = trace.facts
     known = (trace.name, facts.arch, facts.engine, facts.compute, facts.device)
     n_token = f"{len(trace.tokens)} token{'s' * (len(trace.tokens) != 1)}" if trace.tokens else "tokens unknown"
-    lines = ["  ".join(safe_text(str(k)) for k in known if k), f"std at scope {scope}, {n_token}"]
+    lines = ["  ".join(safe_text(str(k)) for k in known if k), 
+             f"{metric_shown(trace.cells, scope)} at scope {scope}, {n_token}"]
     if trace.planted:
         lines.insert(0, f"PLANTED {safe_text(trace.planted)}: this run carries a bug put there on purpose")
     return lines

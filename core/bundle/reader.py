@@ -12,7 +12,7 @@ import numpy as np
 
 from core.bundle.csv_table import read_table
 from core.bundle.manifest import Manifest, check_schema
-from core.bundle.tables import STATS_COLUMNS, TOKENS_COLUMNS, VALUES, token_stats
+from core.bundle.tables import STATS_COLUMNS, TOKENS_COLUMNS, VALUES, scope_stats, token_stats
 from core.model.stages import Place, parse_stored_scope, place_order, stage_named
 from core.system.atomic_folder import MANIFEST
 from core.system.errors import FileError, UsageError
@@ -20,7 +20,7 @@ from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES, TABLE_BYTES
 from core.system.regular_file import read_file
 from core.trace.record import Trace
-from core.trace.stats import Cell, ScopeStats, Stats
+from core.trace.stats import Cell, Stats
 from core.trace.values_file import open_values
 
 _WHOLE = "A whole bundle was needed; trace again with --out."
@@ -43,8 +43,8 @@ def read_bundle(folder: Path) -> Trace:
     cells: dict[Place, Cell] = {}
     try:
         for place, scopes in stats.items():
-            found = rows.get(place)
-            cells[place] = token_stats(found, channels.get(place, {}), scopes) if found else ScopeStats(scopes)
+            found, extras = rows.get(place), channels.get(place, {})
+            cells[place] = token_stats(found, extras, scopes) if found else scope_stats(scopes, extras)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{manifest.name}: key 'channels' is damaged ({error}). Trace again.") from error
     return Trace(

@@ -70,14 +70,21 @@ def token_stats(
 
 
 def channel_extras(cells: Mapping[Place, Cell]) -> dict[Place, dict[str, object]]:
-    """Return what the tables have no column for: top channels, massive values, factors of a product."""
+    """Return what the tables have no column for: top channels, massive values, factors of a product, samples."""
     found: dict[Place, dict[str, object]] = {}
     for place in sorted(cells, key=place_order):
         cell = cells[place]
         if isinstance(cell, TokenStats):
             extras = {"top": cell.top, "massive": cell.massive, "factors": cell.factors}
             found[place] = {name: value for name, value in extras.items() if value}
+        elif cell.samples:
+            found[place] = {"samples": cell.samples}
     return found
+
+
+def scope_stats(published: Mapping[str, Stats], extras: Mapping[str, object]) -> ScopeStats:
+    """Rebuild a cell that has no rows of tokens."""
+    return ScopeStats(published, _triples(extras.get("samples")))
 
 
 def _triples(value: object) -> tuple[tuple[int, int, float], ...]:

@@ -17,7 +17,7 @@ from core.bundle.tables import STATS_COLUMNS
 from core.model.stages import GRID_STAGES, Place, place_text
 from core.system.numbers import short
 from core.trace.finding import ABSENT, BAD, WATCH, Finding
-from core.trace.grid import layers, marks, ratio, value
+from core.trace.grid import layers, marks, metric_shown, ratio, value
 from core.trace.record import Trace
 
 MOST_BYTES = 1_500_000  # of a page: a mail takes it
@@ -72,14 +72,15 @@ def _of_scope(section: Section, scope: str) -> Section:
 
 
 def trace_grid(trace: Trace, scope: str, threshold: float, rows: Sequence[Mapping[str, str]]) -> Grid:
-    """The grid of stds: marked as the console marks it, shaded by the log of the multiple of the layer before."""
+    """The grid of stds, or of means where a source has no std: marked as the console marks it, shaded by the ratio."""
     mark, kinds = marks(trace.cells, scope, threshold, trace.layer_kinds), trace.layer_kinds
-    written = {(row["layer"], row["stage"]): row["std"] for row in rows if row["scope"] == scope}
+    metric = metric_shown(trace.cells, scope)
+    written = {(row["layer"], row["stage"]): row[metric] for row in rows if row["scope"] == scope}
 
     def cell(place: Place) -> GridCell:
-        std, glyph = value(trace.cells, place, scope, "std"), mark[place]
-        exact = written.get((str(place[0]), place[1]), "" if std is None else str(std))
-        return GridCell(short(std), glyph, exact, TONES.get(glyph, Tone.PLAIN),
+        number, glyph = value(trace.cells, place, scope, metric), mark[place]
+        exact = written.get((str(place[0]), place[1]), "" if number is None else str(number))
+        return GridCell(short(number), glyph, exact, TONES.get(glyph, Tone.PLAIN),
                         "" if glyph == ABSENT else place_text(place), shade(ratio(trace.cells, place, scope, kinds)))
 
     return Grid(GRID_STAGES, tuple((str(i), tuple(cell((i, s)) for s in GRID_STAGES)) for i in layers(trace.cells)),

@@ -38,12 +38,15 @@ class Ranks:
         return dict(sorted((index, found) for part in every for index, found in part.items()))
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join torchrun's processes over gloo, and leave them after."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Ranks()
+        yield ALONE
         return
     import torch.distributed as dist
 

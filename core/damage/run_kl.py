@@ -13,7 +13,7 @@ import numpy as np
 from core.damage.cache_bill import HeadCost, cache_bill
 from core.damage.corpus import Corpus
 from core.damage.kl import KlSummary, Outside, TokenKl, noise_floor, summarise, token_kl
-from core.damage.ranks import Ranks
+from core.damage.ranks import ALONE, Ranks
 from core.damage.worst import Cause, cause_from, cause_of, cause_to
 from core.notebook.result import ROWS, Notebook
 from core.system import limits
@@ -85,7 +85,7 @@ class KlOptions:
 
     worst: int = 20
     state: ChunkStore | None = None
-    ranks: Ranks = Ranks()  # noqa: RUF009 (frozen)
+    ranks: Ranks = ALONE
     emit: Emit = lambda event: None
     cancelled: IsCancelled = lambda: False
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.damage.exact import with_weights
+from core.damage.exact import first_layer, with_weights
 from core.damage.few_tensors import Shifts, choices, shifts_of
 from core.damage.kl import compare_logits
 from core.damage.logits import hidden_states, logits, untapped
-from core.model.model import Tap
+from core.model.model import Resume, Tap
 from core.model.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.trace.run import Side
@@ -46,25 +46,51 @@ class Cause:
 
 def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Cause:
     """Why B's last token differs from A's: grafts by halving the layers, then by stage; then tensors."""
-    values: dict[Place, Tensor] = {}
-    hidden_a, hidden_b = hidden_states((a, b), tokens, [_keep(values), untapped(1)[0]], cancelled)
+    outputs_a: dict[Place, Tensor] = {}
+    outputs_b: dict[Place, Tensor] = {}
+    hidden_a, hidden_b = hidden_states((a, b), tokens, [_keep(outputs_a, is_output), _keep(outputs_b, is_output)],
+                                       cancelled)
     whole = _kl_last(a, b, hidden_a, hidden_b, cancelled)
     if not whole > 0:
         return Cause(None, None)
 
-    def recovered(side: Side, tap: Tap) -> float:
-        hidden = hidden_states([side], tokens, [tap], cancelled)[0]
+    def recovered(side: Side, tap: Tap, layer: int, before: dict[Place, Tensor]) -> float:
+        resume = _resume_at(side, layer, before)
+        hidden = hidden_states([side], tokens, [tap], cancelled, resume)[0]
         return 1 - _kl_last(a, side, hidden_a, hidden, cancelled) / whole
 
-    place, back = _earliest(a, values, lambda p: recovered(b, patch({p: lambda old: values[p].to(old)})))
+    def graft(place: Place, value: Tensor) -> float:
+        layer = place[0] if place[0] is not None else a.model.arch.n_layer
+        return recovered(b, patch({place: lambda old: value.to(old)}), layer, outputs_b)
+
+    def stages(layer: int) -> dict[Place, Tensor]:
+        kept: dict[Place, Tensor] = {}
+        tap = _keep(kept, lambda place: place[0] == layer)
+        hidden_states([a], tokens, [tap], cancelled, _resume_at(a, layer, outputs_a))
+        return kept
+
+    outputs_a[None, "final_norm"] = hidden_a
+    place, back = _earliest(a.model.arch.n_layer, outputs_a, graft, stages)
     y_a, y_b = (logits(s, h[-1:], cancelled)[0] for s, h in ((a, hidden_a), (b, hidden_b)))
     shifts = shifts_of(a, b, tokens, y_a, y_b, cancelled)
-    return Cause(place, back, *_fewest_tensors(shifts, a, b, lambda side: recovered(side, untapped(1)[0])))
+    return Cause(place, back, *_fewest_tensors(shifts, a, b, lambda side, layer: recovered(
+        side, untapped(1)[0], layer, outputs_b)))
 
 
-def _keep(into: dict[Place, Tensor]) -> Tap:
+def is_output(place: Place) -> bool:
+    """Whether it is the residual stream after a layer."""
+    return place[1] == "output"
+
+
+def _resume_at(side: Side, layer: int, outputs: dict[Place, Tensor]) -> Resume | None:
+    """Go on before that layer from what the one before gave; None: from the tokens, as a planted bug needs."""
+    x_TD = outputs.get((layer - 1, "output"))
+    return None if x_TD is None or side.plant or not side.model.arch.can_resume else Resume(layer, x_TD)
+
+
+def _keep(into: dict[Place, Tensor], is_wanted: Callable[[Place], bool]) -> Tap:
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        if stage != "logits":
+        if is_wanted((layer, stage)):
             into[layer, stage] = value.clone()
         return value
     return tap
@@ -76,37 +102,39 @@ def _kl_last(a: Side, b: Side, hidden_a: Tensor, hidden_b: Tensor, cancelled: Is
 
 
 def _earliest(
-    a: Side, values: dict[Place, Tensor], recovers: Callable[[Place], float]
+    n_layer: int, outputs: dict[Place, Tensor], graft: Callable[[Place, Tensor], float],
+    stages: Callable[[int], dict[Place, Tensor]],
 ) -> tuple[Place | None, float | None]:
     """Halve the layers by their outputs, then try each stage of the layer in order; the head where nothing does."""
-    low, high = 0, a.model.arch.n_layer - 1
-    last = recovers((high, "output"))
-    if last < RECOVERED:
-        back = recovers((None, "final_norm"))
-        return ((None, "final_norm"), back) if back >= RECOVERED else (None, None)
-    found: tuple[Place, float] = ((high, "output"), last)
+    low, high = 0, n_layer - 1
+    found, back = (high, "output"), graft((high, "output"), outputs[high, "output"])
+    if back < RECOVERED:
+        norm = (None, "final_norm")
+        back = graft(norm, outputs[norm])
+        return (norm, back) if back >= RECOVERED else (None, None)
     while low < high:
         middle = (low + high) // 2
-        back = recovers((middle, "output"))
-        if back >= RECOVERED:
-            high, found = middle, ((middle, "output"), back)
+        again = graft((middle, "output"), outputs[middle, "output"])
+        if again >= RECOVERED:
+            high, found, back = middle, (middle, "output"), again
         else:
             low = middle + 1
-    for stage in a.model.arch.layers[low].nodes:
-        if stage != "output" and (low, stage) in values:
-            back = recovers((low, stage))
-            if back >= RECOVERED:
-                return (low, stage), back
-    return found
+    for place, value in stages(low).items():
+        if not is_output(place):
+            again = graft(place, value)
+            if again >= RECOVERED:
+                return place, again
+    return found, back
 
 
 def _fewest_tensors(
-    shifts: Shifts, a: Side, b: Side, recovers: Callable[[Side], float]
+    shifts: Shifts, a: Side, b: Side, recovers: Callable[[Side, int], float]
 ) -> tuple[tuple[str, ...], float | None]:
     """The smallest choice of A's tensors that brings enough back, and what it does; else the one that brings most."""
     best: tuple[tuple[str, ...], float | None] = ((), None)
     for names in choices(shifts, MOST_TENSORS):
-        back = recovers(with_weights(b, {name: a.model.file.weight(name) for name in names}))
+        first = min(first_layer(name, a.model.arch.n_layer) for name in names)
+        back = recovers(with_weights(b, {name: a.model.file.weight(name) for name in names}), first)
         if best[1] is None or back > best[1]:
             best = names, back
         if back >= RECOVERED:

@@ -84,6 +84,10 @@ class Arch:
         row = stage_named(stage)
         return Node(row.operation, self.n_vocab if row.width == "V" else self.d_model, row.inputs, row.weights)
 
+    def layer(self, index: int | None) -> Layer | None:
+        """The layer of a place; None where that is of the whole model."""
+        return None if index is None else self.layers[index]
+
     def width(self, layer: int | None, stage: str) -> int | None:
         """Channels of a stage in a layer; None where the layer lacks it."""
         node = self.node(layer, stage)
@@ -189,13 +193,12 @@ def layer_weights(arch: Arch) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def stage_weights(model: ModelFile, layer: int | None, stage: str) -> list[str]:
-    """Name the tensors that a stage reads, those the file has."""
-    row, prefix = stage_named(stage), "" if layer is None else f"blk.{layer}."
+def stage_weights(model: ModelFile, layer: Layer | None, stage: str) -> list[str]:
+    """Name the tensors that a stage of a layer, or of the whole model, reads, those the file has."""
+    row, prefix = stage_named(stage), "" if layer is None else layer.prefix
     names = row.weights if layer is None else ()
     if layer is not None:
-        layers = read_arch(model).layers
-        node = layers[layer].nodes.get(stage) if layer < len(layers) else None
+        node = layer.nodes.get(stage)
         names = () if node is None else node.weights
     fulls = (f"{prefix}{name}{part}" for name in names for part in (".weight", ".bias", ""))
     found = [full for full in fulls if full in model.weights]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.formats.model_file import ModelFile
-from core.model.arch import stage_weights
+from core.model.arch import Arch, stage_weights
 from core.model.stages import STAGES, Place
 
 # beginning of a key without its architecture -> the place that reads it first; the first that fits
@@ -22,14 +22,16 @@ READERS: tuple[tuple[str, Place], ...] = (
 )
 
 
-def readers(model: ModelFile, name: str) -> list[Place]:
+def readers(model: ModelFile, arch: Arch, name: str) -> list[Place]:
     """The places that read a tensor of the file, in order of computation; none where no stage does."""
     if name.startswith("rope_"):
         return [(0, "q_rope"), (0, "k_rope")]
     part = name.split(".")
     layer = int(part[1]) if part[0] == "blk" and len(part) > 2 and part[1].isdecimal() else None
+    if layer is not None and layer >= arch.n_layer:
+        return []
     return [(layer, stage.name) for stage in STAGES
-            if stage.whole == (layer is None) and name in stage_weights(model, layer, stage.name)]
+            if stage.whole == (layer is None) and name in stage_weights(model, arch.layer(layer), stage.name)]
 
 
 def first_reader_of_key(key: str) -> Place | None:

@@ -16,12 +16,15 @@ from core.trace.measures import (
     State,
 )
 from core.trace.record import Trace
-from core.trace.stats import Stats
+from core.trace.stats import ScopeStats, Stats
 
 HALF = 0.5  # of the last printed decimal
+PRINTED_HALF = 5e-5  # of the four decimals that a log prints
 # What rounding has grown to by the later layers, in units of the coarsest that either side declares. Real logs of
 # llama.cpp: at most 1.4, float16 cache on stories260K, q8 on SmolLM2; the logits, a row through a head, 2.5 and 30.
 GROWN, GROWN_LOGITS = 3.0, 40.0
+SAMPLED = 115.0  # units that single values may differ by, relative to their size: clean logs reach 11 (float16 cache on
+# stories260K), 70 (q8 on SmolLM2) and 96 (q8 on Gemma 3 270M)
 HALF_UNIT = 2.0**-11  # of float16
 UNMEASURED = 10.0  # times the least floor or the compute's unit: what rounding may grow to through the layers
 # what may explain a difference of two saved runs -> where a trace says it; rope base and eps are in arch
@@ -92,6 +95,9 @@ def diff_stats(a: Trace, b: Trace, scope: str) -> StatsDiff:
         if gap is not None and not gap <= absolute + max(printed, noise * grown) * _size(x, y):
             first = first or place
             other.append(f"{place_text(place)}: {_both(x, y)}")
+        elif (apart := _sampled(place, a, b)) is not None and apart > SAMPLED * max(noise / GROWN, MIN_REL_L2_FLOOR):
+            first = first or place
+            other.append(f"{place_text(place)}: the values that are shown differ by {apart:.2g} of their size")
     unseen = [] if n_compared else ["no cell has a statistic that both sides give"]
     return StatsDiff(first, (*other, *absent, *unseen), n_mean)
 
@@ -129,6 +135,33 @@ def _gap(x: Stats, y: Stats) -> float | None:
     pairs = ((x.nan, y.nan), (x.inf, y.inf))
     gaps += [math.inf for p, q in pairs if p is not None and q is not None and p != q]
     return max(gaps, default=None)
+
+
+def _sampled(place: Place, a: Trace, b: Trace) -> float | None:
+    """How far the values that one side shows lie from the other's, relative to these; None where nothing says it.
+
+    Half a last printed digit of each is left out.
+    """
+    import torch
+
+    for shown, whole in ((a, b), (b, a)):
+        cell, values = shown.cells.get(place), (whole.values or {}).get(place)
+        if not isinstance(cell, ScopeStats) or not cell.samples or values is None:
+            continue
+        x_TW = torch.as_tensor(values).double()
+        token, channel = (torch.tensor([s[i] for s in cell.samples]) for i in (0, 1))
+        row = token - (len(whole.tokens) - len(x_TW))
+        if int(row.min()) < 0 or int(row.max()) >= len(x_TW) or int(channel.max()) >= x_TW.shape[1]:
+            return math.inf
+        x = x_TW[row, channel]
+        gap = (torch.tensor([s[2] for s in cell.samples], dtype=torch.float64) - x).abs() - PRINTED_HALF
+        return float(gap.clamp(min=0).norm() / x.norm()) if bool(x.any()) else None
+    return None
+
+
+def has_samples(trace: Trace) -> bool:
+    """Whether a trace shows single values, so that whoever runs beside it is to keep its own."""
+    return any(isinstance(cell, ScopeStats) and cell.samples for cell in trace.cells.values())
 
 
 def _both(x: Stats, y: Stats) -> str:

@@ -202,9 +202,13 @@ def _truth(side: Side, place: Place, tokens: Sequence[int], cancelled: IsCancell
     return found[0]
 
 
+def _weights_of(side: Side, place: Place) -> list[str]:
+    return stage_weights(side.model.file, side.model.arch.layer(place[0]), place[1])
+
+
 def _linear(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
     """A product keeps the rows of its worst channels only."""
-    names = [n for n in stage_weights(side.model.file, *place) if n.endswith(".weight")]
+    names = [n for n in _weights_of(side, place) if n.endswith(".weight")]
     x, far, start = inputs[0][len(inputs[0]) - len(found) :], [], 0
     matrices = []
     for name in names:
@@ -223,7 +227,7 @@ def _linear(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found:
 
 
 def _norm(side: Side, place: Place, stage: Stage, inputs: list[Tensor], found: Tensor) -> Case:
-    weight = side.model.vector(stage_weights(side.model.file, *place)[0])
+    weight = side.model.vector(_weights_of(side, place)[0])
     assert weight is not None
     return {"input": inputs[0], "weight": weight}, {"operation": "norm"}
 

@@ -25,6 +25,8 @@ def damage(
 ) -> Damage:
     """Bill each tensor of a file with its share of the output's KL; original: the same model before it was quantised.
 
+    Returns the tensors, the dearest first, each with its rows' shares (not of exact swaps), their sum, the whole file's
+    KL and that of no swap, and the recipe with what it was measured to bring, or why there is none.
     corpus: a text file, None for the project's own. budget: bytes that a recipe may add. UsageError where exact is
     asked for without an original; NotComparableError where the original is of another model.
     """

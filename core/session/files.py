@@ -78,7 +78,8 @@ def sibling(path: Path) -> Path | None:
 
 def weights_behind(model: ModelFile, layer: int | None, stage: str) -> Sequence[tuple[str, str, tuple[int, ...]]]:
     """Name, quant type and shape of each weight that makes a stage."""
-    return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, layer, stage))]
+    of = None if layer is None else read_arch(model).layers[layer]
+    return [(w.name, w.quant, w.shape) for w in (model.weights[n] for n in stage_weights(model, of, stage))]
 
 
 def weight_spread(model: ModelFile, name: str) -> Spread | None:

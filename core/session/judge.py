@@ -107,12 +107,14 @@ def _beside_bundle(
     a: Source, b: Source, saved: Sequence[Trace | None], prompt: Prompt | None, emit: Emit, cancelled: IsCancelled
 ) -> tuple[Trace, Trace]:
     """Both traces, where at least one is a bundle; a model file beside it is run on the bundle's tokens."""
+    from core.proof.compare_saved import has_samples
+
     known = next(t for t in saved if t)
     if prompt is None and known.tokens:
         prompt = Prompt(tokens=tuple(t.id for t in known.tokens))
 
     def run(source: Source, side: SideName) -> Trace:
-        options = RunOptions(keep_values=known.values is not None)
+        options = RunOptions(keep_values=known.values is not None or has_samples(known))
         return trace(source, prompt or Prompt(), options, cancelled=cancelled, emit=lambda event: emit(
             replace(event, side=side) if isinstance(event, CellMeasured) else event))
 

@@ -30,6 +30,12 @@ def value(cells: Cells, place: Place, scope: str, metric: str, kinds: Sequence[s
     return found
 
 
+def metric_shown(cells: Cells, scope: str) -> str:
+    """The metric that a page of numbers shows: std, and where a source has none of it, mean or l2."""
+    found = stats_at(cells, scope).values()
+    return next((m for m in ("std", "mean", "l2") if any(getattr(s, m) is not None for s in found)), "std")
+
+
 def ratio(cells: Cells, place: Place, scope: str, kinds: Sequence[str] = ()) -> float | None:
     """Return std over the layer before; None at a kind's first layer, of a whole-model stage, over 0 or nothing."""
     before = place_before(place, kinds)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -111,6 +111,7 @@ class TokenStats:
     factors: Factors | None = None  # of a product stage
     routes: Routes | None = None    # of a router's weights
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
+    merged: dict[str, Stats | None] = field(default_factory=dict, init=False, repr=False, compare=False)  # asked for
 
     @property
     def rows(self) -> Rows:
@@ -132,6 +133,11 @@ class TokenStats:
         """Merge the rows that the scope covers; None where it covers none."""
         if self.published is not None and scope in self.published:
             return self.published[scope]
+        if scope not in self.merged:
+            self.merged[scope] = self._merge(scope)
+        return self.merged[scope]
+
+    def _merge(self, scope: str) -> Stats | None:
         wanted = scope_positions(scope, self.first + self.n_token)
         start, stop = (max(end - self.first, 0) for end in (wanted.start, wanted.stop))
         rows = self.rows[start:stop]
@@ -140,9 +146,13 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class ScopeStats:
-    """Statistics that a source gives for whole scopes only; no token can be told from another."""
+    """Statistics that a source gives for whole scopes only; no token can be told from another.
+
+    samples: (token, channel, value) of the few finite values that it shows besides.
+    """
 
     scopes: Mapping[str, Stats]
+    samples: tuple[tuple[int, int, float], ...] = ()
 
     def at(self, scope: str) -> Stats | None:
         """Return the scope's statistics; None where the source does not have that scope."""

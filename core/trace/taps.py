@@ -178,13 +178,13 @@ def finish(
     if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
         massive = _massive(x_TW, first, abs(peaks[0][2]))
     top = tuple([(channel, first + token, value) for channel, token, value in peaks]) if first else tuple(peaks)
-    stats = TokenStats(x_TW.shape[1], first, table, index, top, massive)
-    if not factors or not peaks:
-        return stats
-    rows = stats.rows
-    absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
-    token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-    return replace(stats, factors=_factors(factors, token, int(rows["peak_channel"][token]), first))
+    found = None
+    if factors and peaks:
+        rows = table[index]
+        absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
+        token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
+        found = _factors(factors, token, int(rows["peak_channel"][token]), first)
+    return TokenStats(x_TW.shape[1], first, table, index, top, massive, found)
 
 
 def _measured(values: Sequence[Tensor]) -> list[Measured]:

@@ -1,9 +1,12 @@
 """Compare our forward with llama.cpp's on one machine in one run, and write the table and every sample into a folder.
 
 python -m tests.bench.cpu --model FILE [--model FILE] [--prompts 7,32,128,512] [--computes f32,q8,bf16] [--runs 5]
-                          [--threads 2] [--parts prompts,decode,memory,start] [--open FILE] [--out evidence/cpu-bench]
-The engines (engines.py) take turns, so that a busy machine slows both; medians are compared, and what they are of is in
-bench.json. A ratio beyond its target is called missed: nothing here hides one, and nothing here judges more.
+                          [--threads 2] [--parts prompts,decode,memory,start,decoders] [--open FILE]
+                          [--pair A B] [--out evidence/cpu-bench]
+Files of other types: random_model.py and experts.py write them. --pair: a real file and it again in another type, for
+the time of whole commands. The engines (engines.py) take turns, so that a busy machine slows both; medians are
+compared, and what they are of is in bench.json. A figure beyond its target is called missed: nothing here hides one,
+and nothing here judges more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,13 +25,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tests.bench.commands import Samples, take_commands, take_start
+from tests.bench.decode_speed import compiled_rates
 from tests.bench.engines import Child, start_llama
 
 N_DECODE = 24
 WITNESS_TOKENS = 128  # longer prompts take minutes with a witness and say the same
 SHORT_TOKENS, SHORT_MORE = 32, 3  # prompts of a fraction of a second are run more often
-PARTS = ("prompts", "decode", "memory", "start")
-Samples = dict[str, list[float]]
+PARTS = ("prompts", "decode", "memory", "start", "decoders")
+TRACED = {"f32": 0.7, "q8": 0.6, "bf16": 0.7}  # of llama.cpp's traced time, at most
+WATCHED, WITH_WITNESS, DECODED, PEAK, OPENED = 1.05, 2.0, 1.0, 1.0, 0.3
+SECONDS = {"first row, warm": 1.5, "first row, cold": None, "compiling": 15.0, "import torch alone": None,
+           "trace A": 2.5, "check A": 3.0, "compare A B": 4.0, "bisect A B": 10.0}
+LEAST_RATE = 500.0  # million weights a second that one core decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,51 +98,6 @@ def take_memory(children: Mapping[str, Child], model: Path, threads: int, prompt
     return samples
 
 
-FIRST_ROW = """
-import time; began = time.time()
-import json, sys; from pathlib import Path; import apr_tui.cli.main, apr_tui.cli.trace; from core import session
-from core.trace.request import Prompt, RunOptions, Source
-said = {}
-def emit(e):
-    name = type(e).__name__
-    said.setdefault(e.text.split()[0] if name == "Phase" else name, time.time())
-    if name == "CellMeasured" and e.place == (0, "output"):
-        print(json.dumps(said), flush=True); sys.exit()
-session.trace(Source(Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2])), Prompt(),
-              RunOptions(witness=False), emit=emit)
-"""
-OPENING = """
-import sys, time; from pathlib import Path; from core import session
-start = time.perf_counter()
-session.arch_facts(session.open_model(Path(sys.argv[1])))
-print(time.perf_counter() - start)
-"""
-
-
-def take_start(model: Path, threads: int, runs: int, big: Path | None) -> Samples:
-    """Seconds from starting python to the first layer's whole row, warm and with no kernels yet; and of opening."""
-    samples: Samples = {}
-    for cold in (False, True):
-        for _ in range(1 if cold else runs):
-            with tempfile.TemporaryDirectory() as empty:
-                env = {**os.environ, **({"XDG_CACHE_HOME": empty} if cold else {})}
-                start, command = time.time(), [sys.executable, "-c", FIRST_ROW, str(model), str(threads)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env)
-            said = json.loads(done.stdout)
-            samples.setdefault(f"first row, {'cold' if cold else 'warm'}", []).append(said["cell"] - start)
-            if cold:
-                samples["compiling"] = [said["tracing"] - said["compiling"]]
-    for _ in range(runs):
-        start = time.time()
-        subprocess.run([sys.executable, "-c", "import torch"], check=True)
-        samples.setdefault("import torch alone", []).append(time.time() - start)
-    for path in (model, *([big] if big else [])):
-        for _ in range(runs):
-            done = subprocess.run([sys.executable, "-c", OPENING, str(path)], stdout=subprocess.PIPE, check=True)
-            samples.setdefault(f"opening {path.name}", []).append(float(done.stdout))
-    return samples
-
-
 def take(model: Path, args: argparse.Namespace, abouts: dict[str, str]) -> Samples:
     """Measure all parts of one file."""
     ours, theirs = Child("ours", model, args.threads), start_llama(model, args.threads)
@@ -155,6 +118,16 @@ def take(model: Path, args: argparse.Namespace, abouts: dict[str, str]) -> Sampl
     return samples
 
 
+def take_rest(args: argparse.Namespace) -> dict[str, Samples]:
+    """Measure what is no file's: whole commands on the pair, and how fast each type is decoded by one core."""
+    samples: dict[str, Samples] = {}
+    if args.pair:
+        samples[" and ".join(path.name for path in args.pair)] = take_commands(*args.pair, args.threads, args.runs)
+    if "decoders" in args.parts:
+        samples["any"] = {f"decoding alone, {quant}": [rate] for quant, rate in compiled_rates(threads=1).items()}
+    return samples
+
+
 def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
     """The lines of one file's table, each with its target where it has one."""
     median = {key: statistics.median(values) for key, values in samples.items()}
@@ -170,23 +143,23 @@ def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
     for compute in computes:
         for n in prompts:
             ratio(f"{compute}, {n} tokens: traced / llama.cpp traced", f"{n} tokens, ours {compute} traced",
-                  f"{n} tokens, llama.cpp traced", 1.5 if compute == "f32" else 1.0)
+                  f"{n} tokens, llama.cpp traced", TRACED[compute])
     for n in prompts:
         ratio(f"{computes[0]}, {n} tokens: traced / untraced", f"{n} tokens, alone ours {computes[0]} traced",
-              f"{n} tokens, alone ours {computes[0]} untraced", 1.05)
+              f"{n} tokens, alone ours {computes[0]} untraced", WATCHED)
     for n in prompts:
         ratio(f"{computes[0]}, {n} tokens: with witness / without", f"{n} tokens, alone ours {computes[0]} witness",
-              f"{n} tokens, alone ours {computes[0]} traced", 2.0)
+              f"{n} tokens, alone ours {computes[0]} traced", WITH_WITNESS)
     unit = "tokens/s"
-    ratio("f32: greedy decode / llama.cpp", "decode, ours", "decode, llama.cpp", 0.5, at_least=True)
+    ratio("f32: greedy decode / llama.cpp", "decode, ours", "decode, llama.cpp", DECODED, at_least=True)
     unit = "GiB"
     for n in sorted({int(key.split()[1]) for key in median if key.startswith("peak")}):
         ratio(f"f32, {n} tokens: peak memory, traced / llama.cpp untraced", f"peak, {n} tokens, ours",
-              f"peak, {n} tokens, llama.cpp", 1.0)
-    seconds = {"first row, warm": 1.5, "compiling": 15.0, "first row, cold": None,
-                                         "import torch alone": None}
-    seconds |= {key: 0.3 for key in median if key.startswith("opening")}
-    rows += [Row(model, key, median[key], target, "s") for key, target in seconds.items() if key in median]
+              f"peak, {n} tokens, llama.cpp", PEAK)
+    bounds = SECONDS | {key: OPENED for key in median if key.startswith("opening")}
+    rows += [Row(model, key, median[key], target, "s") for key, target in bounds.items() if key in median]
+    rows += [Row(model, key, rate, LEAST_RATE, "million weights/s a core", at_least=True)
+             for key, rate in median.items() if key.startswith("decoding alone")]
     return rows
 
 
@@ -222,6 +195,7 @@ def machine() -> dict[str, Any]:
 def command_of(args: argparse.Namespace) -> str:
     """The command that repeats the run; files by their names alone."""
     words = [f"--model {path.name}" for path in args.model] + ([f"--open {args.open.name}"] if args.open else [])
+    words += [f"--pair {' '.join(path.name for path in args.pair)}"] if args.pair else []
     words += [f"--prompts {','.join(map(str, args.prompts))}", f"--computes {','.join(args.computes)}",
               f"--runs {args.runs}", f"--threads {args.threads}", f"--parts {','.join(args.parts)}"]
     return " ".join(["python -m tests.bench.cpu", *words])
@@ -242,6 +216,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--open", type=Path, help="a large file whose opening is timed too")
+    parser.add_argument("--pair", type=Path, nargs=2, metavar=("A", "B"), help="files for the time of whole commands")
     parser.add_argument("--out", type=Path, default=Path("evidence/cpu-bench"))
     return parser.parse_args()
 
@@ -250,7 +225,7 @@ def main() -> None:
     """Run it."""
     args, began, abouts = read_arguments(), time.time(), dict[str, str]()
     args.out.mkdir(parents=True, exist_ok=True)
-    samples = {path.name: take(path, args, abouts) for path in args.model}
+    samples = {path.name: take(path, args, abouts) for path in args.model} | take_rest(args)
     rows = [row for name, taken in samples.items() for row in rows_of(name, taken, args.computes)]
     told, missed = machine(), [row for row in rows if row.verdict == "MISSED"]
     head = [f"`{command_of(args)}`", f"{told.get('processor', '')}, {told['processors']} processors, "

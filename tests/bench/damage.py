@@ -24,7 +24,7 @@ from core.formats.open_model import open_model
 from core.quant.dequantize import decode_weight
 from core.trace.run import Side, open_side
 
-FTYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q3_K_M": 12, "Q4_K_M": 15}  # llama.cpp's llama_ftype
+FTYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q3_K_M": 12, "Q4_K_M": 15}  # llama.cpp's llama_ftype
 BUDGET = 0.05  # of the file's bytes
 
 

@@ -28,6 +28,17 @@ def best_of(times: int, work: Callable[[], object]) -> float:
     return min(seconds)
 
 
+def compiled_rates(threads: int) -> dict[str, float]:
+    """Million weights a second into one buffer by the compiled decoders, of each type that has one."""
+    torch.set_num_threads(threads)
+    out, rates = torch.empty(ROWS, COLS), {}
+    for name in FUSED:
+        raw = np.random.default_rng(0).integers(0, 256, tensor_bytes(QUANTS[name], (ROWS, COLS)), dtype=np.uint8)
+        weight = Weight("w", name, (ROWS, COLS), raw)
+        rates[name] = ROWS * COLS / 1e6 / best_of(7, lambda w=weight: decoding.decode_rows(w, 0, ROWS, out=out))
+    return rates
+
+
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
     out = torch.empty(ROWS, COLS)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.random_model import BLOCK_BYTES, POOL_BLOCKS, random_pool, scaled
+from tests.bench.random_model import POOL_BLOCKS, random_pool, scaled
 
 D, N_LAYER, N_HEAD, N_KV, HEAD, E, USED, F, N_VOCAB = 2048, 48, 32, 4, 128, 128, 8, 768, 151936
 MIB = 1 << 20
@@ -45,7 +45,7 @@ def write_experts(path: Path, n_layer: int, seed: int = 0) -> Path:
     import gguf
 
     rng, part = np.random.default_rng(seed), path.with_suffix(".part")
-    pools = {quant: random_pool(rng, quant) for quant in BLOCK_BYTES}
+    pools = {quant: random_pool(quant, seed) for quant in ("Q4_K", "Q6_K")}
     writer = gguf.GGUFWriter(part, "qwen3moe")
     for add, value in ((writer.add_block_count, n_layer), (writer.add_context_length, 32768),
                        (writer.add_embedding_length, D), (writer.add_feed_forward_length, 6144),

@@ -1,55 +1,63 @@
-"""Write a Qwen2-shaped GGUF of random weights in the tensor mix of Q4_K_M, without a tokenizer: for measuring speed.
+"""Write a Qwen2-shaped GGUF of random weights in a usual mix of types, without a tokenizer: for measuring speed.
 
+python -m tests.bench.random_model FILE [--shape 1.5b] [--mix q4_k_m]
 The same few random blocks stand again and again, so that 4.7 GB take seconds; meaning and tokens cannot be had from it.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
+from core.quant.dequantize import decode_weight
+from core.quant.types import QUANTS
+from core.quant.weight import Weight
+from tests.support.random_weights import TAME, random_weight
+
 SHAPES = {  # d_model, layers, heads, kv heads, d_ff, vocabulary
     "7b": (3584, 28, 28, 4, 18944, 152064),
     "1.5b": (1536, 28, 12, 2, 8960, 151936),
+    "300m": (1024, 16, 16, 4, 4096, 32768),
     "tiny": (256, 2, 4, 2, 256, 256),
 }
+MIXES = {  # most matrices; values and down projections of some layers, and the head
+    "q4_k_m": ("Q4_K", "Q6_K"), "q3_k_m": ("Q3_K", "Q5_K"), "q2_k": ("Q2_K", "Q3_K"), "iq4_xs": ("IQ4_XS", "Q5_K"),
+    "mxfp4": ("MXFP4", "Q8_0"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0", "Q4_1"), "q5_1": ("Q5_1", "Q5_0"),
+}
 POOL_BLOCKS = 1 << 16  # of random blocks of a type; a tensor starts at a place of its own
-BLOCK_BYTES, MEAN_SQUARE = {"Q4_K": 144, "Q6_K": 210}, {"Q4_K": 190.0, "Q6_K": 1365.0}  # of scale x number
+SHOWN_BLOCKS = 1 << 10  # of which the size is measured
 
 
-def random_pool(rng: np.random.Generator, quant: str) -> np.ndarray:
-    """Random blocks [n, bytes] whose values have a standard deviation of about 1."""
-    raw = rng.integers(0, 256, (POOL_BLOCKS, BLOCK_BYTES[quant]), dtype=np.uint8)
-    d = ((0.5 + rng.random(POOL_BLOCKS)) / MEAN_SQUARE[quant]).astype("<f4")
-    if quant == "Q4_K":
-        raw[:, 0:2], raw[:, 2:4] = halves(d), halves(7.5 * d)
-    else:
-        raw[:, 208:210] = halves(d)
-    return raw
+def random_pool(quant: str, seed: int = 0) -> np.ndarray:
+    """Random blocks [n, bytes] whose values have a root mean square of about 1, of a type with a float16 scale."""
+    row = QUANTS[quant]
+    pool = random_weight(quant, POOL_BLOCKS, row.block, seed).data.reshape(POOL_BLOCKS, row.block_bytes)
+    shown = Weight("shown", quant, (SHOWN_BLOCKS, row.block), pool[:SHOWN_BLOCKS].reshape(-1))
+    return scaled(pool, quant, 1 / float(decode_weight(shown).square().mean().sqrt()))
 
 
-def halves(values: np.ndarray) -> np.ndarray:
-    """As the two bytes of a float16 each."""
-    return values.astype("<f2").view(np.uint8).reshape(-1, 2)
-
-
-def scaled(pool: np.ndarray, quant: str, std: float) -> np.ndarray:
-    """The pool with another standard deviation of its values."""
+def scaled(pool: np.ndarray, quant: str, factor: float) -> np.ndarray:
+    """The pool with its values times a factor; a scale that is a power of two gets the nearest."""
     out = pool.copy()
-    for at in (0, 2) if quant == "Q4_K" else (208,):
+    if quant in TAME:
+        out[:, TAME[quant][0]] = np.clip(out[:, TAME[quant][0]].astype(np.int16) + round(np.log2(factor)), 1, 254)
+        return out
+    for at in QUANTS[quant].scales_at:
         value = np.ascontiguousarray(pool[:, at:at + 2]).view("<f2")[:, 0].astype("<f4")
-        out[:, at:at + 2] = halves(value * std)
+        out[:, at:at + 2] = (value * factor).astype("<f2").view(np.uint8).reshape(-1, 2)
     return out
 
 
-def write_random_model(path: Path, shape: str, seed: int = 0) -> Path:
+def write_random_model(path: Path, shape: str, seed: int = 0, mix: str = "q4_k_m") -> Path:
     """Write the file, whole or not at all."""
     import gguf
 
     d_model, n_layer, n_head, n_kv, d_ff, n_vocab = SHAPES[shape]
     head, rng = d_model // n_head, np.random.default_rng(seed)
-    pools = {quant: random_pool(rng, quant) for quant in BLOCK_BYTES}
+    most, better = MIXES[mix]
+    pools = {quant: random_pool(quant, seed) for quant in {most, better}}
     sized: dict[tuple[str, float], np.ndarray] = {}
     writer = gguf.GGUFWriter(path.with_suffix(".part"), "qwen2")
     writer.add_name(f"random-{shape}")
@@ -63,9 +71,9 @@ def write_random_model(path: Path, shape: str, seed: int = 0) -> Path:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(n_vocab)
 
-    def matrix(name: str, rows: int, cols: int, quant: str = "Q4_K", std: float = d_model**-0.5) -> None:
+    def matrix(name: str, rows: int, cols: int, quant: str = most, std: float = d_model**-0.5) -> None:
         pool = sized.setdefault((quant, std), scaled(pools[quant], quant, std))
-        n_block = rows * cols // 256
+        n_block = rows * cols // QUANTS[quant].block
         start = int(rng.integers(0, POOL_BLOCKS))
         data = pool[(start + np.arange(n_block)) % POOL_BLOCKS].reshape(rows, -1)
         writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[quant])
@@ -74,14 +82,14 @@ def write_random_model(path: Path, shape: str, seed: int = 0) -> Path:
         writer.add_tensor(name, (mean + std * rng.standard_normal(n)).astype(np.float32))
 
     matrix("token_embd.weight", n_vocab, d_model, std=0.02)
-    matrix("output.weight", n_vocab, d_model, "Q6_K")
+    matrix("output.weight", n_vocab, d_model, better)
     vector("output_norm.weight", d_model, 1, 0.1)
     for i in range(n_layer):
-        more = "Q6_K" if i < n_layer // 8 or i >= 7 * n_layer // 8 or (i - n_layer // 8) % 3 == 2 else "Q4_K"
+        more = better if i < n_layer // 8 or i >= 7 * n_layer // 8 or (i - n_layer // 8) % 3 == 2 else most
         blk = f"blk.{i}."
         for name in ("attn_norm", "ffn_norm"):
             vector(f"{blk}{name}.weight", d_model, 1, 0.1)
-        for name, rows, quant in (("q", n_head * head, "Q4_K"), ("k", n_kv * head, "Q4_K"), ("v", n_kv * head, more)):
+        for name, rows, quant in (("q", n_head * head, most), ("k", n_kv * head, most), ("v", n_kv * head, more)):
             matrix(f"{blk}attn_{name}.weight", rows, d_model, quant)
             vector(f"{blk}attn_{name}.bias", rows, 0, 0.1)
         matrix(blk + "attn_output.weight", d_model, d_model)
@@ -94,3 +102,17 @@ def write_random_model(path: Path, shape: str, seed: int = 0) -> Path:
     writer.close()
     path.with_suffix(".part").rename(path)
     return path
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="1.5b")
+    parser.add_argument("--mix", choices=MIXES, default="q4_k_m")
+    args = parser.parse_args()
+    write_random_model(args.file, args.shape, mix=args.mix)
+
+
+if __name__ == "__main__":
+    main()

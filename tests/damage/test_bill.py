@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from apr_tui.cli.main import main
-from core.damage import gradient
+from core.damage import bill, gradient
 from core.damage.bill import own_steps
 from core.damage.corpus import Corpus, cut
 from core.damage.exact import boundaries, swap_kl, with_weights
@@ -172,6 +172,30 @@ def test_a_bills_folder_has_its_table_and_reports_and_is_shown_again(tmp_path, c
     assert main(["show", str(tmp_path / "o"), "--json"]) == 0 and capsys.readouterr().out == said
     assert main(words) == 2 and "--force" in capsys.readouterr().err
     assert main([*words, "--force"]) == 0 and (tmp_path / "o" / "report.html").read_text() == page
+
+
+def test_what_a_files_own_damage_adds_to_its_gradients_is_taken_out(tmp_path, monkeypatch):
+    side = open_side(open_model(write_model(tmp_path / "m.gguf", "Q4_0")), "cpu", threads=1)
+    weight, seeds = side.model.file.weight("blk.0.ffn_up.weight"), []
+
+    def charge(model, tokens, charged, generator):
+        seeds.append(charged.noise)
+        noisy = charged.decode(weight, 0, 4) - decode_rows(weight, 0, 4)
+        assert (charged.noise is None) == (not noisy.any())
+        charged.tensors["w"] = charged.tensors.get("w", np.zeros(1)) + len(tokens) * (3 if noisy.any() else 1)
+
+    monkeypatch.setattr(bill, "add_to_bill", charge)
+    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200, (3,) * 200)), bill.DamageOptions())
+    assert found["w"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1, None]
+
+
+def test_noise_is_as_large_as_a_types_rounding(tmp_path):
+    weight = open_model(write_model(tmp_path / "m.gguf", "Q4_0")).weight("blk.0.ffn_up.weight")
+    noise = gradient.Bill(own_steps(), lambda: False, 1, 5).decode(weight, 0, 64) - decode_rows(weight, 0, 64)
+    wanted = rounding_variance(weight, 0, 64).mean()
+    assert float(noise.square().mean() / wanted) == pytest.approx(1, rel=0.1)
+    assert not torch.equal(noise, gradient.Bill(own_steps(), lambda: False, 1, 6).decode(weight, 0, 64)
+                           - decode_rows(weight, 0, 64))
 
 
 def test_another_model_is_no_original(tmp_path, capsys):

@@ -16,6 +16,7 @@ from gguf import GGUFReader
 
 from apr_tui.cli.main import main
 from core.damage.corpus import read_corpus
+from core.damage.few_tensors import Shifts, choices
 from core.damage.logits import hidden_states, logits, untapped
 from core.damage.run_kl import ChunkStore
 from core.formats.open_model import open_model
@@ -158,6 +159,18 @@ def test_what_cannot_be_written_or_read_is_refused(pair, tmp_path, capsys, monke
     assert main(["kl", *pair, *WORDS, "--out", "o", *words]) == code
     assert said in capsys.readouterr().err
     assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_the_best_few_tensors_are_found_by_exchange_where_the_first_misleads():
+    log_b = np.log([0.5, 0.3, 0.2])
+    log_a = np.log([0.2, 0.3, 0.5])
+    away = log_a - log_b
+    half = np.array([1.0, 0.0, -1.0])
+    moves = {"most": 0.7 * away + np.array([0.0, 0.4, 0.0]), "left": away / 2 + half, "right": away / 2 - half}
+    few = Shifts(log_a, log_b, moves)
+    found = list(choices(few, 2))
+    assert found[0] == ("most",) and set(found[1]) == {"left", "right"} and few.left(found[1]) < 1e-12
+    assert few.left(()) == pytest.approx(float((np.exp(log_a) * (log_a - log_b)).sum()))
 
 
 def test_another_vocabulary_is_not_compared(tmp_path, pair, capsys):

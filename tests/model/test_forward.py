@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.formats.open_model import open_model
-from core.model import matmul
+from core.model import matmul, model
 from core.model.forward import forward
 from core.model.lockstep import ForwardRun, run_lockstep
 from core.model.matmul import Ask
@@ -109,6 +109,23 @@ def test_a_prompt_fed_in_pieces_through_the_cache_gives_the_logits_of_the_whole(
         at += n
     assert cache.n_past == len(IDS)
     assert relative(pieces, whole) <= SUMMED_OTHERWISE
+
+
+def test_a_norm_is_decoded_once_however_many_tokens_follow(folder, monkeypatch):
+    decoded, own = list[str](), model.decode_weight
+    monkeypatch.setattr(model, "decode_weight", lambda w, *a: decoded.append(w.name) or own(w, *a))
+    side = open_side(open_model(write_model(folder / "once.gguf")), "cpu")
+    continue_greedily(side, IDS, 4, (), lambda i: None, never)
+    assert decoded and len(decoded) == len(set(decoded)), decoded
+
+
+def test_the_cache_moves_what_it_holds_only_where_its_room_doubles():
+    cache, k_TKH, places = Cache(), torch.arange(192.0).view(48, 2, 2), set()
+    for i in range(48):
+        keys, values = cache.extend(0, k_TKH[i : i + 1], -k_TKH[i : i + 1])
+        places.add(keys.data_ptr())
+    assert torch.equal(keys, k_TKH) and torch.equal(values, -k_TKH)
+    assert len(places) <= 7, "once alone, then 4, 10, 22, 46 and 94 positions"
 
 
 def test_a_continuation_is_the_likeliest_token_again_and_again(small):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from core import session
+from core.model import arch
 from core.model.stages import GRID_STAGES
 from core.proof.verdict import Comparison
 from core.quant.types import QUANTS
@@ -129,6 +130,17 @@ def test_another_compute_of_one_file_is_h3_or_within_the_coarse_sides_own_floor(
 def test_another_type_and_another_compute_together_are_h3(files):
     a, b = source(files / "Q4_K.gguf", compute="q8"), source(files / "F16.gguf")
     held(compared(a, b), "H3", first=False, says="Q4_K in A")
+
+
+@pytest.mark.parametrize("run", [
+    lambda files: compared(source(files / "Q8_0.gguf"), source(files / "Q4_0.gguf")),
+    lambda files: session.check(source(files / "Q8_0.gguf"), session.Prompt(tokens=IDS)),
+], ids=["compare", "check"])
+def test_a_files_layers_are_resolved_once_whatever_is_asked_of_its_tensors(run, files, monkeypatch):
+    resolved, own = list[int](), arch.resolve_layer
+    monkeypatch.setattr(arch, "resolve_layer", lambda *a: resolved.append(a[2]) or own(*a))
+    run(files)
+    assert resolved and resolved.count(0) <= 2, resolved  # of each side
 
 
 def test_another_context_length_is_no_hyper_parameter_of_the_forward(files, tmp_path):
@@ -465,8 +477,8 @@ def test_nothing_in_common_is_no_pass():
 # --- clean pairs ---
 
 
-# with 5 partners each; the second seed, and other key-value heads, by `-m slow`
-CLEAN = [pytest.param(seed, ids, arch, marks=[pytest.mark.slow] if seed else [])
+# with 5 partners each; the second seed, one token alone, and other key-value heads, by `-m slow`
+CLEAN = [pytest.param(seed, ids, arch, marks=[pytest.mark.slow] if seed or len(ids) == 1 else [])
          for seed, ids, arch in itertools.product(range(2), [(5,), tuple(range(40))], ["llama", "qwen2", "qwen3"])]
 
 

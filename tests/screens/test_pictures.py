@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 from itertools import product
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -78,3 +80,15 @@ async def test_a_picture_shows_all_of_the_screen_and_each_word_can_be_read(monke
 
 def test_a_style_that_cannot_be_read_would_be_seen():
     assert contrast(rgb("#5f5f5f"), rgb("#121212")) < LEAST < contrast(rgb("#9e9e9e"), rgb("#121212"))
+
+
+def test_each_frozen_screen_is_held_to_a_meaning_too():
+    bare = []
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for test in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef):
+                nodes = list(ast.walk(test))
+                frozen = any(isinstance(n, ast.Call) and getattr(n.func, "id", "") == "assert_screen" for n in nodes)
+                if frozen and not any(isinstance(n, ast.Assert) for n in nodes):
+                    bare.append(test.name)
+    assert not bare, f"frozen, and nothing is said of what it means: {bare}"

@@ -137,6 +137,7 @@ async def test_v_shows_the_card_with_what_would_change_the_verdict(monkeypatch):
         await pilot.press("v")
         await pilot.pause()
         assert_screen(app, "check_card")
+        assert "an NMSE of at most" in text_of(app) and "5.ffn_silu" in text_of(app), "what would make it PASS"
 
 
 async def test_enter_shows_the_local_errors_of_the_layer(monkeypatch):
@@ -350,6 +351,7 @@ async def test_the_card_of_a_comparison_says_what_would_change_it(monkeypatch):
         await pilot.press("v")
         await pilot.pause()
         assert_screen(app, "pair_card")
+        assert "a distance of at most 2.0e-5 there is INCONCLUSIVE" in text_of(app), "10 x the floor of 2e-6"
 
 
 # every screen of them

@@ -88,6 +88,7 @@ async def test_the_layer_uses_the_room_of_200_columns(monkeypatch):
         await pilot.press("enter")
         await pilot.pause()
         assert_screen(app, "layer_wide")
+        assert text_of(app).count("channel 12") > 1, "the channels stand beside the tokens, none cut away"
 
 
 async def test_help_lists_every_key_of_the_table(monkeypatch):

@@ -48,6 +48,8 @@ async def test_enter_in_a_layer_shows_both_sides_of_the_cell(monkeypatch):
         await pilot.press("enter", "enter")
         await pilot.pause()
         assert_screen(app, "pair_cell")
+        std = next(line.split() for line in text_of(app).splitlines() if line.split()[:1] == ["std"])
+        assert float(std[3]) == pytest.approx(float(std[2]) / float(std[1]), abs=1e-4), "B / A of the two beside it"
 
 
 async def test_n_walks_the_cells_that_differ_in_order_of_computation(monkeypatch):

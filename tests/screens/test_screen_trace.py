@@ -279,11 +279,14 @@ async def test_the_overview_stands_instead_of_the_grid_where_there_is_no_room(mo
         await pilot.press("o")
         await pilot.pause()
         assert_screen(app, "overview")
+        tall = [line.split()[0] for line in lines_of(app) if "█" in line]
+        assert tall == ["ffn_swigl", "ffn_out"], "one look finds the stages of the spike"
 
 
 async def test_at_200_columns_grid_and_overview_stand_side_by_side(monkeypatch):
     async with console(monkeypatch, FakeSession(), (200, 60)) as (app, _):
         assert_screen(app, "wide")
+        assert app.screen.grid.size.width + app.screen.overview.size.width == 200, "no column is left empty"
 
 
 async def test_eighty_layers_scroll_under_the_cursor(monkeypatch):
@@ -291,6 +294,7 @@ async def test_eighty_layers_scroll_under_the_cursor(monkeypatch):
         await pilot.press("end")
         await pilot.pause()
         assert_screen(app, "layers80")
+        assert app.screen.grid.row == 79 and any(line.split()[:1] == ["79"] for line in lines_of(app))
 
 
 async def test_nan_is_named_first_and_shown_as_nan_not_as_a_number(monkeypatch):

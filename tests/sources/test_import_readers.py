@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core import session
+from core.bundle.grid_text import grid_text
 from core.model.stages import GRID_STAGES, Place
 from core.proof.judge_pair import judge_saved
 from core.proof.measure_pair import CompareOptions
@@ -18,6 +19,7 @@ from core.proof.verdict import Verdict
 from core.sources.imports.open_trace import import_trace
 from core.system.cancel import never
 from core.system.errors import AprError, FileError, UsageError
+from core.system.numbers import short
 from core.trace.events import no_emit
 from core.trace.record import Trace
 from core.trace.request import Prompt, RunOptions, Source
@@ -100,6 +102,12 @@ def test_a_log_shows_means_of_every_stage(run, tmp_path):
                for p, s in cells.items())
 
 
+def test_a_source_without_stds_shows_its_means(run, tmp_path):
+    found = opened("log", written("log", tmp_path, run[1].values), None)
+    text = grid_text(found, "all")
+    assert "mean at scope all, 4 tokens" in text and short(found.cells[1, "ffn_out"].at("all").mean, 6) in text
+
+
 def test_an_importance_matrix_shows_the_size_of_each_products_input(run, tmp_path):
     _, traced = run
     found = opened("imatrix", written("imatrix", tmp_path, traced.values), run[0])
@@ -135,6 +143,37 @@ def test_a_log_whose_sums_are_of_the_shown_numbers_is_refused(run, tmp_path):
     (tmp_path / "old.txt").write_text("".join([nodes[0], *map(added, nodes[1:])]))
     with pytest.raises(FileError, match="adds up the numbers that it shows"):
         import_trace(tmp_path / "old.txt", tokens=IDS)
+
+
+def test_values_that_only_stand_elsewhere_are_seen_in_a_log_and_in_its_bundle(run, tmp_path):
+    model, traced = run
+    place = (1, "ffn_up")
+    rolled = {p: np.roll(v, 1, -1) if p == place else v for p, v in traced.values.items()}
+    found = opened("log", written("log", tmp_path, rolled), model)
+    assert found.cells[place].samples[0] == (0, 0, pytest.approx(float(np.asarray(rolled[place])[0, 0]), abs=5e-5))
+    assert judge_saved(traced, found, ASK).first == place
+    session.export(found, tmp_path / "bundle")
+    assert session.open_bundle(tmp_path / "bundle").cells == found.cells
+    assert session.compare(Source(model), Source(tmp_path / "bundle"), None).first == place
+
+
+def node(name: str, op: str, source: str, shape: tuple[int, ...], rows: list[str], total: float) -> str:
+    """A node as the tool prints it."""
+    shown = "".join(f"      [{row}],\n" for row in rows)
+    return (f"common_debug_cb_eval: {name} = (f32) {op}({source}{{2, 9, 1, 1}}, y{{1, 1, 1, 1}}}}) = "
+            f"{{{', '.join(map(str, shape))}}}\n    [\n     [\n{shown}     ],\n    ]\n    sum = {total}\n")
+
+
+def test_a_scaled_embedding_is_the_embedding_and_heads_that_are_turned_show_no_rows(tmp_path):
+    (tmp_path / "log.txt").write_text(
+        node("embd", "GET_ROWS", "token_embd.weight", (2, 1, 1, 1), ["0.5, 1.0"], 1.5)
+        + node("inp_scaled", "SCALE", "embd", (2, 1, 1, 1), ["5.0, 10.0"], 15.0)
+        + node("attn_norm-0", "MUL", "norm-0", (2, 1, 1, 1), ["1.0, 2.0"], 3.0)
+        + node("Qcur-0", "ROPE", "Qcur-0", (1, 2, 1, 1), ["1.0", "2.0"], 3.0))
+    cells = import_trace(tmp_path / "log.txt", tokens=[3]).cells
+    assert cells[None, "embedding"].at("all").mean == 7.5
+    assert cells[None, "embedding"].samples == ((0, 0, 5.0), (0, 1, 10.0))
+    assert cells[0, "attn_norm"].samples and not cells[0, "q_rope"].samples
 
 
 def test_a_node_of_packed_values_has_no_sum(run, tmp_path):

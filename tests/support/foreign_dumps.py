@@ -11,6 +11,7 @@ import numpy as np
 
 from core.model.stages import STAGES, Place, place_text, stage_named
 from core.sources.imports.foreign_names import INPUTS, OUTPUTS, WHOLE
+from tests.support.foreign_runs import ends, numbers
 
 WEIGHTED = {s.name for s in STAGES if s.operation in ("norm", "linear")}
 NODES = {"attn_resid": "ffn_inp", "attn_mix": "kqv_out", "output": "l_out", "q_rope": "Qcur", "k_rope": "Kcur",
@@ -27,9 +28,8 @@ def write_log(path: Path, values: Mapping[Place, Any], kv: int) -> Path:
             sources = f"{source}{{{width}, 1, 1, 1}}, x{{1, 1, 1, 1}}}}"
             lines.append(f"common_debug_cb_eval: {name:>24} = (f32) {op:>10}({sources}) = {shape}")
             lines += ["    [", "     ["]
-            for row in part[:3]:
-                shown = ", ".join(f"{v:12.4f}" for v in (*row[:3], *row[-3:]))
-                lines.append(f"      [{shown[:42]}..., {shown[42:]}],")
+            lines += [row if isinstance(row, str) else f"      [{numbers(row)}  ],"
+                      for row in ends(list(part), "      ..., ")]
             lines += ["     ],", "    ]", f"    sum = {part.sum(dtype=np.float64):f}"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -110,10 +110,10 @@ class LlamaCpp:
         total = float(np.float32(x.astype(np.float32).ravel().cumsum(dtype=np.float32)[-1]))  # one by one, in float32
         for block in x:
             lines.append("    [")
-            for plane in _ends(list(block), "        ..., "):
+            for plane in ends(list(block), "        ..., "):
                 lines += [plane] if isinstance(plane, str) else ["        [", *(
-                    row if isinstance(row, str) else f"            [{_numbers(row)}  ],"
-                    for row in _ends(list(plane), "            ..., ")), "        ],"]
+                    row if isinstance(row, str) else f"            [{numbers(row)}  ],"
+                    for row in ends(list(plane), "            ..., ")), "        ],"]
             lines += ["    ]", f"    sum = {total:f}"]
         return lines
 
@@ -129,13 +129,14 @@ class LlamaCpp:
         return ", ".join(map(str, tensor.ne))
 
 
-def _ends(items: list[Any], gap: str) -> list[Any]:
+def ends(items: list[Any], gap: str) -> list[Any]:
+    """The items at either end with a gap between, as the tool shows many."""
     return [*items[:SHOWN], gap, *items[-SHOWN:]] if len(items) > 2 * SHOWN else items
 
 
-def _numbers(row: np.ndarray) -> str:
-    parts = [part if isinstance(part, str) else f"{float(part):12.4f}" for part in _ends(list(row), "   ...")]
-    return ", ".join(parts)
+def numbers(row: np.ndarray) -> str:
+    """A row as the tool prints it."""
+    return ", ".join(x if isinstance(x, str) else f"{float(x):12.4f}" for x in ends(list(row), "   ..."))
 
 
 def write_imatrix(path: Path, squares: dict[str, tuple[np.ndarray, int]]) -> Path:

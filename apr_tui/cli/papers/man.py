@@ -15,7 +15,7 @@ ABOUT = "is this spike the model, or a bug, and if a bug, where?"
 DESCRIPTION = (
     "Without a command it opens the console on a model file (.gguf or .apr), or on the built-in demonstration. "
     "Results are on stdout, progress and messages on stderr. A side may carry its own settings: "
-    "FILE@compute=q8,threads=1; another engine is llama.cpp:FILE or transformers:FILE.")
+    "FILE@compute=q8,threads=1,cache=q8_0; another engine is llama.cpp:FILE or transformers:FILE.")
 FILES = {
     f"$XDG_CONFIG_HOME/apr-tui/{FILE}": "the user's settings: theme, threshold, prompt, chat, mouse",
     "$XDG_CACHE_HOME/apr-tui": "kernels, the demonstration, rungs of ladders: all of it can be made again",
@@ -64,7 +64,7 @@ def _listed(words: Iterable[Word]) -> list[str]:
     found = []
     for word in words:
         name = ", ".join(word.flags) + (f" {word.name}" if word.takes else "") if word.flags else word.name
-        found += [".TP", f".B {_text(name)}", _text(word.about or "its file")]
+        found += [".TP", f".B {_text(name)}", _text(word.about)]
     return found
 
 

@@ -42,8 +42,8 @@ LEVELS = (  # the first that this machine has is taken
           "K-quants: activations as 24-bit whole numbers by blocks of 256, sums of a block exact; else float32",
           "K-quants: activations as 8-bit whole numbers, sums of a block of 256 exact; else float32",
           "tiles of bfloat16, sums in float32"),
-    Level("avx512bf16", X86, V4 | {"avx512_vnni", "avx512_bf16"}, ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
-          WHOLE, WHOLE_Q8),
+    Level("avx512bf16", X86, V4 | {"avx512_vnni", "avx512_bf16", "avx512vbmi"}, (
+        "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"), WHOLE, WHOLE_Q8),
     Level("avx512vnni", X86, V4 | {"avx512_vnni"}, ("-march=x86-64-v4", "-mavx512vnni"), WHOLE, WHOLE_Q8),
     Level("avx512", X86, V4, ("-march=x86-64-v4",), description_q8=WHOLE_Q8),
     Level("avxvnni", X86, V3 | {"avx_vnni"}, ("-march=x86-64-v3", "-mavxvnni"), WHOLE, WHOLE_Q8),

@@ -82,7 +82,7 @@ static void multiply_bf16(const Job& job, int threads) {
 }
 
 constexpr bool ROUNDS_HALVES = true;
-#elif defined(__AVX512BF16__)
+#elif defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 constexpr bool ROUNDS_HALVES = true;
 static void multiply_bf16(const Job& job, int threads) { multiply_pairs(job, threads); }
 #else

@@ -20,19 +20,33 @@ static float float_of(int32_t bits) {
     return f;
 }
 
-// The size of rank k (from 0) of the finite values: 16 of its bits are counted out, then the 15 others.
+// The size of rank k (from 0) of the finite values: 12 of its bits are counted out, what shares them is put in order.
 static float size_of_rank(const float* x, long n, long k) {
-    std::vector<long> count(1 << 16);
+    constexpr int REST = 19;
+    std::array<long, (NO_SIGN >> REST) + 1> count{};
     for (long i = 0; i < n; i++)
-        if (size_bits(x[i]) < NOT_FINITE) count[size_bits(x[i]) >> 15]++;
+        if (size_bits(x[i]) < NOT_FINITE) count[size_bits(x[i]) >> REST]++;
     int32_t high = 0;
     while (k >= count[high]) k -= count[high++];
-    std::fill(count.begin(), count.end(), 0);
-    for (long i = 0; i < n; i++)
-        if (size_bits(x[i]) >> 15 == high) count[size_bits(x[i]) & 0x7fff]++;
-    int32_t low = 0;
-    while (k >= count[low]) k -= count[low++];
-    return float_of(high << 15 | low);
+    std::vector<int32_t> alike(static_cast<size_t>(count[high]) + 1);
+    for (long i = 0, at = 0; i < n && at < count[high]; i++) {
+        alike[static_cast<size_t>(at)] = size_bits(x[i]);
+        at += size_bits(x[i]) >> REST == high;
+    }
+    std::nth_element(alike.begin(), alike.begin() + k, alike.end() - 1);
+    return float_of(alike[static_cast<size_t>(k)]);
+}
+
+// How many sizes are under a bound; in blocks, so that they are counted in 32 bits.
+static long count_under(const float* x, long n, int32_t bound) {
+    constexpr long BLOCK = 1 << 12;
+    long all = 0;
+    for (long start = 0; start < n; start += BLOCK) {
+        int32_t some = 0;
+        for (long i = start; i < std::min(n, start + BLOCK); i++) some += size_bits(x[i]) < bound;
+        all += some;
+    }
+    return all;
 }
 
 // N sums of value(i, N numbers) over i, in numpy's order: their bits stand in bundles.
@@ -74,13 +88,13 @@ extern "C" __attribute__((visibility("default"))) int massive(
     int32_t largest = 0;
     for (long i = 0; i < n; i++) largest = std::max(largest, size_bits(x[i]) < NOT_FINITE ? size_bits(x[i]) : 0);
     const int32_t bound = size_bits(static_cast<float>(static_cast<double>(float_of(largest)) / multiple));
-    long small = 0, finite = 0;
-    for (long i = 0; i < n; i++) small += size_bits(x[i]) < bound, finite += size_bits(x[i]) < NOT_FINITE;
+    const long small = count_under(x, n, bound), finite = count_under(x, n, NOT_FINITE);
     if (2 * small < finite || finite == 0) return 0;
     const float median = size_of_rank(x, n, (finite - 1) / 2);
     const float far = static_cast<float>(std::max(least, multiple * static_cast<double>(median)));
     int found = 0;
-    for (long t = 0; t < tokens; t++)
+    for (long t = 0; t < tokens; t++) {
+        if (count_under(x + t * width, width, size_bits(far) + 1) == width) continue;
         for (long c = 0; c < width; c++) {
             const float value = x[t * width + c];
             if (!(std::fabs(value) > far) || std::isinf(value)) continue;
@@ -95,6 +109,7 @@ extern "C" __attribute__((visibility("default"))) int massive(
             }
             room[1 + 3 * i] = static_cast<double>(t), room[2 + 3 * i] = static_cast<double>(c), room[3 + 3 * i] = value;
         }
+    }
     room[0] = median;
     return found;
 } catch (const std::bad_alloc&) {

@@ -78,8 +78,8 @@ def diff_files(a: Side, b: Side, cancelled: IsCancelled) -> FileDiff:
         return FileDiff()
     heads = tuple(dict.fromkeys((left.arch.head_dim, left.arch.rope.dim)))
     weights = described(weight_diffs(left.file, right.file, cancelled), left.file, right.file, heads, cancelled)
-    read_by = {w.name: sorted({*readers(left.file, w.name), *readers(right.file, w.name)}, key=place_order)
-               for w in weights}
+    read_by = {w.name: sorted({place for side in (left, right) for place in readers(side.file, side.arch, w.name)},
+                              key=place_order) for w in weights}
     return FileDiff(differing_keys(asdict(left.arch), asdict(right.arch)), weights,
                     len({*left.file.weights, *right.file.weights}), read_by)
 

@@ -100,7 +100,7 @@ def _reads(file: ModelFile, arch: Arch) -> Iterator[_Read]:
     whole: list[Place] = [(None, s.name) for s in STAGES if s.whole]
     for place in (whole[0], *places, *whole[1:]):
         offset = dict.fromkeys(("weight", "bias"), 0)
-        for name in stage_weights(file, *place):
+        for name in stage_weights(file, arch.layer(place[0]), place[1]):
             weight, part = file.weights[name], name.rpartition(".")[2]
             if name not in seen:
                 seen.add(name)

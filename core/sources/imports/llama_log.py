@@ -1,8 +1,8 @@
 """Read a log of llama-eval-callback or llama-debug: the sum of every node, and the first and last of its numbers.
 
-A node: NAME = (TYPE) OP(SOURCE{..}, SOURCE{..}}) = {W, T, 1, 1}, rows of numbers, "sum = S". What a stage's values are
-cannot be told from that: its mean is S / count, and whether it holds NaN. A stage is known by the weight that its node
-reads, else by the node's name, as in engines/llama_cpp.py. The first forward is read.
+A node: NAME = (TYPE) OP(SOURCE{..}, SOURCE{..}}) = {W, T, 1, 1}, rows of numbers, "sum = S". That tells a stage's mean,
+S / count, whether it holds NaN, and the values at either end of the first and last tokens. A stage is known by the
+weight that its node reads, else by the node's name, as in engines/llama_cpp.py. The first forward is read.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from core.model.stages import STAGES, Place, place_order, place_text, stage_named
-from core.sources.engines.llama_cpp import BY_NODE
+from core.sources.engines.llama_cpp import BY_NODE, SCALED
 from core.sources.imports.foreign_names import NODES
 from core.sources.imports.stated_facts import Stated, bad_line, settle_fact, unknown_notes
 from core.system.errors import FileError, UsageError
@@ -24,7 +25,7 @@ from core.trace.stats import ScopeStats, Stats
 
 LONGEST = 4096  # characters of a line that can be a node's
 PRINTED = ("f32", "f16", "bf16", "i8", "i16", "i32", "i64")  # types whose numbers the tool prints
-GAP = "..."
+GAP, SHOWN = "...", 3  # numbers at either end of a row
 ENOUGH, DIGIT = 3, 1e-4  # nodes that show a part, from which on their sums say what is added; twice half a last digit
 _NODE = re.compile(r"(\S+) = \((\w+)\)\s+(\w+)\((.*)\) = \{([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\}\s*$")
 _SOURCE = re.compile(r"(\S+?)(?: \([\w ]+\))?\{")
@@ -47,6 +48,31 @@ WHOLE = {(f"{name}.weight", OPERATIONS[stage.operation]): stage.name
 PARTS = {part: stage for stage, parts in JOINED.items() for part in parts}
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What is printed of a node: rows of numbers, and whether some are left out."""
+
+    rows: list[list[float]] = field(default_factory=list)
+    is_part: bool = False
+
+    def take(self, content: str) -> bool:
+        """Take a line that opens a bracket; say whether it holds nothing, or numbers to its end."""
+        inner = content.strip().removeprefix("[").removesuffix(",").removesuffix("]").strip(" ,")
+        words = [n.strip() for n in inner.split(",")] if inner else []
+        if len(content) > LONGEST or not all(map(_PRINTED.fullmatch, words)):
+            return False
+        numbers = [float(n) for n in words if n != GAP]
+        self.is_part |= len(numbers) < len(words)
+        if numbers:
+            self.rows.append(numbers)
+        return True
+
+    @property
+    def numbers(self) -> list[float]:
+        """All that is shown."""
+        return [n for row in self.rows for n in row]
+
+
 @dataclass(frozen=True, slots=True)
 class _Node:
     """One node. place: its stage, or the weight that makes a part of it. shape: ne of ggml, the width first."""
@@ -66,6 +92,17 @@ class _Node:
     def rows(self) -> int:
         return self.shape[2] if self.op == "ROPE" else self.shape[1] * self.shape[3]
 
+    def samples(self, n_token: int, channel: int) -> tuple[tuple[int, int, float], ...]:
+        """The finite values that are shown, where they stand; the node's rows are the last of n_token, its channels
+        begin at channel.
+        """
+        (width, height, *more), first = self.shape, n_token - self.rows
+        down, across = _ends(height), _ends(width)
+        if self.op == "ROPE" or more != [1, 1] or [len(row) for row in self.shown.rows] != [len(across)] * len(down):
+            return ()
+        return tuple((first + i, channel + j, x) for i, row in zip(down, self.shown.rows, strict=True)
+                     for j, x in zip(across, row, strict=True) if math.isfinite(x))
+
 
 def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
     """Read the nodes of the first forward. FileError names the line; UsageError where --tokens do not fit."""
@@ -79,8 +116,7 @@ def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
     rows = max(n.rows for n in nodes.values())
     if tokens is not None and rows != len(tokens):
         raise UsageError(f"{path.name} has {rows} tokens, {len(tokens)} were given. Give --tokens of this log.")
-    stats = {place: _stats(path, nodes, place) for place in sorted(_places(nodes), key=place_order)}
-    cells = {p: ScopeStats({"all" if n == rows else "last": s}) for p, (s, n) in stats.items()}
+    cells = {place: _cell(path, nodes, place, rows) for place in sorted(_places(nodes), key=place_order)}
     model = stated.model
     facts = CaptureContract("llama.cpp", None, None, None, None, "sample", scopes=("all",), dtype="f32",
                             compute=None if model is None else model.compute,
@@ -90,7 +126,8 @@ def read_llama_log(text: str, path: Path, stated: Stated) -> Trace:
                             compute=facts.compute)
     return Trace(
         name=path.stem, facts=facts, tokens=tuple(Token(i) for i in tokens or ()), cells=cells,
-        notes=("the log shows each stage's sum and a few numbers: means are judged, not values", *more, *unknown),
+        notes=("the log shows each stage's sum and a few of its values: those are judged, not all of them", *more,
+               *unknown),
         origin={"kind": "llama-eval-callback log"})
 
 
@@ -119,30 +156,16 @@ def _nodes(text: str, path: Path) -> Iterator[_Node]:
         raise FileError(f"{path.name} is cut short: the node of line {line} has no sum. Log it again, whole.")
 
 
-@dataclass(slots=True)
-class _Shown:
-    """What is printed of a node: the sum of it, how many numbers, and whether some are left out."""
-
-    total: float = 0.0
-    count: int = 0
-    is_part: bool = False
-
-    def take(self, content: str) -> bool:
-        """Take a line that opens a bracket; say whether it holds nothing, or numbers to its end."""
-        inner = content.strip().removeprefix("[").removesuffix(",").removesuffix("]").strip(" ,")
-        words = [n.strip() for n in inner.split(",")] if inner else []
-        if len(content) > LONGEST or not all(map(_PRINTED.fullmatch, words)):
-            return False
-        numbers = [float(n) for n in words if n != GAP]
-        self.total, self.count = self.total + sum(numbers), self.count + len(numbers)
-        self.is_part |= len(numbers) < len(words)
-        return True
+def _ends(n: int) -> list[int]:
+    """Which of n rows, or of n numbers of a row, are shown."""
+    return list(range(n)) if n <= 2 * SHOWN else [*range(SHOWN), *range(n - SHOWN, n)]
 
 
 def _refuse_partial(path: Path, nodes: Iterable[_Node]) -> None:
     """FileError where the sums are of the printed numbers alone, as in older versions of the tool: no mean follows."""
     parts = [n for n in nodes if n.shown.is_part and math.isfinite(n.sum)]
-    if len(parts) >= ENOUGH and all(abs(n.sum - n.shown.total) <= DIGIT * n.shown.count for n in parts):
+    if len(parts) >= ENOUGH and all(
+            abs(n.sum - sum(n.shown.numbers)) <= DIGIT * len(n.shown.numbers) for n in parts):
         raise FileError(f"{path.name} adds up the numbers that it shows, not all (an old llama-eval-callback): nothing "
                         "follows of a stage. Log it again with a newer llama.cpp.")
 
@@ -158,6 +181,8 @@ def _node(line: int, head: re.Match[str], total: float, shown: _Shown) -> _Node 
 
 def _place(name: str, op: str, sources: str) -> tuple[int | None, str] | None:
     """What a node is: its stage, or the weight of a part; None where it is neither."""
+    if name == SCALED:
+        return None, "embedding"
     for source in _SOURCE.findall(sources)[:2]:
         source = source.lstrip(", ")
         if (source, op) in WHOLE:
@@ -177,7 +202,7 @@ def _first_forward(nodes: Iterator[_Node]) -> tuple[dict[tuple[int | None, str],
     highest = -1
     for node in nodes:
         layer = node.place[0]
-        if (layer is not None and layer < highest) or (node.place in found and node.place[1] == "embedding"):
+        if (layer is not None and layer < highest) or (node.place in found and node.op == OPERATIONS["lookup"]):
             return found, True
         if (None, "logits") in found and node.place != (None, "logits"):
             return found, True
@@ -192,17 +217,19 @@ def _places(nodes: dict[tuple[int | None, str], _Node]) -> set[Place]:
             if stage not in JOINED or all((layer, part) in nodes for part in JOINED[stage])}
 
 
-def _stats(path: Path, nodes: dict[tuple[int | None, str], _Node], place: Place) -> tuple[Stats, int]:
+def _cell(path: Path, nodes: dict[tuple[int | None, str], _Node], place: Place, n_token: int) -> ScopeStats:
     layer, stage = place
     found = [nodes[layer, part] for part in JOINED[stage]] if stage in JOINED else [nodes[place]]
     if len({n.rows for n in found}) > 1 or stage_named(stage).whole != (layer is None):
         raise FileError(f"{path.name}, line {found[0].line}: {place_text(place)} has parts of other lengths. "
                         "Log it again, whole.")
     count, total = sum(n.count for n in found), sum(n.sum for n in found)
+    stats = Stats(count=count, mean=total / count, nan=0, inf=0)
     if not math.isfinite(total):
-        bad = Stats(count=count, nan=1) if math.isnan(total) else Stats(count=count, inf=1)
-        return bad, found[0].rows
-    return Stats(count=count, mean=total / count, nan=0, inf=0), found[0].rows
+        stats = Stats(count=count, nan=1) if math.isnan(total) else Stats(count=count, inf=1)
+    starts = accumulate((n.shape[0] for n in found), initial=0)
+    samples = tuple(s for n, start in zip(found, starts, strict=False) for s in n.samples(n_token, start))
+    return ScopeStats({"all" if found[0].rows == n_token else "last": stats}, samples)
 
 
 def _tokens(text: str) -> tuple[int, ...] | None:

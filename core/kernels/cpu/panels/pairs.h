@@ -6,7 +6,7 @@
 #pragma once
 #include "products.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 constexpr long MOST_PAIRED = 12;  // tokens of a panel, a chain each
 
 // Two values of each row, the first in the lower half.
@@ -14,24 +14,45 @@ struct PairPanel {
     alignas(64) uint32_t two[SPAN / 2][VL];
 };
 
-// Rows a's and b's values side by side, rounded.
-static inline __m512i paired(Vec a, Vec b) {
-    alignas(64) static constexpr int16_t SIDE_BY_SIDE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_load_si512(SIDE_BY_SIDE), (__m512i)_mm512_cvtne2ps_pbh(b, a));
-}
+// Of 16 values: which row's they are, twice each, and which bytes of a panel's words (half: of rows; pair: of four values).
+struct Places {
+    alignas(64) int32_t row[2][16];
+    alignas(64) uint8_t byte[2][2][64];
+};
 
+static constexpr Places all_places() {
+    Places p{};
+    for (int half = 0; half < 2; half++)
+        for (int i = 0; i < 16; i++) {
+            p.row[half][i] = 8 * half + i / 2;
+            for (int pair = 0; pair < 2; pair++)
+                p.byte[pair][half][4 * i] = static_cast<uint8_t>(4 * p.row[half][i] + 2 * pair + i % 2);
+        }
+    return p;
+}
+static constexpr Places PLACES = all_places();
+
+// scale * q - least, rounded once to float32 as decoders do, then to bfloat16. Without least: scale * u - scale * bias.
 static inline void pair_panel(const Panel& from, const Layout& layout, long n, PairPanel& out) {
-    for (long i = 0; i < (n + 3) / 4; i++) {
-        const Ints four = load<Ints>(from.four[i]);
-        const Vec scale = load<Vec>(from.scale[4 * i / layout.group]);
-        const Vec least = layout.least ? load<Vec>(from.least[4 * i / layout.group]) : Vec{};
-        const auto value = [&](int k) {
-            const Ints q = (four >> 8 * k & 255) - layout.bias;
-            return (Vec)_mm512_fmsub_ps(scale, __builtin_convertvector(q, Vec), least);
-        };
-        _mm512_store_si512(out.two[2 * i], paired(value(0), value(1)));
-        _mm512_store_si512(out.two[2 * i + 1], paired(value(2), value(3)));
+    for (long g = 0; g * layout.group < n; g++) {
+        __m512 scale[2], least[2];
+        for (int half = 0; half < 2; half++) {
+            const __m512i rows = _mm512_load_si512(PLACES.row[half]);
+            scale[half] = _mm512_permutexvar_ps(rows, load<Vec>(from.scale[g]));
+            least[half] = layout.least ? _mm512_permutexvar_ps(rows, load<Vec>(from.least[g]))
+                                       : scale[half] * static_cast<float>(layout.bias);
+        }
+        for (long i = g * layout.group / 4; i < (g + 1) * layout.group / 4; i++) {
+            const __m512i four = _mm512_load_si512(from.four[i]);
+            for (int pair = 0; pair < 2; pair++) {
+                const auto value = [&](int half) {
+                    const __m512i places = _mm512_load_si512(PLACES.byte[pair][half]);
+                    const __m512i u = _mm512_maskz_permutexvar_epi8(0x1111111111111111, places, four);
+                    return _mm512_fmsub_ps(scale[half], _mm512_cvtepi32_ps(u), least[half]);
+                };
+                _mm512_store_si512(out.two[2 * i + pair], (__m512i)_mm512_cvtne2ps_pbh(value(1), value(0)));
+            }
+        }
     }
 }
 
