@@ -51,7 +51,7 @@ def status_spans(view: TraceView, asked: str, width: int) -> list[Span]:
     elif trace is not None and trace.top:
         spans.append((to_terminal_charset(" → next "), "quiet"))
         spans += [(escape_untrusted(f'"{n.text}" ' if n.text is not None else f"{n.id} "), "a") for n in trace.top]
-    return [*crop(spans, width - len(right[0])), right]
+    return [*crop(spans, width - len(right[0]) - 1), (" ", "text"), right]
 
 
 def cell_spans(view: TraceView, place: Place, width: int) -> list[Span]:

@@ -78,6 +78,10 @@ class LayerScreen(BaseScreen):
         self.pane.show([*pane, *[[]] * (room - len(pane))])
         self.foot.show([hint_spans(self.kind, width)])
 
+    def say(self, text: str, name: str = "text") -> None:
+        """Show a message in place of the keys, until the screen is drawn anew."""
+        self.foot.show([[(f" {text}", name)]])
+
     # what a child says
 
     def table_header(self, width: int) -> list[Span]:

@@ -22,6 +22,7 @@ from core.system.cancel import IsCancelled
 from core.system.errors import FileError, OutputError, UsageError, os_reason
 from core.system.progress import Phase
 from core.system.regular_file import read_file
+from core.system.rests import is_rest_name
 from core.trace.events import Emit
 from core.trace.run import Side
 
@@ -175,7 +176,8 @@ class ChunkStore:
             if mark.is_file() and read_file(mark, limits.CACHE_BYTES, "") != key.encode():
                 raise UsageError(f"{folder} holds another run's state (other files, settings or text). "
                                  "Give another --out, or remove it.")
-            if not mark.is_file() and any(folder.iterdir()):
+            # a run that was killed as it began has left a part of its mark
+            if not mark.is_file() and not all(is_rest_name(path.name) for path in folder.iterdir()):
                 raise UsageError(f"{folder} exists and holds no state of kl. Give another --out.")
             with atomic_file(mark) as part:
                 part.write_text(key, encoding="ascii")

@@ -18,3 +18,11 @@ def grid_points(name: str) -> npt.NDArray[np.int8] | None:
     kind.init_grid()
     points: npt.NDArray[np.int8] = kind.grid.reshape(kind.grid_shape).astype(np.int8)
     return points
+
+
+def level_values(name: str) -> npt.NDArray[np.int8]:
+    """Return the 16 levels of a type with a table, by a nibble. Source: gguf-py, gguf/quants.py."""
+    from gguf import quants
+
+    kind: Any = getattr(quants, name)
+    return np.array(kind.kvalues, dtype=np.int8)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gguf  # noqa: F401 (here once, not in each child that is killed)
 import numpy as np
+import polars  # noqa: F401
 import torch
 
 from core.bundle import costs
@@ -36,8 +38,8 @@ from tests.support.bundles import save
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """write: the thing of a text (a, b, c) into a folder, over an older one. is_whole: what stands there was written
-    whole. seconds: about how long writing takes.
+    """write: the thing of a text (a, b, c) into a folder, over an older one. is_whole: what stands there is one that
+    was written. seconds: about how long writing takes.
     """
 
     write: Callable[[Path, str], object]

@@ -46,13 +46,14 @@ async def press(app, pilot, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [k for k in WAYS if k != keys.TRAIN_KEYS])
-async def test_no_key_of_a_screen_shows_or_copies_what_steers(kind, monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind,way", [*((k, way) for k, way in WAYS.items() if k != keys.TRAIN_KEYS),
+                                      (keys.LAYER_KEYS, "g enter")])
+async def test_no_key_of_a_screen_shows_or_copies_what_steers(kind, way, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     copied = []
     async with console(monkeypatch, hostile_session(), prompt=HOSTILE) as (app, pilot):
         monkeypatch.setattr("textual.app.App.copy_to_clipboard", lambda self, text: copied.append(text))
-        for key in WAYS[kind].split():
+        for key in way.split():
             await press(app, pilot, key)
         there = app.screen
         assert there.kind == kind or kind == keys.PAGE_KEYS, (there.kind, kind)

@@ -43,6 +43,7 @@ MANY = [(1, 256, 1), (33, 256, 2), (37, 1792, 3), (512, 3584, 7), (3584, 1536, 8
         (18944, 3584, 1), (3584, 18944, 1)]
 LARGE = 1 << 24  # weights: making and decoding them takes seconds
 SHAPES = [*FEW, *(pytest.param(*shape, marks=GPU) for shape in MANY)]
+LATER = ("Q4_1", "Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "MXFP4", "NVFP4")  # their rounding to bfloat16, by -m slow
 DROWNED = 20  # times the NMSE of a plain float32 product, as for the kernels of the CPU
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}  # float32 operations whose sums stand in another order
 EXACT = {"rtol": 1e-12, "atol": 1e-14}  # float64 sums in another order
@@ -71,11 +72,12 @@ def test_a_product_is_float64_s_within_float32_rounding(quant, rows, cols, token
     weight, x = random_weight(quant, rows, cols), random_x(tokens, cols)
     decoded = decode_weight(weight, HERE).double()
     want = (x.to(HERE).double() @ decoded.T).cpu()
-    error = nmse(product(weight, x), want)
-    assert error < FLOAT32_NMSE, f"{quant} {rows} x {cols}, {tokens} tokens: NMSE {error:.1e}"
+    error, plain = nmse(product(weight, x), want), nmse((x.to(HERE) @ decoded.float().T).cpu(), want)
+    # weights of one sign leave a sum that cancels, for a plain float32 product too
+    assert error < max(FLOAT32_NMSE, DROWNED * plain), f"{quant} {rows} x {cols}, {tokens} tokens: NMSE {error:.1e}"
 
 
-@pytest.mark.parametrize("quant", LAYOUTS)
+@pytest.mark.parametrize("quant", [pytest.param(q, marks=pytest.mark.slow if q in LATER else ()) for q in LAYOUTS])
 @pytest.mark.parametrize(("rows", "cols", "tokens"), [(7, 512, 1), (5, 256, 18)])
 def test_bf16_rounds_the_decoded_weights_and_sums_in_float32(quant, rows, cols, tokens):
     weight, x = random_weight(quant, rows, cols), random_x(tokens, cols).bfloat16()
@@ -121,7 +123,7 @@ def test_a_bad_scale_shows_in_its_row_and_a_bad_activation_in_its_token_only(tok
 
 @pytest.mark.parametrize("quant", LAYOUTS)
 def test_rows_decode_from_planes_bit_for_bit(quant):
-    cols = 512 if quant.endswith("_K") else 96
+    cols = 512 if QUANTS[quant].block > 32 else 96
     rng = np.random.default_rng(1)
     raw = rng.integers(0, 256, tensor_bytes(QUANTS[quant], (9, cols)), dtype=np.uint8)
     weight = Weight("w", quant, (9, cols), raw)  # any bytes: NaN, Inf and subnormal scales among them
@@ -234,7 +236,7 @@ def test_a_step_that_must_bring_a_weight_is_not_captured(sides, monkeypatch):
     assert is_capturable(on_gpu) and not is_capturable(sides[0].model)
     monkeypatch.setattr(on_gpu.resident, "is_whole", False)  # the memory did not hold them all
     assert not is_capturable(on_gpu)
-    more = Weight("w", "Q5_0", (1, 32), np.zeros(22, np.uint8))
+    more = Weight("w", "TQ2_0", (1, 256), np.zeros(66, np.uint8))
     other = replace(model.file, weights={**model.file.weights, "w": more})
     assert not is_capturable(replace(on_gpu, file=other, resident=Resident(model.device)))
 

@@ -1,4 +1,5 @@
 """Split stored weights into planes that a GPU reads in whole words: the same bits, field by field; nothing is decoded.
+A type with a table has its levels in place of their indices, whole numbers all the same.
 
 A group is 256 columns of a row. Its quants stand in chunks of 16 bytes; a byte has a slot for each number it holds.
 Shapes: R rows, G groups of a row, N blocks of a group, B bytes of a block. A new type: how it is split, and its row of
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.quant.grids import level_values
 from core.quant.types import QUANTS, row_bytes
 from core.quant.weight import Weight
 
@@ -62,7 +64,7 @@ class Planes:
     n_group: int
     quants: Tensor  # [R, G, bytes] uint8; Q8_0 int8; a type without scales: its values [R, G, 256]
     high: Tensor    # the bits beyond a slot, uint8 [R, G, 32 * bits]
-    scales: Tensor  # [R, G, 16] uint8 (Q4_K, Q5_K: eight scales, then eight minima) or int8 (Q6_K); float16 [R, G, 8]
+    scales: Tensor  # [R, G, 256 / span], then as many minima where there are some: uint8, int8, float16 or float32
     supers: Tensor  # float16: d and dmin [R, G, 2], or d [R, G, 1]
 
     @property
@@ -124,6 +126,77 @@ def _q8_0(raw: Tensor) -> tuple[Tensor, ...]:
     return quants, quants, _halves(raw[..., :2]).squeeze(-1)
 
 
+def _q4_1(raw: Tensor) -> tuple[Tensor, ...]:
+    quants = raw[..., 4:].flatten(2).contiguous()
+    return quants, quants, torch.cat((_halves(raw[..., :2]), -_halves(raw[..., 2:4])), 2).flatten(2)
+
+
+def _nibbles(raw: Tensor) -> Tensor:
+    """Numbers [R, G, N, 2 B], in columns' order: the low nibbles of a block's bytes, then the high ones."""
+    return torch.cat((raw & 15, raw >> 4), -1)
+
+
+def _five_bits(low: Tensor, fifth: Tensor) -> tuple[Tensor, Tensor]:
+    """Quants [R, G, 128] and high [R, G, 32] as Q5_K has them: of nibbles [R, G, 8, 16] and bits [R, G, 8, 4]."""
+    number = _nibbles(low)
+    quants = (number[:, :, 0::2] | number[:, :, 1::2] << 4).flatten(2)
+    bit = torch.arange(8, dtype=torch.uint8, device=low.device)
+    bits = ((fifth[..., None] >> bit) & 1).flatten(3)  # of the 32 columns of each block
+    return quants, (bits << bit[:, None]).sum(2).to(torch.uint8)
+
+
+def _q5_0(raw: Tensor) -> tuple[Tensor, ...]:
+    return *_five_bits(raw[..., 6:], raw[..., 2:6]), _halves(raw[..., :2]).squeeze(-1)
+
+
+def _q5_1(raw: Tensor) -> tuple[Tensor, ...]:
+    least = torch.cat((_halves(raw[..., :2]), -_halves(raw[..., 2:4])), 2).flatten(2)
+    return *_five_bits(raw[..., 8:], raw[..., 4:8]), least
+
+
+def _q2_k(raw: Tensor) -> tuple[Tensor, ...]:
+    raw = raw[:, :, 0]
+    quants, both = raw[..., 16:80].contiguous(), raw[..., :16]
+    return quants, quants, torch.cat((both & 15, both >> 4), -1), _halves(raw[..., 80:])
+
+
+def _q3_k(raw: Tensor) -> tuple[Tensor, ...]:
+    raw = raw[:, :, 0]
+    low, late = _nibbles(raw[..., 96:104]), torch.cat([(raw[..., 104:108] >> at & 3) << 4 for at in (0, 2, 4, 6)], -1)
+    return raw[..., 32:96], raw[..., :32], (low | late).view(torch.int8) - 32, _halves(raw[..., 108:])
+
+
+def _levels(raw: Tensor, name: str) -> Tensor:
+    """The levels of a table [R, G, 256] int8, in columns' order, of the indices in nibbles [R, G, N, B]."""
+    return torch.from_numpy(level_values(name)).to(raw.device)[_nibbles(raw).flatten(2).long()]
+
+
+def _iq4_nl(raw: Tensor) -> tuple[Tensor, ...]:
+    quants = _levels(raw[..., 2:], "IQ4_NL")
+    return quants, quants, _halves(raw[..., :2]).squeeze(-1)
+
+
+def _iq4_xs(raw: Tensor) -> tuple[Tensor, ...]:
+    raw = raw[:, :, 0]
+    quants = _levels(raw[..., 8:].unflatten(-1, (8, 16)), "IQ4_NL")  # type: ignore[no-untyped-call]
+    low = torch.stack((raw[..., 4:8] & 15, raw[..., 4:8] >> 4), -1).flatten(-2)
+    late = torch.cat([raw[..., 2:4, None] >> at & 3 for at in (0, 2, 4, 6)], -1).flatten(-2) << 4
+    return quants, quants, (low | late).view(torch.int8) - 32, _halves(raw[..., :2])
+
+
+def _mxfp4(raw: Tensor) -> tuple[Tensor, ...]:
+    quants, e = _levels(raw[..., 1:], "MXFP4"), raw[..., 0].int()
+    bits = torch.where(e < 2, 0x00200000 << e, (e - 1) << 23)  # half of 2^(e - 127): the levels are doubled
+    return quants, quants, bits.view(torch.float32)
+
+
+def _nvfp4(raw: Tensor) -> tuple[Tensor, ...]:
+    quants, e = _levels(raw[..., 4:].unflatten(-1, (4, 8)).flatten(2, 3), "NVFP4"), raw[..., :4].flatten(2)  # type: ignore[no-untyped-call]
+    exponent, man = (e >> 3 & 15).float(), (e & 7).float()
+    scales = torch.where(exponent == 0, man * 2**-9, (1 + man / 8) * torch.exp2(exponent - 7)) / 2
+    return quants, quants, torch.where((e == 0) | (e == 0x7F), 0.0, scales)
+
+
 def _plain(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, ...]]:
     return lambda raw: (raw.contiguous().view(dtype).squeeze(-1),)
 
@@ -134,6 +207,15 @@ LAYOUTS = {
     "Q6_K": Layout(_q6_k, Numbers(slots=2, run=64, span=16, high=2, supers=True, offset=32)),
     "Q4_0": Layout(_q4_0, Numbers(slots=2, run=16, span=32, offset=8)),
     "Q8_0": Layout(_q8_0, Numbers(slots=1, run=32, span=32, signed=True)),
+    "Q4_1": Layout(_q4_1, Numbers(slots=2, run=16, span=32, mins=True)),
+    "Q5_0": Layout(_q5_0, Numbers(slots=2, run=32, span=32, high=1, offset=16)),
+    "Q5_1": Layout(_q5_1, Numbers(slots=2, run=32, span=32, high=1, mins=True)),
+    "Q2_K": Layout(_q2_k, Numbers(slots=4, run=32, span=16, supers=True, mins=True)),
+    "Q3_K": Layout(_q3_k, Numbers(slots=4, run=32, span=16, high=1, supers=True, offset=4)),
+    "IQ4_NL": Layout(_iq4_nl, Numbers(slots=1, run=32, span=32, signed=True)),
+    "IQ4_XS": Layout(_iq4_xs, Numbers(slots=1, run=32, span=32, signed=True, supers=True)),
+    "MXFP4": Layout(_mxfp4, Numbers(slots=1, run=32, span=32, signed=True)),
+    "NVFP4": Layout(_nvfp4, Numbers(slots=1, run=32, span=16, signed=True)),
     "F16": Layout(_plain(torch.float16), values=2),
     "BF16": Layout(_plain(torch.bfloat16), values=1),
     "F32": Layout(_plain(torch.float32), values=3),

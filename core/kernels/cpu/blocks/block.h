@@ -1,8 +1,8 @@
 // What is made of one description of a stored block: decoding to float32, and the product with one token.
 //
 // A type describes itself by `each(raw, put)`, which calls put(at, q, scale, least) for 16 values after the other, in
-// their order: value = scale * q - least, q signed bytes; GROUP of them share scale and least, q + BIAS is not negative,
-// and without LEAST least is 0. scale * q is exact in float32 (d of float16 has 11 bits, q
+// their order: value = scale * q - least, q signed bytes; GROUP of them share scale and least, q + BIAS is
+// from 0 to MOST, and without LEAST least is 0. scale * q is exact in float32 (d of float16 has 11 bits, q
 // and its scale together at most 13); only the last subtraction rounds, so the bits are those of quant/dequantize.py.
 // Source of the layouts: gguf-py 0.19, gguf/quants.py.
 #pragma once
@@ -129,7 +129,7 @@ template <class Block>
 static constexpr Layout blocks(const char* name) {
     Layout layout = {name, Block::VALUES, Block::BYTES, decode_blocks<Block>};
     if constexpr (!THREE_DIGITS) layout.dot = dot_rows<Block>;
-    layout.group = Block::GROUP, layout.bias = Block::BIAS, layout.least = Block::LEAST;
+    layout.group = Block::GROUP, layout.bias = Block::BIAS, layout.most = Block::MOST, layout.least = Block::LEAST;
 #if defined(__AVX2__)
     layout.panel = fill_panel<Block>;
 #endif

@@ -31,7 +31,7 @@ static inline int signs_of(uint32_t word, int at) {
 
 struct IQ2_XXS {
     static constexpr int VALUES = 256, BYTES = 66;
-    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr int GROUP = 32, BIAS = 64, MOST = 127;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2XXS;
 
@@ -53,7 +53,7 @@ struct IQ2_XXS {
 
 struct IQ2_XS {
     static constexpr int VALUES = 256, BYTES = 74;
-    static constexpr int GROUP = 16, BIAS = 64;
+    static constexpr int GROUP = 16, BIAS = 64, MOST = 127;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2XS;
 
@@ -73,7 +73,7 @@ struct IQ2_XS {
 
 struct IQ2_S {
     static constexpr int VALUES = 256, BYTES = 82;
-    static constexpr int GROUP = 16, BIAS = 64;
+    static constexpr int GROUP = 16, BIAS = 64, MOST = 127;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_2S;
 
@@ -93,7 +93,7 @@ struct IQ2_S {
 
 struct IQ3_XXS {
     static constexpr int VALUES = 256, BYTES = 98;
-    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr int GROUP = 32, BIAS = 64, MOST = 127;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_3XXS;
 
@@ -114,7 +114,7 @@ struct IQ3_XXS {
 
 struct IQ3_S {
     static constexpr int VALUES = 256, BYTES = 110;
-    static constexpr int GROUP = 32, BIAS = 64;
+    static constexpr int GROUP = 32, BIAS = 64, MOST = 127;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_3S;
 
@@ -142,7 +142,7 @@ static inline Bytes with_eighth(int a, int b, bool a_down, bool b_down) {
 
 struct IQ1_S {
     static constexpr int VALUES = 256, BYTES = 50;
-    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr int GROUP = 32, BIAS = 16, MOST = 25;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_1;
 
@@ -165,7 +165,7 @@ struct IQ1_S {
 
 struct IQ1_M {
     static constexpr int VALUES = 256, BYTES = 56;
-    static constexpr int GROUP = 16, BIAS = 16;
+    static constexpr int GROUP = 16, BIAS = 16, MOST = 25;
     static constexpr bool LEAST = false;
     static constexpr Grid& GRID = GRID_1;
 

@@ -33,8 +33,9 @@ struct Layout {
     // Rows times one token, whole blocks, without a decoded copy: the same bits (block.h).
     void (*dot)(const uint8_t* w, long w_step, long rows, const float* x, long n, float* out, bool first) = nullptr;
     Grid* grid = nullptr;
-    // Rows side by side (panels/panel.h), `group` values to a scale, q + bias of each; least: whether a value is less a least.
-    int group = 0, bias = 0;
+    // Rows side by side (panels/panel.h), `group` values to a scale, q + bias of each, up to `most`; least: whether a
+    // value is less a least.
+    int group = 0, bias = 0, most = 0;
     bool least = false;
     void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) = nullptr;
     // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h), times one token (lines.h), to

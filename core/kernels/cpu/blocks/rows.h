@@ -150,7 +150,7 @@ static inline WideScales scales_by(const Wide& q, Vec by) { return {q, by}; }
 // n values of VL rows: as fill_panel, without a row's own order of bytes in between. What is wanted soon is asked of
 // memory bit by bit: more requests at once than a processor keeps would hold up the reading.
 template <class Block>
-static void fill_panel_of(Rows rows, long n, const uint8_t* soon, Panel& out) {
+[[gnu::flatten]] static void fill_panel_of(Rows rows, long n, const uint8_t* soon, Panel& out) {
     constexpr int ASKED = 16 * VL * Block::BYTES / Block::VALUES;  // bytes, by 16 values
     for (long k = 0; k < n; k += Block::VALUES, rows = rows + Block::BYTES)
         Block::each(rows, [&](int at, const Wide& q, Vec scale, const auto& least) {

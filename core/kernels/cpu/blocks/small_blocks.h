@@ -9,7 +9,7 @@ static const Bytes FP4_VALUES = signed_bytes({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2
 
 struct Q4_0 {
     static constexpr int VALUES = 32, BYTES = 18;
-    static constexpr int GROUP = 32, BIAS = 8;
+    static constexpr int GROUP = 32, BIAS = 8, MOST = 15;
     static constexpr bool LEAST = false;
 
     template <class Raw, class Put>
@@ -22,7 +22,7 @@ struct Q4_0 {
 
 struct Q4_1 {
     static constexpr int VALUES = 32, BYTES = 20;
-    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr int GROUP = 32, BIAS = 0, MOST = 15;
     static constexpr bool LEAST = true;
 
     template <class Raw, class Put>
@@ -35,7 +35,7 @@ struct Q4_1 {
 
 struct Q5_0 {
     static constexpr int VALUES = 32, BYTES = 22;
-    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr int GROUP = 32, BIAS = 16, MOST = 31;
     static constexpr bool LEAST = false;
 
     template <class Raw, class Put>
@@ -49,7 +49,7 @@ struct Q5_0 {
 
 struct Q5_1 {
     static constexpr int VALUES = 32, BYTES = 24;
-    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr int GROUP = 32, BIAS = 0, MOST = 31;
     static constexpr bool LEAST = true;
 
     template <class Raw, class Put>
@@ -62,7 +62,7 @@ struct Q5_1 {
 
 struct Q8_0 {
     static constexpr int VALUES = 32, BYTES = 34;
-    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr int GROUP = 32, BIAS = 128, MOST = 255;
     static constexpr bool LEAST = false;
 
     template <class Raw, class Put>
@@ -74,7 +74,7 @@ struct Q8_0 {
 
 struct IQ4_NL {
     static constexpr int VALUES = 32, BYTES = 18;
-    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr int GROUP = 32, BIAS = 128, MOST = 255;
     static constexpr bool LEAST = false;
 
     template <class Raw, class Put>
@@ -85,17 +85,30 @@ struct IQ4_NL {
     }
 };
 
+// Half of 2^(e - 127), of the bits of a float: below e = 2 it is subnormal.
+static inline float half_power_at(const uint8_t* raw) {
+    const uint32_t e = raw[0], bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    float d;
+    memcpy(&d, &bits, 4);
+    return d;
+}
+
+#if defined(__AVX2__)
+static inline Vec half_power_at(Rows rows) {
+    const Words e = word_at(rows) & 255;
+    return reinterpret_cast<Vec>(e < 2 ? (Words{} + 0x00200000u) << e : (e - 1) << 23);
+}
+#endif
+
 struct MXFP4 {
     static constexpr int VALUES = 32, BYTES = 17;
-    static constexpr int GROUP = 32, BIAS = 16;
+    static constexpr int GROUP = 32, BIAS = 16, MOST = 28;
     static constexpr bool LEAST = false;
 
-    template <class Put>
-    static inline void each(const uint8_t* raw, Put put) {
-        const uint32_t e = raw[0], bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;  // half of 2^(e - 127)
-        float d;
-        memcpy(&d, &bits, 4);
-        const Bytes q = bytes_at(raw + 1);
+    template <class Raw, class Put>
+    static inline void each(Raw raw, Put put) {
+        const auto q = bytes_at(raw + 1);
+        const auto d = half_power_at(raw);
         put(0, look_up(FP4_VALUES, q & 15), d, 0), put(16, look_up(FP4_VALUES, q >> 4), d, 0);
     }
 };
@@ -119,7 +132,7 @@ static constexpr Minifloats MINIFLOATS = all_minifloats();
 
 struct NVFP4 {
     static constexpr int VALUES = 64, BYTES = 36;
-    static constexpr int GROUP = 16, BIAS = 16;
+    static constexpr int GROUP = 16, BIAS = 16, MOST = 28;
     static constexpr bool LEAST = false;
 
     template <class Put>

@@ -30,7 +30,7 @@ static inline HeadK<WideScales> head_of(Rows rows) {
 
 struct Q2_K {
     static constexpr int VALUES = 256, BYTES = 84;
-    static constexpr int GROUP = 16, BIAS = 0;
+    static constexpr int GROUP = 16, BIAS = 0, MOST = 3;
     static constexpr bool LEAST = true;
 
     template <class Raw, class Put>
@@ -49,7 +49,7 @@ struct Q2_K {
 
 struct Q3_K {
     static constexpr int VALUES = 256, BYTES = 110;
-    static constexpr int GROUP = 16, BIAS = 4;
+    static constexpr int GROUP = 16, BIAS = 4, MOST = 7;
     static constexpr bool LEAST = false;
 
     // Scales of 6 bits: low four of 0..7 in low nibbles, of 8..15 in high ones, the upper two in four bytes.
@@ -75,7 +75,7 @@ struct Q3_K {
 
 struct Q4_K {
     static constexpr int VALUES = 256, BYTES = 144, D = 0;
-    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr int GROUP = 32, BIAS = 0, MOST = 15;
     static constexpr bool LEAST = true;
 
     template <class Raw, class Put>
@@ -128,7 +128,7 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int VALUES = 256, BYTES = 176, D = 0;
-    static constexpr int GROUP = 32, BIAS = 0;
+    static constexpr int GROUP = 32, BIAS = 0, MOST = 31;
     static constexpr bool LEAST = true;
 
     template <class Raw, class Put>
@@ -191,7 +191,7 @@ struct Q5_K {
 
 struct Q6_K {
     static constexpr int VALUES = 256, BYTES = 210, D = 208;
-    static constexpr int GROUP = 16, BIAS = 32;
+    static constexpr int GROUP = 16, BIAS = 32, MOST = 63;
     static constexpr bool LEAST = false;
 
     // A half of a block has four groups of 32, 16 to a scale: their low nibbles lie in two groups, their high bits in
@@ -268,7 +268,7 @@ struct Q6_K {
 
 struct IQ4_XS {
     static constexpr int VALUES = 256, BYTES = 136;
-    static constexpr int GROUP = 32, BIAS = 128;
+    static constexpr int GROUP = 32, BIAS = 128, MOST = 255;
     static constexpr bool LEAST = false;
 
     template <class Raw, class Put>
@@ -287,7 +287,7 @@ struct IQ4_XS {
 // Five values of -1, 0, 1 to a byte, as the digits of a fraction of base 3; the last four bytes have four.
 struct TQ1_0 {
     static constexpr int VALUES = 256, BYTES = 54;
-    static constexpr int GROUP = 32, BIAS = 1;
+    static constexpr int GROUP = 32, BIAS = 1, MOST = 2;
     static constexpr bool LEAST = false;
 
     // The first digit of x / 256, less 1.
@@ -315,7 +315,7 @@ private:
 
 struct TQ2_0 {
     static constexpr int VALUES = 256, BYTES = 66;
-    static constexpr int GROUP = 32, BIAS = 1;
+    static constexpr int GROUP = 32, BIAS = 1, MOST = 3;
     static constexpr bool LEAST = false;
 
     template <class Put>

@@ -4,38 +4,86 @@
 // float32 activations, 256 * (256 * P_0 + P_1) + P_2. Their order depends on K alone, so the bits depend on the token's
 // and the row's values alone. Not here: what shares out rows and tokens (products.h).
 #pragma once
+#include <cassert>
+
 #include "whole.h"
 
 #if defined(__AVX2__)
+// How far a sum of products fits 16 bits, where products of bytes are added there first (the quads of that many, two
+// products each): u up to 15, up to 63; or, as signed bytes, not at all.
+enum class Fit { EIGHT = 8, TWO = 2, SIGNED = 1 };
+constexpr Fit fit_of(int most) { return most <= 15 ? Fit::EIGHT : most <= 63 ? Fit::TWO : Fit::SIGNED; }
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool VNNI = true, THREE_DIGITS = true;  // faster than float32 products
+#else
+constexpr bool VNNI = false, THREE_DIGITS = false;
+#endif
+
 #if defined(__AVX512VNNI__)
-constexpr bool THREE_DIGITS = true;  // faster than float32 products
 static inline Ints dot_four(Ints sum, Ints u, Ints x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)x);
 }
 #elif defined(__AVXVNNI__)
-constexpr bool THREE_DIGITS = true;
 static inline Ints dot_four(Ints sum, Ints u, Ints x) {
     return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u, (__m256i)x);
 }
 #elif defined(__AVX512BW__)
-constexpr bool THREE_DIGITS = false;
-static inline Ints dot_four(Ints sum, Ints u, Ints x) {
-    const __m512i two = _mm512_maddubs_epi16((__m512i)u, (__m512i)x);
-    return sum + (Ints)_mm512_madd_epi16(two, _mm512_set1_epi16(1));
+typedef __m512i Whole16;
+static inline Whole16 dot_two(Ints u, Ints x) { return _mm512_maddubs_epi16((__m512i)u, (__m512i)x); }
+static inline Whole16 add_two(Whole16 a, Whole16 b) { return _mm512_add_epi16(a, b); }
+static inline Ints add_pairs(Whole16 two) { return (Ints)_mm512_madd_epi16(two, _mm512_set1_epi16(1)); }
+static inline Ints size_of(Ints q) { return (Ints)_mm512_abs_epi8((__m512i)q); }
+static inline Ints with_sign(Ints x, Ints q) {
+    const __m512i all = (__m512i)x;
+    return (Ints)_mm512_mask_sub_epi8(all, _mm512_movepi8_mask((__m512i)q), _mm512_setzero_si512(), all);
 }
 #else
-constexpr bool THREE_DIGITS = false;
-static inline Ints dot_four(Ints sum, Ints u, Ints x) {
-    const __m256i two = _mm256_maddubs_epi16((__m256i)u, (__m256i)x);
-    return sum + (Ints)_mm256_madd_epi16(two, _mm256_set1_epi16(1));
-}
+typedef __m256i Whole16;
+static inline Whole16 dot_two(Ints u, Ints x) { return _mm256_maddubs_epi16((__m256i)u, (__m256i)x); }
+static inline Whole16 add_two(Whole16 a, Whole16 b) { return _mm256_add_epi16(a, b); }
+static inline Ints add_pairs(Whole16 two) { return (Ints)_mm256_madd_epi16(two, _mm256_set1_epi16(1)); }
+static inline Ints size_of(Ints q) { return (Ints)_mm256_abs_epi8((__m256i)q); }
+static inline Ints with_sign(Ints x, Ints q) { return (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)q); }
 #endif
-// Without VNNI two products are added in 16 bits: u up to 127.
-constexpr int MOST_BIAS = THREE_DIGITS ? 128 : 64;
+
+// A group's sums of u * x (of q * x, u less bias, where they are SIGNED) of N tokens' bytes, added to `sum`.
+template <int N, int QUADS, Fit FIT>
+static inline void dot_group(const uint32_t (*four)[VL], int bias, const int32_t* x, Ints* sum) {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    (void)bias;
+#pragma GCC unroll 8
+    for (int q = 0; q < QUADS; q++) {
+        const Ints u = load<Ints>(four[q]);
+#pragma GCC unroll 24
+        for (int i = 0; i < N; i++) sum[i] = dot_four(sum[i], u, all_of(x[q * N + i]));
+    }
+#else
+    constexpr int STEP_QUADS = std::min(QUADS, static_cast<int>(FIT));
+    const RowSigned off = RowSigned{} + static_cast<int8_t>(bias);
+#pragma GCC unroll 8
+    for (int from = 0; from < QUADS; from += STEP_QUADS) {
+        Whole16 two[N];
+#pragma GCC unroll 8
+        for (int q = from; q < from + STEP_QUADS; q++) {
+            const Ints u = load<Ints>(four[q]), signed_q = reinterpret_cast<Ints>(reinterpret_cast<RowSigned>(u) - off);
+            const Ints size = FIT == Fit::SIGNED ? size_of(signed_q) : u;
+#pragma GCC unroll 24
+            for (int i = 0; i < N; i++) {
+                const Ints each = all_of(x[q * N + i]);
+                const Whole16 now = dot_two(size, FIT == Fit::SIGNED ? with_sign(each, signed_q) : each);
+                two[i] = q == from ? now : add_two(two[i], now);
+            }
+        }
+        for (int i = 0; i < N; i++) sum[i] += add_pairs(two[i]);
+    }
+#endif
+}
 
 // T tokens times a panel: `groups` groups from x's stream on, `of_scale` of them to a scale of x. y: [T][VL].
-template <int T, int DIGITS, int GROUP, bool LEAST>
-static void dot_panel(const Panel& w, const int32_t* x, const float* scale, long groups, long of_scale, float* y) {
+template <int T, int DIGITS, int GROUP, bool LEAST, Fit FIT>
+static void dot_panel(
+    const Panel& w, int bias, const int32_t* x, const float* scale, long groups, long of_scale, float* y) {
     constexpr int QUADS = GROUP / 4, LAST = DIGITS - 1;
     for (long g = 0; g < groups; scale += T) {
         Vec part[T] = {};
@@ -46,13 +94,7 @@ static void dot_panel(const Panel& w, const int32_t* x, const float* scale, long
                 if (DIGITS == 3) sum[0][t] = all_of(x[t]);
                 sum[LAST][t] = all_of(x[T + t]);
             }
-#pragma GCC unroll 8
-            for (int q = 0; q < QUADS; q++) {
-                const Ints u = load<Ints>(w.four[g * QUADS + q]);
-#pragma GCC unroll 24
-                for (int i = 0; i < DIGITS * T; i++)
-                    sum[i / T][i % T] = dot_four(sum[i / T][i % T], u, all_of(x[3 * T + q * DIGITS * T + i]));
-            }
+            dot_group<DIGITS * T, QUADS, FIT>(w.four + g * QUADS, bias, x + 3 * T, sum[0]);
             const Vec by = load<Vec>(w.scale[g]), least = load<Vec>(w.least[g]);
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) {
@@ -73,29 +115,39 @@ static void dot_panel(const Panel& w, const int32_t* x, const float* scale, long
     }
 }
 
-using DotPanel = void (*)(const Panel&, const int32_t*, const float*, long, long, float*);
+using DotPanel = void (*)(const Panel&, int, const int32_t*, const float*, long, long, float*);
 
 // The most tokens of a panel: their sums fill the registers.
 constexpr int widest(int digits) { return digits == 3 ? (VL == 16 ? 6 : 3) : VL == 16 ? 8 : 4; }
 
-template <int DIGITS, int GROUP, bool LEAST, int... T>
+template <int DIGITS, int GROUP, bool LEAST, Fit FIT, int... T>
 static DotPanel dot_of_width(long width, std::integer_sequence<int, T...>) {
-    static const DotPanel table[] = {dot_panel<T + 1, DIGITS, GROUP, LEAST>...};
+    static const DotPanel table[] = {dot_panel<T + 1, DIGITS, GROUP, LEAST, FIT>...};
     return table[width - 1];
 }
 
-template <int DIGITS>
-static DotPanel dot_of(long width, int group, bool least) {
+template <int DIGITS, int GROUP, bool LEAST>
+static DotPanel dot_of_fit(long width, Fit fit) {
     const std::make_integer_sequence<int, widest(DIGITS)> widths;
-    if (group == 16)
-        return least ? dot_of_width<DIGITS, 16, true>(width, widths) : dot_of_width<DIGITS, 16, false>(width, widths);
-    return least ? dot_of_width<DIGITS, 32, true>(width, widths) : dot_of_width<DIGITS, 32, false>(width, widths);
+    if constexpr (!VNNI) {
+        if (fit == Fit::EIGHT) return dot_of_width<DIGITS, GROUP, LEAST, Fit::EIGHT>(width, widths);
+        if (fit == Fit::TWO) return dot_of_width<DIGITS, GROUP, LEAST, Fit::TWO>(width, widths);
+        assert(!LEAST);
+    }
+    return dot_of_width<DIGITS, GROUP, LEAST && VNNI, Fit::SIGNED>(width, widths);
 }
 
-static DotPanel dot_of(int digits, long width, int group, bool least) {
+template <int DIGITS>
+static DotPanel dot_of(long width, int group, bool least, Fit fit) {
+    if (group == 16)
+        return least ? dot_of_fit<DIGITS, 16, true>(width, fit) : dot_of_fit<DIGITS, 16, false>(width, fit);
+    return least ? dot_of_fit<DIGITS, 32, true>(width, fit) : dot_of_fit<DIGITS, 32, false>(width, fit);
+}
+
+static DotPanel dot_of(int digits, long width, int group, bool least, Fit fit) {
     if constexpr (THREE_DIGITS)
-        if (digits == 3) return dot_of<3>(width, group, least);
-    return dot_of<1>(width, group, least);
+        if (digits == 3) return dot_of<3>(width, group, least, fit);
+    return dot_of<1>(width, group, least, fit);
 }
 #else
 constexpr bool THREE_DIGITS = false;

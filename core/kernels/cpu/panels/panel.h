@@ -8,6 +8,8 @@
 #if defined(__AVX2__)
 constexpr long SPAN = 512;  // of K at a time: its panel and six tokens' digits fit the first-level cache
 
+typedef int8_t RowSigned __attribute__((vector_size(VL * 4)));
+
 struct Panel {
     alignas(64) uint32_t four[SPAN / 4][VL];
     alignas(64) float scale[SPAN / 16][VL], least[SPAN / 16][VL];

@@ -67,8 +67,8 @@ static void multiply_bytes_of(
         take_panel(job, from, to, k, n, *w);
         find_odd(*w, (n + cut.group - 1) / cut.group, least, not_finite + (from - first));
     }, [&](long t, long tokens, long k, long n, float* y) {
-        dot_of(cut.digits, tokens, cut.group, least)(
-            *w, x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
+        dot_of(cut.digits, tokens, cut.group, least, fit_of(job.layout.most))(
+            *w, job.layout.bias, x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
             x.scale.data() + t * cut.scales() + tokens * (k / cut.of_scale), (n + cut.group - 1) / cut.group,
             cut.of_scale / cut.group, y);
     });
@@ -97,12 +97,14 @@ static std::vector<long> cut_all(const Job& job, const Cut& cut, long width, Who
 // Whether this build multiplies a type by whole numbers.
 static inline bool has_bytes(const Job& job, Compute compute) {
     const bool cut = compute != Compute::BF16 && (compute != Compute::F32 || THREE_DIGITS);
-    return cut && job.layout.panel && job.layout.bias <= MOST_BIAS;
+    return cut && job.layout.panel;
 }
 
 static void multiply_bytes(const Job& job, Compute compute, int threads) {
     const int digits = compute == Compute::F32 ? 3 : 1;
-    const Cut cut{job.cols, job.layout.group, compute == Compute::Q8_0 ? 32 : MOST_OF_SCALE, digits, job.layout.bias};
+    const bool is_signed = !VNNI && fit_of(job.layout.most) == Fit::SIGNED;
+    const Cut cut{job.cols, job.layout.group, compute == Compute::Q8_0 ? 32 : MOST_OF_SCALE, digits,
+                  is_signed ? 0 : job.layout.bias};
     const long width = even_width(job.tokens, widest(digits)), rows = VL * PANELS;
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
     static thread_local Whole x;
