@@ -126,13 +126,12 @@ class _Found:
 
 def _add(chunk: Chunk, rows: Sums, columns: Sums) -> None:
     stop = chunk.start + len(chunk.x)
-    gap = chunk.y - chunk.x
     for whole, part in ((rows.aa, chunk.groups.aa), (rows.bb, chunk.groups.bb), (rows.ag, chunk.groups.ag),
                         (rows.gg, chunk.groups.gg), (rows.g, chunk.groups.g)):
         whole[chunk.start:stop] = part.sum(1)
-    for whole, part in ((columns.aa, chunk.x * chunk.x), (columns.bb, chunk.y * chunk.y), (columns.ag, chunk.x * gap),
-                        (columns.gg, gap * gap), (columns.g, gap)):
-        whole += part.sum(0)
+    for whole, part in ((columns.aa, chunk.columns.aa), (columns.bb, chunk.columns.bb), (columns.ag, chunk.columns.ag),
+                        (columns.gg, chunk.columns.gg), (columns.g, chunk.columns.g)):
+        whole += part
 
 
 def _whole_faults(found: Survey, noise: Noise) -> set[str]:

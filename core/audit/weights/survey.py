@@ -44,7 +44,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of rows, decoded: x of A and y of B [r, C], finite (see unlike), and the sums of their groups [r, G].
+    """A run of rows, decoded: x of A and y of B [r, C], finite (see unlike), the sums of groups [r, G] and of columns.
 
     unlike: of these rows, those with a NaN or Inf on one side that the other lacks.
     """
@@ -53,6 +53,7 @@ class Chunk:
     x: Tensor
     y: Tensor
     groups: Sums
+    columns: Sums
     unlike: tuple[int, ...]
 
     def elements(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def chunks(a: Weight, b: Weight, cancelled: IsCancelled) -> Iterator[Chunk]:
         unlike: tuple[int, ...] = ()
         if not torch.isfinite(gap.sum()):
             x, y, gap, unlike = _made_finite(x, y)
-        yield Chunk(start, x, y, _group_sums(x, y, gap), unlike)
+        yield Chunk(start, x, y, *_sums(x, y, gap), unlike)
 
 
 def _made_finite(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
@@ -102,13 +103,15 @@ def _made_finite(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[in
     return x, y, y - x, tuple(int(i) for i in (~alike).any(1).nonzero()[:, 0])
 
 
-def _group_sums(x: Tensor, y: Tensor, gap: Tensor) -> Sums:
+def _sums(x: Tensor, y: Tensor, gap: Tensor) -> tuple[Sums, Sums]:
+    """Of the groups, and of the columns; each product is made once."""
     n_row, n_col = x.shape
     n_group = -(-n_col // GROUP)
     short = n_group * GROUP - n_col
 
-    def summed(values: Tensor) -> Tensor:
+    def summed(values: Tensor) -> tuple[Tensor, Tensor]:
         padded = torch.nn.functional.pad(values, (0, short)) if short else values
-        return padded.view(n_row, n_group, GROUP).sum(2).double()
+        return padded.view(n_row, n_group, GROUP).sum(2).double(), values.sum(0)
 
-    return Sums(summed(x * x), summed(y * y), summed(x * gap), summed(gap * gap), summed(gap))
+    both = [summed(x * x), summed(y * y), summed(x * gap), summed(gap * gap), summed(gap)]
+    return Sums(*(groups for groups, _ in both)), Sums(*(columns for _, columns in both))
