@@ -84,7 +84,7 @@ def multiply(
     if len(weight.shape) == 3:
         return _multiply_experts(weight, asks, cancelled, resident)
     products = [_product(weight, ask, resident) for ask in asks]
-    paths = {product.path for product in products}
+    paths = dict.fromkeys(product.path for product in products)
     if len(paths) == 1:
         return _multiply_alike(weight, products, cancelled, resident)
     made: dict[int, Tensor] = {}

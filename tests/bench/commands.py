@@ -42,7 +42,7 @@ def take_start(model: Path, threads: int, runs: int, big: Path | None) -> Sample
                 start, command = time.time(), [sys.executable, "-c", FIRST_ROW, str(model), str(threads)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env)
             said = json.loads(done.stdout)
-            samples.setdefault(f"first row, {'cold' if cold else 'warm'}", []).append(said["cell"] - start)
+            samples.setdefault(f"first row, {'cold' if cold else 'warm'}", []).append(said["CellMeasured"] - start)
             if cold:
                 samples["compiling"] = [said["tracing"] - said["compiling"]]
     for _ in range(runs):

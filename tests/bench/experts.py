@@ -52,8 +52,8 @@ def write_experts(path: Path, n_layer: int, seed: int = 0) -> Path:
                        (writer.add_head_count, N_HEAD), (writer.add_head_count_kv, N_KV),
                        (writer.add_key_length, HEAD), (writer.add_value_length, HEAD), (writer.add_expert_count, E),
                        (writer.add_expert_used_count, USED), (writer.add_expert_feed_forward_length, F),
-                       (writer.add_vocab_size, N_VOCAB), (writer.add_rope_freq_base, 1e6),
-                       (writer.add_layer_norm_rms_eps, 1e-6)):
+                       (writer.add_vocab_size, N_VOCAB), (writer.add_tokenizer_model, "none"),
+                       (writer.add_rope_freq_base, 1e6), (writer.add_layer_norm_rms_eps, 1e-6)):
         add(value)
     for name, shape, quant in tensors(n_layer):
         kind = gguf.GGMLQuantizationType[quant]

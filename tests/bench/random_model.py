@@ -70,6 +70,7 @@ def write_random_model(path: Path, shape: str, seed: int = 0, mix: str = "q4_k_m
     writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(n_vocab)
+    writer.add_tokenizer_model("none")  # llama.cpp refuses a file that does not say so
 
     def matrix(name: str, rows: int, cols: int, quant: str = most, std: float = d_model**-0.5) -> None:
         pool = sized.setdefault((quant, std), scaled(pools[quant], quant, std))
