@@ -15,7 +15,7 @@ QUICK = (
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported
 os.environ.setdefault("APR_TUI_NO_FSYNC", "1")  # what a power cut would leave: test_power.py looks with the switch off
-os.environ["XDG_CONFIG_HOME"] = str(HERE / "nothing-here")  # a developer's own settings change no test
+os.environ["XDG_CONFIG_HOME"] = f"{os.devnull}/none"  # a developer's own settings change no test, and none are written
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; what holds at any thread count asks for it
 
 

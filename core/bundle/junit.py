@@ -39,7 +39,9 @@ class _Told:
 def refuse_foreign(path: Path, force: bool) -> None:
     """Refuse to replace a file that is no report of ours, before the work; UsageError."""
     try:
-        if force or not path.is_file():
+        if path.exists() and not path.is_file():
+            raise UsageError(f"--junit {path} is no regular file; the name of a file was needed.")
+        if force or not path.exists():
             return
         with path.open("rb") as file:
             start = file.read(len(START))

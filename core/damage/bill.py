@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -28,7 +27,6 @@ from core.trace.events import Emit
 from core.trace.run import SEED, Side
 
 DRAWS = 2  # of a token at each position of a chunk
-NOISE_TOKENS = 256  # of a text: enough for one ratio
 MOST_TOKENS = 512  # of the text of a bill; as many again are held out
 
 
@@ -109,21 +107,21 @@ def _walk(side: Side, text: Corpus, ask: DamageOptions) -> list[Boundaries]:
 def own_rows(side: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:
     """Nats a token of each row by a file's own gradients and steps, less what its own damage adds to them.
 
-    A damaged model's gradients are steeper than its original's, F(q) > F(o), and F(o) is what a bill needs. Noise of
-    the same size once more makes it steeper by the same factor, F(q + noise) / F(q) = F(q) / F(o): the bill is divided
-    by that. Source: simulation-extrapolation (Cook and Stefanski, 1994), linear in the logarithm.
+    A damaged model's gradients are steeper than its original's, and those are what a bill needs. Noise of the same size
+    once more makes them steeper again, by a factor s that is about one for all tensors: F_i(o) s^k is F_i(q) for k = 1,
+    F_i(q + noise) for k = 2. s is the median of their ratios, and F_i(o) the least-squares fit to both in logarithms.
+    Source: simulation-extrapolation (Cook and Stefanski, 1994).
     """
-    square, n = own_steps(), -(-NOISE_TOKENS // max(map(len, text.chunks)))
-    bare, logs = Bill(square, ask.cancelled, DRAWS), []
-    for i in range(len(text.chunks)):
-        before = bare.total()
+    square = own_steps()
+    bare = Bill(square, ask.cancelled, DRAWS)
+    noisy = [Bill(square, ask.cancelled, noise=i) for i in range(len(text.chunks))]  # other noise for each chunk
+    for i, bill in enumerate(noisy):
         _charge(side, bare, text, i, ask)
-        if i < n and bare.total() > before:
-            noisy = Bill(square, ask.cancelled, DRAWS, noise=i)  # other noise for each chunk
-            _charge(side, noisy, text, i, ask)
-            logs.append(math.log(noisy.total() / (bare.total() - before)))
-    steeper = math.exp(sum(logs) / len(logs)) if logs else 1.0
-    return {name: rows / (steeper * text.n_token) for name, rows in bare.tensors.items()}
+        _charge(side, bill, text, i, ask)
+    steeper = {name: sum(bill.of(name) for bill in noisy) / bare.of(name) for name in bare.tensors if bare.of(name)}
+    s = float(np.median([*steeper.values()])) if steeper else 1.0
+    return {name: rows / text.n_token * (steeper[name] ** 0.5 / s**1.5 if name in steeper and s else 1.0)
+            for name, rows in bare.tensors.items()}
 
 
 def original_rows(side: Side, original: Side, text: Corpus, ask: DamageOptions) -> dict[str, Floats]:

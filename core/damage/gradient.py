@@ -46,7 +46,7 @@ class Charged(Protocol):
 class Bill:
     """KL in nats a token that each tensor costs, summed over its rows; tensors: rows' shares by the tensor's name.
 
-    noise: the seed of an error of that square which every weight has beside its own; None for the weights as they are.
+    noise: the seed of an error of that square (of GROUP columns) which every weight has beside its own; None: none.
     """
 
     error_square: ErrorSquare
@@ -67,9 +67,10 @@ class Bill:
         at = (0 if expert is None else expert * weight.shape[-2]) + start
         known[at:at + len(rows)] += rows
 
-    def total(self) -> float:
-        """All that was charged so far."""
-        return float(sum(rows.sum() for rows in self.tensors.values()))
+    def of(self, name: str) -> float:
+        """What a tensor was charged so far."""
+        rows = self.tensors.get(name)
+        return 0.0 if rows is None else float(rows.sum())
 
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
         """Rows start to stop [R, C], noise included; Cancelled where it was asked for."""
@@ -79,11 +80,9 @@ class Bill:
         if self.noise is None:
             return w_RC
         seed = zlib.crc32(f"{self.noise} {weight.name} {start}".encode())
-        width = (12 * self.error_square(weight, start, stop)).sqrt()
-        if width.shape[1] != w_RC.shape[1]:
-            width = width.repeat_interleave(GROUP, 1)[:, :w_RC.shape[1]]
+        width_RC = (12 * self.error_square(weight, start, stop)).sqrt().repeat_interleave(GROUP, 1)[:, :w_RC.shape[1]]
         uniform = torch.rand(w_RC.shape, generator=torch.Generator().manual_seed(seed))
-        return w_RC + (uniform - 0.5) * width
+        return w_RC.add_(uniform.sub_(0.5).mul_(width_RC))
 
 
 class _Packed(torch.autograd.Function):

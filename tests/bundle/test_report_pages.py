@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -152,7 +153,8 @@ def test_a_browser_shows_the_verdict_first_in_its_theme(tmp_path, theme):
     subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                     f"--blink-settings=preferredColorScheme={('dark', 'light').index(theme)}",
                     f"--screenshot={shot}", "--window-size=700,260", (out / "report.html").as_uri()],
-                   check=True, capture_output=True, timeout=120)
+                   check=True, capture_output=True, timeout=120,
+                   env={**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)})
     image, told = pixels(shot).astype(int), colours(theme)
     ground, bad = (np.round(np.array(rgb(told[name])) * 255) for name in ("bg", "bad"))
     assert np.abs(image[2, 2] - ground).max() <= 1, f"the page is {theme}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,12 +16,12 @@ from apr_tui.cli.main import main
 from core import session
 from core.audit.audit_file import Audit
 from core.audit.finding import Finding, Strength
-from core.bundle.junit import write_junit
+from core.bundle.junit import refuse_foreign, write_junit
 from core.bundle.trace_page import MOST_BYTES
 from core.model.stages import GRID_STAGES
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, LayerBisection, PatchResult, Verdict
-from core.system.errors import FileError
+from core.system.errors import FileError, UsageError
 from core.trace.measures import Difference, LocalError, State
 from tests.support.bundles import rows, save, spiking
 from tests.support.traces import cells_of, trace_of, values
@@ -150,6 +151,14 @@ def test_junit_fails_where_a_bug_is_and_is_in_error_where_nothing_is_proved(tmp_
     assert failures == [["verdict", "3.ffn_up"], ["verdict", "4.qkv"], [], []]
     assert [s.get("errors") for s in suites] == ["0", "0", "1", "0"] and suites[1].get("skipped") == "1"
     assert all(int(s.get("tests")) == len(s.findall("testcase")) for s in suites)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
+def test_a_report_that_cannot_be_one_is_refused_before_the_work(make, tmp_path):
+    make(tmp_path / "j.xml")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="no regular file"):
+            refuse_foreign(tmp_path / "j.xml", force)
 
 
 def test_junit_leaves_a_file_of_somebody_else_alone(tmp_path, capsys):

@@ -60,7 +60,8 @@ def nudged(side, name, direction, size):
     return with_weights(side, {name: Weight(name, "F32", weight.shape, data)})
 
 
-@pytest.mark.parametrize("name", [None, *CASES])
+@pytest.mark.parametrize("name", [None, "experts", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "experts")])
 def test_a_gradient_is_the_slope_of_what_the_forward_says(tmp_path, name, monkeypatch):
     path = write_model(tmp_path / "m.gguf", "F32", tied=True) if name is None else write_family(
         tmp_path / "m.gguf", name)
@@ -85,13 +86,13 @@ def test_a_gradient_is_the_slope_of_what_the_forward_says(tmp_path, name, monkey
 def test_random_directions_have_the_fisher_information_as_their_mean_square(tmp_path):
     """By the head's bias-free logits: E[z z^T] = diag(p) - p p^T, over many draws."""
     side, grads = open_side(open_model(write_model(tmp_path / "m.gguf", "F32", tied=True)), "cpu", threads=1), Grads()
-    grads.draws = 4000
+    grads.draws = 2000
     hidden = hidden_states([side], IDS[:1], untapped(1), lambda: False)[0]
     found = head_gradients(side.model, hidden, grads, torch.Generator().manual_seed(0))[:, 0].double()
     w = decode_weight(side.model.file.weight("token_embd.weight")).double()
     p = logits(side, hidden, lambda: False).double().softmax(-1)[0]
     fisher = w.T @ (torch.diag(p) - torch.outer(p, p)) @ w
-    assert (found.T @ found / 4000 - fisher).norm() < 0.1 * fisher.norm()
+    assert (found.T @ found / 2000 - fisher).norm() < 0.15 * fisher.norm()
 
 
 @pytest.mark.parametrize("quant", sorted(SPACINGS))
@@ -182,11 +183,13 @@ def test_what_a_files_own_damage_adds_to_its_gradients_is_taken_out(tmp_path, mo
         seeds.append(charged.noise)
         noisy = charged.decode(weight, 0, 4) - decode_rows(weight, 0, 4)
         assert (charged.noise is None) == (not noisy.any())
-        charged.tensors["w"] = charged.tensors.get("w", np.zeros(1)) + len(tokens) * (3 if noisy.any() else 1)
+        for name, ratio in (("a", 3.0), ("b", 3.0), ("c", 3.0), ("once", 0.03)):
+            charged.tensors[name] = charged.tensors.get(name, np.zeros(1)) + len(tokens) * (ratio if noisy.any() else 1)
 
     monkeypatch.setattr(bill, "add_to_bill", charge)
-    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200, (3,) * 200)), bill.DamageOptions())
-    assert found["w"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1, None]
+    found = bill.own_rows(side, Corpus("x", ((1,) * 200, (2,) * 200)), bill.DamageOptions())
+    assert found["a"] == found["b"] == found["c"] == pytest.approx([1 / 3]) and seeds == [None, 0, None, 1]
+    assert found["once"] == pytest.approx([1 / 30])  # a slope that noise does not find again counts for less
 
 
 def test_noise_is_as_large_as_a_types_rounding(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import pbkdf2_hmac
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from core.formats.open_model import open_model
 from core.proof.contract_gates import contract_gates
 from core.sources.imports.open_trace import import_trace
 from core.system import limits, mapped_file, paths, regular_file
+from core.system.cancel import wait_for
 from core.system.child import child_environment
 from core.system.errors import FileError, UsageError
 from core.system.json_text import from_json
 from core.system.regular_file import read_file, read_text
+from core.text.library import encode_text
 from core.trace.request import Source, parse_source
 from core.train.config import TrainOptions, settle
 from core.train.data.vocabulary import read_vocabulary
@@ -232,8 +235,8 @@ def test_the_largest_allowed_numbers_are_read():
         settle(TrainOptions(Path("o"), batch=65537))
 
 
-def test_reading_every_byte_of_a_sparse_file_ends_within_a_second_of_ctrl_c(tmp_path):
-    data = mapped_file.map_file(sparse(tmp_path / "m.apr", 40 << 30))
+def seconds_to_end(work):
+    """How long a loop or a library's call goes on after a real Ctrl-C, pressed when it has run for 0.1 s."""
     pressed = [0.0]
 
     def press():
@@ -246,11 +249,36 @@ def test_reading_every_byte_of_a_sparse_file_ends_within_a_second_of_ctrl_c(tmp_
     thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            verify_footer("m.apr", data)
-        assert time.monotonic() - pressed[0] < 1
+            work()
+        return time.monotonic() - pressed[0]
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)
+
+
+def test_reading_every_byte_of_a_sparse_file_ends_within_a_second_of_ctrl_c(tmp_path):
+    data = mapped_file.map_file(sparse(tmp_path / "m.apr", 40 << 30))
+    assert seconds_to_end(lambda: verify_footer("m.apr", data)) < 1
+
+
+def test_a_library_s_long_call_ends_within_a_second_of_ctrl_c():
+    """No instruction of Python in it: 2 s of hashing."""
+    assert seconds_to_end(lambda: wait_for(lambda: pbkdf2_hmac("sha256", b"a", b"b", 4_000_000))) < 1
+
+
+@pytest.mark.slow
+def test_encoding_a_long_text_ends_within_a_second_of_ctrl_c():
+    from tokenizers import Tokenizer, models
+
+    engine = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    assert encode_text(engine, "ab" * 100) == engine.encode("ab" * 100).ids
+    assert seconds_to_end(lambda: encode_text(engine, "ab" * (1 << 21))) < 1
+
+
+def test_what_a_long_call_returns_or_raises_is_the_caller_s():
+    assert wait_for(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        wait_for(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("text", ["1", "1.5", "null", '"a"', "[]", "[1]", "true"])

@@ -25,7 +25,9 @@ int main(int, char** words) {
     const std::vector<uint8_t> w = read_all<uint8_t>(words[6]);
     const std::vector<float> x = read_all<float>(words[7]);
     std::vector<float> out(static_cast<size_t>(rows * tokens));
-    const int failed = multiply(words[1], std::atoi(words[2]), w.data(), rows, cols, x.data(), tokens, cols, out.data(), rows, 2);
+    const int compute = std::atoi(words[2]), threads = 2;
+    const int failed = multiply(
+        words[1], compute, w.data(), rows, cols, x.data(), tokens, cols, out.data(), rows, threads);
     std::FILE* file = std::fopen(words[8], "wb");
     std::fwrite(out.data(), sizeof(float), out.size(), file);
     std::fclose(file);

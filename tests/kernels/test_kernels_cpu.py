@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,16 @@ def test_a_compiler_that_fails_is_named_and_not_tried_again(monkeypatch: pytest.
     assert len(calls.read_text().splitlines()) == len(USABLE)
     assert {p.suffix for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {".failed"}
     assert build.pending_build() is None
+
+
+def test_a_full_disk_is_said_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    if build._compiler() is None:
+        pytest.skip("no compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "run_program", lambda *words, **more: pytest.fail("it compiled"))
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    said = library.__wrapped__()
+    assert isinstance(said, Absent) and "has room for 1000 bytes" in said.reason
 
 
 def test_of_those_that_start_at_once_one_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

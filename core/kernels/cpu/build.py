@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno")
 SHARED = ("-fvisibility=hidden", "-shared", "-fPIC", "-pthread")
 COMPILE_SECONDS = 240  # 10 on an idle machine
+BUILD_BYTES = 16 << 20  # the library and the compiler's own files, which are put beside it
 KEPT_BYTES = 1 << 30
 OVERRIDE = "APR_TUI_KERNEL"
 HERE = Path(__file__).parent
@@ -172,6 +174,9 @@ def _compile(level: Level, target: Path) -> None:
         raise _NoKernel(f"no C++ compiler was found ({', '.join(COMPILERS)}); with one, a run is several times faster")
     try:
         make_own(target.parent)
+        free = shutil.disk_usage(target.parent).free
+        if free < BUILD_BYTES:  # a compiler would find it out after a minute, at each level and each start
+            raise _NoKernel(f"{target.parent} has room for {free} bytes; a build needs {BUILD_BYTES}")
         if target.exists() and not is_own(target.parent):
             raise _NoKernel(f"{target.parent} is not ours alone; delete it")
         with _alone_in(target.parent):

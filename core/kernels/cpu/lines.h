@@ -44,8 +44,8 @@ static inline __m128i add_lanes_of_four(const __m512i* v) {
 }
 
 // Rows row .. row + 3 of a super-block (the last one again beyond n_row) into out; returns a bit for each finite one.
-// Block: a type of super_blocks.h. D: the byte of its d, before dmin where it has LEAST; scales: its 16 bytes of scales (and
-// mins); values: the 64 values of step i, and their scales.
+// Block: a type of super_blocks.h. D: the byte of its d, before dmin where it has LEAST; scales: its 16 bytes of scales
+// (and mins); values: the 64 values of step i, and their scales.
 template <class Block>
 static inline unsigned sum_rows(
     const uint8_t* block, const TileJob& job, const Line& x, Sums& out, int row, long n_row) {

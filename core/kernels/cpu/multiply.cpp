@@ -136,7 +136,8 @@ extern "C" __attribute__((visibility("default"))) int multiply(
         x = copy.data(), x_step = padded;
     }
     const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
-    multiply_all({layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == Compute::BF16}, how, threads);
+    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == Compute::BF16};
+    multiply_all(job, how, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return NO_MEMORY;

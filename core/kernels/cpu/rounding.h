@@ -68,5 +68,6 @@ static inline void round_q8_0(const float* x, float* out) {
     float peak;
     memcpy(&peak, &largest, 4);
     const float inverse = 127.0f / peak, scale = through_half(peak / 127.0f);
-    for (long i = 0; i < Q8_SMALL; i++) out[i] = std::isinf(inverse) ? 0.0f * scale : nearbyintf(x[i] * inverse) * scale;
+    for (long i = 0; i < Q8_SMALL; i++)
+        out[i] = std::isinf(inverse) ? 0.0f * scale : nearbyintf(x[i] * inverse) * scale;
 }

@@ -97,16 +97,17 @@ constexpr bool READS_ROWS = false;
 template <class Block>
 constexpr bool READS_ROWS<Block, std::void_t<decltype(Block::each(Rows{}, Nothing{}))>> = true;
 
-// n values (up to SPAN) of `rows` rows (the last again beyond them). soon: where bytes lie that are wanted soon.
+// n values (up to SPAN) of `rows` rows (the last again beyond them). soon: what is wanted next of memory.
 template <class Block>
-static void fill_panel(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) {
+static void fill_panel(
+    const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, long soon_step, Panel& out) {
     const long blocks = (n + Block::VALUES - 1) / Block::VALUES, bytes = blocks * Block::BYTES;
     if constexpr (READS_ROWS<Block>)
-        if (rows == VL) return fill_panel_of<Block>({w, row_bytes}, n, soon, out);
+        if (rows == VL) return fill_panel_of<Block>({w, row_bytes}, n, {soon, soon_step}, out);
     Unturned& line = unturned();
     for (long r = 0; r < VL; r++) {
         const uint8_t* raw = w + (r < rows ? r : rows - 1) * row_bytes;
-        for (long at = 0; at < bytes; at += 64) __builtin_prefetch(soon + r * bytes + at, 0, 2);
+        for (long at = 0; at < bytes; at += 64) __builtin_prefetch(soon + r * soon_step + at, 0, 2);
         uint8_t* u = line.u[r];
         float *scales = line.scale[r], *leasts = line.least[r];
         for (long b = 0; b < blocks; b++, raw += Block::BYTES, u += Block::VALUES)

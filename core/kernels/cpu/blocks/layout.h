@@ -37,7 +37,8 @@ struct Layout {
     // value is less a least.
     int group = 0, bias = 0, most = 0;
     bool least = false;
-    void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, Panel& out) = nullptr;
+    void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, long soon_step,
+                  Panel& out) = nullptr;
     // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h), times one token (lines.h), to
     // bfloat16 (halves.h).
     bool (*digits)(const uint8_t* raw, Digits& out, int row) = nullptr;

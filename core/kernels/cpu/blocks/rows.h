@@ -1,7 +1,7 @@
 // The same block of VL rows at once: what layout.h reads of one row's bytes, of rows that lie a step apart.
 //
 // A word of 16 bytes becomes a vector with a lane for each row, so operations on bytes are a block's own, done for all
-// rows, and the panel (panels/panel.h) needs no turning any more. Not here: what a block is (small_blocks.h, super_blocks.h).
+// rows, and the panel (panels/panel.h) needs no turning. Not here: what a block is (small_blocks.h, super_blocks.h).
 #pragma once
 #include "../panels/panel.h"
 #include "layout.h"
@@ -150,12 +150,14 @@ static inline WideScales scales_by(const Wide& q, Vec by) { return {q, by}; }
 // n values of VL rows: as fill_panel, without a row's own order of bytes in between. What is wanted soon is asked of
 // memory bit by bit: more requests at once than a processor keeps would hold up the reading.
 template <class Block>
-[[gnu::flatten]] static void fill_panel_of(Rows rows, long n, const uint8_t* soon, Panel& out) {
-    constexpr int ASKED = 16 * VL * Block::BYTES / Block::VALUES;  // bytes, by 16 values
+[[gnu::flatten]] static void fill_panel_of(Rows rows, long n, Rows soon, Panel& out) {
+    constexpr int PART = 256, PART_BYTES = PART / Block::VALUES * Block::BYTES;  // of a row, asked for at once
     for (long k = 0; k < n; k += Block::VALUES, rows = rows + Block::BYTES)
         Block::each(rows, [&](int at, const Wide& q, Vec scale, const auto& least) {
             const Wide u = q + Block::BIAS;
-            for (int i = 0; i < ASKED; i += 64) __builtin_prefetch(soon + (k + at) / 16 * ASKED + i, 0, 2);
+            const long row = (k + at) % PART / 16, from = (k + at) / PART * PART_BYTES;
+            for (int i = 0; row < VL && i < PART_BYTES; i += 64)
+                __builtin_prefetch(soon.row(static_cast<int>(row)) + from + i, 0, 2);
             memcpy(out.four[(k + at) / 4], &u, sizeof u);
             if (at % Block::GROUP) return;
             memcpy(out.scale[(k + at) / Block::GROUP], &scale, sizeof scale);

@@ -202,7 +202,8 @@ struct Q6_K {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             const auto at = raw + 64 * half;
-            const decltype(bytes_at(raw)) four[] = {bytes_at(at), bytes_at(at + 16), bytes_at(at + 32), bytes_at(at + 48)};
+            const decltype(bytes_at(raw)) four[] = {
+                bytes_at(at), bytes_at(at + 16), bytes_at(at + 32), bytes_at(at + 48)};
             const decltype(bytes_at(raw)) two[] = {bytes_at(raw + 128 + 32 * half), bytes_at(raw + 144 + 32 * half)};
 #pragma GCC unroll 8
             for (int g = 0; g < 8; g++) {

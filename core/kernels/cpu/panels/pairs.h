@@ -14,7 +14,8 @@ struct PairPanel {
     alignas(64) uint32_t two[SPAN / 2][VL];
 };
 
-// Of 16 values: which row's they are, twice each, and which bytes of a panel's words (half: of rows; pair: of four values).
+// Of 16 values: which row's they are, twice each, and which bytes of a panel's words (half: of the rows; pair: of four
+// values).
 struct Places {
     alignas(64) int32_t row[2][16];
     alignas(64) uint8_t byte[2][2][64];
@@ -56,19 +57,21 @@ static inline void pair_panel(const Panel& from, const Layout& layout, long n, P
     }
 }
 
-// Of types without panels: by way of decoded rows, values k .. k + n - 1.
-static void pair_rows(const Job& job, long first, long last, long k, long n, PairPanel& out) {
+// Of types without panels: by way of decoded rows.
+static void pair_rows(const Job& job, const Place& at, PairPanel& out) {
     alignas(64) float v[SPAN + LANES];
     static thread_local uint16_t halves[VL][SPAN];
     const long block = job.layout.block;
     for (long r = 0; r < VL; r++) {
-        const uint8_t* raw = job.w + std::min(first + r, last - 1) * job.row_bytes + k / block * job.layout.block_bytes;
-        job.layout.decode(raw, v, (n + block - 1) / block * block);
-        std::fill(v + n, v + (n + LANES - 1) / LANES * LANES, 0.0f);
-        for (long i = 0; i < n; i += LANES)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves[r] + i), (__m256i)_mm512_cvtneps_pbh(load<Vec>(v + i)));
+        const uint8_t* row = job.w + std::min(at.first + r, at.last - 1) * job.row_bytes;
+        job.layout.decode(row + at.k / block * job.layout.block_bytes, v, (at.n + block - 1) / block * block);
+        std::fill(v + at.n, v + (at.n + LANES - 1) / LANES * LANES, 0.0f);
+        for (long i = 0; i < at.n; i += LANES) {
+            const __m256bh some = _mm512_cvtneps_pbh(load<Vec>(v + i));
+            memcpy(halves[r] + i, &some, sizeof some);
+        }
     }
-    turn_words(halves, sizeof halves[0], (n + 1) / 2, out.two);
+    turn_words(halves, sizeof halves[0], (at.n + 1) / 2, out.two);
 }
 
 // y [T][VL] += `pairs` pairs' products, of x [pairs][T].
@@ -118,13 +121,13 @@ static void multiply_pairs(const Job& job, int threads) {
         static thread_local std::unique_ptr<PairPanel> w(new PairPanel());
         static thread_local std::unique_ptr<Panel> panel(new Panel());
         const long first = task * rows, last = std::min(job.rows, first + rows);
-        walk(job, width, first, last, [&](long from, long to, long k, long n) {
-            if (!job.layout.panel) return pair_rows(job, from, to, k, n, *w);
-            take_panel(job, from, to, k, n, *panel);
-            pair_panel(*panel, job.layout, n, *w);
-        }, [&](long t, long tokens, long k, long n, float* y) {
+        walk(job, 4 * job.tokens * all, width, first, last, [&](const Place& at) {
+            if (!job.layout.panel) return pair_rows(job, at, *w);
+            take_panel(job, at, *panel);
+            pair_panel(*panel, job.layout, at.n, *w);
+        }, [&](const Place& at, long t, long tokens, float* y) {
             const auto dot = dot_pairs_of(tokens, std::make_integer_sequence<int, MOST_PAIRED>());
-            dot(*w, x.data() + t * all + tokens * (k / 2), (n + 1) / 2, y);
+            dot(*w, x.data() + t * all + tokens * (at.k / 2), (at.n + 1) / 2, y);
         });
         for (long t = 0; t < job.tokens; t++) {
             float* out = job.out + t * job.out_step;

@@ -46,7 +46,8 @@ static inline void turn(const void* from, long step, void* to) {
             a[r + 2 * i + 1] = _mm512_unpackhi_epi64(b[r + i], b[r + i + 2]);
     // a[r + i], lane of 128 bits l: words 4 * l + i of rows r .. r + 3
     for (int i = 0; i < 4; i++) {
-        const __m512i low = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+        const __m512i low = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+        const __m512i odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
         const __m512i high = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
         const __m512i last = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
         auto* out = static_cast<char*>(to) + 64 * i;

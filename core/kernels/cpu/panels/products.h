@@ -7,6 +7,7 @@
 
 #if defined(__AVX2__)
 constexpr long PANELS = 4;  // of rows, of one task
+constexpr long NEAR_BYTES = 24 << 10;  // of activations that stay in the first cache beside a panel
 
 // The width of token panels: as even as can be, so that 7 tokens are 4 and 3.
 static inline long even_width(long tokens, long most) {
@@ -14,33 +15,44 @@ static inline long even_width(long tokens, long most) {
     return (tokens + panels - 1) / panels;
 }
 
-// What one way to multiply says to walk(): where values k .. k + n - 1 of a panel of rows come from, and what they add to
-// the sums y [tokens][VL]. A panel is multiplied while it is in the first cache; of many tokens a span's activations meet
-// all panels of the task, from the second.
+// Values k .. k + n - 1 of rows first .. last - 1; soon: what of memory is wanted next, `soon_step` from row to row.
+struct Place {
+    long first, last, k, n;
+    const uint8_t* soon;
+    long soon_step;
+};
+
+// What one way to multiply says to walk(): what a panel is made of, and what it adds to the sums y [tokens][VL].
+// A panel is multiplied while it is in the first cache. Few activations (x_bytes) stay there too, so panels are read as
+// they lie in memory, as for one token, which waits for memory alone. Of more, a span's meet all panels of the task.
 template <class Fill, class Multiply>
-static void walk(const Job& job, long width, long first, long last, const Fill& fill, const Multiply& multiply) {
-    const long parts = (last - first + VL - 1) / VL, together = job.tokens <= width ? 1 : parts;
+static void walk(const Job& job, long x_bytes, long width, long first, long last, const Fill& fill,
+                 const Multiply& multiply) {
+    const long parts = (last - first + VL - 1) / VL, spans = (job.cols + SPAN - 1) / SPAN;
+    const long span_bytes = SPAN / job.layout.block * job.layout.block_bytes;
     static thread_local std::vector<float> kept;
     kept.assign(static_cast<size_t>(parts * job.tokens * VL), 0.0f);
-    for (long part = 0; part < parts; part += together)
-        for (long k = 0; k < job.cols; k += SPAN)
-            for (long p = part; p < part + together; p++) {
-                const long n = std::min(SPAN, job.cols - k);
-                fill(first + p * VL, std::min(last, first + (p + 1) * VL), k, n);
-                for (long t = 0; t < job.tokens; t += width)
-                    multiply(t, std::min(width, job.tokens - t), k, n, kept.data() + (p * job.tokens + t) * VL);
-            }
+    for (long i = 0; i < parts * spans; i++) {
+        const bool along = job.tokens == 1 || x_bytes <= NEAR_BYTES;
+        const long p = along ? i / spans : i % parts, span = along ? i % spans : i / parts, k = span * SPAN;
+        const long row = first + p * VL, next = along || p + 1 < parts ? row + VL : first;
+        const uint8_t* rows = job.w + next * job.row_bytes;
+        const Place at{row, std::min(last, row + VL), k, std::min(SPAN, job.cols - k),
+                       along ? rows + VL * span * span_bytes : rows + (span + (next == first)) * span_bytes,
+                       along ? span_bytes : job.row_bytes};
+        fill(at);
+        for (long t = 0; t < job.tokens; t += width)
+            multiply(at, t, std::min(width, job.tokens - t), kept.data() + (p * job.tokens + t) * VL);
+    }
     for (long t = 0; t < job.tokens; t++)
         for (long p = 0; p < parts; p++)
             std::copy_n(kept.data() + (p * job.tokens + t) * VL, std::min<long>(VL, last - first - p * VL),
                         job.out + t * job.out_step + first + p * VL);
 }
 
-// Values k .. k + n - 1 of rows first .. last - 1 into a panel; what follows is asked of memory ahead.
-static inline void take_panel(const Job& job, long first, long last, long k, long n, Panel& out) {
-    const long bytes = SPAN / job.layout.block * job.layout.block_bytes, at = k / SPAN * bytes;
-    const uint8_t *raw = job.w + first * job.row_bytes, *soon = raw + VL * (job.row_bytes + at);
-    job.layout.panel(raw + at, job.row_bytes, last - first, n, soon, out);
+static inline void take_panel(const Job& job, const Place& at, Panel& out) {
+    const uint8_t* raw = job.w + at.first * job.row_bytes + at.k / job.layout.block * job.layout.block_bytes;
+    job.layout.panel(raw, job.row_bytes, at.last - at.first, at.n, at.soon, at.soon_step, out);
 }
 
 // Whether a scale of a panel is not finite, or so large that a group's sum may not be, lane by lane.
@@ -63,13 +75,14 @@ static void multiply_bytes_of(
     static thread_local std::unique_ptr<Panel> w(new Panel());
     bool not_finite[PANELS * VL] = {};
     const bool least = job.layout.least;
-    walk(job, width, first, last, [&](long from, long to, long k, long n) {
-        take_panel(job, from, to, k, n, *w);
-        find_odd(*w, (n + cut.group - 1) / cut.group, least, not_finite + (from - first));
-    }, [&](long t, long tokens, long k, long n, float* y) {
+    const long x_bytes = job.tokens * cut.groups() * cut.words() * 4;
+    walk(job, x_bytes, width, first, last, [&](const Place& at) {
+        take_panel(job, at, *w);
+        find_odd(*w, (at.n + cut.group - 1) / cut.group, least, not_finite + (at.first - first));
+    }, [&](const Place& at, long t, long tokens, float* y) {
         dot_of(cut.digits, tokens, cut.group, least, fit_of(job.layout.most))(
-            *w, job.layout.bias, x.stream.data() + (t * cut.groups() + tokens * (k / cut.group)) * cut.words(),
-            x.scale.data() + t * cut.scales() + tokens * (k / cut.of_scale), (n + cut.group - 1) / cut.group,
+            *w, job.layout.bias, x.stream.data() + (t * cut.groups() + tokens * (at.k / cut.group)) * cut.words(),
+            x.scale.data() + t * cut.scales() + tokens * (at.k / cut.of_scale), (at.n + cut.group - 1) / cut.group,
             cut.of_scale / cut.group, y);
     });
     for (long r = first; r < last; r++)
