@@ -5,6 +5,7 @@ Every Segment made here has a Style: Textual 8.2.8 crashes under NO_COLOR on one
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -193,6 +194,19 @@ def crop(spans: Iterable[Span], width: int) -> list[Span]:
 def crop_text(spans: Sequence[Span], width: int) -> list[Span]:
     """Cut spans to width cells, unpadded; a cut shows."""
     return list(spans) if spans_width(spans) <= width else crop(spans, width)
+
+
+def block(share: float, level: int, tall: int, shows_zero: bool = False) -> str:
+    """One line of an upright bar of tall lines, filled to share (0 to 1); level 0 is the lowest.
+
+    What is more than 0 is never invisible, nor is 0 where that shows; X is no number.
+    """
+    blocks = BLOCKS_ASCII if only_ascii() else BLOCKS
+    if not math.isfinite(share):
+        return "X"
+    steps = len(blocks) - 1
+    least = 1 if level == 0 and (share > 0 or shows_zero) else 0
+    return blocks[max(least, min(steps, round(min(1.0, share) * steps * tall - level * steps)))]
 
 
 def bar(share: float, width: int) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from apr_tui.cli.launch import source_of
 from apr_tui.cli.progress import check_junit, progress, wrote, wrote_junit
-from apr_tui.options import JUNIT, JudgeArguments, Parser, read_count, record_of
+from apr_tui.options import JUNIT, JudgeArguments, Parser, read_count
 from core import session
-from core.trace.request import Source, parse_source
 
 
 class Arguments(JudgeArguments):
@@ -46,8 +46,7 @@ def run(arguments: Arguments) -> int:
     from core.bundle.damage_document import kl_document, kl_text
     from core.system.json_text import to_json
 
-    a, b = (parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
-            for name, plant in ((arguments.A, arguments.plant), (arguments.B, None)))
+    a, b = source_of(arguments, arguments.A, arguments.plant), source_of(arguments, arguments.B)
     check_junit(arguments)
     found = session.kl(
         a, b,

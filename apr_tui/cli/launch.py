@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr_tui.options import FeedArguments, RunArguments, record_of
+from apr_tui.options import Arguments, FeedArguments, RunArguments, record_of
 from core.system.errors import FileError, UsageError
 from core.system.limits import PROMPT_BYTES
 from core.system.regular_file import read_text
@@ -101,7 +101,7 @@ def prompts_of(arguments: PromptsArguments) -> list[Prompt | None]:
     return [Prompt(text=line, chat=arguments.chat) for line in lines]
 
 
-def source_of(arguments: RunArguments, name: str, plant: str | None = None) -> Source:
+def source_of(arguments: Arguments, name: str, plant: str | None = None) -> Source:
     """One side of the command line: its own settings, then the common options. plant: where it is this side's."""
     return parse_source(name, record_of(Source, arguments, path=Path(), plant=plant))
 

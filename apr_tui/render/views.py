@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from apr_tui.style import (
-    BLOCKS,
-    BLOCKS_ASCII,
     Rows,
     Span,
     bar,
+    block,
     escape_untrusted,
     fit,
     fit_text,
     only_ascii,
-    to_terminal_charset,
 )
 from core.system.numbers import short
 
@@ -44,9 +42,8 @@ def histogram_lines(found: Histogram | None, width: int, height: int) -> Rows:
     odd = f", {found.not_finite} not finite" if found.not_finite else ""
     lines: Rows = [[(f" {total} values{odd}; height: logarithm of the count, at most {max(counts)}; across: linear to "
                      f"{short(found.middle)}, then logarithmic", "quiet")]]
-    blocks = BLOCKS_ASCII if only_ascii() else BLOCKS
     for level in range(tall - 1, -1, -1):
-        glyphs = (_height(math.log1p(c) / most, level, tall, blocks) * wide for c in counts)
+        glyphs = (block(math.log1p(c) / most, level, tall) * wide for c in counts)
         lines.append([(" ", "text"), ("".join(glyphs), "a")])
     low, high, room = short(found.low), short(found.high), len(counts) * wide
     axis = [" "] * max(room, len(low) + len(high) + 1)
@@ -64,7 +61,6 @@ def spread_view(spreads: Sequence[tuple[str, Spread | None]], layer: int, width:
     if not spreads:
         return [[(" no weight makes this stage, or a bundle is shown", "quiet")]]
     lines: Rows = []
-    blocks = BLOCKS_ASCII if only_ascii() else BLOCKS
     for name, spread in spreads:
         lines.append([(f" {fit_text(escape_untrusted(name), width - 2)}", "text")])
         if spread is None or not spread.levels:
@@ -76,7 +72,7 @@ def spread_view(spreads: Sequence[tuple[str, Spread | None]], layer: int, width:
         for row in range(tall - 1, -1, -1):
             spans: list[Span] = [(f"{short(most) if row == tall - 1 else '':>10} ", "quiet")]
             for at, level in spread.levels:
-                glyph = _height(level / most, row, tall, blocks) * max(wide - (wide > 2), 1) + " " * (wide > 2)
+                glyph = block(level / most, row, tall) * max(wide - (wide > 2), 1) + " " * (wide > 2)
                 spans.append((glyph, "title" if at == layer else "bar"))
             lines.append(spans)
         z = ""
@@ -124,12 +120,3 @@ def lens_lines(view: LayerView, width: int) -> Rows:
 def _text(tokens: Sequence[Token], i: int) -> str:
     text = tokens[i].text if i < len(tokens) else None
     return escape_untrusted(f'"{text}"') if text is not None else ""
-
-
-def _height(share: float, level: int, tall: int, blocks: str) -> str:
-    steps = len(blocks) - 1
-    if not math.isfinite(share):
-        return to_terminal_charset("X")
-    filled = max(0.0, min(1.0, share)) * steps * tall
-    least = 1 if level == 0 and share > 0 else 0
-    return blocks[max(least, min(steps, round(filled - level * steps)))]

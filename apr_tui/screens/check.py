@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
 from apr_tui.keys import CHECK_KEYS, bindings
 from apr_tui.render.check import cell_spans, note_lines
 from apr_tui.render.help import CHECK_MEANINGS
-from apr_tui.render.status import error_note, export_note, seconds_text, witness_span
+from apr_tui.render.status import seconds_text, witness_span
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import check_card, nearest
 from apr_tui.request import Request
@@ -21,7 +21,6 @@ from apr_tui.view_models.check import CheckView
 from apr_tui.workers.jobs import check_job
 from apr_tui.workers.run import Frame
 from core.model.stages import stage_named
-from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
     from core.formats.model_file import ModelFile
@@ -51,18 +50,6 @@ class CheckScreen(VerdictScreen):
     def update_view(self, frame: Frame) -> set[int]:
         """Take the errors so far."""
         return self.view.update(frame.errors, frame.cells.get("", {}), frame.n_layer)
-
-    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
-        """Take the verdict, or why there is none, or the end of an export."""
-        if kind == "export":
-            self.note = export_note(result, error)
-        elif error is not None:
-            self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
-            self.note = None if isinstance(error, Cancelled) else error_note(error)
-        else:
-            self.seconds, self.note = self.console.run_seconds, None
-            self.take(result)
-        self.show_all()
 
     def take(self, result: Check) -> None:
         """Show a verdict."""

@@ -12,7 +12,7 @@ from textual.containers import Horizontal
 from apr_tui.keys import PAIR_KEYS, bindings
 from apr_tui.render.help import PAIR_MEANINGS
 from apr_tui.render.pair import cause, verdict_rows
-from apr_tui.render.status import error_note, export_note, seconds_text
+from apr_tui.render.status import error_note, seconds_text
 from apr_tui.render.title import fit_names, planted_spans, push_right
 from apr_tui.render.verdict_card import pair_card
 from apr_tui.request import Request
@@ -89,18 +89,12 @@ class CompareScreen(VerdictScreen):
         return rows
 
     def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
-        """Take the verdict, or why there is none, or the end of a bisection or an export."""
-        if kind == "export":
-            self.note = export_note(result, error)
-        elif kind == "bisect" and error is not None:
+        """As any verdict's; of a bisection that gave nothing the comparison stays."""
+        if kind == "bisect" and error is not None:
             self.note = ("bisection cancelled", "watch") if isinstance(error, Cancelled) else error_note(error)
-        elif error is not None:
-            self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
-            self.note = None if isinstance(error, Cancelled) else error_note(error)
+            self.show_all()
         else:
-            self.seconds, self.note = self.console.run_seconds, None
-            self.take(result)
-        self.show_all()
+            super().job_finished(kind, result, error)
 
     def take(self, result: Comparison | Bisection) -> None:
         """Show a verdict, and its ladder where the cause was proved."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from apr_tui.render.status import error_note, export_note
 from apr_tui.screens.grid import GridScreen
 from core.model.stages import GRID_STAGES, STAGES, Place, stage_named
+from core.system.errors import Cancelled
 
 if TYPE_CHECKING:
     from core.bundle.judged import Judged
@@ -57,6 +59,18 @@ class VerdictScreen(GridScreen):
         at = {p: (p[0] or 0, self.grid.columns.index(p[1])) for p in places}
         after = [p for p in places if at[p] > here] if step > 0 else [p for p in places if at[p] < here][::-1]
         return (after or (places if step > 0 else places[::-1]))[0]
+
+    def job_finished(self, kind: str, result: Any, error: Exception | None) -> None:  # noqa: ANN401
+        """Take the verdict, or why there is none, or the end of an export."""
+        if kind == "export":
+            self.note = export_note(result, error)
+        elif error is not None:
+            self.end = "cancelled: no verdict" if isinstance(error, Cancelled) else "failed: no verdict"
+            self.note = None if isinstance(error, Cancelled) else error_note(error)
+        else:
+            self.seconds, self.note = self.console.run_seconds, None
+            self.take(result)
+        self.show_all()
 
     def take(self, result: Any) -> None:  # noqa: ANN401 (a Judged of the child's kind)
         """Show a verdict, the cursor at what it names."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from textual.strip import Strip
 from textual.widget import Widget
 
-from apr_tui.style import BLOCKS, BLOCKS_ASCII, STATES, Rows, Span, changed, only_ascii, strip
+from apr_tui.style import STATES, Rows, Span, block, changed, strip
 from core.trace.finding import BAD, OK, UNKNOWN, WATCH
 
 LABEL = 11
@@ -118,7 +118,10 @@ class Overview(Widget):
             label = column if level == 0 else ""
             spans: list[Span] = [(f" {label:<{LABEL - 1}}", "title" if column == self.cursor[1] else "quiet")]
             for number, (mark, tone) in cells:
-                glyph = _block(number, largest, level, tall) if number is not None else (mark if level == 0 else " ")
+                glyph = mark if level == 0 else " "
+                if number is not None:
+                    share = abs(number) / largest if largest else abs(number) * 0.0  # not finite stays so
+                    glyph = block(share, level, tall, shows_zero=True)
                 spans.append((glyph * (wide - (wide > 2)) + " " * (wide > 2), tone))
             lines.append(spans)
         return lines
@@ -139,13 +142,3 @@ class Overview(Widget):
         number = max(numbers, key=lambda n: math.inf if math.isnan(n) else abs(n), default=None)
         is_plain = mark == OK or (mark == UNKNOWN and number is not None)
         return number, (mark, "bar" if is_plain else tone)
-
-
-def _block(number: float, largest: float, level: int, tall: int) -> str:
-    blocks = BLOCKS_ASCII if only_ascii() else BLOCKS
-    if not math.isfinite(number):
-        return "X"
-    steps = len(blocks) - 1
-    filled = abs(number) / largest * steps * tall if largest else 0.0
-    least = 1 if level == 0 else 0  # a value that is there is never invisible
-    return blocks[max(least, min(steps, round(filled - level * steps)))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from core.damage.result import Damage
 from core.damage.run_kl import COLUMNS, STATE, KlResult
 from core.system import limits
 from core.system.atomic_file import atomic_file
-from core.system.atomic_folder import MANIFEST, new_folder
+from core.system.atomic_folder import COSTS, MANIFEST, new_folder
 from core.system.errors import FileError, OutputError, os_reason
 from core.system.json_text import from_json, to_json
 from core.system.regular_file import read_file
 
-DOCUMENTS = ("kl.json", "damage.json", "audit.json")  # what makes a folder one of these
 TEXT = "report.txt"
 AGAIN = "Run it again with --out."
 
@@ -101,18 +100,17 @@ def _manifest(command: str, sums: Mapping[str, str]) -> str:
 
 def read_cost(folder: Path, *, as_json: bool) -> str:
     """The document or the text of such a folder; FileError where it was changed."""
-    name = next((d for d in DOCUMENTS if (folder / d).is_file()), DOCUMENTS[0]) if as_json else TEXT
-    repair = AGAIN
-    told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, repair)
-    manifest: Any = from_json(told, str(folder / MANIFEST), repair)
-    data = read_file(folder / name, limits.DOCUMENT_BYTES, repair)
+    name = next((d for d in COSTS if (folder / d).is_file()), COSTS[0]) if as_json else TEXT
+    told = read_file(folder / MANIFEST, limits.DOCUMENT_BYTES, AGAIN)
+    manifest: Any = from_json(told, str(folder / MANIFEST), AGAIN)
+    data = read_file(folder / name, limits.DOCUMENT_BYTES, AGAIN)
     sums = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(data).hexdigest():
-        raise FileError(f"{folder / name} was changed after it was written. {repair}")
+        raise FileError(f"{folder / name} was changed after it was written. {AGAIN}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise FileError(f"{folder / name} is not UTF-8 text: byte {error.start}. {repair}") from error
+        raise FileError(f"{folder / name} is not UTF-8 text: byte {error.start}. {AGAIN}") from error
 
 
 def open_bill(folder: Path) -> Damage | None:
@@ -127,8 +125,3 @@ def open_bill(folder: Path) -> Damage | None:
                                 if name not in ("schema", "file", "original")}, Damage, strict=False)
     except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"{folder / 'damage.json'} is no bill: {error}. {AGAIN}") from error
-
-
-def is_cost(folder: Path, names: Sequence[str] = DOCUMENTS) -> bool:
-    """Whether the path is the folder of an audit, or of a run of kl or damage that ended."""
-    return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in names)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.session.prepare import is_bundle, make_side, open_once, prepare_opened
+from core.system.atomic_folder import COSTS
 from core.system.cancel import IsCancelled, never
 from core.system.errors import NotComparableError, UsageError
 from core.trace.events import Emit, no_emit
@@ -133,10 +135,8 @@ def write_cost(
 
 
 def is_cost(path: Path) -> bool:
-    """Say whether the path is the folder of a bill, of a KL or of an audit: document and text, without a screen."""
-    from core.bundle import costs
-
-    return costs.is_cost(path)
+    """Say whether the path is the folder of an audit, or of a run of kl or damage that ended."""
+    return is_bundle(path) and any(os.path.isfile(path / name) for name in COSTS)
 
 
 def open_bill(path: Path) -> Damage | None:

@@ -22,6 +22,7 @@ from core.system.rests import OLD, PART, own_name, sweep
 
 MANIFEST = "manifest.json"
 FAMILY = re.compile(r"apr-tui(-corpus)?/[0-9]+")  # of the schemas of all manifests
+COSTS = ("kl.json", "damage.json", "audit.json")  # makes a folder one of a cost or an audit
 SIDES, TRACE = ("a", "b"), "trace"              # bundles beside a verdict: of a pair, of a check
 REPRODUCER = "reproducer"                       # beside a bisection's
 CASE = {"case.safetensors", "case.json", "test_case.py"}

@@ -27,6 +27,7 @@ from core.kernels.cpu import build
 from core.proof.check_result import Check
 from core.proof.ladder_cache import _read as read_ladder
 from core.proof.verdict import Bisection, Comparison, LayerBisection, PatchResult, Verdict
+from core.session.costs import is_cost
 from core.session.evidence import export
 from core.system import paths
 from core.system.atomic_folder import strange_in
@@ -115,7 +116,7 @@ def _cost(name: str) -> Make:
 
 def _open_cost(path: Path) -> object:
     _mend_sum(path)
-    costs.is_cost(path.parent)
+    is_cost(path.parent)
     return [costs.open_bill(path.parent), *(costs.read_cost(path.parent, as_json=as_json) for as_json in (False, True))]
 
 

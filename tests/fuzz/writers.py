@@ -24,6 +24,7 @@ from core.demo.files import write_demo
 from core.formats import identity
 from core.formats.open_model import open_model
 from core.model.convert import convert
+from core.session.costs import is_cost
 from core.system import atomic_folder, paths
 from core.system.atomic_file import new_file
 from core.system.atomic_folder import new_folder
@@ -123,7 +124,7 @@ def _kl(folder: Path, text: str) -> None:
 def _is_kl(folder: Path) -> bool:
     """Its chunks are there; its results are, or are not yet again, and then no manifest says so."""
     state = ChunkStore.begin(folder / "k", "a run")
-    if costs.is_cost(folder / "k"):
+    if is_cost(folder / "k"):
         costs.read_cost(folder / "k", as_json=True)
     return all(found is not None and len({*found.kl}) == 1 for found in (state.read(i, 3) for i in range(2)))
 

@@ -324,3 +324,12 @@ def test_a_device_that_is_not_there_is_told_before_torch_is_loaded(path):
         f"import sys\ntry: session.trace(Source(Path({str(path)!r}), device='cuda:15'), Prompt())\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)")
     assert done.stdout == "DeviceError False\n", done.stderr
+
+
+def test_what_kind_of_folder_it_is_is_said_without_torch(tmp_path):
+    script = ("import sys; from pathlib import Path; from core import session; p = Path(sys.argv[1]); "
+              "print(session.is_cost(p), session.is_judged(p), session.is_bundle(p), 'torch' in sys.modules)")
+    for name in ("manifest.json", "kl.json"):
+        (tmp_path / name).write_text("{}")
+    ran = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False", "True", "False"]

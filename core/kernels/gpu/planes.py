@@ -126,9 +126,14 @@ def _q8_0(raw: Tensor) -> tuple[Tensor, ...]:
     return quants, quants, _halves(raw[..., :2]).squeeze(-1)
 
 
+def _with_minima(raw: Tensor) -> Tensor:
+    """The scales of the blocks, then their minima with the sign turned, as a value is less its minimum [R, G, 16]."""
+    return torch.cat((_halves(raw[..., :2]), -_halves(raw[..., 2:4])), 2).flatten(2)
+
+
 def _q4_1(raw: Tensor) -> tuple[Tensor, ...]:
     quants = raw[..., 4:].flatten(2).contiguous()
-    return quants, quants, torch.cat((_halves(raw[..., :2]), -_halves(raw[..., 2:4])), 2).flatten(2)
+    return quants, quants, _with_minima(raw)
 
 
 def _nibbles(raw: Tensor) -> Tensor:
@@ -150,8 +155,7 @@ def _q5_0(raw: Tensor) -> tuple[Tensor, ...]:
 
 
 def _q5_1(raw: Tensor) -> tuple[Tensor, ...]:
-    least = torch.cat((_halves(raw[..., :2]), -_halves(raw[..., 2:4])), 2).flatten(2)
-    return *_five_bits(raw[..., 8:], raw[..., 4:8]), least
+    return *_five_bits(raw[..., 8:], raw[..., 4:8]), _with_minima(raw)
 
 
 def _q2_k(raw: Tensor) -> tuple[Tensor, ...]:
