@@ -46,7 +46,7 @@ OPENERS = {
     "core/sources/imports/array_bytes.py": "an entry of a zip that is in memory, held to its size",
     "core/sources/imports/aprt.py": "12 bytes of a file that is_file() has seen",
     "core/bundle/writer.py": "what it has just written",
-    "core/bundle/junit.py": "50 bytes of a file that is_file() has seen",
+    "core/system/atomic_file.py": "50 bytes of a file that is no pipe and no device",
     "core/trace/values_file.py": "what refuse_irregular has seen",
     "core/proof/reproducer.py": "text of a program that it writes",
     "apr_tui/render/status.py": "/proc",
