@@ -57,7 +57,9 @@ def test_a_debugger_s_shape_without_its_comma(tmp_path):
         reader.read(path)
 
 
-@pytest.mark.parametrize("name, index", [("original model.safetensors", 312)])  # all of a tensor but a row has changed
+@pytest.mark.parametrize("name, index", [
+    ("original model.safetensors", 312),  # all of a tensor but a row has changed
+    ("cost damage.json", 2610)])          # half a surrogate pair
 def test_a_mutant_that_fell_ends_in_a_sentence(name, index, tmp_path):
     tally = fuzz(name, range(index, index + 1), 0, tmp_path)
     assert not tally.failed, tally.examples
