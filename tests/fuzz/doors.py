@@ -27,7 +27,7 @@ DOORS = {
     "core/bundle/costs.py:read_cost": "cost damage.json",
     "core/bundle/costs.py:write_kl": "chunks that ChunkStore.read has just held to their sums",
     "core/bundle/judged.py:read_judged": "comparison judged.json",
-    "core/bundle/junit.py:refuse_foreign": "junit",
+    "core/system/atomic_file.py:refuse_foreign": "junit",
     "core/bundle/reader.py:_bytes": "bundle manifest.json",
     "core/bundle/writer.py:validate_csv": "what the same run has just written",
     "core/damage/corpus.py:read_corpus": "corpus of kl",
