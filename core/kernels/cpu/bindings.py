@@ -27,7 +27,7 @@ LET_GO_DOWN = 2  # pages of the down projections, a quarter of a file, are dropp
 
 def is_fused(weight: Weight, x: Tensor) -> bool:
     """Say whether the kernels serve this product."""
-    return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu" and len(weight.shape) == 2
+    return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def multiply_fused(
@@ -52,6 +52,34 @@ def multiply_fused(
         if failed:
             raise MemoryError(f"no memory for {n_token} x {cols} activations")
     if n_token >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
+        drop_pages(weight.data)
+    return out
+
+
+def multiply_experts_fused(
+    kernels: Library, weight: Weight, x: Tensor, experts: Tensor, cancelled: Callable[[], None], kind: str = "f32"
+) -> Tensor:
+    """Return x W_e^T [N, rows] of a weight [E, rows, cols], each row of x by its own expert e: bits of multiply_fused.
+
+    Experts that nobody chose are not read.
+    """
+    (_, rows, cols), x, n_row = weight.shape, x.contiguous(), x.shape[0]
+    at_N = np.argsort(experts.numpy(), kind="stable")
+    ids_E, counts_E = np.unique(experts.numpy(), return_counts=True)
+    from_E = np.append(0, counts_E.cumsum())
+    out = x.new_empty(n_row, rows)
+    assert weight.data.flags.c_contiguous and len(experts) == n_row, weight.name
+    step = max(1, CALL_MACS * len(ids_E) // (rows * cols * max(1, n_row)))
+    for start in range(0, len(ids_E), step):
+        cancelled()
+        ids, ends = ids_E[start:start + step], from_E[start:start + step + 1]
+        failed = _call(
+            kernels, kernels.multiply_experts, weight.quant, KINDS.index(kind), weight.data.ctypes.data, rows, cols,
+            x.data_ptr(), at_N.ctypes.data, ids.ctypes.data, ends.ctypes.data, len(ids), out.data_ptr(),
+            torch.get_num_threads())
+        if failed:
+            raise MemoryError(f"no memory for {n_row} x {cols} activations")
+    if n_row >= LET_GO_TOKENS:
         drop_pages(weight.data)
     return out
 
