@@ -11,7 +11,7 @@ from core.model.stages import SCOPES, Place, place_order
 from core.system.arrays import Floats
 from core.trace.metrics import STATS
 from core.trace.record import Trace
-from core.trace.stats import Cell, Factors, Massive, ScopeStats, Stats, TokenStats, rows_of, token_columns
+from core.trace.stats import Cell, Factors, Massive, ScopeStats, Stats, TokenStats, peaks_of, rows_of, token_columns
 
 VALUES = "values.safetensors"
 STATS_COLUMNS = ("layer", "stage", "scope", *(s.name for s in STATS))
@@ -62,11 +62,9 @@ def token_stats(
     columns: Mapping[str, Floats], extras: Mapping[str, object], published: Mapping[str, Stats],
 ) -> TokenStats:
     """Rebuild a cell from its rows of tokens.csv; its per-token std and l2 come back to the last bit."""
-    return TokenStats(
-        width=int(columns["count"][0]), first=int(columns["token"][0]), table=rows_of(columns)[None], index=0,
-        published=published, top=_triples(extras.get("top")), massive=_massive(extras.get("massive")),
-        factors=_factors(extras.get("factors")),
-    )
+    first, factors = int(columns["token"][0]), _factors(extras.get("factors"))
+    peaks = peaks_of(_triples(extras.get("top")), _massive(extras.get("massive")), factors, first)
+    return TokenStats(int(columns["count"][0]), first, rows_of(columns)[None], 0, peaks, published=published)
 
 
 def channel_extras(cells: Mapping[Place, Cell]) -> dict[Place, dict[str, object]]:

@@ -5,8 +5,6 @@ Definitions are TokenStats': float64, finite values only. x_TW: tokens x width.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from core.kernels.cpu.build import TOP_CHANNELS
@@ -20,6 +18,7 @@ from core.trace.stats import (
     Massive,
     TokenStats,
     measure_row,
+    peaks_of,
 )
 
 
@@ -28,16 +27,11 @@ def measure_array(x_TW: AnyFloats, first: int = 0, factors: tuple[AnyFloats, Any
     """Take each token's statistics. first: position of row 0. factors: left, right; x is their product."""
     table = np.array([[measure_row(np.asarray(x_W, np.float64)) for x_W in x_TW]], ROW)
     size_TW = np.where(np.isfinite(x_TW), np.abs(x_TW), -1.0)
-    stats = TokenStats(
-        width=x_TW.shape[1], first=first, top=_top_channels(x_TW, size_TW, first),
-        massive=_massive(x_TW, size_TW, first),
-        table=table, index=0,
-    )
     row = int(size_TW.max(1).argmax())
-    channel = int(stats.rows["peak_channel"][row])
-    if factors is None or channel < 0:
-        return stats
-    return replace(stats, factors=_factors(*factors, row, channel, first))
+    channel = int(table["peak_channel"][0, row])
+    product = _factors(*factors, row, channel, first) if factors is not None and channel >= 0 else None
+    peaks = peaks_of(_top_channels(x_TW, size_TW, first), _massive(x_TW, size_TW, first), product, first)
+    return TokenStats(x_TW.shape[1], first, table, 0, peaks)
 
 
 def _top_channels(x_TW: AnyFloats, size_TW: AnyFloats, first: int) -> tuple[tuple[int, int, float], ...]:

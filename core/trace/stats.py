@@ -10,11 +10,12 @@ Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from core.kernels.cpu.build import TOP_CHANNELS
 from core.model.stages import scope_positions
 from core.system.arrays import Floats, Ints, Rows
 
@@ -31,6 +32,23 @@ ROW = np.dtype([  # of a token, as it is measured; struct Row of statistics.cpp
     ("peak_channel", np.int64),  # of the largest |x|; -1 where nothing is finite
     ("nan_channel", np.int64),   # of the first NaN; -1 where there is none
 ])
+
+PEAKS = np.dtype([  # of a stage, what stands out; struct Peaks of statistics.cpp
+    ("n", np.int64),             # of the channels with the largest |x|, in order
+    ("channel", np.int64, TOP_CHANNELS),
+    ("row", np.int64, TOP_CHANNELS),
+    ("value", np.float64, TOP_CHANNELS),
+    ("n_far", np.int64),         # of massive channels
+    ("median", np.float64),
+    ("far", np.float64, (MASSIVE_CHANNELS, 3)),  # row, channel, value
+    ("factors", np.int64),       # NO_FACTORS, FACTORS_GIVEN or FACTORS_NOT_FINITE
+    ("factors_row", np.int64),
+    ("factors_channel", np.int64),
+    ("left", np.float64),
+    ("right", np.float64),
+    ("correlation", np.float64),  # NaN where there is none
+])
+NO_FACTORS, FACTORS_GIVEN, FACTORS_NOT_FINITE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +116,16 @@ class Routes:
 class TokenStats:
     """Statistics of a stage for each token.
 
-    The rows of stages that were measured together lie in one table. An array of its own for each of hundreds of stages
-    would cost more than measuring it, and its few bytes would lie in the freed block that the next values need.
+    The rows of stages that were measured together lie in one table, and what stands out in another, until it is read.
+    An array of its own for each of hundreds of stages would cost more than measuring it, and its few bytes would lie in
+    the freed block that the next values need.
     """
 
     width: int   # values a token has
     first: int   # position of the first row: logits have the last token only
     table: Rows  # [stages, T] of ROW
     index: int   # this stage's in the table
-    top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
-    massive: Massive | None = None  # None: no value is that far out
-    factors: Factors | None = None  # of a product stage
+    peaks: Rows | None = None       # [stages] of PEAKS; None where they are not known
     routes: Routes | None = None    # of a router's weights
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
     merged: dict[str, Stats | None] = field(default_factory=dict, init=False, repr=False, compare=False)  # asked for
@@ -118,6 +135,35 @@ class TokenStats:
         """The rows of its tokens [T]."""
         rows: Rows = self.table[self.index]
         return rows
+
+    @property
+    def top(self) -> tuple[tuple[int, int, float], ...]:
+        """(channel, token, value): the largest |x| of the 8 largest channels."""
+        if self.peaks is None:
+            return ()
+        one = self.peaks[self.index]
+        n = int(one["n"])
+        columns = (one["channel"], one["row"] + self.first, one["value"])
+        return tuple(zip(*(column[:n].tolist() for column in columns), strict=True))
+
+    @property
+    def massive(self) -> Massive | None:
+        """Its massive values, the largest first; None: no value is that far out."""
+        if self.peaks is None or not self.peaks["n_far"][self.index]:
+            return None
+        one = self.peaks[self.index]
+        places = ((self.first + int(t), int(c), v) for t, c, v in one["far"][:one["n_far"]].tolist())
+        return Massive(float(one["median"]), tuple(sorted(places, key=lambda place: -abs(place[2]))))
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of a product stage."""
+        if self.peaks is None or self.peaks["factors"][self.index] != FACTORS_GIVEN:
+            return None
+        one = self.peaks[self.index]
+        left, right, correlation = (float(one[name]) for name in ("left", "right", "correlation"))
+        return Factors(self.first + int(one["factors_row"]), int(one["factors_channel"]), left, right,
+                       None if math.isnan(correlation) else correlation)
 
     @property
     def n_token(self) -> int:
@@ -160,6 +206,39 @@ class ScopeStats:
 
 
 Cell = TokenStats | ScopeStats
+
+
+def peaks_of(
+    top: Sequence[tuple[int, int, float]], massive: Massive | None = None, factors: Factors | None = None,
+    first: int = 0,
+) -> Rows:
+    """Return what stands out as PEAKS of one stage, whose row 0 is position first."""
+    peaks = np.zeros(1, PEAKS)
+    one = peaks[0]
+    one["n"] = len(top)
+    for i, (channel, token, value) in enumerate(top):
+        one["channel"][i], one["row"][i], one["value"][i] = channel, token - first, value
+    put_massive(one, massive, first)
+    put_factors(one, factors, first)
+    return peaks
+
+
+def put_massive(one: np.void, massive: Massive | None, first: int = 0) -> None:
+    """Write massive values into a stage's PEAKS."""
+    one["n_far"] = 0 if massive is None else len(massive.places)
+    if massive is not None:
+        one["median"] = massive.median
+        for i, (token, channel, value) in enumerate(massive.places):
+            one["far"][i] = token - first, channel, value
+
+
+def put_factors(one: np.void, factors: Factors | None, first: int = 0) -> None:
+    """Write a product's factors into a stage's PEAKS."""
+    one["factors"] = NO_FACTORS if factors is None else FACTORS_GIVEN
+    if factors is not None:
+        one["factors_row"], one["factors_channel"] = factors.token - first, factors.channel
+        one["left"], one["right"] = factors.left, factors.right
+        one["correlation"] = math.nan if factors.correlation is None else factors.correlation
 
 
 def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:

@@ -27,13 +27,14 @@ from core.quant.weight import Weight
 from core.system.errors import Cancelled
 from core.system.paths import cache_folder
 from core.trace import taps
-from core.trace.stats import ROW
+from core.trace.stats import MASSIVE_MULTIPLE, MASSIVE_SIZE, PEAKS, ROW, TokenStats
 from tests.quant.test_decode import assert_same_bits, judge
 from tests.quant.test_decode import random_weight as random_bytes
 from tests.support.random_weights import FLOAT32_NMSE, SCALES, random_weight, random_x
 from tests.support.traces import UNROUNDED
 
 HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
+LARGE = (MASSIVE_SIZE, MASSIVE_MULTIPLE)
 USABLE = [v.name for v in usable_levels()]
 EACH_RUN = (USABLE[0], "avx2", "plain")  # compiling takes ten seconds of a processor a level
 LEVELS = [pytest.param(name, marks=() if name in EACH_RUN else pytest.mark.slow) for name in USABLE]
@@ -337,8 +338,8 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
 
 
 def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
-    [(table, index, top)] = measure_fused(kernels(), [x], ROW)
-    return {name: table[name][index] for name in ROW.names}, list(top)
+    rows, peaks = measure_fused(kernels(), [x], [[]], ROW, PEAKS, LARGE)
+    return {name: rows[name][0] for name in ROW.names}, list(TokenStats(x.shape[1], 0, rows, 0, peaks).top)
 
 
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
@@ -356,7 +357,7 @@ def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> 
 
 def test_rows_of_other_columns_are_refused() -> None:
     with pytest.raises(AssertionError, match="other columns"):
-        measure_fused(kernels(), [random_x(2, 8)], np.dtype([*ROW.descr, ("more", np.float64)]))
+        measure_fused(kernels(), [random_x(2, 8)], [[]], np.dtype([*ROW.descr, ("more", np.float64)]), PEAKS, LARGE)
 
 
 @pytest.mark.parametrize("kind", ["random", "bad"])
@@ -395,9 +396,10 @@ def test_compiled_massive_values_are_torch_s(seed: int, monkeypatch: pytest.Monk
     peaks = taps._top_channels(x)
     if not peaks:
         pytest.skip("nothing finite")
-    got = taps._massive(x, 3, abs(peaks[0][2]))
+    alone, together = taps._massive(x, abs(peaks[0][2])), taps.measure(x, 3)
     monkeypatch.setattr(taps, "library", lambda: Absent("for a test"))
-    assert got == taps._massive(x, 3, abs(peaks[0][2]))
+    assert alone == taps._massive(x, abs(peaks[0][2]))
+    assert together.massive == taps.measure(x, 3).massive and together.top == taps.measure(x, 3).top
 
 
 def test_products_asked_from_several_threads_at_once_are_right() -> None:

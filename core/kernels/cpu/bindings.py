@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.build import TOP_CHANNELS, Library
+from core.kernels.cpu.build import Library
 from core.quant.grids import grid_points
 from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
@@ -17,9 +17,7 @@ from core.system.mapped_file import drop_pages
 
 KINDS = ("f32", "q8_k", "bf16", "q8_0")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 UNKNOWN, NO_GRID = 2, 3  # of multiply and decode: no such type; its grid has not been handed over
-Peak = tuple[int, int, float]  # channel, row, value
-Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
-OTHER_ROW = 2  # of measure: its rows are of another size
+OTHER_ROW = 2  # of measure: its records are of another size
 CALL_MACS = 1 << 33  # multiplications in one call, 60 ms on two cores: how often a run can be cancelled
 LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
 LET_GO_DOWN = 2  # pages of the down projections, a quarter of a file, are dropped for any prompt: 1 % of its time
@@ -114,28 +112,30 @@ def is_measured(x_TW: Tensor) -> bool:
     return x_TW.dtype == torch.float32 and x_TW.is_cpu and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, values: Sequence[Tensor], row: np.dtype[np.void]) -> list[Measured]:
+def measure_fused(
+    kernels: Library, values: Sequence[Tensor], factors: Sequence[Sequence[Tensor]], row: np.dtype[np.void],
+    peak: np.dtype[np.void], massive: tuple[float, float],
+) -> tuple[Rows, Rows]:
     """Take the statistics of values of equally many tokens, in one call: a call costs more than small values do.
 
-    row: the columns of a token, struct Row of statistics.cpp.
+    factors: for each value the two whose product it is, or none. row, peak: struct Row and struct Peaks of
+    statistics.cpp. massive: the size of a massive value, alone and in multiples of the median. Returns rows [stages, T]
+    and peaks [stages].
     """
     values = [x_TW.contiguous() for x_TW in values]
-    table = np.array([(x.data_ptr(), *x.shape) for x in values], np.int64)
+    factors = [[x_TW.contiguous() for x_TW in pair] for pair in factors]
     n_stage, n_token = len(values), values[0].shape[0]
+    addresses = [[y.data_ptr() for y in pair] or (0, 0) for pair in factors]
+    table = np.array([(x.data_ptr(), *x.shape, *pair) for x, pair in zip(values, addresses, strict=True)], np.int64)
     assert (table[:, 1] == n_token).all()
-    rows, room = np.empty((n_stage, n_token), row), np.empty((n_stage, 1 + 3 * TOP_CHANNELS))
+    rows, peaks = np.empty((n_stage, n_token), row), np.zeros(n_stage, peak)
     failed = kernels.measure(
-        table.ctypes.data, n_stage, rows.ctypes.data, row.itemsize, room.ctypes.data, torch.get_num_threads())
-    assert failed != OTHER_ROW, "struct Row of statistics.cpp has other columns"
+        table.ctypes.data, n_stage, rows.ctypes.data, row.itemsize, peaks.ctypes.data, peak.itemsize,
+        *massive, torch.get_num_threads())
+    assert failed != OTHER_ROW, "struct Row or struct Peaks of statistics.cpp has other columns"
     if failed:
         raise MemoryError(f"no memory to measure {sum(x.numel() for x in values)} values")
-    tops: list[list[int]] = room.view(np.int64).tolist()
-    sizes: list[list[float]] = room.tolist()
-    measured = list[Measured]()
-    for index, ((n_top, *top), size) in enumerate(zip(tops, sizes, strict=True)):
-        peaks = zip(top[:n_top], top[TOP_CHANNELS:TOP_CHANNELS + n_top], size[-TOP_CHANNELS:], strict=False)
-        measured.append((rows, index, tuple(peaks)))
-    return measured
+    return rows, peaks
 
 
 def find_massive(

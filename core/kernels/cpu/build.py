@@ -137,7 +137,7 @@ def load(level: Level, reason: str) -> Library:
     multiply_experts.argtypes = (text, count, pointer, size, size, *[pointer] * 4, size, pointer, count)
     decode.argtypes = (text, pointer, size, size, pointer, count)
     take_grid.argtypes = (text, pointer, size)
-    measure.argtypes = (pointer, size, pointer, size, pointer, count)
+    measure.argtypes = (pointer, size, pointer, size, pointer, size, real, real, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
     return Library(level, reason, multiply, multiply_experts, decode, take_grid, measure, massive, correlate)
