@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.kernels.cpu.build import TOP_CHANNELS
-from core.system.arrays import AnyFloats
+from core.system.arrays import AnyFloats, Floats
 from core.trace.stats import (
     MASSIVE_CHANNELS,
     MASSIVE_MULTIPLE,
@@ -17,7 +17,6 @@ from core.trace.stats import (
     Factors,
     Massive,
     TokenStats,
-    measure_row,
     peaks_of,
 )
 
@@ -32,6 +31,22 @@ def measure_array(x_TW: AnyFloats, first: int = 0, factors: tuple[AnyFloats, Any
     product = _factors(*factors, row, channel, first) if factors is not None and channel >= 0 else None
     peaks = peaks_of(_top_channels(x_TW, size_TW, first), _massive(x_TW, size_TW, first), product, first)
     return TokenStats(x_TW.shape[1], first, table, 0, peaks)
+
+
+def measure_row(x_W: Floats) -> tuple[float | int, ...]:
+    """Measure the values of one token, as the columns of ROW."""
+    nan_W, inf_W = np.isnan(x_W), np.isinf(x_W)
+    finite_W = ~(nan_W | inf_W)
+    clean = x_W[finite_W]
+    mean = float(clean.mean()) if len(clean) else 0.0
+    peak = int(np.where(finite_W, np.abs(x_W), -1.0).argmax()) if len(clean) else -1
+    row = {
+        "mean": mean, "m2": float(np.square(clean - mean).sum()), "min": float(clean.min(initial=np.inf)),
+        "max": float(clean.max(initial=-np.inf)), "sumsq": float(np.square(clean).sum()), "nan": int(nan_W.sum()),
+        "inf": int(inf_W.sum()), "zero": int((x_W == 0).sum()), "peak_channel": peak,
+        "nan_channel": int(nan_W.argmax()) if nan_W.any() else -1,
+    }
+    return tuple(row[name] for name in ROW.names or ())
 
 
 def _top_channels(x_TW: AnyFloats, size_TW: AnyFloats, first: int) -> tuple[tuple[int, int, float], ...]:

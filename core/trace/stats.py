@@ -10,7 +10,7 @@ Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -260,57 +260,6 @@ def std_T(cell: TokenStats) -> Floats:
     return out
 
 
-def measure_row(x_W: Floats) -> tuple[float | int, ...]:
-    """Measure the values of one token, as the columns of ROW."""
-    nan_W, inf_W = np.isnan(x_W), np.isinf(x_W)
-    finite_W = ~(nan_W | inf_W)
-    clean = x_W[finite_W]
-    mean = float(clean.mean()) if len(clean) else 0.0
-    peak = int(np.where(finite_W, np.abs(x_W), -1.0).argmax()) if len(clean) else -1
-    row = {
-        "mean": mean, "m2": float(np.square(clean - mean).sum()), "min": float(clean.min(initial=np.inf)),
-        "max": float(clean.max(initial=-np.inf)), "sumsq": float(np.square(clean).sum()), "nan": int(nan_W.sum()),
-        "inf": int(inf_W.sum()), "zero": int((x_W == 0).sum()), "peak_channel": peak,
-        "nan_channel": int(nan_W.argmax()) if nan_W.any() else -1,
-    }
-    return tuple(row[name] for name in ROW.names or ())
-
-
-def token_columns(cell: TokenStats) -> dict[str, Floats]:
-    """Return each token's statistics, a column [T] of each but peak_token; NaN for "none" (no statistic is NaN)."""
-    rows = cell.rows
-    has, bad = cell.finite_T > 0, rows["nan"] > 0
-    finite = {
-        "mean": rows["mean"], "min": rows["min"], "max": rows["max"], "l2": np.sqrt(rows["sumsq"]),
-        "absmax": np.maximum(np.abs(rows["min"]), np.abs(rows["max"])), "peak_channel": rows["peak_channel"],
-    }
-    return {
-        **{name: np.where(has, column, math.nan) for name, column in finite.items()},
-        **{name: rows[name].astype(np.float64) for name in ("nan", "inf", "zero")},
-        "count": np.full(len(has), float(cell.width)), "std": std_T(cell),
-        "nan_token": np.where(bad, cell.first + np.arange(len(bad)), math.nan),
-        "nan_channel": np.where(bad, rows["nan_channel"], math.nan),
-    }
-
-
-def rows_of(columns: Mapping[str, Floats]) -> Rows:
-    """Return the rows [T] that give token_columns' columns again; std and l2 to the last bit."""
-    whole = {name: np.nan_to_num(columns[name], nan=-1.0).astype(np.int64)
-             for name in ("nan", "inf", "zero", "peak_channel", "nan_channel")}
-    n_T = int(columns["count"][0]) - whole["nan"] - whole["inf"]
-    has = n_T > 0
-    l2_T = np.where(has, columns["l2"], 0.0)
-    found = whole | {
-        "mean": np.where(has, columns["mean"], 0.0), "m2": _squares(np.nan_to_num(columns["std"]), n_T),
-        "min": np.where(has, columns["min"], math.inf), "max": np.where(has, columns["max"], -math.inf),
-        "sumsq": _nudged(l2_T * l2_T, l2_T, np.sqrt),
-    }
-    rows = np.empty(len(n_T), ROW)
-    for name in ROW.names or ():
-        rows[name] = found[name]
-    return rows
-
-
 def _finite_T(width: int, rows: Rows) -> Ints:
     finite_T: Ints = width - rows["nan"] - rows["inf"]
     return finite_T
@@ -341,22 +290,3 @@ def _merged(width: int, first: int, rows: Rows) -> Stats:
 def _spread(count: int, n: int, m2: float) -> float | None:
     """The sample standard deviation of n finite of count values: one alone spreads by 0, one of several tells none."""
     return math.sqrt(m2 / (n - 1)) if n > 1 else 0.0 if count == 1 else None
-
-
-def _squares(std_T: Floats, n_T: Ints) -> Floats:
-    """Return m2 such that sqrt(m2 / (n - 1)) is std again, to the last bit."""
-    below_T = np.maximum(n_T - 1, 1)
-    return _nudged(std_T * std_T * below_T, std_T, lambda m2_T: np.sqrt(m2_T / below_T))
-
-
-def _nudged(guess: Floats, wanted: Floats, back: Callable[[Floats], Floats]) -> Floats:
-    """Move each guess by single bits until back(guess) is what is wanted; rounding takes one or two of the eight."""
-    best, up, down = guess, guess, guess
-    for _ in range(8):
-        wrong = back(best) != wanted
-        if not wrong.any():
-            break
-        up, down = np.nextafter(up, math.inf), np.maximum(np.nextafter(down, -math.inf), 0.0)
-        for other in (up, down):
-            best = np.where((back(best) != wanted) & (back(other) == wanted), other, best)
-    return best

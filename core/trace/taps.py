@@ -57,21 +57,17 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
 
     def tell() -> None:
         nonlocal size
-        places, full, size = list(held), list(held.values()), 0
+        taken, size = dict(held), 0
         held.clear()
-        values = [counted(place, x) for place, x in zip(places, full, strict=True)]
-        factors = list[list[Tensor]]()
-        for (_, stage), x in zip(places, values, strict=True):
-            if stage in FACTORS:
-                product[stage] = x
-            factors.append([product.pop(name) for name in FACTORS] if stage == PRODUCT and product else [])
-        table, peaks = _measured(values, factors)
-        first, router = n_token - values[0].shape[0], dict(zip(places, full, strict=True)).get((places[0][0], ROUTER))
-        for index, (place, x) in enumerate(zip(places, values, strict=True)):
+        values = [counted(place, x) for place, x in taken.items()]
+        table, peaks = _measured(values, [_take_factors(place, x, product) for place, x in zip(
+            taken, values, strict=True)])
+        first = n_token - values[0].shape[0]
+        for index, ((place, full), x) in enumerate(zip(taken.items(), values, strict=True)):
             cell = TokenStats(x.shape[1], first, table, index, peaks)
             if place[1] == ROUTED:
-                by_expert(full[index], table, peaks, index)
-                cell = replace(cell, routes=routes_of(full[index], router))
+                by_expert(full, table, peaks, index)
+                cell = replace(cell, routes=routes_of(full, taken.get((place[0], ROUTER))))
             on_cell(place, cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
@@ -87,6 +83,13 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
         return value
 
     return tap
+
+
+def _take_factors(place: Place, x_TW: Tensor, product: dict[str, Tensor]) -> list[Tensor]:
+    """Put a factor into product; return both, and take them out, where x is their product."""
+    if place[1] in FACTORS:
+        product[place[1]] = x_TW
+    return [product.pop(stage) for stage in FACTORS] if place[1] == PRODUCT and product else []
 
 
 def counted(place: Place, x_TW: Tensor) -> Tensor:
