@@ -41,10 +41,6 @@ class Blend:
     others: dict[str, Weight]
     shares: dict[str, Tensor]
     cancelled: IsCancelled
-    draws: int = 1
-
-    def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None:
-        """Charge nothing: slopes are by shares."""
 
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
         """Blended rows of a matrix."""
