@@ -22,8 +22,8 @@ from core.system.cancel import IsCancelled
 from core.trace.run import Side
 
 TRIED = 24           # tensors at a step
-TRIED_TOKENS = 2048  # of all of them together: a long context has fewer
-EXCHANGES = 10       # steps once all are there
+TRIED_TOKENS = 1024  # of all of them together: a long context has fewer
+EXCHANGES = 5         # steps once all are there
 Residuals = dict[int, Tensor]  # before each layer [T, D]
 
 
@@ -60,18 +60,21 @@ class Grafts:
         """B's logits [1, V] with A's tensors of these names and each one more; grafts of a layer run side by side."""
         base, before = self._side(names), Residuals()
         hidden_states([base], self.tokens, [keep_residuals(before)], self.cancelled)
-        n_layer, head = self.b.model.arch.n_layer, head_weight(self.b.model).name
-        layers: dict[tuple[int, bool], list[str]] = {}
+        layers: dict[int, list[str]] = {}
         for name in more:
-            layers.setdefault((first_layer(name, n_layer), name == head), []).append(name)
-        found: dict[str, Tensor] = {}
-        for (layer, is_head), together in layers.items():
+            layers.setdefault(first_layer(name, self.b.model.arch.n_layer), []).append(name)
+        last_1D: dict[str, Tensor] = {}
+        for layer, together in layers.items():
             sides = [self._side([*names, name]) for name in together]
             hidden = hidden_states(sides, self.tokens, untapped(len(sides)), self.cancelled,
                                    resume_at(base, layer, before))
-            y_NV = logits(sides[0] if is_head else base, torch.cat([h_TD[-1:] for h_TD in hidden]), self.cancelled)
-            found |= {name: y_NV[i:i + 1] for i, name in enumerate(together)}
-        return found
+            last_1D |= {name: h_TD[-1:] for name, h_TD in zip(together, hidden, strict=True)}
+        head = head_weight(self.b.model).name
+        own = {head: logits(self._side([*names, head]), last_1D.pop(head), self.cancelled)} if head in last_1D else {}
+        if not last_1D:
+            return own
+        y_NV = logits(base, torch.cat(list(last_1D.values())), self.cancelled)
+        return {name: y_NV[i:i + 1] for i, name in enumerate(last_1D)} | own
 
     def _side(self, names: Sequence[str]) -> Side:
         return with_weights(self.b, {name: self.a.model.file.weight(name) for name in names})

@@ -27,7 +27,7 @@ from core.trace.taps import chain, no_tap, patch
 RECOVERED = 0.9   # of the token's KL
 MOST_TENSORS = 5
 DOUBT = 0.3  # of the KL, that moves of the logits may say too little (0.12 was seen)
-HOPE = 0.1   # of the KL that the moves may lack where a search is worth its grafts
+HOPE = 0.05  # of the KL that the moves may lack where a search is worth its grafts
 HEAD: Place = (None, "final_norm")
 
 
