@@ -1,5 +1,5 @@
-"""A session that gives traces made of small arrays, and ways to drive a screen and read it as text. No model, no
-torch.
+"""A session that gives traces made of small arrays, and ways to drive a screen and read it as text. No model; torch
+where something of it is asked for alone: a process of the console's tests starts in a third of the time without.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from apr_tui import recent, style
 from apr_tui.app import Console
@@ -27,7 +26,6 @@ from apr_tui.screens import check as check_screen
 from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
-from core.audit.spread import Spread
 from core.damage.result import Damage
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
@@ -35,7 +33,6 @@ from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
-from core.trace.look_inside import LayerView, histogram
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
@@ -146,6 +143,10 @@ class FakeSession:
 
     def layer_view(self, source, prompt, layer, *, emit, cancelled):
         """Two heads, each token at itself or at the first; one value far out."""
+        import torch
+
+        from core.trace.look_inside import LayerView, histogram
+
         self.calls.append(("layer_view", layer))
         eye, first = np.eye(7, dtype=np.float32), np.zeros((7, 7), np.float32)
         first[:, 0] = 1
@@ -177,6 +178,8 @@ class FakeSession:
 
     def weight_spread(self, model, name):
         """A level in the middle of its siblings'."""
+        from core.audit.spread import Spread
+
         return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2, tuple((i, 0.012 + 0.001 * i) for i in range(28)))
 
     def damage(self, source, *, emit, cancelled):
