@@ -29,7 +29,6 @@ DOORS = {
     "core/bundle/judged.py:read_judged": "comparison judged.json",
     "core/system/atomic_file.py:refuse_foreign": "junit",
     "core/bundle/reader.py:_bytes": "bundle manifest.json",
-    "core/bundle/writer.py:validate_csv": "what the same run has just written",
     "core/damage/corpus.py:read_corpus": "corpus of kl",
     "core/damage/run_kl.py:begin": "kl state-of-kl",
     "core/damage/run_kl.py:_read": "kl 0.f64",
