@@ -12,6 +12,7 @@ import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,12 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # a file's text that would steer a terminal
 
 def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS, **more: object) -> Trace:
     """A trace whose layer 3 has one massive value of token 0 in ffn_swigl, carried on by the residual."""
+    made = _spiky(n_layer, seed, words)
+    return replace(made, **({"cells": dict(made.cells)} | more))
+
+
+@cache  # measuring it takes longer than many a test
+def _spiky(n_layer: int, seed: int, words: tuple[str, ...]) -> Trace:
     arrays = values(len(words), n_layer, WIDTH, seed)
     if n_layer > 3:
         arrays[3, "ffn_swigl"][0, 12] = 300.0
@@ -61,10 +68,9 @@ def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS
         cells[place] = replace(cells[place], peaks=peaks_of(top, None, factors, cells[place].first))
     tokens = tuple(Token(100 + i, word) for i, word in enumerate(words))
     top = (NextToken(7, " 4", 11.5), NextToken(8, "4", 9.25))
-    known: dict[str, object] = {"top": top, "observed_equals_unobserved": True}
     facts = replace(FACTS, n_layer=n_layer)
     ordered = dict(sorted(cells.items(), key=lambda cell: place_order(cell[0])))
-    return Trace("tiny.gguf", facts, tokens, ordered, **(known | more))
+    return Trace("tiny.gguf", facts, tokens, ordered, top=top, observed_equals_unobserved=True)
 
 
 @dataclass(frozen=True, slots=True)
