@@ -77,9 +77,9 @@ def check_junit(arguments: OutArguments) -> None:
     """Refuse a --junit file that is somebody else's before the work."""
     junit = getattr(arguments, "junit", None)
     if junit is not None:
-        from core.bundle.junit import refuse_foreign
+        from core.bundle.junit import validate_junit
 
-        refuse_foreign(junit, arguments.force)
+        validate_junit(junit, arguments.force)
 
 
 def wrote_junit(arguments: JudgeArguments, judged: Sequence[Reported]) -> None:

@@ -170,7 +170,7 @@ EVIDENCE: dict[str, Reader] = {
        for name in ("judged.json", "manifest.json")[:2 if kind == "check" else 1]},
     **{f"cost {name}": Reader(_cost(name), _open_cost) for name in ("damage.json", "report.txt", "manifest.json")},
     **{f"kl {name}": Reader(_state(name), _read_state) for name in ("0.f64", "state-of-kl")},
-    "junit": Reader(lambda folder: _junit(folder / "j.xml"), lambda p: junit.refuse_foreign(p, force=False)),
+    "junit": Reader(lambda folder: _junit(folder / "j.xml"), lambda p: junit.validate_junit(p, force=False)),
     "kept digest": Reader(_cached("d", "d.json", '{"stamp": [1, 2, 3], "digest": "blake2b:00"}'), _read_digest),
     "kept rungs": Reader(_cached("d", "l.jsonl", '["1.qkv", 0.5]\n' * 3), read_ladder),
     "kept kernels": Reader(_cached("kernels", "x.sha256", "0" * 64), _is_whole, each_run=300),

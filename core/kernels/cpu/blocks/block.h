@@ -8,6 +8,7 @@
 #pragma once
 #include "../panels/bytes.h"
 #include "../dots.h"
+#include "few.h"
 #include "layout.h"
 #include "rows.h"
 
@@ -133,6 +134,10 @@ static constexpr Layout blocks(const char* name) {
     layout.group = Block::GROUP, layout.bias = Block::BIAS, layout.most = Block::MOST, layout.least = Block::LEAST;
 #if defined(__AVX2__)
     layout.panel = fill_panel<Block>;
+    if constexpr (READS_ROWS<Block>) {
+        layout.one[0] = dot_few<Block, 1, 1>;
+        if constexpr (THREE_DIGITS) layout.one[1] = dot_few<Block, 3, 1>;
+    }
 #endif
     return layout;
 }

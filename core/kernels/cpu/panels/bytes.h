@@ -49,12 +49,13 @@ static inline Ints with_sign(Ints x, Ints q) { return (Ints)_mm256_sign_epi8((__
 
 // A group's sums of u * x (of q * x, u less bias, where they are SIGNED) of N tokens' bytes, added to `sum`.
 template <int N, int QUADS, Fit FIT>
-static inline void dot_group(const uint32_t (*four)[VL], int bias, const int32_t* x, Ints* sum) {
+static inline void dot_group(const void* four, int bias, const int32_t* x, Ints* sum) {
+    const auto quad = [&](int q) { return load<Ints>(static_cast<const char*>(four) + q * sizeof(Ints)); };
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
     (void)bias;
 #pragma GCC unroll 8
     for (int q = 0; q < QUADS; q++) {
-        const Ints u = load<Ints>(four[q]);
+        const Ints u = quad(q);
 #pragma GCC unroll 24
         for (int i = 0; i < N; i++) sum[i] = dot_four(sum[i], u, all_of(x[q * N + i]));
     }
@@ -66,7 +67,7 @@ static inline void dot_group(const uint32_t (*four)[VL], int bias, const int32_t
         Whole16 two[N];
 #pragma GCC unroll 8
         for (int q = from; q < from + STEP_QUADS; q++) {
-            const Ints u = load<Ints>(four[q]), signed_q = reinterpret_cast<Ints>(reinterpret_cast<RowSigned>(u) - off);
+            const Ints u = quad(q), signed_q = reinterpret_cast<Ints>(reinterpret_cast<RowSigned>(u) - off);
             const Ints size = FIT == Fit::SIGNED ? size_of(signed_q) : u;
 #pragma GCC unroll 24
             for (int i = 0; i < N; i++) {

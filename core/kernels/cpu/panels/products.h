@@ -7,6 +7,7 @@
 
 #if defined(__AVX2__)
 constexpr long PANELS = 4;  // of rows, of one task
+constexpr long TASKS_ALONE = 8;  // of a thread that multiplies one token: rows that follow each other, read ahead
 constexpr long NEAR_BYTES = 24 << 10;  // of activations that stay in the first cache beside a panel
 
 // The width of token panels: as even as can be, so that 7 tokens are 4 and 3.
@@ -55,9 +56,10 @@ static inline void take_panel(const Job& job, const Place& at, Panel& out) {
     job.layout.panel(raw, job.row_bytes, at.last - at.first, at.n, at.soon, at.soon_step, out);
 }
 
-// Whether a scale of a panel is not finite, or so large that a group's sum may not be, lane by lane.
-static inline void find_odd(const Panel& w, long groups, bool leasts, bool* odd) {
-    constexpr int32_t FAR = 0x67000000;  // 2^79
+constexpr int32_t FAR = 0x67000000;  // 2^79: with such a scale a group's sum may not be finite
+
+// The largest size of a scale or a least of a panel, lane by lane.
+static inline Ints largest_scale(const Panel& w, long groups, bool leasts) {
     Ints most = {};
     const auto take = [&](const float* scales) {
         const Ints size = load<Ints>(scales) & 0x7fffffff;
@@ -67,26 +69,39 @@ static inline void find_odd(const Panel& w, long groups, bool leasts, bool* odd)
         take(w.scale[g]);
         if (leasts) take(w.least[g]);
     }
-    for (int r = 0; r < VL; r++) odd[r] |= most[r] >= FAR;
+    return most;
 }
 
 static void multiply_bytes_of(
     const Job& job, const Cut& cut, const Whole& x, long width, long first, long last, std::vector<long>& odd) {
     static thread_local std::unique_ptr<Panel> w(new Panel());
-    bool not_finite[PANELS * VL] = {};
+    static thread_local std::vector<Ints> most;
+    most.assign(static_cast<size_t>((last - first + VL - 1) / VL), Ints{});
     const bool least = job.layout.least;
     const long x_bytes = job.tokens * cut.groups() * cut.words() * 4;
+    const auto one = job.tokens == 1 ? job.layout.one[cut.digits == 3] : nullptr;
+    const auto alone = [&](const Place& at) {
+        return one && at.last - at.first == VL && at.n % job.layout.block == 0;
+    };
     walk(job, x_bytes, width, first, last, [&](const Place& at) {
+        if (alone(at)) return;
         take_panel(job, at, *w);
-        find_odd(*w, (at.n + cut.group - 1) / cut.group, least, not_finite + (at.first - first));
+        Ints& all = most[(at.first - first) / VL];
+        const Ints size = largest_scale(*w, (at.n + cut.group - 1) / cut.group, least);
+        all = size > all ? size : all;
     }, [&](const Place& at, long t, long tokens, float* y) {
+        const int32_t* stream = x.stream.data() + (t * cut.groups() + tokens * (at.k / cut.group)) * cut.words();
+        const float* scale = x.scale.data() + t * cut.scales() + tokens * (at.k / cut.of_scale);
+        if (alone(at)) {
+            const uint8_t* raw = job.w + at.first * job.row_bytes + at.k / job.layout.block * job.layout.block_bytes;
+            return one({{raw, job.row_bytes}, at.n, stream, scale, cut.of_scale, at.soon, y,
+                        &most[(at.first - first) / VL]});
+        }
         dot_of(cut.digits, tokens, cut.group, least, fit_of(job.layout.most))(
-            *w, job.layout.bias, x.stream.data() + (t * cut.groups() + tokens * (at.k / cut.group)) * cut.words(),
-            x.scale.data() + t * cut.scales() + tokens * (at.k / cut.of_scale), (at.n + cut.group - 1) / cut.group,
-            cut.of_scale / cut.group, y);
+            *w, job.layout.bias, stream, scale, (at.n + cut.group - 1) / cut.group, cut.of_scale / cut.group, y);
     });
     for (long r = first; r < last; r++)
-        if (not_finite[r - first]) odd.push_back(r);
+        if (most[(r - first) / VL][(r - first) % VL] >= FAR) odd.push_back(r);
 }
 
 // Turn all activations into whole numbers; returns the tokens that cannot be scaled.
@@ -118,8 +133,10 @@ static void multiply_bytes(const Job& job, Compute compute, int threads) {
     const bool is_signed = !VNNI && fit_of(job.layout.most) == Fit::SIGNED;
     const Cut cut{job.cols, job.layout.group, compute == Compute::Q8_0 ? 32 : MOST_OF_SCALE, digits,
                   is_signed ? 0 : job.layout.bias};
-    const long width = even_width(job.tokens, widest(digits)), rows = VL * PANELS;
+    const long width = even_width(job.tokens, widest(digits));
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
+    const long panels = job.tokens == 1 ? std::max(PANELS, job.rows / (VL * TASKS_ALONE * threads)) : PANELS;
+    const long rows = VL * panels;
     static thread_local Whole x;
     Odd odd;
     odd.tokens = cut_all(job, cut, width, x, threads);

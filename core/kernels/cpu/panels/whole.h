@@ -48,23 +48,26 @@ static inline bool to_whole(const float* x, long n, float top, int32_t* out, flo
 }
 
 // One group of token i of a panel of `width`.
+template <int GROUP>
 static inline void put_group(const Cut& cut, const int32_t* X, int32_t* out, long width, long i) {
-    alignas(64) int8_t digit[3][32];
+    alignas(64) int8_t digit[3][GROUP];
+    alignas(64) int32_t rest[GROUP];
     int32_t sums[3] = {}, total = 0;
-    for (long k = 0; k < cut.group; k++) {
-        int32_t rest = X[k];
-        total += rest;
-        for (int d = cut.digits - 1; d >= 0; d--, rest = (rest + 128) >> 8) {
-            digit[d][k] = static_cast<int8_t>(rest);
-            sums[d] += digit[d][k];
+    for (int k = 0; k < GROUP; k++) total += X[k], rest[k] = X[k];
+    for (int d = cut.digits - 1; d >= 0; d--) {
+        int32_t sum = 0;
+        for (int k = 0; k < GROUP; k++) {
+            digit[d][k] = static_cast<int8_t>(rest[k]);
+            sum += digit[d][k], rest[k] = (rest[k] + 128) >> 8;
         }
+        sums[d] = sum;
     }
     const float sum = static_cast<float>(total);
     const bool three = cut.digits == 3;
     out[i] = three ? -cut.bias * sums[0] : 0;
     out[width + i] = -cut.bias * (three ? 256 * sums[1] + sums[2] : sums[0]);
     memcpy(out + 2 * width + i, &sum, 4);
-    for (long q = 0; q < cut.group / 4; q++)
+    for (int q = 0; q < GROUP / 4; q++)
         for (int d = 0; d < cut.digits; d++) memcpy(out + (3 + q * cut.digits + d) * width + i, digit[d] + 4 * q, 4);
 }
 
@@ -76,7 +79,7 @@ static inline bool put_token(const Cut& cut, const float* x, int32_t* out, float
     for (long k = 0; k < cut.cols; k += cut.of_scale, scale += width) {
         fine &= to_whole(x + k, std::min(cut.of_scale, cut.cols - k), top, X, scale + i);
         for (long at = 0; at < cut.of_scale && k + at < cut.cols; at += cut.group, out += width * cut.words())
-            put_group(cut, X + at, out, width, i);
+            cut.group == 16 ? put_group<16>(cut, X + at, out, width, i) : put_group<32>(cut, X + at, out, width, i);
     }
     return fine;
 }
