@@ -26,6 +26,7 @@ from core.trace.values_file import open_values
 _WHOLE = "A whole bundle was needed; trace again with --out."
 
 
+@np.errstate(all="ignore")  # the square of what a damaged table says may be beyond every float
 def read_bundle(folder: Path) -> Trace:
     """Open a saved bundle; FileError names the file, the line and what was needed.
 

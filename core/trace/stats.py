@@ -265,6 +265,7 @@ def _finite_T(width: int, rows: Rows) -> Ints:
     return finite_T
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a damaged bundle's numbers
 def _merged(width: int, first: int, rows: Rows) -> Stats:
     """Merge rows [T], the first of them at position first."""
     n_T = _finite_T(width, rows)

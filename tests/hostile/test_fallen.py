@@ -59,6 +59,8 @@ def test_a_debugger_s_shape_without_its_comma(tmp_path):
 
 @pytest.mark.parametrize("name, index", [
     ("original model.safetensors", 312),  # all of a tensor but a row has changed
+    ("bundle tokens.csv", 269),           # a deviation whose square is beyond every float
+    ("bundle manifest.json", 4741),       # 1e999
     ("cost damage.json", 2610)])          # half a surrogate pair
 def test_a_mutant_that_fell_ends_in_a_sentence(name, index, tmp_path):
     tally = fuzz(name, range(index, index + 1), 0, tmp_path)
