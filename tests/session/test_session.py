@@ -52,7 +52,7 @@ def traced(source):
 def test_files_of_a_pair_are_opened_once_and_one_tokenizer_encodes_once(path, tmp_path, monkeypatch):
     other = write_model(tmp_path / "b.gguf", tokenizer="bpe", seed=5, keys={"qwen2.context_length": 32})
     calls = []
-    for home, name in ((prepare, "open_model"), (pair, "encode")):
+    for home, name in ((prepare, "open_model"), (prepare, "encode")):
         real = getattr(home, name)
         monkeypatch.setattr(home, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
     a, b = (session.Source(p, device="cpu") for p in (path, other))
