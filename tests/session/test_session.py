@@ -52,14 +52,14 @@ def traced(source):
 def test_files_of_a_pair_are_opened_once_and_one_tokenizer_encodes_once(path, tmp_path, monkeypatch):
     other = write_model(tmp_path / "b.gguf", tokenizer="bpe", seed=5, keys={"qwen2.context_length": 32})
     calls = []
-    for home, name in ((prepare, "open_model"), (prepare, "encode")):
+    for home, name in ((prepare, "open_model"), (pair, "encode_while_loading")):
         real = getattr(home, name)
         monkeypatch.setattr(home, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
     a, b = (session.Source(p, device="cpu") for p in (path, other))
     opened = pair.open_both(a, b)
     assert pair.compare_files(*opened, no_emit) and is_same_key(opened[0].file, opened[1].file, TOKENS)
     traces = pair.open_pair(a, b, opened, session.Prompt("hello"), no_emit)[2:]
-    assert calls == ["open_model", "open_model", "encode"] and traces[0].tokens == traces[1].tokens
+    assert calls == ["open_model", "open_model", "encode_while_loading"] and traces[0].tokens == traces[1].tokens
     shorter = replace(opened[1].file, keys=opened[1].file.keys | {TOKENS: LazyArray("STRING", 1, lambda: ["x"])})
     assert not is_same_key(opened[0].file, shorter, TOKENS)
 
