@@ -87,7 +87,7 @@ def multiply_experts_fused(
             torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for {n_row} x {cols} activations")
-    if n_row >= LET_GO_TOKENS:
+    if n_row >= LET_GO_TOKENS * len(ids_E):
         drop_pages(weight.data)
     return out
 
