@@ -98,10 +98,9 @@ def multiply_joined(
     weights: Sequence[Weight], asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None = None
 ) -> list[Tensor]:
     """Return the products by several matrices side by side [T, all rows], to the bits that each has alone."""
-    products = [[_product(weight, ask, resident) for ask in asks] for weight in weights]
-    paths = {product.path for by_weight in products for product in by_weight}
-    raw = all(p.x is ask.x for by_weight in products for p, ask in zip(by_weight, asks, strict=True))
-    kernels = library() if raw and len(paths) == 1 and not paths & {DECODED, PLAIN, RESIDENT} else None
+    paths = {_path(weight, ask, resident) for weight in weights for ask in asks}
+    takes_x = set(ROUNDED_INSIDE) if any(ask.compute != "f32" for ask in asks) else {"f32", *ROUNDED_INSIDE}
+    kernels = library() if len(paths) == 1 and paths <= takes_x else None
     if not isinstance(kernels, Library):
         each = [multiply(weight, asks, cancelled, resident) for weight in weights]
         return [torch.cat(parts, -1) for parts in zip(*each, strict=True)]
