@@ -28,6 +28,7 @@ RECOVERED = 0.9   # of the token's KL
 MOST_TENSORS = 5
 DOUBT = 0.3  # of the KL, that moves of the logits may say too little (0.12 was seen)
 HOPE = 0.05  # of the KL that the moves may lack where a search is worth its grafts
+SEARCHED_TOKENS = 256  # of a context: a longer one leaves a search too few grafts
 HEAD: Place = (None, "final_norm")
 
 
@@ -138,7 +139,7 @@ def _fewest_tensors(
     """The smallest choice of A's tensors that brings enough back, and what it does; else the one that brings most.
 
     A choice is measured where it may bring enough back by its moves, and the last always. Where the last should bring
-    it back, or nearly so, and does not, the moves mislead: grafts are searched.
+    it back, or nearly so, and does not, the moves mislead: grafts are searched, of a context that is not too long.
     """
     a, b, foretold = grafts.a, grafts.b, 0.0
     best: tuple[tuple[str, ...], float | None] = ((), None)
@@ -152,7 +153,7 @@ def _fewest_tensors(
             best = names, back
         if back >= RECOVERED:
             return best
-    if foretold < RECOVERED - HOPE:
+    if foretold < RECOVERED - HOPE or len(grafts.tokens) > SEARCHED_TOKENS:
         return best
     again = search(shifts, grafts, MOST_TENSORS, RECOVERED)
     return again if best[1] is None or again[1] > best[1] else best
