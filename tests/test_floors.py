@@ -182,6 +182,13 @@ def test_no_commands_help_loads_numpy_or_textual():
     assert not {"torch", "polars", "gguf", "numpy", "textual", "tokenizers", "yaml"} & set(json.loads(out))
 
 
+def test_a_command_that_tells_how_far_it_is_loads_no_textual():
+    code = ("import sys, json; from types import SimpleNamespace; from apr_tui.cli import output, progress\n"
+            "progress.progress(SimpleNamespace(quiet=False)); print(json.dumps(sorted(sys.modules)))")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {"torch", "polars", "gguf", "textual", "rich"} & set(json.loads(out))
+
+
 def test_opening_a_file_and_help_load_neither_torch_nor_gguf(tmp_path):
     from tests.support.small_models import write_model
 

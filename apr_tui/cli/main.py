@@ -27,17 +27,24 @@ from core.system.paths import state_folder
 from core.system.safe_text import SafeStream, safe_lines
 
 INTERRUPTED, INTERNAL = 130, 70
-_INTERRUPTS: list[int] = []  # signals that have come
+AGAIN_S = 1.0  # a signal sooner after one is the same one (timeout sends two), and must not break what cleans up
+_INTERRUPTS: list[float] = []  # when signals came
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _main(list(sys.argv[1:] if argv is None else argv), argv is None)
+    if argv is None:  # what comes while Python ends would be a traceback: all is said and written
+        on_signals(lambda number, frame: os._exit(code))
+    return code
+
+
+def _main(words: list[str], is_process: bool) -> int:
     _INTERRUPTS.clear()
     _ready_streams()
     try:
         on_signals(_interrupt)  # from here on one may come, in the imports that follow too
-        if not on_cut_files(_cut) and argv is None and "--no-mmap" not in words:
+        if not on_cut_files(_cut) and is_process and "--no-mmap" not in words:
             go_on_in_child()
         code = _run(words)
         sys.stdout.flush()
@@ -128,8 +135,10 @@ def _interrupted() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _INTERRUPTS.append(number)
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    if not _INTERRUPTS or now - _INTERRUPTS[-1] > AGAIN_S:
+        _INTERRUPTS.append(now)
+        raise KeyboardInterrupt
 
 
 def _tell(message: str) -> None:

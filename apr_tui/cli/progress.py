@@ -12,7 +12,7 @@ from apr_tui.options import JudgeArguments, OutArguments
 from apr_tui.shutdown import on_signals
 from core import session
 from core.system.limits import MESSAGE_BYTES
-from core.system.progress import Pace, Phase
+from core.system.progress import Pace, Phase, age_text
 from core.system.safe_text import safe_lines, safe_text
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def progress(arguments: Quiet) -> Emit:
     """Tell on stderr how far a run is: one line that is rewritten on a terminal, phases only elsewhere."""
     if arguments.quiet:
         return lambda event: None
-    from apr_tui.render.train_state import age_text
     from core.trace.events import CellMeasured, FilesCompared, Start
 
     live, n_layer, pace = sys.stderr.isatty(), [0], Pace()
@@ -78,9 +77,9 @@ def check_junit(arguments: OutArguments) -> None:
     """Refuse a --junit file that is somebody else's before the work."""
     junit = getattr(arguments, "junit", None)
     if junit is not None:
-        from core.bundle.junit import refuse_foreign
+        from core.bundle.junit import validate_junit
 
-        refuse_foreign(junit, arguments.force)
+        validate_junit(junit, arguments.force)
 
 
 def wrote_junit(arguments: JudgeArguments, judged: Sequence[Reported]) -> None:

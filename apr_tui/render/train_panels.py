@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from apr_tui.render.title import push_right
-from apr_tui.render.train_state import GONE, PAUSED, STALLED, STARTING, age_text
+from apr_tui.render.train_state import GONE, PAUSED, STALLED, STARTING
 from apr_tui.style import STATES, Rows, Span, crop, escape_untrusted, fit, spans_width, to_terminal_charset, wrap
 from apr_tui.widgets.chart import axis_steps, chart
 from core.system.outcome import FAIL, NOT_MEASURED, PASS, Gate
+from core.system.progress import age_text
 from core.trace.finding import BAD, OK, UNKNOWN, WATCH
 from core.train.checks.windows import judge_windows
 from core.train.config import plan_of

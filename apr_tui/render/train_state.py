@@ -9,6 +9,7 @@ from apr_tui.render.status import error_note
 from apr_tui.style import escape_untrusted
 from core.system.errors import AprError, Cancelled
 from core.system.outcome import FAIL
+from core.system.progress import age_text
 from core.system.safe_text import safe_text
 from core.train.records import ABORTED, FAILED, INTERRUPTED, RUNNING, RunView
 
@@ -87,16 +88,6 @@ def view_text(view: RunView) -> str:
     if view.checkpoint is not None:
         lines.append(f"newest checkpoint {view.checkpoint}")
     return "\n".join(map(safe_text, lines)) + "\n"
-
-
-def age_text(seconds: float | None) -> str:
-    """An age in the largest units that matter: 4 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None:
-        return "?"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def stall_text(view: RunView) -> str:

@@ -14,7 +14,7 @@ from textual.containers import Horizontal
 
 from apr_tui.keys import TRAIN_KEYS, bindings, hint_spans
 from apr_tui.render.train_panels import body_lines, gate_spans, gates_page, live_gates, title_spans, waiting_lines
-from apr_tui.render.train_state import age_text, phase_of, sentence_of, stall_text, state_of
+from apr_tui.render.train_state import phase_of, sentence_of, stall_text, state_of
 from apr_tui.screens.dialogs import ConfirmScreen
 from apr_tui.screens.grid import LONG_NOTE, show_small
 from apr_tui.screens.page import BaseScreen, PageScreen
@@ -25,6 +25,7 @@ from apr_tui.widgets.grid import GridView
 from apr_tui.widgets.lines import Lines
 from apr_tui.workers.train import Training, TrainNews
 from core.system.errors import AprError
+from core.system.progress import age_text
 from core.system.safe_text import join_words
 from core.train.records import INTERRUPTED, RUNNING
 

@@ -43,6 +43,16 @@ def file_diff(a: ModelFile, b: ModelFile, cancelled: IsCancelled = never) -> tup
     return (*found, f"{n_equal} of {len({*a.weights, *b.weights})} tensors are equal, byte for byte")
 
 
+def is_same_key(a: ModelFile, b: ModelFile, key: str) -> bool:
+    """Say whether a key holds the same in two files; a float to float32, absent in both is the same."""
+    x, y = a.keys.get(key), b.keys.get(key)
+    if isinstance(x, LazyArray) and isinstance(y, LazyArray):
+        return x.is_same(y)
+    if isinstance(x, float) and isinstance(y, float):
+        return np.float32(x) == np.float32(y)  # type: ignore[no-any-return]
+    return x == y
+
+
 def first_difference(a: Bytes, b: Bytes, cancelled: IsCancelled) -> int | None:
     """The first byte that is not the same, in pieces; None where all are. Cancelled."""
     if len(a) != len(b):
@@ -60,18 +70,9 @@ def first_difference(a: Bytes, b: Bytes, cancelled: IsCancelled) -> int | None:
 def _keys(a: ModelFile, b: ModelFile) -> Sequence[str]:
     """The keys that differ, with both values where they are short."""
     names = [k for k in dict.fromkeys([*a.keys, *b.keys]) if not k.startswith(UNTOLD)]
-    differ = [k for k in names if not _same(a, b, k)]
+    differ = [k for k in names if not is_same_key(a, b, k)]
     each = [f"{k} is {_text(a, k)} in A and {_text(b, k)} in B" for k in differ[:NAMED]]
     return [*each, *([f"{len(differ) - NAMED} more keys differ"] if len(differ) > NAMED else [])]
-
-
-def _same(a: ModelFile, b: ModelFile, key: str) -> bool:
-    x, y = a.keys.get(key), b.keys.get(key)
-    if isinstance(x, LazyArray) and isinstance(y, LazyArray):
-        return x.count == y.count and x.load() == y.load()
-    if isinstance(x, float) and isinstance(y, float):
-        return np.float32(x) == np.float32(y)  # type: ignore[no-any-return]
-    return x == y
 
 
 def _text(file: ModelFile, key: str) -> str:

@@ -26,14 +26,27 @@ def audit_document(audit: Audit) -> dict[str, Any]:
 
 
 def audit_text(audit: Audit) -> str:
-    """The facts, then the proofs, then the hints."""
-    lines = [safe_text(line) for line in fact_lines(audit)]
-    return wrapped([*lines, *_listed("Proofs", audit.proofs), *_listed("Hints, for a person to weigh", audit.hints)])
+    """What came of it, then the proofs, the hints and the facts."""
+    return wrapped([f"{audit_word(audit)}: {safe_text(audit.name)}: {counted(audit)}",
+                    *_listed("Proofs", audit.proofs), *_listed("Hints, for a person to weigh", audit.hints),
+                    "Facts:", *(f"- {safe_text(line)}" for line in fact_lines(audit))])
+
+
+def audit_word(audit: Audit) -> str:
+    """The end of an audit in capitals, as a verdict's."""
+    return "PROOF" if audit.proofs else "HINTS" if audit.hints else "NOTHING FOUND"
+
+
+def counted(audit: Audit) -> str:
+    """A sentence: how many proofs and hints there are, in how many tensors."""
+    proofs, hints = (f"{len(each)} {what}{'s' * (len(each) != 1)}"
+                     for each, what in ((audit.proofs, "proof"), (audit.hints, "hint")))
+    return f"{proofs} and {hints} in {audit.n_tensor} tensors."
 
 
 def _listed(title: str, findings: Sequence[Finding]) -> list[str]:
     if not findings:
-        return [f"{title.partition(',')[0]}: none."]
+        return []
     return [f"{title}:", *(f"- {safe_text(f.sentence)} ({f.kind}: {f.rule})" for f in findings)]
 
 

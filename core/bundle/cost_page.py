@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from core.audit.audit_file import Audit
 from core.audit.finding import Finding
-from core.bundle.audits import fact_lines
+from core.bundle.audits import audit_word, counted, fact_lines
 from core.bundle.damage_document import cache_lines, recipe_lines
 from core.bundle.page import Bullets, Code, Grid, GridCell, Page, Section, Sentence, Table, Tone
 from core.bundle.trace_page import csv_rows, repeat_section, shade
@@ -49,8 +49,7 @@ def audit_page(found: Audit, table: str, repeat: str) -> Page:
     """The page of an audit. table: findings.csv."""
     proofs, hints = found.proofs, found.hints
     beside = f" beside {found.original}" if found.original else ""
-    verdict, tone = ("PROOF", Tone.BAD) if proofs else ("HINTS", Tone.WATCH) if hints else ("NOTHING FOUND", Tone.PLAIN)
-    counted = f"{len(proofs)} proofs and {len(hints)} hints in {found.n_tensor} tensors."
+    tone = Tone.BAD if proofs else Tone.WATCH if hints else Tone.PLAIN
     first = f"{found.findings[0].sentence} " if found.findings else ""
     rows = csv_rows(table)
     columns = tuple(f.name for f in fields(Finding) if f.name not in ("strength", "sentence", "rule"))
@@ -58,7 +57,7 @@ def audit_page(found: Audit, table: str, repeat: str) -> Page:
     listed = [Section(title, (Bullets(tuple(f"{f.sentence} ({f.kind}: {f.rule})" for f in each)),), anchor)
               for title, anchor, each in (("Proofs", "proofs", proofs),
                                           ("Hints, for a person to weigh", "hints", hints)) if each]
-    return Page(f"Audit of {found.name}{beside}", verdict, tone, f"{first}{counted}", (
+    return Page(f"Audit of {found.name}{beside}", audit_word(found), tone, f"{first}{counted(found)}", (
         *listed, Section("The file", (Bullets(tuple(fact_lines(found))),), "facts"), *repeat_section(repeat),
         *((Section("Where each is", (Table(columns, every),), "places"),) if every else ())))
 

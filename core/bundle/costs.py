@@ -123,5 +123,5 @@ def open_bill(folder: Path) -> Damage | None:
             row |= {"from_type": row.pop("from"), "to_type": row.pop("to")}
         return msgspec.convert({name: value for name, value in document.items()
                                 if name not in ("schema", "file", "original")}, Damage, strict=False)
-    except (msgspec.ValidationError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # msgspec refuses by ValueErrors
         raise FileError(f"{folder / 'damage.json'} is no bill: {error}. {AGAIN}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,7 @@ from core.damage.run_kl import KlResult
 from core.model.stages import place_order, place_text
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, Verdict
-from core.system.atomic_file import new_file
-from core.system.errors import UsageError, os_reason
+from core.system.atomic_file import new_file, refuse_foreign
 from core.system.outcome import Outcome
 from core.system.safe_text import safe_text
 from core.trace.measures import State
@@ -36,20 +36,9 @@ class _Told:
     places: Iterable[tuple[str, str, str]]
 
 
-def refuse_foreign(path: Path, force: bool) -> None:
-    """Refuse to replace a file that is no report of ours, before the work; UsageError."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"--junit {path} is no regular file; the name of a file was needed.")
-        if force or not path.exists():
-            return
-        with path.open("rb") as file:
-            start = file.read(len(START))
-    except OSError as error:
-        raise UsageError(f"--junit {path}: {os_reason(error)}.") from error
-    if start not in (b"", START):
-        raise UsageError(f"--junit {path} exists and is no report of apr-tui, so it is left as it is. "
-                         "Give another name, or --force to replace it.")
+def validate_junit(path: Path, force: bool) -> None:
+    """Refuse to replace a file that is no report of ours, before the work; UsageError, OutputError."""
+    refuse_foreign(path, force, START, "--junit", "report")
 
 
 def write_junit(path: Path, judged: Sequence[Reported]) -> None:
@@ -58,7 +47,7 @@ def write_junit(path: Path, judged: Sequence[Reported]) -> None:
     for i, verdict in enumerate(judged):
         _suite(root, verdict, f" {i + 1}" if len(judged) > 1 else "")
     xml.indent(root)
-    with new_file(path.resolve(), force=True) as part:
+    with new_file(Path(os.path.realpath(path)), force=True) as part:
         part.write_bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
 

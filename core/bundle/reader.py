@@ -26,6 +26,7 @@ from core.trace.values_file import open_values
 _WHOLE = "A whole bundle was needed; trace again with --out."
 
 
+@np.errstate(all="ignore")  # the square of what a damaged table says may be beyond every float
 def read_bundle(folder: Path) -> Trace:
     """Open a saved bundle; FileError names the file, the line and what was needed.
 
@@ -45,7 +46,7 @@ def read_bundle(folder: Path) -> Trace:
         for place, scopes in stats.items():
             found, extras = rows.get(place), channels.get(place, {})
             cells[place] = token_stats(found, extras, scopes) if found else scope_stats(scopes, extras)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileError(f"{manifest.name}: key 'channels' is damaged ({error}). Trace again.") from error
     return Trace(
         name=manifest.get("model", str, needed=True), facts=manifest.facts(), tokens=manifest.tokens(), cells=cells,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from core.bundle.report import report_text
 from core.bundle.tables import STATS_COLUMNS, VALUES, stats_rows, tokens_columns
 from core.bundle.trace_page import trace_html, trace_page
 from core.model.stages import GRID_STAGES
-from core.system.atomic_file import new_file
+from core.system.atomic_file import is_special, new_file, refuse_foreign
 from core.system.atomic_folder import MANIFEST, new_folder
-from core.system.errors import OutputError, UsageError, os_reason
+from core.system.errors import OutputError, os_reason
 from core.system.json_text import to_json
 from core.trace.finding import Finding
 from core.trace.grid import layers, value
@@ -55,28 +56,20 @@ def write_bundle(
 
 def validate_csv(path: Path, force: bool) -> None:
     """Refuse to replace a file that holds no wide grid, before the work; UsageError, OutputError."""
-    try:
-        if force or not path.is_file():
-            return
-        with path.open("rb") as file:
-            start = file.read(len(WIDE))
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {os_reason(error)}. Give another name.") from error
-    if start not in (b"", WIDE):
-        raise UsageError(f"--csv {path} exists and is no grid of apr-tui, so it is left as it is. "
-                         "Give another name, or --force to replace it.")
+    if not is_special(path):
+        refuse_foreign(path, force, WIDE, "--csv", "grid")
 
 
 def write_wide_csv(path: Path, trace: Trace, scope: str) -> None:
     """Write the wide grid alone: the bytes of a bundle's grid-std.csv; OutputError."""
     data = wide_csv(trace, scope).encode()
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_bytes(data)  # a pipe or a device, which must not be replaced
-            return
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}. Give a file's name.") from error
-    with new_file(path.resolve(), force=True) as part:
+    if is_special(path):
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise OutputError(f"{path} could not be written: {os_reason(error)}. Give a file's name.") from error
+        return
+    with new_file(Path(os.path.realpath(path)), force=True) as part:
         part.write_bytes(data)
 
 

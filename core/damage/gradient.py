@@ -30,6 +30,7 @@ from core.system.cancel import IsCancelled
 from core.system.errors import Cancelled
 
 ROWS_VALUES = 1 << 22  # weights decoded at a time: 16 MiB of float32
+Multiply = Callable[[Tensor, Weight, int | None], Tensor]  # x [T, C], weight, which expert of it -> x W^T [T, R]
 ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> [R, C] or one number for GROUP columns
 
 
@@ -124,13 +125,21 @@ def add_to_bill(model: Model, tokens: Sequence[int], bill: Charged, generator: t
 
 
 def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Tensor:
-    """The output of the final norm [T, D], with the graph that leads to it."""
+    """The output of the final norm [T, D], with a graph whose backward pass charges the bill."""
+    return run_with_graph(model, tokens, lambda x, weight, expert: _packed(x, weight, expert, bill),
+                          lambda value_TD: _embedding(model, tokens, value_TD, bill))
+
+
+def run_with_graph(
+    model: Model, tokens: Sequence[int], product: Multiply, root: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The output of the final norm [T, D], with the graph that the products and the embedding's root make."""
     found: list[Tensor] = []
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         if stage == "final_norm":
             found.append(value)
-        return _embedding(model, tokens, value, bill) if stage == "embedding" else value
+        return root(value) if stage == "embedding" else value
 
     steps, y = forward(model, tokens, tap, Cache()), None
     with torch.enable_grad():
@@ -140,7 +149,7 @@ def hidden_with_graph(model: Model, tokens: Sequence[int], bill: Charged) -> Ten
             except StopIteration:
                 break
             if not found:
-                y = _product(ask, bill)
+                y = _answer(ask, product)
     steps.close()
     return found[0]
 
@@ -160,22 +169,27 @@ def _embedding(model: Model, tokens: Sequence[int], value_TD: Tensor, bill: Char
     return root
 
 
-def _product(ask: Product, bill: Charged) -> Tensor:
+def _answer(ask: Product, product: Multiply) -> Tensor:
+    """The product that a forward asks for, by expert where it has experts."""
     if ask.experts is None:
-        return _packed(ask.x, ask.weight, None, bill)
+        return _flat(product, ask.x, ask.weight, None)
     order, parts = [], []
     for expert in sorted(set(ask.experts.tolist())):
         at_N = (ask.experts == expert).nonzero()[:, 0]
         order.append(at_N)
-        parts.append(_packed(ask.x[at_N], ask.weight, expert, bill))
+        parts.append(_flat(product, ask.x[at_N], ask.weight, expert))
     back_N = torch.cat(order).argsort()
     return torch.cat(parts)[back_N]
 
 
-def _packed(x: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])
-    y: Tensor = _Packed.apply(flat, weight, expert, bill)  # type: ignore[no-untyped-call]
+def _flat(product: Multiply, x: Tensor, weight: Weight, expert: int | None) -> Tensor:
+    y = product(x.reshape(-1, x.shape[-1]), weight, expert)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _packed(x_TC: Tensor, weight: Weight, expert: int | None, bill: Charged) -> Tensor:
+    y_TR: Tensor = _Packed.apply(x_TC, weight, expert, bill)  # type: ignore[no-untyped-call]
+    return y_TR
 
 
 def head_gradients(model: Model, hidden_TD: Tensor, bill: Charged, generator: torch.Generator) -> Tensor:

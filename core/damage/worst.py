@@ -15,15 +15,20 @@ from torch import Tensor
 from core.damage.exact import first_layer, with_weights
 from core.damage.few_tensors import Shifts, choices, shifts_of
 from core.damage.kl import compare_logits
-from core.damage.logits import hidden_states, logits, untapped
+from core.damage.logits import hidden_states, logits
+from core.model.layers import Layer
+from core.model.lockstep import run_lockstep
 from core.model.model import Resume, Tap
 from core.model.stages import Place, place_text
 from core.system.cancel import IsCancelled
 from core.trace.run import Side
-from core.trace.taps import patch
+from core.trace.taps import chain, no_tap, patch
 
 RECOVERED = 0.9   # of the token's KL
 MOST_TENSORS = 5
+DOUBT = 0.3  # of the KL, that moves of the logits may say too little (0.12 was seen)
+HEAD: Place = (None, "final_norm")
+Residuals = dict[int, Tensor]  # before each layer [T, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,93 +51,117 @@ class Cause:
 
 def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) -> Cause:
     """Why B's last token differs from A's: grafts by halving the layers, then by stage; then tensors."""
-    outputs_a: dict[Place, Tensor] = {}
-    outputs_b: dict[Place, Tensor] = {}
-    hidden_a, hidden_b = hidden_states((a, b), tokens, [_keep(outputs_a, is_output), _keep(outputs_b, is_output)],
-                                       cancelled)
-    whole = _kl_last(a, b, hidden_a, hidden_b, cancelled)
+    before_a: Residuals = {}
+    before_b: Residuals = {}
+    hidden_a, hidden_b = hidden_states((a, b), tokens, [_keep(before_a), _keep(before_b)], cancelled)
+    y_a, y_b = (logits(s, h[-1:], cancelled) for s, h in ((a, hidden_a), (b, hidden_b)))
+    whole = _kl(y_a, y_b)
     if not whole > 0:
         return Cause(None, None)
 
-    def recovered(side: Side, tap: Tap, layer: int, before: dict[Place, Tensor]) -> float:
-        resume = _resume_at(side, layer, before)
+    def recovered(side: Side, tap: Tap, resume: Resume | None) -> float:
         hidden = hidden_states([side], tokens, [tap], cancelled, resume)[0]
-        return 1 - _kl_last(a, side, hidden_a, hidden, cancelled) / whole
+        return 1 - _kl(y_a, logits(side, hidden[-1:], cancelled)) / whole
 
     def graft(place: Place, value: Tensor) -> float:
-        layer = place[0] if place[0] is not None else a.model.arch.n_layer
-        return recovered(b, patch({place: lambda old: value.to(old)}), layer, outputs_b)
+        """B with A's value there."""
+        if place == HEAD:
+            return 1 - _kl(y_a, logits(b, value[-1:], cancelled)) / whole
+        layer = place[0] or 0
+        after = _resume(b, layer + 1, {layer + 1: value}) if place[1] == "output" else None
+        if after is not None:
+            return recovered(b, no_tap, after)
+        return recovered(b, patch({place: lambda old: value.to(old)}), _resume(b, layer, before_b))
 
-    def stages(layer: int) -> dict[Place, Tensor]:
-        kept: dict[Place, Tensor] = {}
-        tap = _keep(kept, lambda place: place[0] == layer)
-        hidden_states([a], tokens, [tap], cancelled, _resume_at(a, layer, outputs_a))
-        return kept
-
-    outputs_a[None, "final_norm"] = hidden_a
-    place, back = _earliest(a.model.arch.n_layer, outputs_a, graft, stages)
-    y_a, y_b = (logits(s, h[-1:], cancelled)[0] for s, h in ((a, hidden_a), (b, hidden_b)))
-    shifts = shifts_of(a, b, tokens, y_a, y_b, cancelled)
-    return Cause(place, back, *_fewest_tensors(shifts, a, b, lambda side, layer: recovered(
-        side, untapped(1)[0], layer, outputs_b)))
-
-
-def is_output(place: Place) -> bool:
-    """Whether it is the residual stream after a layer."""
-    return place[1] == "output"
-
-
-def _resume_at(side: Side, layer: int, outputs: dict[Place, Tensor]) -> Resume | None:
-    """Go on before that layer from what the one before gave; None: from the tokens, as a planted bug needs."""
-    x_TD = outputs.get((layer - 1, "output"))
-    return None if x_TD is None or side.plant or not side.model.arch.can_resume else Resume(layer, x_TD)
+    last = a.model.arch.n_layer - 1
+    layer, back = _earliest_layer(last, lambda i: graft((i, "output"), before_a[i + 1]))
+    if back < RECOVERED:
+        back = graft(HEAD, hidden_a)
+        place: Place | None = HEAD if back >= RECOVERED else None
+    else:
+        values = _stages(a, tokens, layer, _resume(a, layer, before_a), cancelled)
+        place, back = _earliest_stage(
+            a.model.arch.layers[layer], back, lambda stage: graft((layer, stage), values[stage]))
+    shifts = shifts_of(a, b, tokens, y_a[0], y_b[0], cancelled)
+    return Cause(place, None if place is None else back, *_fewest_tensors(shifts, a, b, lambda side, first: recovered(
+        side, no_tap, _resume(b, first, before_b))))
 
 
-def _keep(into: dict[Place, Tensor], is_wanted: Callable[[Place], bool]) -> Tap:
+def _keep(into: Residuals) -> Tap:
+    """Keep the residual before each layer after the first."""
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        if is_wanted((layer, stage)):
-            into[layer, stage] = value.clone()
+        if stage == "output":
+            into[(layer or 0) + 1] = value.clone()
         return value
     return tap
 
 
-def _kl_last(a: Side, b: Side, hidden_a: Tensor, hidden_b: Tensor, cancelled: IsCancelled) -> float:
-    y_a, y_b = logits(a, hidden_a[-1:], cancelled), logits(b, hidden_b[-1:], cancelled)
+def _resume(side: Side, layer: int, before: Residuals) -> Resume | None:
+    """Go on before that layer; None: from the tokens, as a planted bug needs."""
+    return None if layer not in before or side.plant or not side.model.arch.can_resume else Resume(layer, before[layer])
+
+
+def _stages(
+    side: Side, tokens: Sequence[int], layer: int, resume: Resume | None, cancelled: IsCancelled
+) -> dict[str, Tensor]:
+    """The values of one layer's stages."""
+    kept: dict[str, Tensor] = {}
+
+    def tap(at: int | None, stage: str, value: Tensor) -> Tensor:
+        if at == layer:
+            kept[stage] = value.clone()
+        return value
+
+    run = side.forward_run(tokens, chain(side.bug(), tap), resume=resume)
+    run_lockstep([run], cancelled, enough=lambda: "output" in kept)
+    return kept
+
+
+def _kl(y_a: Tensor, y_b: Tensor) -> float:
+    """KL of B from A of one token's logits [1, V]."""
     return float(compare_logits(y_a, y_b, torch.zeros(1, dtype=torch.long))[0])
 
 
-def _earliest(
-    n_layer: int, outputs: dict[Place, Tensor], graft: Callable[[Place, Tensor], float],
-    stages: Callable[[int], dict[Place, Tensor]],
-) -> tuple[Place | None, float | None]:
-    """Halve the layers by their outputs, then try each stage of the layer in order; the head where nothing does."""
-    low, high = 0, n_layer - 1
-    found, back = (high, "output"), graft((high, "output"), outputs[high, "output"])
-    if back < RECOVERED:
-        norm = (None, "final_norm")
-        back = graft(norm, outputs[norm])
-        return (norm, back) if back >= RECOVERED else (None, None)
-    while low < high:
+def _earliest_layer(last: int, graft: Callable[[int], float]) -> tuple[int, float]:
+    """The earliest layer whose output brings enough back, found by halving, and what it does; else the last."""
+    low, high, back = 0, last, graft(last)
+    while back >= RECOVERED and low < high:
         middle = (low + high) // 2
-        again = graft((middle, "output"), outputs[middle, "output"])
+        again = graft(middle)
         if again >= RECOVERED:
-            high, found, back = middle, (middle, "output"), again
+            high, back = middle, again
         else:
             low = middle + 1
-    for place, value in stages(low).items():
-        if not is_output(place):
-            again = graft(place, value)
+    return high, back
+
+
+def _earliest_stage(layer: Layer, back: float, graft: Callable[[str], float]) -> tuple[Place, float]:
+    """The earliest stage of the layer that brings enough back, as its output does; and what it does.
+
+    Backwards: a stage is tried where one that reads it brings enough back, for what it feeds does no less than it.
+    """
+    enough = {"output": back}
+    for stage in [*layer.nodes][::-1]:
+        if any(stage in layer.nodes[reader].inputs for reader in enough):
+            again = graft(stage)
             if again >= RECOVERED:
-                return place, again
-    return found, back
+                enough[stage] = again
+    earliest = next(stage for stage in layer.nodes if stage in enough)
+    return (layer.index, earliest), enough[earliest]
 
 
 def _fewest_tensors(
     shifts: Shifts, a: Side, b: Side, recovers: Callable[[Side, int], float]
 ) -> tuple[tuple[str, ...], float | None]:
-    """The smallest choice of A's tensors that brings enough back, and what it does; else the one that brings most."""
+    """The smallest choice of A's tensors that brings enough back, and what it does; else the one that brings most.
+
+    A choice is measured where it may bring enough back by its moves, and the last always.
+    """
     best: tuple[tuple[str, ...], float | None] = ((), None)
+    whole = shifts.left(())
     for names in choices(shifts, MOST_TENSORS):
+        if len(names) < MOST_TENSORS and 1 - shifts.left(names) / whole < RECOVERED - DOUBT:
+            continue
         first = min(first_layer(name, a.model.arch.n_layer) for name in names)
         back = recovers(with_weights(b, {name: a.model.file.weight(name) for name in names}), first)
         if best[1] is None or back > best[1]:

@@ -122,12 +122,12 @@ class HeaderReader:
         begin, data = self.at, self.data
         if kind == STRING:
             self.skip_strings(count, what)
-            return LazyArray(name, count, lambda: _strings(data, begin, count))
+            return LazyArray(name, count, lambda: _strings(data, begin, count), data[begin : self.at])
         self.at += count * item_bytes
-        numbers = data[begin : self.at]
+        raw = data[begin : self.at]
         if kind == BOOL:
-            return LazyArray(name, count, lambda: (numbers != 0).tolist())
-        return LazyArray(name, count, lambda: numbers.view(np.dtype(code)).tolist())
+            return LazyArray(name, count, lambda: (raw != 0).tolist(), raw)
+        return LazyArray(name, count, lambda: raw.view(np.dtype(code)).tolist(), raw)
 
     def skip_strings(self, count: int, what: str) -> None:
         """Step over so many strings; locals, because a vocabulary and its merges are 300,000 of them."""

@@ -31,7 +31,7 @@ class Identity:
     """The digest of an opened file: taken once, from when start or digest is first called."""
 
     def __init__(self, file: ModelFile, stamp: Stamp | None) -> None:
-        self._file, self._stamp = file, stamp
+        self.file, self._stamp = file, stamp
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._digest = ""
@@ -57,16 +57,16 @@ class Identity:
         return self._digest
 
     def _take(self) -> None:
-        stamp = self._stamp if self._file.size_bytes >= LEAST_KEPT_BYTES else None
-        kept = _kept(self._file.path) if stamp is not None else None
+        stamp = self._stamp if self.file.size_bytes >= LEAST_KEPT_BYTES else None
+        kept = _kept(self.file.path) if stamp is not None else None
         # a file in several parts has a stamp of one of them only
-        stamp = None if stamp is not None and stamp[0] != self._file.size_bytes else stamp
+        stamp = None if stamp is not None and stamp[0] != self.file.size_bytes else stamp
         if kept is not None and kept[0] == stamp:
             self._digest = kept[1]
             return
-        digest = digest_of(self._file)
-        if stamp is not None and stamp == stamp_of(self._file.path) and time.time() - stamp[1] / 1e9 > SETTLED_S:
-            _keep(self._file.path, stamp, digest)
+        digest = digest_of(self.file)
+        if stamp is not None and stamp == stamp_of(self.file.path) and time.time() - stamp[1] / 1e9 > SETTLED_S:
+            _keep(self.file.path, stamp, digest)
         self._digest = digest
 
 

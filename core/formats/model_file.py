@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.quant.weight import Weight
+from core.system.arrays import Bytes
 from core.system.errors import FileError
 
 
@@ -23,6 +24,15 @@ class LazyArray:
     type: str  # GGUF's name of the element type: STRING, INT32, FLOAT32 ...
     count: int
     load: Callable[[], list[Any]] = field(repr=False)
+    raw: Bytes | None = field(default=None, repr=False, compare=False)  # as it stands in the file
+
+    def is_same(self, other: LazyArray) -> bool:
+        """Say whether both hold the same items; equal bytes need no parsing."""
+        if self.count != other.count:
+            return False
+        x, y = self.raw, other.raw
+        alike = self.type == other.type and x is not None and y is not None and x.data == y.data
+        return alike or self.load() == other.load()
 
 
 Value = str | int | float | bool | LazyArray

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.bindings import is_fused, multiply_fused
+from core.kernels.cpu.bindings import is_fused, multiply_experts_fused, multiply_fused
 from core.kernels.cpu.build import Absent, Library, library
 from core.kernels.cpu.decoding import decode_rows
 from core.kernels.gpu.planes import LAYOUTS
@@ -105,10 +105,32 @@ def expert_weight(weight: Weight, expert: int) -> Weight:
 def _multiply_experts(
     weight: Weight, asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None
 ) -> list[Tensor]:
-    """Multiply the rows of each ask by their experts, each decoded once; those that nobody chose are not read."""
+    """Multiply the rows of each ask by their experts, those of a path together; an expert nobody chose is not read."""
+    paths = [_path(weight, ask, resident) for ask in asks]
+    made: dict[int, Tensor] = {}
+    for path in dict.fromkeys(paths):
+        same = {i: ask for i, ask in enumerate(asks) if paths[i] == path}
+        multiply_all = _experts_one_by_one if path in (DECODED, PLAIN, RESIDENT) else _experts_at_once
+        made |= zip(same, multiply_all(weight, list(same.values()), cancelled, resident), strict=True)
+    return [made[i] for i in range(len(asks))]
+
+
+def _experts_at_once(
+    weight: Weight, asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None
+) -> list[Tensor]:
+    """Multiply in one call of the compiled kernels, as many experts as there are."""
+    kernels, products = library(), [_product(weight, ask, resident) for ask in asks]
+    assert isinstance(kernels, Library), weight.name
+    x, experts = _joined([p.x for p in products]), _joined([_chosen(weight, ask) for ask in asks])
+    y = multiply_experts_fused(kernels, weight, x, experts, cancelled, products[0].path)
+    return list(torch.split(y, [len(ask.x) for ask in asks]))
+
+
+def _experts_one_by_one(
+    weight: Weight, asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None
+) -> list[Tensor]:
     outs = [ask.x.new_empty(len(ask.x), weight.shape[1]) for ask in asks]
-    ids = [ask.experts for ask in asks if ask.experts is not None]
-    assert len(ids) == len(asks), weight.name
+    ids = [_chosen(weight, ask) for ask in asks]
     for expert in sorted({each for id_N in ids for each in id_N.tolist()}):
         at_N = [(id_N == expert).nonzero()[:, 0] for id_N in ids]
         rows = [(i, at) for i, at in enumerate(at_N) if len(at)]
@@ -116,6 +138,11 @@ def _multiply_experts(
         for (i, at), y in zip(rows, multiply(expert_weight(weight, expert), parts, cancelled, resident), strict=True):
             outs[i][at] = y.to(outs[i].dtype)
     return outs
+
+
+def _chosen(weight: Weight, ask: Ask) -> Tensor:
+    assert ask.experts is not None, weight.name
+    return ask.experts
 
 
 def _multiply_alike(
@@ -134,18 +161,20 @@ def _multiply_alike(
 
 def _product(weight: Weight, ask: Ask, resident: Resident | None) -> _Product:
     compute = COMPUTES[ask.compute]
-    path = PLAIN if ask.plain else DECODED if compute.kept is not None else _path(weight, ask, resident)
+    path = _path(weight, ask, resident)
     x = ask.x if path in ROUNDED_INSIDE else round_activations(ask.x, ask.compute, weight.quant)
     return _Product(path, x, ask.x.dtype, compute)
 
 
 def _path(weight: Weight, ask: Ask, resident: Resident | None) -> str:
+    if ask.plain or COMPUTES[ask.compute].kept is not None:
+        return PLAIN if ask.plain else DECODED
     if resident is not None:
         return RESIDENT if resident.serves(weight, ask.x) else DECODED
     if not is_fused(weight, ask.x) or not isinstance(library(), Library):
         return DECODED
     if ask.compute == "q8":
-        return q8_kind(QUANTS[weight.quant], weight.shape[1]) or "f32"
+        return q8_kind(QUANTS[weight.quant], weight.shape[-1]) or "f32"
     return "bf16" if ask.compute == "bf16" else "f32"  # f32 takes values that have been rounded before
 
 
@@ -153,10 +182,12 @@ def _multiply_together(
     kernels: Library, weight: Weight, inputs: list[Tensor], kind: str, cancelled: Callable[[], None]
 ) -> list[Tensor]:
     """Multiply all rows of the inputs in one call of the compiled kernels."""
-    if len(inputs) == 1:
-        return [multiply_fused(kernels, weight, inputs[0], cancelled, kind)]
-    products = multiply_fused(kernels, weight, torch.cat(inputs), cancelled, kind)
-    return list(torch.split(products, [len(x) for x in inputs]))
+    products = multiply_fused(kernels, weight, _joined(inputs), cancelled, kind)
+    return [products] if len(inputs) == 1 else list(torch.split(products, [len(x) for x in inputs]))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _decode_multiply(

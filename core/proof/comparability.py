@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.audit.file_pair import is_same_key
 from core.formats.model_file import ModelFile
 from core.model.stages import SCOPES, scope_positions
 from core.trace.record import Trace
@@ -43,7 +44,7 @@ def differing_facts(a: Trace, b: Trace, scope: str) -> list[str]:
 
 def differing_vocabularies(a: ModelFile, b: ModelFile) -> list[str]:
     """Name the first token that the two vocabularies spell differently; [] where either has none or both are equal."""
-    if a is b:
+    if a is b or is_same_key(a, b, "tokenizer.ggml.tokens"):
         return []
     x, y = (f.key("tokenizer.ggml.tokens") for f in (a, b))
     if not isinstance(x, list) or not isinstance(y, list) or not x or not y or x == y:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from core.model.stages import Place
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison
+from core.session.pair import compare_files, open_both, open_pair
 from core.session.prepare import (
     Prepared,
     empty_trace,
@@ -17,7 +18,6 @@ from core.session.prepare import (
     identifying,
     is_bundle,
     make_side,
-    open_pair,
     open_saved,
     prepare,
 )
@@ -25,7 +25,7 @@ from core.session.run_trace import trace
 from core.system.cancel import IsCancelled, never
 from core.system.errors import UsageError
 from core.system.progress import Phase
-from core.trace.events import CellMeasured, Emit, FilesCompared, StageJudged, Start, no_emit
+from core.trace.events import CellMeasured, Emit, StageJudged, Start, no_emit
 from core.trace.measures import SideName
 from core.trace.record import Trace
 from core.trace.request import DEFAULTS, Prompt, RunOptions, Source
@@ -53,22 +53,12 @@ def compare(
             return judged
     if any(saved):
         return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
-    files = compare_files(a, b, emit, cancelled)
-    side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
+    opened = open_both(a, b)
+    files = compare_files(*opened, emit, cancelled)
+    side_a, side_b, trace_a, trace_b = open_pair(a, b, opened, prompt, emit)
     if options.identify:
         ask = replace(ask, emit=identifying(emit, trace_a.identity, trace_b.identity))
     return replace(judge(side_a, side_b, trace_a, trace_b, ask), files=files)
-
-
-def compare_files(a: Source, b: Source, emit: Emit, cancelled: IsCancelled = never) -> tuple[str, ...]:
-    """Say what the files of a pair differ in, before any forward; FileError, Cancelled."""
-    from core.audit.file_pair import file_diff
-    from core.formats.open_model import open_model
-
-    left = open_model(a.path)
-    found = file_diff(left, left if a.path == b.path else open_model(b.path), cancelled)
-    emit(FilesCompared(found))
-    return found
 
 
 def bisect(
@@ -79,8 +69,9 @@ def bisect(
     for source in (a, b):
         if is_bundle(source.path):
             raise UsageError(f"{source.path} is a bundle: it cannot be run with a graft. Bisect the model files.")
-    files = compare_files(a, b, emit, cancelled)
-    side_a, side_b, trace_a, trace_b = open_pair(a, b, prompt, emit)
+    opened = open_both(a, b)
+    files = compare_files(*opened, emit, cancelled)
+    side_a, side_b, trace_a, trace_b = open_pair(a, b, opened, prompt, emit)
     from core.proof.bisect import bisect_layers
     from core.proof.judge_pair import judge
     from core.proof.ladder_cache import open_ladder

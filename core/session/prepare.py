@@ -18,14 +18,14 @@ from core.formats.identity import Identity, stamp_of
 from core.formats.model_file import ModelFile
 from core.model.arch import Arch, read_arch
 from core.system.cancel import IsCancelled
-from core.system.errors import FileError, UsageError
+from core.system.errors import UsageError
 from core.system.gpu_errors import place_on_device
 from core.system.gpus import choose_device
 from core.system.progress import Phase
 from core.text.encode_process import start_encoding, take_encoded
 from core.text.tokenizer import Tokenizer, open_tokenizer
 from core.text.vocabulary_notes import vocabulary_notes
-from core.trace.events import CellMeasured, Emit, Event, Start, TokenGenerated
+from core.trace.events import CellMeasured, Emit, Event, TokenGenerated
 from core.trace.record import CaptureContract, Token, Trace
 from core.trace.request import Prompt, Source
 
@@ -59,11 +59,20 @@ def open_model(path: Path) -> ModelFile:
     return reader.open_model(path)
 
 
+def identify(path: Path) -> Identity:
+    """Open a file whose digest may be asked for later; FileError."""
+    stamp = stamp_of(path)
+    return Identity(open_model(path), stamp)
+
+
 def open_once(path: Path) -> OpenedModel:
     """Open a file, hold it to its architecture and find its tokenizer, of which nothing is parsed yet; FileError."""
-    stamp = stamp_of(path)
-    file = open_model(path)
-    return OpenedModel(file, read_arch(file), open_tokenizer(file), Identity(file, stamp))
+    return resolve(identify(path))
+
+
+def resolve(identity: Identity) -> OpenedModel:
+    """Do what open_once does with a file that is open."""
+    return OpenedModel(identity.file, read_arch(identity.file), open_tokenizer(identity.file), identity)
 
 
 def prepare(source: Source, prompt: Prompt, emit: Emit, layers: tuple[int, int] | None = None) -> Prepared:
@@ -109,7 +118,7 @@ def encode(model: OpenedModel, prompt: Prompt) -> tuple[Token, ...]:
         ids = list(prompt.tokens)
     else:
         ids = tokenizer.encode(tokenizer.apply_chat_template(prompt.text) if prompt.chat else prompt.text)
-    _validate_tokens(model, ids)
+    validate_tokens(model, ids)
     return tuple(Token(i, tokenizer.token_text(i)) for i in ids)
 
 
@@ -139,11 +148,11 @@ def encode_while_loading(model: OpenedModel, prompt: Prompt, work: Callable[[], 
             child.kill()
     if found is None:
         return encode(model, prompt), done  # encode says what is wrong
-    _validate_tokens(model, [i for i, _ in found])
+    validate_tokens(model, [i for i, _ in found])
     return tuple(Token(i, text) for i, text in found), done
 
 
-def _validate_tokens(model: OpenedModel, ids: Sequence[int]) -> None:
+def validate_tokens(model: OpenedModel, ids: Sequence[int]) -> None:
     arch, name = model.arch, model.file.path.name
     if not ids:
         raise UsageError("the prompt is empty: there is no token to feed. Give --prompt TEXT or --tokens 1,2,3.")
@@ -244,21 +253,6 @@ def identifying(emit: Emit, *identities: Identity | None) -> Emit:
     return told
 
 
-def open_pair(a: Source, b: Source, prompt: Prompt | None, emit: Emit) -> tuple[Side, Side, Trace, Trace]:
-    """Open two model files, or one twice, and say how each is taken."""
-    for source in (a, b):
-        refuse_scheme(source)
-    left = open_once(a.path)
-    right = left if a.path == b.path else open_once(b.path)
-    tokens_a, tokens_b = _tokens(left, right, prompt or Prompt())
-    emit(Start(n_layer=left.arch.n_layer, tokens=tokens_a))
-    model_a = prepare_opened(left, tokens_a, a, emit)
-    side_a = make_side(model_a, a, emit)
-    model_b = prepare_opened(right, tokens_b, b, emit)
-    side_b = make_side(model_b, b, emit)
-    return side_a, side_b, empty_trace(side_a, model_a), empty_trace(side_b, model_b)
-
-
 def fit_to_context(side: Side, tokens: Sequence[Token], wanted: int) -> int:
     """Return how many of the wanted tokens the context holds. UsageError for a bug that needs the prompt."""
     from core.faults.value_faults import VALUE_FAULTS
@@ -280,20 +274,3 @@ def continue_text(side: Side, model: Prepared, n_token: int, emit: Emit, cancell
         side, [t.id for t in model.tokens], fit_to_context(side, model.tokens, n_token), () if end is None else (end,),
         lambda i: emit(TokenGenerated(tokenizer.token_text(i) or f"[{i}]")), cancelled)
     return "".join(f"[{i}]" for i in ids) if tokenizer.refusal else tokenizer.decode(ids)
-
-
-def _tokens(a: OpenedModel, b: OpenedModel, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-    """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens."""
-    encoded: list[tuple[Token, ...] | None] = []
-    refusal: FileError | None = None
-    for model in (a, b):
-        try:
-            encoded.append(encode(model, prompt))
-        except FileError as error:
-            encoded.append(None)
-            refusal = error
-    left, right = encoded[0] or encoded[1], encoded[1] or encoded[0]
-    if left is None or right is None:
-        assert refusal is not None
-        raise refusal
-    return left, right

@@ -15,6 +15,8 @@ from core.system.disk import sync
 from core.system.errors import OutputError, UsageError, os_reason
 from core.system.rests import PART, own_name, sweep
 
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC  # never through what somebody put there
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     sweep(path.parent)
     part = own_name(path, PART)
     # whether it can be written shows before the work; a link or a file that somebody put there is refused
-    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    os.close(os.open(part, NEW, 0o666))
     try:
         yield part
         sync(part)
@@ -39,17 +41,54 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
     Errors: UsageError where the file exists and force is not given; OutputError where it cannot be written.
     """
     try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; the name of a file was needed.")
-        if path.exists() and not path.is_file():
+        if is_special(path):
             raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
+        refuse_folder(path)
         refuse_existing(path, force)
         with atomic_file(path) as part:
             yield part
             refuse_existing(path, force)  # somebody may have been faster
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {os_reason(error)}. Nothing was left behind. "
-                          "Give a folder that exists, is writable and has room.") from error
+        raise _unwritten(path, error) from error
+
+
+def refuse_foreign(path: Path, force: bool, start: bytes, option: str, what: str) -> None:
+    """Refuse, before the work, a name that cannot be written and a file that does not begin as ours do.
+
+    Errors: UsageError for a folder and another's file, OutputError.
+    """
+    try:
+        if is_special(path):
+            raise UsageError(f"{option} {path} is no regular file; the name of a file was needed.")
+        refuse_folder(path)
+        part = own_name(Path(os.path.realpath(path)), PART)
+        os.close(os.open(part, NEW, 0o666))
+        part.unlink()
+        if force or not path.exists():
+            return
+        with path.open("rb") as file:
+            found = file.read(len(start))
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    if found not in (b"", start):
+        raise UsageError(f"{option} {path} exists and is no {what} of apr-tui, so it is left as it is. "
+                         "Give another name, or --force to replace it.")
+
+
+def is_special(path: Path) -> bool:
+    """Whether it is there and is neither a file nor a folder: a pipe, a socket, a device."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder in place of a file; UsageError."""
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder; the name of a file was needed.")
+
+
+def _unwritten(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} could not be written: {os_reason(error)}. Nothing was left behind. "
+                       "Give a folder that exists, is writable and has room.")
 
 
 def refuse_existing(path: Path, force: bool) -> None:

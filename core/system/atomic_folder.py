@@ -78,10 +78,14 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _told(out: Path) -> Iterator[None]:
+    """Say what the system refused by the name that was asked for, not by that of a part or of a folder within."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, OutputError) as error:
+        refused = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(refused, OSError):
+            raise
+        reason = refused.strerror or str(refused)
         raise OutputError(
             f"{out} could not be written: {reason}. Nothing was left behind. Give another folder, or free some space.",
         ) from error

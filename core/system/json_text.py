@@ -19,17 +19,24 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def from_json(text: str | bytes, name: str, repair: str) -> Any:  # noqa: ANN401 (a document is any value)
-    """Parse a JSON document; FileError names it and says the repair. NaN and Infinity literals are no JSON."""
+    """Parse a JSON document; FileError names it and says the repair. NaN, Infinity and 1e999 are no JSON."""
     def refuse(literal: str) -> object:
         raise ValueError(f"{literal} is not JSON")
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, parse_float=_finite)
         if _is_deeper(value, JSON_DEPTH):
             raise ValueError(f"more than {JSON_DEPTH} arrays and objects inside one another")
         return value
     except (ValueError, RecursionError) as error:
         raise FileError(f"{name} is not a JSON document: {error}. {repair}") from error
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if math.isinf(value):
+        raise ValueError(f"{literal[:20]} is beyond every float")
+    return value
 
 
 def _is_deeper(value: object, depth: int) -> bool:

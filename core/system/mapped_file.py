@@ -70,7 +70,7 @@ def cut_error() -> FileError:
     """What to say of cut files, also after SIGBUS."""
     named = ", ".join(cut_files()) or "a file that was mapped"
     return FileError(f"{named} became shorter, or its disk failed, while it was read: another program writes it. Wait "
-                     "until it is whole, or read it at once with --no-mmap.")
+                     "until it is whole; a model can be read at once with --no-mmap.")
 
 
 def _read_whole(path: Path, number: int, size: int) -> Bytes:

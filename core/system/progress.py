@@ -39,3 +39,13 @@ class Pace:
         if first.step == phase.step:
             return None
         return (now - self.since) / (phase.step - (first.step or 0)) * (phase.n_step - phase.step + 1)
+
+
+def age_text(seconds: float | None) -> str:
+    """An age in the largest units that matter: 4 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return "?"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

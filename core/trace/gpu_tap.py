@@ -17,8 +17,8 @@ from torch import Tensor
 from core.kernels.gpu.statistics import launch_statistics, read_statistics
 from core.model.model import Tap
 from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
-from core.trace.stats import MASSIVE_SIZE, ROW, TokenStats
-from core.trace.taps import by_expert, counted, finish, routes_of
+from core.trace.stats import MASSIVE_SIZE, PEAKS, ROW, TokenStats
+from core.trace.taps import by_expert, counted, largest_of, put_outliers, routes_of
 
 ON_HOST = 1 << 18  # values of a stage from which a massive one is looked for on the device
 AHEAD = 2  # layers that may wait for their statistics
@@ -68,15 +68,17 @@ def _taken(done: Batch, n_token: int, beside: torch.cuda.Stream | None) -> Itera
     assert done.host is not None
     if done.ready is not None:
         done.ready.synchronize()
-    measured = read_statistics(done.host.numpy(), len(done.values), ROW)
-    for (place, dense), found in zip(done.values.items(), measured, strict=True):
-        x, (table, index, peaks) = counted(place, dense), by_expert(place, dense, found)
-        factors = {stage: done.values[place[0], stage] for stage in FACTORS} if place[1] == PRODUCT else None
-        is_large = bool(peaks) and abs(peaks[0][2]) > MASSIVE_SIZE
+    table, peaks = read_statistics(done.host.numpy(), len(done.values), ROW, PEAKS)
+    for index, (place, dense) in enumerate(done.values.items()):
+        x = counted(place, dense)
+        factors = [done.values[place[0], stage] for stage in FACTORS] if place[1] == PRODUCT else []
+        is_large = largest_of(peaks, index) > MASSIVE_SIZE
         with torch.cuda.stream(beside) if is_large or factors else nullcontext():
             few = x.cpu() if is_large and x.numel() <= ON_HOST else x
-            stats = finish(few, n_token - len(x), table, index, peaks, factors)
+            put_outliers(few, table, peaks, index, factors)
+            stats = TokenStats(x.shape[1], n_token - len(x), table, index, peaks)
             if place[1] == ROUTED:
+                by_expert(dense, table, peaks, index)
                 stats = replace(stats, routes=routes_of(dense, done.values.get((place[0], ROUTER))))
         yield place, stats
 

@@ -5,12 +5,10 @@ Definitions are TokenStats': float64, finite values only. x_TW: tokens x width.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from core.kernels.cpu.build import TOP_CHANNELS
-from core.system.arrays import AnyFloats
+from core.system.arrays import AnyFloats, Floats
 from core.trace.stats import (
     MASSIVE_CHANNELS,
     MASSIVE_MULTIPLE,
@@ -19,7 +17,7 @@ from core.trace.stats import (
     Factors,
     Massive,
     TokenStats,
-    measure_row,
+    peaks_of,
 )
 
 
@@ -28,16 +26,27 @@ def measure_array(x_TW: AnyFloats, first: int = 0, factors: tuple[AnyFloats, Any
     """Take each token's statistics. first: position of row 0. factors: left, right; x is their product."""
     table = np.array([[measure_row(np.asarray(x_W, np.float64)) for x_W in x_TW]], ROW)
     size_TW = np.where(np.isfinite(x_TW), np.abs(x_TW), -1.0)
-    stats = TokenStats(
-        width=x_TW.shape[1], first=first, top=_top_channels(x_TW, size_TW, first),
-        massive=_massive(x_TW, size_TW, first),
-        table=table, index=0,
-    )
     row = int(size_TW.max(1).argmax())
-    channel = int(stats.rows["peak_channel"][row])
-    if factors is None or channel < 0:
-        return stats
-    return replace(stats, factors=_factors(*factors, row, channel, first))
+    channel = int(table["peak_channel"][0, row])
+    product = _factors(*factors, row, channel, first) if factors is not None and channel >= 0 else None
+    peaks = peaks_of(_top_channels(x_TW, size_TW, first), _massive(x_TW, size_TW, first), product, first)
+    return TokenStats(x_TW.shape[1], first, table, 0, peaks)
+
+
+def measure_row(x_W: Floats) -> tuple[float | int, ...]:
+    """Measure the values of one token, as the columns of ROW."""
+    nan_W, inf_W = np.isnan(x_W), np.isinf(x_W)
+    finite_W = ~(nan_W | inf_W)
+    clean = x_W[finite_W]
+    mean = float(clean.mean()) if len(clean) else 0.0
+    peak = int(np.where(finite_W, np.abs(x_W), -1.0).argmax()) if len(clean) else -1
+    row = {
+        "mean": mean, "m2": float(np.square(clean - mean).sum()), "min": float(clean.min(initial=np.inf)),
+        "max": float(clean.max(initial=-np.inf)), "sumsq": float(np.square(clean).sum()), "nan": int(nan_W.sum()),
+        "inf": int(inf_W.sum()), "zero": int((x_W == 0).sum()), "peak_channel": peak,
+        "nan_channel": int(nan_W.argmax()) if nan_W.any() else -1,
+    }
+    return tuple(row[name] for name in ROW.names or ())
 
 
 def _top_channels(x_TW: AnyFloats, size_TW: AnyFloats, first: int) -> tuple[tuple[int, int, float], ...]:

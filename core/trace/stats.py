@@ -10,11 +10,12 @@ Source of the merge: Chan, Golub, LeVeque 1979, parallel moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from core.kernels.cpu.build import TOP_CHANNELS
 from core.model.stages import scope_positions
 from core.system.arrays import Floats, Ints, Rows
 
@@ -31,6 +32,23 @@ ROW = np.dtype([  # of a token, as it is measured; struct Row of statistics.cpp
     ("peak_channel", np.int64),  # of the largest |x|; -1 where nothing is finite
     ("nan_channel", np.int64),   # of the first NaN; -1 where there is none
 ])
+
+PEAKS = np.dtype([  # of a stage, what stands out; struct Peaks of statistics.cpp
+    ("n", np.int64),             # of the channels with the largest |x|, in order
+    ("channel", np.int64, TOP_CHANNELS),
+    ("row", np.int64, TOP_CHANNELS),
+    ("value", np.float64, TOP_CHANNELS),
+    ("n_far", np.int64),         # of massive channels
+    ("median", np.float64),
+    ("far", np.float64, (MASSIVE_CHANNELS, 3)),  # row, channel, value
+    ("factors", np.int64),       # NO_FACTORS, FACTORS_GIVEN or FACTORS_NOT_FINITE
+    ("factors_row", np.int64),
+    ("factors_channel", np.int64),
+    ("left", np.float64),
+    ("right", np.float64),
+    ("correlation", np.float64),  # NaN where there is none
+])
+NO_FACTORS, FACTORS_GIVEN, FACTORS_NOT_FINITE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +116,16 @@ class Routes:
 class TokenStats:
     """Statistics of a stage for each token.
 
-    The rows of stages that were measured together lie in one table. An array of its own for each of hundreds of stages
-    would cost more than measuring it, and its few bytes would lie in the freed block that the next values need.
+    The rows of stages that were measured together lie in one table, and what stands out in another, until it is read.
+    An array of its own for each of hundreds of stages would cost more than measuring it, and its few bytes would lie in
+    the freed block that the next values need.
     """
 
     width: int   # values a token has
     first: int   # position of the first row: logits have the last token only
     table: Rows  # [stages, T] of ROW
     index: int   # this stage's in the table
-    top: tuple[tuple[int, int, float], ...] = ()  # (channel, token, value), the largest |x| of the 8 largest channels
-    massive: Massive | None = None  # None: no value is that far out
-    factors: Factors | None = None  # of a product stage
+    peaks: Rows | None = None       # [stages] of PEAKS; None where they are not known
     routes: Routes | None = None    # of a router's weights
     published: Mapping[str, Stats] | None = None  # what a bundle states for its scopes, to the last bit
     merged: dict[str, Stats | None] = field(default_factory=dict, init=False, repr=False, compare=False)  # asked for
@@ -118,6 +135,35 @@ class TokenStats:
         """The rows of its tokens [T]."""
         rows: Rows = self.table[self.index]
         return rows
+
+    @property
+    def top(self) -> tuple[tuple[int, int, float], ...]:
+        """(channel, token, value): the largest |x| of the 8 largest channels."""
+        if self.peaks is None:
+            return ()
+        one = self.peaks[self.index]
+        n = int(one["n"])
+        columns = (one["channel"], one["row"] + self.first, one["value"])
+        return tuple(zip(*(column[:n].tolist() for column in columns), strict=True))
+
+    @property
+    def massive(self) -> Massive | None:
+        """Its massive values, the largest first; None: no value is that far out."""
+        if self.peaks is None or not self.peaks["n_far"][self.index]:
+            return None
+        one = self.peaks[self.index]
+        places = ((self.first + int(t), int(c), v) for t, c, v in one["far"][:one["n_far"]].tolist())
+        return Massive(float(one["median"]), tuple(sorted(places, key=lambda place: -abs(place[2]))))
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of a product stage."""
+        if self.peaks is None or self.peaks["factors"][self.index] != FACTORS_GIVEN:
+            return None
+        one = self.peaks[self.index]
+        left, right, correlation = (float(one[name]) for name in ("left", "right", "correlation"))
+        return Factors(self.first + int(one["factors_row"]), int(one["factors_channel"]), left, right,
+                       None if math.isnan(correlation) else correlation)
 
     @property
     def n_token(self) -> int:
@@ -162,6 +208,39 @@ class ScopeStats:
 Cell = TokenStats | ScopeStats
 
 
+def peaks_of(
+    top: Sequence[tuple[int, int, float]], massive: Massive | None = None, factors: Factors | None = None,
+    first: int = 0,
+) -> Rows:
+    """Return what stands out as PEAKS of one stage, whose row 0 is position first."""
+    peaks = np.zeros(1, PEAKS)
+    one = peaks[0]
+    one["n"] = len(top)
+    for i, (channel, token, value) in enumerate(top):
+        one["channel"][i], one["row"][i], one["value"][i] = channel, token - first, value
+    put_massive(one, massive, first)
+    put_factors(one, factors, first)
+    return peaks
+
+
+def put_massive(one: np.void, massive: Massive | None, first: int = 0) -> None:
+    """Write massive values into a stage's PEAKS."""
+    one["n_far"] = 0 if massive is None else len(massive.places)
+    if massive is not None:
+        one["median"] = massive.median
+        for i, (token, channel, value) in enumerate(massive.places):
+            one["far"][i] = token - first, channel, value
+
+
+def put_factors(one: np.void, factors: Factors | None, first: int = 0) -> None:
+    """Write a product's factors into a stage's PEAKS."""
+    one["factors"] = NO_FACTORS if factors is None else FACTORS_GIVEN
+    if factors is not None:
+        one["factors_row"], one["factors_channel"] = factors.token - first, factors.channel
+        one["left"], one["right"] = factors.left, factors.right
+        one["correlation"] = math.nan if factors.correlation is None else factors.correlation
+
+
 def merge_moments(n_T: Ints, mean_T: Floats, m2_T: Floats) -> tuple[int, float, float]:
     """Merge (n, mean, m2) of groups into one; groups of 0 values take no part. One group comes back to the last bit."""
     has = n_T > 0
@@ -181,62 +260,12 @@ def std_T(cell: TokenStats) -> Floats:
     return out
 
 
-def measure_row(x_W: Floats) -> tuple[float | int, ...]:
-    """Measure the values of one token, as the columns of ROW."""
-    nan_W, inf_W = np.isnan(x_W), np.isinf(x_W)
-    finite_W = ~(nan_W | inf_W)
-    clean = x_W[finite_W]
-    mean = float(clean.mean()) if len(clean) else 0.0
-    peak = int(np.where(finite_W, np.abs(x_W), -1.0).argmax()) if len(clean) else -1
-    row = {
-        "mean": mean, "m2": float(np.square(clean - mean).sum()), "min": float(clean.min(initial=np.inf)),
-        "max": float(clean.max(initial=-np.inf)), "sumsq": float(np.square(clean).sum()), "nan": int(nan_W.sum()),
-        "inf": int(inf_W.sum()), "zero": int((x_W == 0).sum()), "peak_channel": peak,
-        "nan_channel": int(nan_W.argmax()) if nan_W.any() else -1,
-    }
-    return tuple(row[name] for name in ROW.names or ())
-
-
-def token_columns(cell: TokenStats) -> dict[str, Floats]:
-    """Return each token's statistics, a column [T] of each but peak_token; NaN for "none" (no statistic is NaN)."""
-    rows = cell.rows
-    has, bad = cell.finite_T > 0, rows["nan"] > 0
-    finite = {
-        "mean": rows["mean"], "min": rows["min"], "max": rows["max"], "l2": np.sqrt(rows["sumsq"]),
-        "absmax": np.maximum(np.abs(rows["min"]), np.abs(rows["max"])), "peak_channel": rows["peak_channel"],
-    }
-    return {
-        **{name: np.where(has, column, math.nan) for name, column in finite.items()},
-        **{name: rows[name].astype(np.float64) for name in ("nan", "inf", "zero")},
-        "count": np.full(len(has), float(cell.width)), "std": std_T(cell),
-        "nan_token": np.where(bad, cell.first + np.arange(len(bad)), math.nan),
-        "nan_channel": np.where(bad, rows["nan_channel"], math.nan),
-    }
-
-
-def rows_of(columns: Mapping[str, Floats]) -> Rows:
-    """Return the rows [T] that give token_columns' columns again; std and l2 to the last bit."""
-    whole = {name: np.nan_to_num(columns[name], nan=-1.0).astype(np.int64)
-             for name in ("nan", "inf", "zero", "peak_channel", "nan_channel")}
-    n_T = int(columns["count"][0]) - whole["nan"] - whole["inf"]
-    has = n_T > 0
-    l2_T = np.where(has, columns["l2"], 0.0)
-    found = whole | {
-        "mean": np.where(has, columns["mean"], 0.0), "m2": _squares(np.nan_to_num(columns["std"]), n_T),
-        "min": np.where(has, columns["min"], math.inf), "max": np.where(has, columns["max"], -math.inf),
-        "sumsq": _nudged(l2_T * l2_T, l2_T, np.sqrt),
-    }
-    rows = np.empty(len(n_T), ROW)
-    for name in ROW.names or ():
-        rows[name] = found[name]
-    return rows
-
-
 def _finite_T(width: int, rows: Rows) -> Ints:
     finite_T: Ints = width - rows["nan"] - rows["inf"]
     return finite_T
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a damaged bundle's numbers
 def _merged(width: int, first: int, rows: Rows) -> Stats:
     """Merge rows [T], the first of them at position first."""
     n_T = _finite_T(width, rows)
@@ -262,22 +291,3 @@ def _merged(width: int, first: int, rows: Rows) -> Stats:
 def _spread(count: int, n: int, m2: float) -> float | None:
     """The sample standard deviation of n finite of count values: one alone spreads by 0, one of several tells none."""
     return math.sqrt(m2 / (n - 1)) if n > 1 else 0.0 if count == 1 else None
-
-
-def _squares(std_T: Floats, n_T: Ints) -> Floats:
-    """Return m2 such that sqrt(m2 / (n - 1)) is std again, to the last bit."""
-    below_T = np.maximum(n_T - 1, 1)
-    return _nudged(std_T * std_T * below_T, std_T, lambda m2_T: np.sqrt(m2_T / below_T))
-
-
-def _nudged(guess: Floats, wanted: Floats, back: Callable[[Floats], Floats]) -> Floats:
-    """Move each guess by single bits until back(guess) is what is wanted; rounding takes one or two of the eight."""
-    best, up, down = guess, guess, guess
-    for _ in range(8):
-        wrong = back(best) != wanted
-        if not wrong.any():
-            break
-        up, down = np.nextafter(up, math.inf), np.maximum(np.nextafter(down, -math.inf), 0.0)
-        for other in (up, down):
-            best = np.where((back(best) != wanted) & (back(other) == wanted), other, best)
-    return best

@@ -13,21 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.bindings import Measured, Peak, correlate, find_massive, is_measured, measure_fused
+from core.kernels.cpu.bindings import correlate, find_massive, is_measured, measure_fused
 from core.kernels.cpu.build import TOP_CHANNELS, Library, library
 from core.model.experts import margins
 from core.model.model import Tap
 from core.model.stages import FACTORS, PRODUCT, ROUTED, ROUTER, Place
 from core.system.arrays import Floats, Floats32, Ints, Rows
 from core.trace.stats import (
+    FACTORS_NOT_FINITE,
     MASSIVE_CHANNELS,
     MASSIVE_MULTIPLE,
     MASSIVE_SIZE,
+    PEAKS,
     ROW,
     Factors,
     Massive,
     Routes,
     TokenStats,
+    peaks_of,
+    put_factors,
+    put_massive,
 )
 
 BLOCK_VALUES = 1 << 18  # measured at a time without kernels: 2 MiB of float64
@@ -52,21 +57,18 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
 
     def tell() -> None:
         nonlocal size
-        values, size = list(held.items()), 0
+        taken, size = dict(held), 0
         held.clear()
-        measured = _measured([counted(place, x) for place, x in values])
-        router: Tensor | None = None
-        for (place, full), found in zip(values, measured, strict=True):
-            x, (table, index, peaks) = counted(place, full), by_expert(place, full, found)
-            factors = None
-            if place[1] in FACTORS:
-                product[place[1]] = x
-            elif place[1] == PRODUCT:
-                factors = dict(product)
-                product.clear()
-            cell = finish(x, n_token - x.shape[0], table, index, peaks, factors)
-            router = x if place[1] == ROUTER else router
-            on_cell(place, replace(cell, routes=routes_of(full, router)) if place[1] == ROUTED else cell)
+        values = [counted(place, x) for place, x in taken.items()]
+        table, peaks = _measured(values, [_take_factors(place, x, product) for place, x in zip(
+            taken, values, strict=True)])
+        first = n_token - values[0].shape[0]
+        for index, ((place, full), x) in enumerate(zip(taken.items(), values, strict=True)):
+            cell = TokenStats(x.shape[1], first, table, index, peaks)
+            if place[1] == ROUTED:
+                by_expert(full, table, peaks, index)
+                cell = replace(cell, routes=routes_of(full, taken.get((place[0], ROUTER))))
+            on_cell(place, cell)
 
     def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
         nonlocal size
@@ -81,6 +83,13 @@ def record(on_cell: Callable[[Place, TokenStats], None], n_token: int, keep: dic
         return value
 
     return tap
+
+
+def _take_factors(place: Place, x_TW: Tensor, product: dict[str, Tensor]) -> list[Tensor]:
+    """Put a factor into product; return both, and take them out, where x is their product."""
+    if place[1] in FACTORS:
+        product[place[1]] = x_TW
+    return [product.pop(stage) for stage in FACTORS] if place[1] == PRODUCT and product else []
 
 
 def counted(place: Place, x_TW: Tensor) -> Tensor:
@@ -99,24 +108,23 @@ def routes_of(weights_TE: Tensor, router_TE: Tensor | None) -> Routes:
 
 def measure_routes(weights: Floats32, router: Floats32 | None, first: int) -> TokenStats:
     """Measure dense routing weights [T, E] by themselves; router: the logits. first: position of row 0."""
-    place, weights_TE = (None, ROUTED), torch.from_numpy(weights)
+    weights_TE = torch.from_numpy(weights)
     router_TE = None if router is None else torch.from_numpy(router)
-    chosen_TK = counted(place, weights_TE)
-    measured = by_expert(place, weights_TE, _measured_by_torch(chosen_TK))
-    table, index, peaks = measured
-    return replace(finish(chosen_TK, first, table, index, peaks, None), routes=routes_of(weights_TE, router_TE))
+    chosen_TK = counted((None, ROUTED), weights_TE)
+    table, peaks = _measured_by_torch([chosen_TK], [[]])
+    by_expert(weights_TE, table, peaks, 0)
+    return TokenStats(chosen_TK.shape[1], first, table, 0, peaks, routes_of(weights_TE, router_TE))
 
 
-def by_expert(place: Place, x_TW: Tensor, measured: Measured) -> Measured:
-    """Name the channels of what was measured by their experts, where the value is routing weights."""
-    if place[1] != ROUTED:
-        return measured
-    table, index, _ = measured
-    ids_TK, rows = _chosen(x_TW).cpu().numpy(), table[index]
+def by_expert(weights_TE: Tensor, table: Rows, peaks: Rows, index: int) -> None:
+    """Name the channels of measured routing weights by their experts."""
+    ids_TK, rows = _chosen(weights_TE).cpu().numpy(), table[index]
     for name in ("peak_channel", "nan_channel"):
         column = rows[name]
         rows[name] = np.where(column >= 0, ids_TK[np.arange(len(ids_TK)), column], column)
-    return table, index, tuple(_top_channels(x_TW))
+    top = peaks_of(_top_channels(weights_TE))
+    for name in ("n", "channel", "row", "value"):
+        peaks[name][index] = top[name][0]
 
 
 def _chosen(x_TE: Tensor) -> Tensor:
@@ -167,40 +175,49 @@ def measure(x_TW: Tensor, first: int = 0, factors: Mapping[str, Tensor] | None =
 
     first: position of row 0. factors: ffn_silu and ffn_up, where x is their product.
     """
-    return finish(x_TW, first, *_measured([x_TW])[0], factors)
+    table, peaks = _measured([x_TW], [[factors[stage] for stage in FACTORS] if factors else []])
+    return TokenStats(x_TW.shape[1], first, table, 0, peaks)
 
 
-def finish(
-    x_TW: Tensor, first: int, table: Rows, index: int, peaks: Sequence[Peak], factors: Mapping[str, Tensor] | None
-) -> TokenStats:
-    """Make TokenStats of what was measured; of the values where one is large, or where they are a product."""
-    massive = None
-    if peaks and abs(peaks[0][2]) > MASSIVE_SIZE:
-        massive = _massive(x_TW, first, abs(peaks[0][2]))
-    top = tuple([(channel, first + token, value) for channel, token, value in peaks]) if first else tuple(peaks)
-    found = None
-    if factors and peaks:
+def put_outliers(x_TW: Tensor, table: Rows, peaks: Rows, index: int, factors: Sequence[Tensor]) -> None:
+    """Write what of measured values needs them beside the peaks: where one is large, or where they are a product."""
+    one = peaks[index]
+    if largest_of(peaks, index) > MASSIVE_SIZE:
+        put_massive(one, _massive(x_TW, largest_of(peaks, index)))
+    if factors and one["n"]:
         rows = table[index]
         absmax_T = np.maximum(np.abs(rows["min"]), np.abs(rows["max"]))
         token = int(np.where(np.isfinite(absmax_T), absmax_T, -1.0).argmax())
-        found = _factors(factors, token, int(rows["peak_channel"][token]), first)
-    return TokenStats(x_TW.shape[1], first, table, index, top, massive, found)
+        put_factors(one, _factors(factors, token, int(rows["peak_channel"][token])))
 
 
-def _measured(values: Sequence[Tensor]) -> list[Measured]:
+def largest_of(peaks: Rows, index: int) -> float:
+    """The largest |x| of a stage; 0 where none is finite."""
+    return abs(float(peaks["value"][index, 0]))
+
+
+def _measured(values: Sequence[Tensor], factors: Sequence[Sequence[Tensor]]) -> tuple[Rows, Rows]:
+    """Measure values of equally many tokens; factors: for each the two whose product it is, or none."""
     kernels = library() if all(map(is_measured, values)) else None
-    if isinstance(kernels, Library):
-        return measure_fused(kernels, values, ROW)
-    return [_measured_by_torch(x_TW) for x_TW in values]
+    if not isinstance(kernels, Library):
+        return _measured_by_torch(values, factors)
+    table, peaks = measure_fused(kernels, values, factors, ROW, PEAKS, (MASSIVE_SIZE, MASSIVE_MULTIPLE))
+    for index in np.flatnonzero(peaks["factors"] == FACTORS_NOT_FINITE).tolist():
+        row, channel = int(peaks["factors_row"][index]), int(peaks["factors_channel"][index])
+        put_factors(peaks[index], _factors(factors[index], row, channel))
+    return table, peaks
 
 
-def _measured_by_torch(x_TW: Tensor) -> Measured:
-    step = max(1, BLOCK_VALUES // x_TW.shape[1])
-    table = np.empty((1, len(x_TW)), ROW)
-    for start in range(0, len(x_TW), step):
-        for name, column in _moments(x_TW[start:start + step]).items():
-            table[name][0, start:start + step] = column
-    return table, 0, tuple(_top_channels(x_TW))
+def _measured_by_torch(values: Sequence[Tensor], factors: Sequence[Sequence[Tensor]]) -> tuple[Rows, Rows]:
+    table = np.empty((len(values), len(values[0])), ROW)
+    peaks = np.concatenate([peaks_of(_top_channels(x_TW)) for x_TW in values])
+    for index, (x_TW, pair) in enumerate(zip(values, factors, strict=True)):
+        step = max(1, BLOCK_VALUES // x_TW.shape[1])
+        for start in range(0, len(x_TW), step):
+            for name, column in _moments(x_TW[start:start + step]).items():
+                table[name][index, start:start + step] = column
+        put_outliers(x_TW, table, peaks, index, pair)
+    return table, peaks
 
 
 def _moments(x_TW: Tensor) -> dict[str, Floats | Ints]:
@@ -223,7 +240,7 @@ def _moments(x_TW: Tensor) -> dict[str, Floats | Ints]:
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def _top_channels(x_TW: Tensor) -> list[Peak]:
+def _top_channels(x_TW: Tensor) -> list[tuple[int, int, float]]:
     """The largest peaks of channels; a tie goes to the lowest channel and row, which topk and max leave open."""
     if not len(x_TW):
         return []
@@ -234,11 +251,11 @@ def _top_channels(x_TW: Tensor) -> list[Peak]:
     return [(int(c), int(row_W[c]), float(x_TW[row_W[c], c])) for c, peak in best if peak >= 0]
 
 
-def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
+def _massive(x_TW: Tensor, largest: float) -> Massive | None:
     kernels = library() if is_measured(x_TW) else None
     if isinstance(kernels, Library):
         found = find_massive(kernels, x_TW, MASSIVE_SIZE, MASSIVE_MULTIPLE, MASSIVE_CHANNELS)
-        return None if found is None else _sorted_massive(found[0], first, found[1])
+        return None if found is None else Massive(found[0], tuple(found[1]))
     small = int((x_TW.abs() < largest / MASSIVE_MULTIPLE).sum())  # NaN is not counted; the median needs a sort
     if 2 * small < int(torch.isfinite(x_TW).sum()):
         return None
@@ -249,22 +266,17 @@ def _massive(x_TW: Tensor, first: int, largest: float) -> Massive | None:
     if not 0 < len(channels) <= MASSIVE_CHANNELS:
         return None
     tokens = [int(torch.nan_to_num(x_TW[:, c].abs(), nan=0.0, posinf=0.0).argmax()) for c in channels]
-    return _sorted_massive(
-        median, first, [(t, c, float(x_TW[t, c])) for c, t in zip(channels, tokens, strict=True)])
+    return Massive(median, tuple((t, c, float(x_TW[t, c])) for c, t in zip(channels, tokens, strict=True)))
 
 
-def _sorted_massive(median: float, first: int, places: list[tuple[int, int, float]]) -> Massive:
-    return Massive(median, tuple(sorted(((first + t, c, v) for t, c, v in places), key=lambda p: -abs(p[2]))))
-
-
-def _factors(product: Mapping[str, Tensor], row: int, channel: int, first: int) -> Factors:
-    x, y = (product[stage] for stage in FACTORS)
+def _factors(product: Sequence[Tensor], row: int, channel: int) -> Factors:
+    x, y = product
     kernels = library() if is_measured(x) and is_measured(y) else None
     if isinstance(kernels, Library):
         found = correlate(kernels, x, y, row, channel)
         if found is not None:
             norm = math.sqrt(found[3] * found[4])
-            return Factors(first + row, channel, found[0], found[1], found[2] / norm if norm else None)
+            return Factors(row, channel, found[0], found[1], found[2] / norm if norm else None)
     left, right = (value[row].cpu().numpy().astype(np.float64) for value in (x, y))
     a, b = left, right
     if not math.isfinite(left.sum() + right.sum()):
@@ -273,4 +285,4 @@ def _factors(product: Mapping[str, Tensor], row: int, channel: int, first: int) 
     a, b = a - a.mean(), b - b.mean()
     norm = math.sqrt(float((a * a).sum() * (b * b).sum()))  # not a @ b: BLAS starts its threads for that
     correlation = float((a * b).sum()) / norm if norm else None
-    return Factors(first + row, channel, float(left[channel]), float(right[channel]), correlation)
+    return Factors(row, channel, float(left[channel]), float(right[channel]), correlation)

@@ -99,6 +99,8 @@ def test_the_command_prints_json_and_exits_1_on_a_proof(
     made = make("llama", 4)
     made.keys["llama.rope.freq_base"] = 1.5e6
     file, folder = write(made, tmp_path)
+    assert main(["audit", str(file), str(folder)]) == 1
+    assert capsys.readouterr().out.startswith("PROOF: model.gguf: 1 proof and ")
     code = main(["audit", str(file), str(folder), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert code == 1 and said["original"] == "original"
@@ -111,7 +113,8 @@ def test_the_text_names_the_original_and_a_clean_pair_exits_0(
 ) -> None:
     file, folder = write(make("qwen3", 4), tmp_path)
     assert main(["audit", str(file), str(folder)]) == 0
-    assert "beside its original original: 35 equal" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("NOTHING FOUND: ") and "beside its original original: 35 equal" in said
 
 
 def _pickles(folder: Path) -> None:

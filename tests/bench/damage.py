@@ -72,10 +72,10 @@ def measure(name: str, side: Side, original: Side, text: Corpus, budget: int) ->
     whole, weights = bills["original"].whole or 0.0, quantised_weights(side)
     print(f"\n{original.model.file.path.name} as {name}: KL {whole:.4g} nats a token on {text.halves(512)[0].n_token} "
           f"tokens, {len(truth)} tensors; recipe for {budget} bytes")
-    print(f"{'bill':<24}{'rank':>7}{'total/whole':>13}{'held-out KL before':>20}{'after':>9}{'seconds':>9}")
+    print(f"{'bill':<24}{'rank':>7}{'total/whole':>13}{'held-out KL before':>20}{'after':>11}{'seconds':>9}")
     for bill, found in bills.items():
         told = with_recipe(found, side, original, weights, text.halves(512)[1], DamageOptions(budget=budget))
-        after = f"{told.measured.before:>20.4g}{told.measured.after:>9.4g}" if told.measured else f"{'-':>20}{'-':>9}"
+        after = f"{told.measured.before:>20.4g}{told.measured.after:>11.4g}" if told.measured else f"{'-':>20}{'-':>11}"
         print(f"{bill:<24}{rank(of_layers(found), truth):>7.3f}{found.total / whole:>13.2f}{after}"
               f"{seconds[bill]:>9.0f}", flush=True)
     print(f"{'relative weight error':<24}{rank(weight_error(side, original, truth), truth):>7.3f}", flush=True)

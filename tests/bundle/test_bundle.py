@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.bundle import tables
 from core.bundle.csv_table import csv_text
 from core.bundle.reader import read_bundle
 from core.system.errors import FileError
 from core.system.json_text import to_plain
-from core.trace import stats
 from core.trace.hints import find_hints
 from core.trace.values_file import open_values
 from tests.support.bundles import TABLES, contents, rows, save, spiking
@@ -51,7 +51,7 @@ def test_std_and_l2_of_any_size_come_back_to_the_last_bit():
     m2 = rng.random(20000) * 10.0 ** rng.integers(-60, 60, 20000)
     n = rng.integers(2, 20000, 20000)
     std = np.sqrt(m2 / (n - 1))
-    assert (np.sqrt(stats._squares(std, n) / (n - 1)) == std).all()
+    assert (np.sqrt(tables._squares(std, n) / (n - 1)) == std).all()
 
 
 def test_a_verdicts_numbers_stand_as_python_writes_them_and_a_bundles_shortest():

@@ -20,7 +20,7 @@ from core.bundle.reader import read_bundle
 from core.bundle.writer import validate_csv, write_wide_csv
 from core.model.stages import GRID_STAGES, SCOPES
 from core.system.atomic_file import new_file
-from core.system.atomic_folder import check_out
+from core.system.atomic_folder import check_out, new_folder
 from core.system.errors import OutputError, UsageError
 from core.trace.hints import find_hints
 from core.trace.record import NextToken, Token
@@ -289,6 +289,17 @@ def test_a_full_disk_leaves_nothing_behind_and_the_old_bundle_as_it_was(tmp_path
         assert len(read_bundle(out).tokens) == 3 and [p.name for p in out.parent.iterdir()] == ["a"]
     else:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_by_the_name_that_was_asked_for_though_a_folder_within_met_it(tmp_path, monkeypatch):
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "manifest_text", full)
+    with pytest.raises(OutputError) as told, new_folder(tmp_path / "verdict", force=False) as part:
+        save(spiking(), part / "trace")
+    assert str(told.value).startswith(f"{tmp_path / 'verdict'} could not be written: No space left")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):

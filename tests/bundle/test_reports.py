@@ -16,12 +16,13 @@ from apr_tui.cli.main import main
 from core import session
 from core.audit.audit_file import Audit
 from core.audit.finding import Finding, Strength
-from core.bundle.junit import refuse_foreign, write_junit
+from core.bundle.junit import validate_junit, write_junit
 from core.bundle.trace_page import MOST_BYTES
+from core.bundle.writer import validate_csv
 from core.model.stages import GRID_STAGES
 from core.proof.check_result import Check
 from core.proof.verdict import Bisection, Comparison, LayerBisection, PatchResult, Verdict
-from core.system.errors import FileError, UsageError
+from core.system.errors import FileError, OutputError, UsageError
 from core.trace.measures import Difference, LocalError, State
 from tests.support.bundles import rows, save, spiking
 from tests.support.traces import cells_of, trace_of, values
@@ -157,8 +158,13 @@ def test_junit_fails_where_a_bug_is_and_is_in_error_where_nothing_is_proved(tmp_
 def test_a_report_that_cannot_be_one_is_refused_before_the_work(make, tmp_path):
     make(tmp_path / "j.xml")
     for force in (False, True):
-        with pytest.raises(UsageError, match="no regular file"):
-            refuse_foreign(tmp_path / "j.xml", force)
+        for validate in (validate_junit, *(() if make is not os.mkdir else (validate_csv,))):  # a grid may go to a pipe
+            with pytest.raises(UsageError, match=r"no regular file|is a folder"):
+                validate(tmp_path / "j.xml", force)
+    for validate in (validate_junit, validate_csv):
+        with pytest.raises(OutputError, match="could not be written"):
+            validate(tmp_path / "nowhere" / "j.xml", False)
+    assert [p.name for p in tmp_path.iterdir()] == ["j.xml"]
 
 
 def test_junit_leaves_a_file_of_somebody_else_alone(tmp_path, capsys):

@@ -547,7 +547,9 @@ def test_a_signal_in_the_middle_exits_130_and_leaves_nothing(number, tmp_path):
     while "generating" not in said and process.poll() is None:
         said += process.stderr.readline()
     time.sleep(0.1)
-    process.send_signal(number)
+    while process.poll() is None:  # an impatient hand; timeout sends two
+        process.send_signal(number)
+        time.sleep(0.01)
     printed, rest = process.communicate(timeout=60)
     assert process.returncode == 130, said + rest
     assert "Traceback" not in rest and "interrupted" in rest and printed == ""

@@ -16,10 +16,11 @@ from gguf import GGUFReader
 
 from apr_tui.cli.main import main
 from core.damage.corpus import read_corpus
-from core.damage.few_tensors import Shifts, choices
+from core.damage.few_tensors import Shifts, choices, shifts_of
 from core.damage.logits import hidden_states, logits, untapped
 from core.damage.run_kl import ChunkStore
 from core.formats.open_model import open_model
+from core.system.cancel import never
 from core.trace.run import open_side
 from tests.support.small_models import write_model
 
@@ -171,6 +172,18 @@ def test_the_best_few_tensors_are_found_by_exchange_where_the_first_misleads():
     found = list(choices(few, 2))
     assert found[0] == ("most",) and set(found[1]) == {"left", "right"} and few.left(found[1]) < 1e-12
     assert few.left(()) == pytest.approx(float((np.exp(log_a) * (log_a - log_b)).sum()))
+
+
+def test_the_moves_of_all_tensors_lead_from_b_to_a(pair):
+    a, b = (open_side(open_model(Path(path)), "cpu", threads=1) for path in pair)
+    tokens = read_corpus(None, a.tokenizer, 16, 16).chunks[0]
+    y_a, y_b = (logits(s, hidden_states([s], tokens, untapped(1), never)[0][-1:], never)[0] for s in (a, b))
+    found = shifts_of(a, b, tokens, y_a, y_b, never)
+    assert len(found.moves) == sum(len(w.shape) == 2 for w in b.model.file.weights.values())
+    y_K = found.log_b + sum(found.moves.values())
+    there = y_K - np.logaddexp.reduce(y_K)
+    assert np.abs(there - found.log_a).max() < 0.1 * np.abs(found.log_a - found.log_b).max()
+    assert found.left(list(found.moves)) < 0.02 * found.left(())
 
 
 def test_another_vocabulary_is_not_compared(tmp_path, pair, capsys):

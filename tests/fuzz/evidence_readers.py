@@ -35,7 +35,7 @@ from core.trace.hints import find_hints
 from core.trace.measures import Difference, LocalError, State
 from core.trace.record import Trace
 from core.trace.request import RunOptions
-from core.trace.stats import Factors, Massive
+from core.trace.stats import Factors, Massive, peaks_of
 from tests.fuzz.reader import Make, Reader
 from tests.support.bundles import save
 from tests.support.traces import cells_of, trace_of, values
@@ -49,8 +49,8 @@ def _trace() -> Trace:
     x = values(2, n_layer=1, width=8)
     x[0, "qkv"][1, 4] = np.nan
     cells = cells_of(x, 2)
-    cells[PLACE] = replace(cells[PLACE], top=((4, 0, 150.5),), massive=Massive(0.05, ((0, 4, 150.5),)),
-                           factors=Factors(0, 4, 12.5, 12.0, -0.75))
+    cells[PLACE] = replace(cells[PLACE], peaks=peaks_of(
+        ((4, 0, 150.5),), Massive(0.05, ((0, 4, 150.5),)), Factors(0, 4, 12.5, 12.0, -0.75)))
     kept = {PLACE: x[PLACE], (0, "ffn_out"): torch.from_numpy(x[0, "ffn_out"]).bfloat16()}
     return trace_of(cells, 2, generated="4", values=kept)
 
@@ -170,7 +170,7 @@ EVIDENCE: dict[str, Reader] = {
        for name in ("judged.json", "manifest.json")[:2 if kind == "check" else 1]},
     **{f"cost {name}": Reader(_cost(name), _open_cost) for name in ("damage.json", "report.txt", "manifest.json")},
     **{f"kl {name}": Reader(_state(name), _read_state) for name in ("0.f64", "state-of-kl")},
-    "junit": Reader(lambda folder: _junit(folder / "j.xml"), lambda p: junit.refuse_foreign(p, force=False)),
+    "junit": Reader(lambda folder: _junit(folder / "j.xml"), lambda p: junit.validate_junit(p, force=False)),
     "kept digest": Reader(_cached("d", "d.json", '{"stamp": [1, 2, 3], "digest": "blake2b:00"}'), _read_digest),
     "kept rungs": Reader(_cached("d", "l.jsonl", '["1.qkv", 0.5]\n' * 3), read_ladder),
     "kept kernels": Reader(_cached("kernels", "x.sha256", "0" * 64), _is_whole, each_run=300),

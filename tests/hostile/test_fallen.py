@@ -12,6 +12,7 @@ from core.sources.imports.open_trace import import_trace
 from core.system.errors import FileError
 from core.train.log import rewind
 from tests.fuzz.readers import READERS
+from tests.fuzz.runner import fuzz
 
 
 def test_an_npy_of_a_type_that_is_none(tmp_path):
@@ -39,7 +40,7 @@ def test_a_saved_cost_that_is_no_utf_8(tmp_path):
 
 def test_a_log_with_a_number_beyond_a_float_is_not_rewritten(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"step": 0, "train_loss": 1e999}\n')
-    with pytest.raises(FileError, match="no run writes"):
+    with pytest.raises(FileError, match="beyond every float"):
         rewind(tmp_path, 1)
 
 
@@ -54,3 +55,13 @@ def test_a_debugger_s_shape_without_its_comma(tmp_path):
     path.write_text(path.read_text().replace("[1, 2, 8]", "[1, 2 8]"))
     with pytest.raises(FileError, match="a shape"):
         reader.read(path)
+
+
+@pytest.mark.parametrize("name, index", [
+    ("original model.safetensors", 312),  # all of a tensor but a row has changed
+    ("bundle tokens.csv", 269),           # a deviation whose square is beyond every float
+    ("bundle manifest.json", 4741),       # 1e999
+    ("cost damage.json", 2610)])          # half a surrogate pair
+def test_a_mutant_that_fell_ends_in_a_sentence(name, index, tmp_path):
+    tally = fuzz(name, range(index, index + 1), 0, tmp_path)
+    assert not tally.failed, tally.examples

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +14,11 @@ import pytest
 import torch
 
 from core.kernels.cpu import build
-from core.kernels.cpu.bindings import correlate, decode_fused, measure_fused, multiply_fused
+from core.kernels.cpu.bindings import correlate, decode_fused, measure_fused, multiply_experts_fused, multiply_fused
 from core.kernels.cpu.build import Absent, Library, library, load
 from core.kernels.cpu.instruction_sets import usable_levels
 from core.model import matmul
-from core.model.matmul import Ask
+from core.model.matmul import Ask, expert_weight
 from core.quant import activations
 from core.quant.activations import q8_kind
 from core.quant.dequantize import decode_weight
@@ -25,13 +27,14 @@ from core.quant.weight import Weight
 from core.system.errors import Cancelled
 from core.system.paths import cache_folder
 from core.trace import taps
-from core.trace.stats import ROW
+from core.trace.stats import MASSIVE_MULTIPLE, MASSIVE_SIZE, PEAKS, ROW, TokenStats
 from tests.quant.test_decode import assert_same_bits, judge
 from tests.quant.test_decode import random_weight as random_bytes
 from tests.support.random_weights import FLOAT32_NMSE, SCALES, random_weight, random_x
 from tests.support.traces import UNROUNDED
 
 HALF_ROUNDING = 2.0**-7  # of a product rounded to bfloat16 (2^-9), where cancellation left little of the sum more
+LARGE = (MASSIVE_SIZE, MASSIVE_MULTIPLE)
 USABLE = [v.name for v in usable_levels()]
 EACH_RUN = (USABLE[0], "avx2", "plain")  # compiling takes ten seconds of a processor a level
 LEVELS = [pytest.param(name, marks=() if name in EACH_RUN else pytest.mark.slow) for name in USABLE]
@@ -49,6 +52,17 @@ def kernels(level: str = "") -> Library:
 
 def product(weight: Weight, x: torch.Tensor, level: str = "") -> torch.Tensor:
     return multiply_fused(kernels(level), weight, x, lambda: None)
+
+
+def with_threads(*counts: int) -> Iterator[int]:
+    """Each of these thread counts in turn; then the usual one."""
+    usual = torch.get_num_threads()
+    try:
+        for n in counts:
+            torch.set_num_threads(n)
+            yield n
+    finally:
+        torch.set_num_threads(usual)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -93,16 +107,24 @@ def test_a_product_of_activations_as_ggml_rounds_them_is_float64_s(quant: str, l
 @pytest.mark.parametrize("kind", ["q8_k", "q8_0", "bf16"])
 def test_a_rounded_product_s_bits_do_not_depend_on_company_or_threads(kind: str) -> None:
     weight, x = random_weight("Q4_K", 77, 2048), random_x(40, 2048)
-    usual = torch.get_num_threads()
     together = multiply_fused(kernels(), weight, x, lambda: None, kind)
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for first, last in ((0, 1), (3, 5), (7, 40)):
-                alone = multiply_fused(kernels(), weight, x[first:last], lambda: None, kind)
-                assert same_bits(alone, together[first:last]), (threads, first, last)
-    finally:
-        torch.set_num_threads(usual)
+    for threads in with_threads(1, 2, 3):
+        for first, last in ((0, 1), (3, 5), (7, 40)):
+            alone = multiply_fused(kernels(), weight, x[first:last], lambda: None, kind)
+            assert same_bits(alone, together[first:last]), (threads, first, last)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("quant", "kind"), [("Q4_K", "f32"), ("Q4_K", "q8_k"), ("Q5_0", "q8_0"), ("F16", "bf16")])
+def test_experts_together_have_the_bits_of_each_alone(quant: str, kind: str, level: str) -> None:
+    n_expert, rows, cols = 5, 600, 256
+    weight, x = random_weight(quant, n_expert * rows, cols), random_x(21, cols)
+    weight = replace(weight, shape=(n_expert, rows, cols))
+    experts = torch.tensor([4, 0, 2, 4, 4, 0, 0] + [4] * 14)  # 1 and 3 are nobody's, 2 is one row's
+    got = [multiply_experts_fused(kernels(level), weight, x, experts, lambda: None, kind) for _ in with_threads(1, 3)]
+    for e in experts.unique().tolist():
+        alone = multiply_fused(kernels(level), expert_weight(weight, e), x[experts == e], lambda: None, kind)
+        assert all(same_bits(each[experts == e], alone) for each in got), e
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -316,8 +338,8 @@ def values(tokens: int, width: int, kind: str) -> torch.Tensor:
 
 
 def measured(x: torch.Tensor) -> tuple[dict[str, np.ndarray], list]:
-    [(table, index, top)] = measure_fused(kernels(), [x], ROW)
-    return {name: table[name][index] for name in ROW.names}, list(top)
+    rows, peaks = measure_fused(kernels(), [x], [[]], ROW, PEAKS, LARGE)
+    return {name: rows[name][0] for name in ROW.names}, list(TokenStats(x.shape[1], 0, rows, 0, peaks).top)
 
 
 @pytest.mark.parametrize("kind", ["random", "far from zero", "bad", "zeros"])
@@ -335,7 +357,7 @@ def test_compiled_statistics_are_torch_s(tokens: int, width: int, kind: str) -> 
 
 def test_rows_of_other_columns_are_refused() -> None:
     with pytest.raises(AssertionError, match="other columns"):
-        measure_fused(kernels(), [random_x(2, 8)], np.dtype([*ROW.descr, ("more", np.float64)]))
+        measure_fused(kernels(), [random_x(2, 8)], [[]], np.dtype([*ROW.descr, ("more", np.float64)]), PEAKS, LARGE)
 
 
 @pytest.mark.parametrize("kind", ["random", "bad"])
@@ -374,9 +396,10 @@ def test_compiled_massive_values_are_torch_s(seed: int, monkeypatch: pytest.Monk
     peaks = taps._top_channels(x)
     if not peaks:
         pytest.skip("nothing finite")
-    got = taps._massive(x, 3, abs(peaks[0][2]))
+    alone, together = taps._massive(x, abs(peaks[0][2])), taps.measure(x, 3)
     monkeypatch.setattr(taps, "library", lambda: Absent("for a test"))
-    assert got == taps._massive(x, 3, abs(peaks[0][2]))
+    assert alone == taps._massive(x, abs(peaks[0][2]))
+    assert together.massive == taps.measure(x, 3).massive and together.top == taps.measure(x, 3).top
 
 
 def test_products_asked_from_several_threads_at_once_are_right() -> None:

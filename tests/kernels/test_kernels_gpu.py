@@ -25,7 +25,7 @@ from core.system.cancel import never
 from core.trace import taps
 from core.trace.events import no_emit
 from core.trace.run import Side, _decode, continue_greedily, open_side, run_traced
-from core.trace.stats import ROW
+from core.trace.stats import PEAKS, ROW, TokenStats
 from tests.support.random_weights import FLOAT32_NMSE, random_weight, random_x
 from tests.support.small_models import IDS, write_model
 
@@ -175,11 +175,12 @@ def test_statistics_of_many_tensors_in_one_launch_are_those_of_each(at_once, mon
     wide[2, 9], wide[2, 12] = -5.0, 5.0  # a tie: the lowest channel
     tensors = [wide, random_x(4, 64) * 300, torch.zeros(4, 2049)]
     measured = gpu_statistics.launch_statistics([x.to(HERE) for x in tensors]).cpu().numpy()
-    for x, found in zip(tensors, gpu_statistics.read_statistics(measured, 3, ROW), strict=True):
-        stats = taps.finish(x, 0, *found, None)
+    table, peaks = gpu_statistics.read_statistics(measured, 3, ROW, PEAKS)
+    for i, x in enumerate(tensors):
+        stats = TokenStats(x.shape[1], 0, table, i, peaks)
         for name, want in taps._moments(x).items():
             np.testing.assert_allclose(stats.rows[name], want, **EXACT, err_msg=name)
-        assert list(found[2]) == taps._top_channels(x)
+        assert list(stats.top) == taps._top_channels(x)
 
 
 @pytest.fixture(scope="module", params=["Q8_0", pytest.param("Q4_K", marks=GPU), pytest.param("F16", marks=GPU)])

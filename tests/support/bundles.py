@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from core.bundle.writer import write_bundle
 from core.trace.hints import find_hints
-from core.trace.stats import Factors, Massive
+from core.trace.stats import Factors, Massive, peaks_of
 from tests.support.traces import cells_of, trace_of, values
 
 TABLES = ("stats.csv", "grid-std.csv", "tokens.csv", "findings.json", "report.txt", "report.md", "report.html")
@@ -21,8 +21,8 @@ def spiking(n_token=7, **more):
     x[6, "qkv"][0, :] = math.inf
     cells = cells_of(x, n_token)
     cells[3, "ffn_swigl"] = replace(
-        cells[3, "ffn_swigl"], top=((4, 0, 150.5), (9, 0, -80.25)), massive=Massive(0.05, ((0, 4, 150.5),)),
-        factors=Factors(0, 4, 12.5, 12.0, -0.75))
+        cells[3, "ffn_swigl"], peaks=peaks_of(
+            ((4, 0, 150.5), (9, 0, -80.25)), Massive(0.05, ((0, 4, 150.5),)), Factors(0, 4, 12.5, 12.0, -0.75)))
     return trace_of(cells, n_token, **more)
 
 

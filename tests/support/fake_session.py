@@ -39,7 +39,7 @@ from core.trace.look_inside import LayerView, histogram
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
-from core.trace.stats import Factors
+from core.trace.stats import Factors, peaks_of
 from tests.support.traces import FACTS, cells_of, values
 
 SCREENS = Path(__file__).parents[1] / "golden" / "screens"
@@ -61,7 +61,7 @@ def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS
         best = np.unravel_index(np.argsort(-np.abs(array), axis=None)[:3], array.shape)
         top = tuple((int(c), int(t), float(array[t, c])) for t, c in zip(*best, strict=True))
         factors = Factors(0, 12, 15.0, 20.0, 0.31) if place == (3, "ffn_swigl") else None
-        cells[place] = replace(cells[place], top=top, factors=factors)
+        cells[place] = replace(cells[place], peaks=peaks_of(top, None, factors, cells[place].first))
     tokens = tuple(Token(100 + i, word) for i, word in enumerate(words))
     top = (NextToken(7, " 4", 11.5), NextToken(8, "4", 9.25))
     known: dict[str, object] = {"top": top, "observed_equals_unobserved": True}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from core.model.stages import USUAL, Place
 from core.trace.record import CaptureContract, NextToken, Token, Trace
-from core.trace.stats import ROW, Cell, ScopeStats, Stats, TokenStats
+from core.trace.stats import ROW, Cell, Massive, ScopeStats, Stats, TokenStats, peaks_of
 
 # Published std of a 7B model, all 7 tokens: ffn_silu, ffn_swigl, ffn_out, output, layer by layer.
 PUBLISHED = """
@@ -34,7 +34,10 @@ def published_cells() -> dict[Place, Cell]:
             for layer, row in enumerate(rows) for stage, std in zip(PUBLISHED_STAGES, row, strict=True)}
 
 
-def token_stats(x_TW: npt.NDArray[np.floating], first: int = 0, **more: object) -> TokenStats:
+def token_stats(
+    x_TW: npt.NDArray[np.floating], first: int = 0, top: Sequence[tuple[int, int, float]] = (),
+    massive: Massive | None = None,
+) -> TokenStats:
     """Measure an array [tokens, width] as the tap does."""
     bad = ~np.isfinite(x_TW)
     n_T = (~bad).sum(1)
@@ -52,7 +55,7 @@ def token_stats(x_TW: npt.NDArray[np.floating], first: int = 0, **more: object) 
     table = np.empty((1, len(x_TW)), ROW)
     for name in ROW.names or ():
         table[name] = columns[name]
-    return TokenStats(x_TW.shape[1], first, table, 0, **more)  # type: ignore[arg-type]
+    return TokenStats(x_TW.shape[1], first, table, 0, peaks_of(top, massive, None, first))
 
 
 def values(n_token: int = 7, n_layer: int = 10, width: int = 64, seed: int = 0) -> dict[Place, npt.NDArray[np.float32]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from apr_tui.render import pair, stage
-from core.bundle.tables import STATS_COLUMNS, TOKENS_COLUMNS, WHOLE
+from core.bundle.tables import STATS_COLUMNS, TOKENS_COLUMNS, WHOLE, token_columns
 from core.trace.metrics import METRICS, RATIO, SIZES, STATS, markdown
-from core.trace.stats import Stats, token_columns
+from core.trace.stats import Stats
 from tests.support.traces import token_stats, values
 
 

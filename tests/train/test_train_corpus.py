@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 
 import numpy as np
@@ -225,6 +226,16 @@ def test_a_shard_of_odd_length_is_refused(tmp_path, raw, says):
     (tmp_path / "a.bin").write_bytes(raw)
     with pytest.raises(FileError, match=says):
         open_shards(tmp_path, 10)
+
+
+def test_a_shard_that_another_program_cuts_ends_the_training_instead_of_feeding_zeros(tmp_path):
+    shards = open_shards(shards_of(tmp_path / "s", range(1, 1000)), 2000)
+    order = make_order(shards, 9, seed=1)
+    assert order.batch(0, 4).all()
+    (path,) = (tmp_path / "s").glob("*.bin")
+    os.truncate(path, 400)  # within a page: no signal tells it
+    with pytest.raises(FileError, match=r"\.bin became shorter"):
+        order.batch(0, 4)
 
 
 def test_a_token_outside_the_vocabulary_and_a_wrong_manifest_are_refused(tmp_path):

@@ -24,6 +24,8 @@ def few_groups(pair: Pair, found: Survey) -> Description | None:
     columns = slice(here[0] * GROUP, min((here[stop - 1] + 1) * GROUP, len(found.columns.aa)))
     x, y = (read_rows(w, row, row + 1)[0, columns].double() for w in (pair.a, pair.b))
     differ = (x != y).nonzero()[:, 0]
+    if not len(differ):  # all but them has changed
+        return None
     if not pair.noise.error or pair.noise.same_type:
         columns = slice(columns.start + int(differ[0]), columns.start + int(differ[-1]) + 1)
         x, y = x[differ[0]:differ[-1] + 1], y[differ[0]:differ[-1] + 1]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.build import TOP_CHANNELS, Library
+from core.kernels.cpu.build import Library
 from core.quant.grids import grid_points
 from core.quant.types import FUSED, QUANTS, row_bytes
 from core.quant.weight import Weight
@@ -17,9 +17,7 @@ from core.system.mapped_file import drop_pages
 
 KINDS = ("f32", "q8_k", "bf16", "q8_0")  # of a product: how x is rounded first, in the order of Compute in rounding.h
 UNKNOWN, NO_GRID = 2, 3  # of multiply and decode: no such type; its grid has not been handed over
-Peak = tuple[int, int, float]  # channel, row, value
-Measured = tuple[Rows, int, tuple[Peak, ...]]  # table and index of TokenStats, the peaks of the 8 largest channels
-OTHER_ROW = 2  # of measure: its rows are of another size
+OTHER_ROW = 2  # of measure: its records are of another size
 CALL_MACS = 1 << 33  # multiplications in one call, 60 ms on two cores: how often a run can be cancelled
 LET_GO_TOKENS = 64  # from here on mapping a weight's pages again is lost beside multiplying by it
 LET_GO_DOWN = 2  # pages of the down projections, a quarter of a file, are dropped for any prompt: 1 % of its time
@@ -27,7 +25,7 @@ LET_GO_DOWN = 2  # pages of the down projections, a quarter of a file, are dropp
 
 def is_fused(weight: Weight, x: Tensor) -> bool:
     """Say whether the kernels serve this product."""
-    return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu" and len(weight.shape) == 2
+    return weight.quant in FUSED and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def multiply_fused(
@@ -52,6 +50,34 @@ def multiply_fused(
         if failed:
             raise MemoryError(f"no memory for {n_token} x {cols} activations")
     if n_token >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
+        drop_pages(weight.data)
+    return out
+
+
+def multiply_experts_fused(
+    kernels: Library, weight: Weight, x: Tensor, experts: Tensor, cancelled: Callable[[], None], kind: str = "f32"
+) -> Tensor:
+    """Return x W_e^T [N, rows] of a weight [E, rows, cols], each row of x by its own expert e: bits of multiply_fused.
+
+    Experts that nobody chose are not read.
+    """
+    (_, rows, cols), x, n_row = weight.shape, x.contiguous(), x.shape[0]
+    at_N = np.argsort(experts.numpy(), kind="stable")
+    ids_E, counts_E = np.unique(experts.numpy(), return_counts=True)
+    from_E = np.append(0, counts_E.cumsum())
+    out = x.new_empty(n_row, rows)
+    assert weight.data.flags.c_contiguous and len(experts) == n_row, weight.name
+    step = max(1, CALL_MACS * len(ids_E) // (rows * cols * max(1, n_row)))
+    for start in range(0, len(ids_E), step):
+        cancelled()
+        ids, ends = ids_E[start:start + step], from_E[start:start + step + 1]
+        failed = _call(
+            kernels, kernels.multiply_experts, weight.quant, KINDS.index(kind), weight.data.ctypes.data, rows, cols,
+            x.data_ptr(), at_N.ctypes.data, ids.ctypes.data, ends.ctypes.data, len(ids), out.data_ptr(),
+            torch.get_num_threads())
+        if failed:
+            raise MemoryError(f"no memory for {n_row} x {cols} activations")
+    if n_row >= LET_GO_TOKENS:
         drop_pages(weight.data)
     return out
 
@@ -86,28 +112,30 @@ def is_measured(x_TW: Tensor) -> bool:
     return x_TW.dtype == torch.float32 and x_TW.is_cpu and x_TW.ndim == 2 and x_TW.numel() > 0
 
 
-def measure_fused(kernels: Library, values: Sequence[Tensor], row: np.dtype[np.void]) -> list[Measured]:
+def measure_fused(
+    kernels: Library, values: Sequence[Tensor], factors: Sequence[Sequence[Tensor]], row: np.dtype[np.void],
+    peak: np.dtype[np.void], massive: tuple[float, float],
+) -> tuple[Rows, Rows]:
     """Take the statistics of values of equally many tokens, in one call: a call costs more than small values do.
 
-    row: the columns of a token, struct Row of statistics.cpp.
+    factors: for each value the two whose product it is, or none. row, peak: struct Row and struct Peaks of
+    statistics.cpp. massive: the size of a massive value, alone and in multiples of the median. Returns rows [stages, T]
+    and peaks [stages].
     """
     values = [x_TW.contiguous() for x_TW in values]
-    table = np.array([(x.data_ptr(), *x.shape) for x in values], np.int64)
+    factors = [[x_TW.contiguous() for x_TW in pair] for pair in factors]
     n_stage, n_token = len(values), values[0].shape[0]
+    addresses = [[y.data_ptr() for y in pair] or (0, 0) for pair in factors]
+    table = np.array([(x.data_ptr(), *x.shape, *pair) for x, pair in zip(values, addresses, strict=True)], np.int64)
     assert (table[:, 1] == n_token).all()
-    rows, room = np.empty((n_stage, n_token), row), np.empty((n_stage, 1 + 3 * TOP_CHANNELS))
+    rows, peaks = np.empty((n_stage, n_token), row), np.zeros(n_stage, peak)
     failed = kernels.measure(
-        table.ctypes.data, n_stage, rows.ctypes.data, row.itemsize, room.ctypes.data, torch.get_num_threads())
-    assert failed != OTHER_ROW, "struct Row of statistics.cpp has other columns"
+        table.ctypes.data, n_stage, rows.ctypes.data, row.itemsize, peaks.ctypes.data, peak.itemsize,
+        *massive, torch.get_num_threads())
+    assert failed != OTHER_ROW, "struct Row or struct Peaks of statistics.cpp has other columns"
     if failed:
         raise MemoryError(f"no memory to measure {sum(x.numel() for x in values)} values")
-    tops: list[list[int]] = room.view(np.int64).tolist()
-    sizes: list[list[float]] = room.tolist()
-    measured = list[Measured]()
-    for index, ((n_top, *top), size) in enumerate(zip(tops, sizes, strict=True)):
-        peaks = zip(top[:n_top], top[TOP_CHANNELS:TOP_CHANNELS + n_top], size[-TOP_CHANNELS:], strict=False)
-        measured.append((rows, index, tuple(peaks)))
-    return measured
+    return rows, peaks
 
 
 def find_massive(

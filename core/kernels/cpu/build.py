@@ -43,6 +43,7 @@ class Library:
     level: Level
     reason: str
     multiply: Callable[..., int]
+    multiply_experts: Callable[..., int]
     decode: Callable[..., int]
     take_grid: Callable[..., int]
     measure: Callable[..., int]
@@ -122,23 +123,24 @@ def load(level: Level, reason: str) -> Library:
         _compile(level, path)
     try:
         shared = ctypes.CDLL(str(path))
-        multiply, measure, ready = shared.multiply, shared.measure, shared.ready
+        multiply, multiply_experts, measure = shared.multiply, shared.multiply_experts, shared.measure
         massive, correlate, decode, take_grid = shared.massive, shared.correlate, shared.decode, shared.take_grid
     except (OSError, AttributeError) as error:
         raise _NoKernel(f"the compiled kernels do not load: {error}") from error
-    if not ready():
+    if not shared.ready():
         raise _NoKernel("the operating system does not let programs use it")
     _guard(shared)
     _keep_freed_memory()
     size, pointer, count, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
     text = ctypes.c_char_p
     multiply.argtypes = (text, count, pointer, size, size, pointer, size, size, pointer, size, count)
+    multiply_experts.argtypes = (text, count, pointer, size, size, *[pointer] * 4, size, pointer, count)
     decode.argtypes = (text, pointer, size, size, pointer, count)
     take_grid.argtypes = (text, pointer, size)
-    measure.argtypes = (pointer, size, pointer, size, pointer, count)
+    measure.argtypes = (pointer, size, pointer, size, pointer, size, real, real, count)
     massive.argtypes = (pointer, size, size, real, real, count, pointer)
     correlate.argtypes = (pointer, pointer, size, size, pointer)
-    return Library(level, reason, multiply, decode, take_grid, measure, massive, correlate)
+    return Library(level, reason, multiply, multiply_experts, decode, take_grid, measure, massive, correlate)
 
 
 def _keep_freed_memory() -> None:

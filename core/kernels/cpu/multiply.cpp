@@ -1,4 +1,4 @@
-// The entry of the products: shares the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
+// The entries of the products: share the rows out among threads, to tiles (AMX and a K-quant) or to float32 dots.
 //
 // A row is one thread's, so the number of threads changes no bit. Not here: which build is loaded (build.py).
 #include "blocks/table.h"
@@ -120,35 +120,88 @@ static std::vector<float> prepare(
 constexpr int MOST_BLOCK = 256;  // values of a block, at most
 constexpr int NO_MEMORY = 1, UNKNOWN = 2, NO_GRID = 3;
 
+// A stored matrix, and how activations are rounded before they meet it.
+struct Matrix {
+    const Layout& layout;
+    const uint8_t* w;
+    long rows, cols;
+    Compute compute;
+
+    long row_bytes() const { return (cols + layout.block - 1) / layout.block * layout.block_bytes; }
+    Matrix part(long first, long n) const { return {layout, w + first * row_bytes(), n, cols, compute}; }
+};
+
+static void multiply_matrix(
+    const Matrix& m, const float* x, long tokens, long x_step, float* out, long out_step, int threads) {
+    const Compute how = m.compute;
+    const long padded = (m.cols + LANES - 1) / LANES * LANES;
+    std::vector<float> copy;
+    if (how == Compute::Q8_K || how == Compute::Q8_0 || (how == Compute::BF16 ? !ROUNDS_HALVES : padded != m.cols)) {
+        copy = prepare(x, tokens, x_step, m.cols, padded, how, tokens < TOKENS ? 1 : threads);
+        x = copy.data(), x_step = padded;
+    }
+    const Job job{m.layout, m.w, m.rows, m.cols, m.row_bytes(), x, tokens, x_step, out, out_step, how == Compute::BF16};
+    multiply_all(job, how, threads);
+}
+
+// Why a type cannot be multiplied yet; 0 where it can.
+static int why_not(const Layout* found) { return !found ? UNKNOWN : found->grid && !found->grid->given ? NO_GRID : 0; }
+
 // out[t][r] = x[t] . w[r]; steps are in values. Returns 0, or why not.
 extern "C" __attribute__((visibility("default"))) int multiply(
     const char* quant, int compute, const uint8_t* w, long rows, long cols, const float* x, long tokens, long x_step,
     float* out, long out_step, int threads) try {
     const Layout* found = find_layout(quant);
-    if (!found) return UNKNOWN;
-    const Layout& layout = *found;
-    if (layout.grid && !layout.grid->given) return NO_GRID;
-    const Compute how = static_cast<Compute>(compute);
-    const long padded = (cols + LANES - 1) / LANES * LANES;
-    std::vector<float> copy;
-    if (how == Compute::Q8_K || how == Compute::Q8_0 || (how == Compute::BF16 ? !ROUNDS_HALVES : padded != cols)) {
-        copy = prepare(x, tokens, x_step, cols, padded, how, tokens < TOKENS ? 1 : threads);
-        x = copy.data(), x_step = padded;
-    }
-    const long row_bytes = (cols + layout.block - 1) / layout.block * layout.block_bytes;
-    const Job job{layout, w, rows, cols, row_bytes, x, tokens, x_step, out, out_step, how == Compute::BF16};
-    multiply_all(job, how, threads);
+    if (const int failed = why_not(found)) return failed;
+    multiply_matrix({*found, w, rows, cols, static_cast<Compute>(compute)}, x, tokens, x_step, out, out_step, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return NO_MEMORY;
+}
+
+// The tokens of one expert, gathered, times rows first .. first + n - 1 of it, and put back in their places.
+static void multiply_gathered(const Matrix& expert, long first, long n, const float* x, const long* at, long tokens,
+                              float* out, long out_step) {
+    const Matrix part = expert.part(first, n);
+    if (tokens == 1)
+        return multiply_matrix(part, x + *at * part.cols, 1, part.cols, out + *at * out_step + first, out_step, 1);
+    static thread_local std::vector<float> some, made;
+    some.resize(static_cast<size_t>(tokens * part.cols)), made.resize(static_cast<size_t>(tokens * n));
+    for (long t = 0; t < tokens; t++) std::copy_n(x + at[t] * part.cols, part.cols, some.data() + t * part.cols);
+    multiply_matrix(part, some.data(), tokens, part.cols, made.data(), n, 1);
+    for (long t = 0; t < tokens; t++) std::copy_n(made.data() + t * n, n, out + at[t] * out_step + first);
+}
+
+// out[at[i]][r] = x[at[i]] . w[e][r] for the rows at[i] of x, from[e] <= i < from[e + 1], of each expert ids[e].
+// Experts are shared out whole, and parts of them where they are few beside the threads: that changes no bit.
+extern "C" __attribute__((visibility("default"))) int multiply_experts(
+    const char* quant, int compute, const uint8_t* w, long rows, long cols, const float* x, const long* at,
+    const long* ids, const long* from, long n, float* out, int threads) {
+    constexpr long TASKS = 4;  // a thread's share, at least
+    constexpr long PART_ROWS = 256;  // each part turns its activations for itself
+    const Layout* found = find_layout(quant);
+    if (const int failed = why_not(found)) return failed;
+    const Matrix all{*found, w, rows, cols, static_cast<Compute>(compute)};
+    const long groups = (rows + PART_ROWS - 1) / PART_ROWS, wanted = (TASKS * threads + n - 1) / n;
+    const long step = (groups + wanted - 1) / wanted * PART_ROWS, parts = (rows + step - 1) / step;
+    std::atomic<bool> failed{false};
+    pool().run(n * parts, threads, [&](long i) {
+        const long e = i / parts, first = i % parts * step;
+        try {
+            multiply_gathered(all.part(ids[e] * rows, rows), first, std::min(step, rows - first), x, at + from[e],
+                              from[e + 1] - from[e], out, rows);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+    });
+    return failed ? NO_MEMORY : 0;
 }
 
 // out[r] = w[r] as float32, rows of cols values; returns 0, or why not.
 extern "C" __attribute__((visibility("default"))) int decode(
     const char* quant, const uint8_t* w, long rows, long cols, float* out, int threads) try {
     const Layout* found = find_layout(quant);
-    if (!found) return UNKNOWN;
-    if (found->grid && !found->grid->given) return NO_GRID;
+    if (const int failed = why_not(found)) return failed;
     const long block = found->block, whole = cols / block * block, rest = cols - whole;
     const long row_bytes = (cols + block - 1) / block * found->block_bytes;
     pool().run(rows, rows * cols <= ALONE_MACS ? 1 : threads, [&](long r) {

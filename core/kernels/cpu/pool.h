@@ -15,11 +15,11 @@ class Pool {
     // Run task(0 .. n-1) on this thread and up to threads - 1 others; returns when all are done. Nobody waits for a
     // thread that has not woken up yet: on a busy machine that takes longer than the work.
     void run(long n, int threads, const std::function<void(long)>& task) {
-        std::lock_guard<std::mutex> one_job(job_);
-        if (threads <= 1 || n <= 1) {
+        if (threads <= 1 || n <= 1) {  // a task may run others so
             for (long i = 0; i < n; i++) task(i);
             return;
         }
+        std::lock_guard<std::mutex> one_job(job_);
         if (owner_ != getpid()) forget();  // a forked child has no threads of its parent's pool
         while (static_cast<int>(crew_.size()) < threads - 1) hire();
         {

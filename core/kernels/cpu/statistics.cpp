@@ -16,12 +16,25 @@ constexpr int32_t NO_SIGN = 0x7fffffff, NOT_FINITE = 0x7f800000;
 constexpr long TASK_VALUES = 1 << 14;   // of the tokens of one task, at least
 constexpr long ALONE_VALUES = 1 << 19;  // fewer values than that are not worth waking a thread for: 0.2 ms
 
-constexpr int TOP = 8;
+constexpr int TOP = 8, FAR = 4;
 
 struct Row {  // of a token: ROW in trace/stats.py
     double mean, m2, least, most, sumsq;
     int64_t nan, inf, zero, peak_channel, nan_channel;
 };
+
+struct Peaks {  // of a stage: PEAKS in trace/stats.py
+    int64_t n, channel[TOP], row[TOP];
+    double value[TOP];
+    int64_t n_far;
+    double median, far[FAR][3];  // row, channel, value
+    int64_t factors, factors_row, factors_channel;
+    double left, right, correlation;
+};
+enum { NONE, GIVEN, NOT_ALL_FINITE };  // of factors: not a product with a peak; told; there, but not told
+
+extern "C" int massive(const float*, long tokens, long width, double least, double multiple, int most, double* room);
+extern "C" int correlate(const float* left, const float* right, long n, long channel, double* room);
 
 // A row with NaN or Inf. The order of the sums is that of take: lane i has values i, i + 16 ... that are finite.
 static Row take_odd(const float* x, long n) {
@@ -160,9 +173,9 @@ struct Stage {
     const float* x;
     long tokens, width;
     long at_once, tasks;  // tokens of a task
+    const float *left, *right;  // whose product it is; null where it is none
     Row* rows;            // [tokens]
-    int64_t* top;         // how many channels are told, [8] those of the largest peaks, [8] their tokens
-    double* peaks;        // [8] the values there
+    Peaks* peaks;
     long first;           // of its channels among those of all stages
     std::atomic<bool> odd{false};
 
@@ -174,33 +187,53 @@ struct Stage {
         if (any_odd) odd = true;
     }
 
-    void tell_top(float* most) {
+    // Tell what stands out; false where memory is lacking.
+    bool tell_peaks(float* most, double least, double multiple) {
+        Peaks& p = *peaks;
         if (odd) find_peaks(x, tokens, width, most);
-        top[0] = find_top(x, tokens, width, most, top + 1, top + 1 + TOP);
-        for (int i = 0; i < top[0]; i++) peaks[i] = x[top[1 + TOP + i] * width + top[1 + i]];
+        p.n = find_top(x, tokens, width, most, p.channel, p.row);
+        for (int i = 0; i < p.n; i++) p.value[i] = x[p.row[i] * width + p.channel[i]];
+        if (p.n && std::fabs(p.value[0]) > least)
+            p.n_far = massive(x, tokens, width, least, multiple, FAR, &p.median);
+        if (p.n && left) tell_factors();
+        return p.n_far >= 0;
+    }
+
+    void tell_factors() {
+        double largest = -1, room[5];
+        for (long t = 0; t < tokens; t++) {
+            const double size = std::max(std::fabs(rows[t].least), std::fabs(rows[t].most));
+            if (std::isfinite(size) && size > largest) largest = size, peaks->factors_row = t;
+        }
+        const long at = peaks->factors_row * width, channel = rows[peaks->factors_row].peak_channel;
+        const bool told = correlate(left + at, right + at, width, channel, room);
+        const double norm = std::sqrt(room[3] * room[4]);
+        peaks->factors = told ? GIVEN : NOT_ALL_FINITE, peaks->factors_channel = channel;
+        peaks->left = room[0], peaks->right = room[1];
+        peaks->correlation = told && norm != 0 ? room[2] / norm : std::numeric_limits<double>::quiet_NaN();
     }
 };
 
-// table: [stages][3] (int64) address of the values, tokens, width. rows: those of each stage, one stage after the other.
-// tops: the top and peaks of each stage. All stages' tokens are shared out at once.
-// Returns 0, 1 where memory is lacking, or 2 where a row of the caller has another size.
+// table: [stages][5] (int64) address of the values, tokens, width, addresses of the factors of a product (else 0).
+// rows: those of each stage, one stage after the other; peaks: of each stage, zeros. least, multiple: of massive values.
+// All stages' tokens are shared out at once.
+// Returns 0, 1 where memory is lacking, or 2 where the caller's records have other sizes.
 extern "C" __attribute__((visibility("default"))) int measure(
-    const int64_t* table, long stages, Row* rows, long row_bytes, double* tops, int threads) {
-    static_assert(sizeof(double) == sizeof(int64_t));
-    if (row_bytes != sizeof(Row)) return 2;
+    const int64_t* table, long stages, Row* rows, long row_bytes, Peaks* peaks, long peaks_bytes, double least,
+    double multiple, int threads) {
+    if (row_bytes != sizeof(Row) || peaks_bytes != sizeof(Peaks)) return 2;
     std::unique_ptr<Stage[]> all(new (std::nothrow) Stage[static_cast<size_t>(stages)]);
     if (!all) return 1;
     long width = 0, tasks = 0, values = 0;
-    for (long i = 0; i < stages; i++, table += 3) {
+    for (long i = 0; i < stages; i++, table += 5) {
         Stage& one = all[i];
         one.x = reinterpret_cast<const float*>(table[0]), one.tokens = table[1], one.width = table[2];
         one.at_once = std::min(8L, (TASK_VALUES + one.width - 1) / one.width);
         one.tasks = (one.tokens + one.at_once - 1) / one.at_once, one.first = width;
-        one.rows = rows;
+        one.left = reinterpret_cast<const float*>(table[3]), one.right = reinterpret_cast<const float*>(table[4]);
+        one.rows = rows, one.peaks = peaks + i;
         width += one.width, tasks += one.tasks, values += one.tokens * one.width, rows += one.tokens;
     }
-    for (long i = 0; i < stages; i++, tops += 1 + 3 * TOP)
-        all[i].top = reinterpret_cast<int64_t*>(tops), all[i].peaks = tops + 1 + 2 * TOP;
     const int crew = static_cast<int>(std::min<long>(values < ALONE_VALUES ? 1 : threads, tasks));
     std::unique_ptr<float[]> most(new (std::nothrow) float[static_cast<size_t>(crew * width)]);
     if (!most) return 1;
@@ -215,6 +248,9 @@ extern "C" __attribute__((visibility("default"))) int measure(
     });
     for (int worker = 1; worker < crew; worker++)
         for (long c = 0; c < width; c++) most[c] = std::max(most[c], most[worker * width + c]);
-    for (long i = 0; i < stages; i++) all[i].tell_top(most.get() + all[i].first);
-    return 0;
+    std::atomic<bool> fine{true};
+    pool().run(stages, crew, [&](long i) {
+        if (!all[i].tell_peaks(most.get() + all[i].first, least, multiple)) fine = false;
+    });
+    return fine ? 0 : 1;
 }

@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels.cpu.bindings import Measured
 from core.kernels.cpu.build import TOP_CHANNELS
-from core.system.arrays import Floats
+from core.system.arrays import Floats, Rows
 
 SEGMENT, CANDIDATES = 2048, 1024
 # A token's row: these, then 8 channels of the largest |x|, of which peak_channel is the first, and their values.
@@ -47,15 +46,21 @@ def launch_statistics(values: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def read_statistics(measured: Floats, n_stage: int, row: np.dtype[np.void]) -> list[Measured]:
+def read_statistics(
+    measured: Floats, n_stage: int, row: np.dtype[np.void], peaks: np.dtype[np.void]
+) -> tuple[Rows, Rows]:
     """Return what measure_fused does of the same values; its sums stand in another order."""
     last = n_stage * 3 * TOP_CHANNELS
     columns = measured[:-last].reshape(n_stage, -1, WIDTH)
     table = np.empty(columns.shape[:2], row)
     for name in row.names or ():
         table[name] = columns[:, :, COLUMNS.index(name)]
-    return [(table, i, tuple((int(channel), int(token), value) for channel, token, value in found if channel >= 0))
-            for i, found in enumerate(measured[-last:].reshape(n_stage, TOP_CHANNELS, 3).tolist())]
+    found, tops = measured[-last:].reshape(n_stage, TOP_CHANNELS, 3), np.zeros(n_stage, peaks)
+    has = found[:, :, 0] >= 0  # those of a stage come first
+    tops["n"] = has.sum(1)
+    for i, name in enumerate(("channel", "row", "value")):
+        tops[name] = np.where(has, found[:, :, i], 0)
+    return table, tops
 
 
 @triton.jit

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from core.system.errors import FileError, UsageError, os_reason
 from core.system.json_text import from_json
 from core.system.limits import DOCUMENT_BYTES
+from core.system.mapped_file import map_file, refuse_cut
 from core.system.regular_file import read_file, refuse_irregular
 
 Tokens = npt.NDArray[np.uint32]
@@ -80,12 +81,13 @@ class Order:
     seed: int
 
     def batch(self, cursor: int, n_window: int) -> Tokens:
-        """Return windows cursor .. cursor + n_window of the endless order, [n_window, seq + 1]."""
+        """Return windows cursor .. cursor + n_window of the endless order, [n_window, seq + 1]; FileError if cut."""
         out = np.empty((n_window, self.seq + 1), np.uint32)
         for row in range(n_window):
             epoch, at = divmod(cursor + row, len(self.windows))
             shard, start = self.windows[permutation(self.seed, epoch, len(self.windows))[at]]
             out[row] = self.shards[shard][start : start + self.seq + 1]
+        refuse_cut()  # what is gone reads as zeros, which are tokens
         return out
 
 
@@ -161,7 +163,7 @@ def _map(path: Path) -> Tokens:
         size = path.stat().st_size
         if not size or size % 4:
             raise FileError(f"{path} has {size} bytes; whole u32 tokens of 4 bytes were needed. Make the shard again.")
-        return np.asarray(np.memmap(path, "<u4", mode="r"))
+        return map_file(path).view("<u4")
     except (OSError, ValueError) as error:
         why = os_reason(error)
         raise FileError(f"{path} could not be opened: {why}. Check the path and its permissions.") from error
