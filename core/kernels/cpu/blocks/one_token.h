@@ -29,7 +29,7 @@ template <class Block, int DIGITS>
     const float* scale = job.scale;
     const uint8_t* soon = job.soon;
     const long n = job.n, of_scale = job.of_scale;
-    GroupSums<1, 1, DIGITS> sums;
+    GroupSums<1, DIGITS> sums;
     Vec part = {}, all = load<Vec>(job.y);
     Ints most = *job.most;
     const auto take_size = [&](Vec v) {
@@ -44,12 +44,12 @@ template <class Block, int DIGITS>
             Vec least = {};
             if constexpr (Block::LEAST) least = less;
             if (at == 0) take_size(by), take_size(least);  // a block's scales are finite together
-            if (at % GROUP == 0) sums.begin(x, 0);
+            if (at % GROUP == 0) sums.begin(x);
             const Wide u = q + Block::BIAS;
             constexpr Fit FIT = fit_of(Block::MOST);
-            dot_quads<1, 1, DIGITS, 0, 4, FIT>(&u, Block::BIAS, x + 3 + at % GROUP / 4 * DIGITS, 0, sums.of);
+            dot_quads<DIGITS, 4, FIT>(&u, Block::BIAS, x + 3 + at % GROUP / 4 * DIGITS, sums.of[0]);
             if (at % GROUP + 16 < GROUP) return;
-            sums.template end<Block::LEAST>(by, least, x, 0, &part);
+            sums.template end<Block::LEAST>(by, least, x, &part);
             x += WORDS;
             const bool is_last = Block::VALUES == MOST_OF_SCALE ? at + 16 == Block::VALUES
                                                                 : (k + at + 16) % MOST_OF_SCALE == 0;

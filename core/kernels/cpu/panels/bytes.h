@@ -16,10 +16,8 @@ constexpr Fit fit_of(int most) { return most <= 15 ? Fit::EIGHT : most <= 63 ? F
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool VNNI = true, THREE_DIGITS = true;  // faster than float32 products
-constexpr bool HALVES = true;
 #else
 constexpr bool VNNI = false, THREE_DIGITS = false;
-constexpr bool HALVES = false;
 #endif
 
 #if defined(__AVX512VNNI__)
@@ -51,100 +49,83 @@ static inline Ints size_of(Ints q) { return (Ints)_mm256_abs_epi8((__m256i)q); }
 static inline Ints with_sign(Ints x, Ints q) { return (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)q); }
 #endif
 
-// Sums of u * x (of q * x, u less bias, where they are SIGNED) over quads FROM .. TO - 1 of a group, of the bytes of N
-// tokens from `first` of T on, added to `sum` [digit][token].
-template <int T, int N, int DIGITS, int FROM, int TO, Fit FIT>
-static inline void dot_quads(const void* four, int bias, const int32_t* x, int first, Ints* sum) {
+// Sums of u * x (of q * x, u less bias, where they are SIGNED) over QUADS times four bytes of VL rows, of N bytes of
+// tokens, added to `sum`.
+template <int N, int QUADS, Fit FIT>
+static inline void dot_quads(const void* four, int bias, const int32_t* x, Ints* sum) {
     const auto quad = [&](int q) { return load<Ints>(static_cast<const char*>(four) + q * sizeof(Ints)); };
-    const auto at = [&](int q, int i) { return (q * DIGITS + i / std::max(1, N)) * T + first + i % std::max(1, N); };
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
     (void)bias;
 #pragma GCC unroll 8
-    for (int q = FROM; q < TO; q++) {
+    for (int q = 0; q < QUADS; q++) {
         const Ints u = quad(q);
 #pragma GCC unroll 24
-        for (int i = 0; i < DIGITS * N; i++) sum[i] = dot_four(sum[i], u, x[at(q, i)]);
+        for (int i = 0; i < N; i++) sum[i] = dot_four(sum[i], u, x[q * N + i]);
     }
 #else
-    constexpr int STEP_QUADS = std::min(TO - FROM, static_cast<int>(FIT));
+    constexpr int STEP_QUADS = std::min(QUADS, static_cast<int>(FIT));
     const RowSigned off = RowSigned{} + static_cast<int8_t>(bias);
 #pragma GCC unroll 8
-    for (int from = FROM; from < TO; from += STEP_QUADS) {
-        Whole16 two[DIGITS * N];
+    for (int from = 0; from < QUADS; from += STEP_QUADS) {
+        Whole16 two[N];
 #pragma GCC unroll 8
         for (int q = from; q < from + STEP_QUADS; q++) {
             const Ints u = quad(q), signed_q = reinterpret_cast<Ints>(reinterpret_cast<RowSigned>(u) - off);
             const Ints size = FIT == Fit::SIGNED ? size_of(signed_q) : u;
 #pragma GCC unroll 24
-            for (int i = 0; i < DIGITS * N; i++) {
-                const Ints each = all_of(x[at(q, i)]);
+            for (int i = 0; i < N; i++) {
+                const Ints each = all_of(x[q * N + i]);
                 const Whole16 now = dot_two(size, FIT == Fit::SIGNED ? with_sign(each, signed_q) : each);
                 two[i] = q == from ? now : add_two(two[i], now);
             }
         }
-        for (int i = 0; i < DIGITS * N; i++) sum[i] += add_pairs(two[i]);
+        for (int i = 0; i < N; i++) sum[i] += add_pairs(two[i]);
     }
 #endif
 }
 
-// Sums of one group and N tokens, from token `first` of T of them on.
-template <int T, int N, int DIGITS>
+// Sums of one group, of T tokens; x: the group's words.
+template <int T, int DIGITS>
 struct GroupSums {
-    Ints of[std::max(1, DIGITS * N)];  // [digit][token]
+    Ints of[DIGITS][T];
 
-    void begin(const int32_t* x, int first) {
-#pragma GCC unroll 24
-        for (int i = 0; i < DIGITS * N; i++) of[i] = Ints{};
+    void begin(const int32_t* x) {
 #pragma GCC unroll 8
-        for (int t = 0; t < N; t++) {
-            if (DIGITS == 3) of[t] = all_of(x[first + t]);
-            of[(DIGITS - 1) * N + t] = all_of(x[T + first + t]);
+        for (int t = 0; t < T; t++) {
+            if constexpr (DIGITS == 3) of[0][t] = all_of(x[t]), of[1][t] = Ints{};
+            of[DIGITS - 1][t] = all_of(x[T + t]);
         }
     }
 
     // part += scale * (its sum) - least * total, for each token.
     template <bool LEAST>
-    void end(Vec by, Vec least, const int32_t* x, int first, Vec* part) const {
+    void end(Vec by, Vec least, const int32_t* x, Vec* part) const {
 #pragma GCC unroll 8
-        for (int t = 0; t < N; t++) {
-            Vec s = __builtin_convertvector(of[(DIGITS - 1) * N + t], Vec);
+        for (int t = 0; t < T; t++) {
+            Vec s = __builtin_convertvector(of[DIGITS - 1][t], Vec);
             if constexpr (DIGITS == 3)
-                s = fused(__builtin_convertvector((of[t] << 8) + of[N + t], Vec), all_of(256.0f), s);
-            Vec all = fused(by, s, part[first + t]);
+                s = fused(__builtin_convertvector((of[0][t] << 8) + of[1][t], Vec), all_of(256.0f), s);
+            part[t] = fused(by, s, part[t]);
             float total;
-            memcpy(&total, x + 2 * T + first + t, 4);
-            if (LEAST) all = fused_less(least, all_of(total), all);
-            part[first + t] = all;
+            memcpy(&total, x + 2 * T + t, 4);
+            if (LEAST) part[t] = fused_less(least, all_of(total), part[t]);
         }
     }
 };
 
 // T tokens times a panel: `groups` groups from x's stream on, `of_scale` of them to a scale of x. y: [T][VL].
-// Half of the tokens' sums are brought to an end while the other half's are made: a processor looks only some sixty
-// instructions ahead.
 template <int T, int DIGITS, int GROUP, bool LEAST, Fit FIT>
 static void dot_panel(
     const Panel& w, int bias, const int32_t* x, const float* scale, long groups, long of_scale, float* y) {
-    constexpr int QUADS = GROUP / 4, A = HALVES ? (T + 1) / 2 : T, B = T - A, SOON = B ? 2 : QUADS;
-    constexpr int WORDS = T * (3 + QUADS * DIGITS);
+    constexpr int QUADS = GROUP / 4;
     for (long g = 0; g < groups; scale += T) {
-        Vec part[T] = {}, by = {}, least = {};
-        GroupSums<T, A, DIGITS> a;
-        GroupSums<T, B, DIGITS> b = {};
-        const int32_t* before = x;
-        for (const long end = std::min(groups, g + of_scale); g < end; g++, before = x, x += WORDS) {
-            const auto* four = w.four + g * QUADS;
-            const int32_t* each = x + 3 * T;
-            a.begin(x, 0);
-            dot_quads<T, A, DIGITS, 0, SOON, FIT>(four, bias, each, 0, a.of);
-            if (B) b.template end<LEAST>(by, least, before, A, part);
-            by = load<Vec>(w.scale[g]), least = load<Vec>(w.least[g]);
-            dot_quads<T, A, DIGITS, SOON, QUADS, FIT>(four, bias, each, 0, a.of);
-            if (B) b.begin(x, A), dot_quads<T, B, DIGITS, 0, SOON, FIT>(four, bias, each, A, b.of);
-            a.template end<LEAST>(by, least, x, 0, part);
-            if (B) dot_quads<T, B, DIGITS, SOON, QUADS, FIT>(four, bias, each, A, b.of);
+        Vec part[T] = {};
+        for (const long end = std::min(groups, g + of_scale); g < end; g++, x += T * (3 + QUADS * DIGITS)) {
+            GroupSums<T, DIGITS> sums;
+            sums.begin(x);
+            dot_quads<DIGITS * T, QUADS, FIT>(w.four + g * QUADS, bias, x + 3 * T, sums.of[0]);
+            sums.template end<LEAST>(load<Vec>(w.scale[g]), load<Vec>(w.least[g]), x, part);
         }
-        if (B) b.template end<LEAST>(by, least, before, A, part);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             const Vec all = fused(part[t], all_of(scale[t]), load<Vec>(y + t * VL));
