@@ -1,4 +1,4 @@
-// One token times VL rows, as each() reads them: weights are multiplied where they were unpacked, sums stay in registers.
+// One token times VL rows, as each() reads them: weights are multiplied where they were unpacked, in registers.
 //
 // No panel is made. The sums and their order are those of dot_panel (panels/bytes.h), so the bits are too.
 // Not here: rows left over, and types that are read row by row (products.h makes panels of them).
