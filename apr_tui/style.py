@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cache
 
@@ -235,7 +236,6 @@ def changed(before: Sequence[Span], after: Sequence[Span], y: int, width: int) -
 
 
 def _head(word: str, width: int) -> str:
-    for i in range(len(word), 0, -1):
-        if cell_len(word[:i]) <= width:
-            return word[:i]
-    return word[:1]
+    """The longest beginning that fits, one character at least; halved towards, for a word may have thousands."""
+    fits = bisect_right(range(len(word) + 1), width, key=lambda i: cell_len(word[:i]))
+    return word[:max(1, fits - 1)]

@@ -135,9 +135,8 @@ def _interrupted() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if not _INTERRUPTS or now - _INTERRUPTS[-1] > AGAIN_S:
-        _INTERRUPTS.append(now)
+    _INTERRUPTS.append(time.monotonic())
+    if len(_INTERRUPTS) == 1 or _INTERRUPTS[-1] - _INTERRUPTS[-2] > AGAIN_S:
         raise KeyboardInterrupt
 
 

@@ -29,6 +29,7 @@ class CheckView:
         self.errors: Mapping[Place, LocalError] = {}
         self.unjudged: frozenset[Place] = frozenset()
         self.check: Check | None = None
+        self._judged_bad: frozenset[Place] = frozenset()  # of a judged check: for a weight or an overflow too
         self._n_layer = 0
 
     @property
@@ -54,6 +55,7 @@ class CheckView:
     def set_result(self, check: Check) -> None:
         """Take the judged check."""
         self.check = check
+        self._judged_bad = frozenset(check.bad)
         self._take(check.errors, check.trace.cells)
         self._n_layer = max(check.trace.facts.n_layer or 0, check.trace.n_layer)
 
@@ -72,11 +74,11 @@ class CheckView:
     def mark(self, place: Place) -> str:
         """Bad by core's own rule; not measured where no token could be judged; absent where there is no such stage."""
         error = self.errors.get(place)
-        if error is None and place in self._by_itself():
+        if error is None and place in self._judged_bad:
             return BAD
         if error is None:
             return UNKNOWN if self.check is None or place in self.unjudged else ABSENT
-        return BAD if error.is_bad or place in self._by_itself() else OK
+        return BAD if error.is_bad or place in self._judged_bad else OK
 
     def cell(self, row: int, column: str) -> tuple[str, str]:
         """Text and mark of a cell of the grid."""
@@ -94,11 +96,7 @@ class CheckView:
     def bad(self) -> list[Place]:
         """The bad places in order of computation, the whole model's among them: what n and p step through."""
         found = {place for place, error in self.errors.items() if error.is_bad}
-        return sorted(found | self._by_itself(), key=place_order)
-
-    def _by_itself(self) -> set[Place]:
-        """Places that a judged check calls bad for their weights, or an overflow."""
-        return set(self.check.bad) if self.check else set()
+        return sorted(found | self._judged_bad, key=place_order)
 
     def next_metric(self) -> str:
         """The metric after the present one."""

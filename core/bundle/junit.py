@@ -93,8 +93,9 @@ def _case(suite: xml.Element, name: str, kind: str, message: str, text: str = ""
 
 
 def _check_places(check: Check) -> Iterable[tuple[str, str, str]]:
-    for place in sorted(check.errors.keys() | set(check.bad), key=place_order):
-        bad = place in check.bad
+    every_bad = set(check.bad)
+    for place in sorted(check.errors.keys() | every_bad, key=place_order):
+        bad = place in every_bad
         yield place_text(place), "failure" if bad else "", "; ".join(check.reasons_at(place)) if bad else ""
     for place in check.lost:
         yield place_text(place), "skipped", "no token of its inputs is finite"

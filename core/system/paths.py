@@ -76,7 +76,8 @@ def _folder(variable: str, usual: Callable[[str], str]) -> Path | None:
 
 def _stranger(folder: Path) -> str:
     """Say which folder on the way lets somebody else in; "" where none does. Our own one is closed where it is open."""
-    for path in (folder.resolve(), *folder.resolve().parents):
+    own = folder.resolve()
+    for path in (own, *own.parents):
         try:
             found = os.lstat(path)
             if path.name == APP and stat.S_ISDIR(found.st_mode) and _may_close(found):
@@ -88,7 +89,7 @@ def _stranger(folder: Path) -> str:
             return f"{path} cannot be looked at: {error.strerror}"
         if found.st_uid not in (0, os.getuid()):
             return f"{path} belongs to another user"
-        is_last = path == folder.resolve()
+        is_last = path == own
         if is_last and not _is_ours(found):
             return f"{path} is not ours alone to write"
         if not is_last and _lets_others_in(found):

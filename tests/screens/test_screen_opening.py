@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textual.widgets import Input
 
+from apr_tui import style
 from apr_tui.render.pair import verdict_rows
 from apr_tui.style import spans_width
 from tests.support.fake_session import FakeSession, console, file_error, pair, text_of, until
@@ -99,3 +100,11 @@ def test_the_headline_wraps_and_loses_nothing():
         text = " ".join(" ".join(part for part, _ in row) for row in rows)
         assert all(spans_width(row) <= width for row in rows)
         assert {"H2", "5.ffn_out", "side", "B", "125000", "floor"} <= set(text.split())
+
+
+def test_a_word_of_thousands_of_characters_is_broken_without_measuring_each_beginning(monkeypatch):
+    measured, own = [], style.cell_len
+    monkeypatch.setattr(style, "cell_len", lambda text: measured.append(text) or own(text))
+    lines = style.wrap("e" * 4000 + "漢" * 500, 80)
+    assert "".join(lines) == "e" * 4000 + "漢" * 500 and all(own(line) == 80 for line in lines[:-1])
+    assert len(measured) < 20 * len(lines), len(measured)

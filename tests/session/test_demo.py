@@ -34,6 +34,12 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return files.write_demo(tmp_path_factory.mktemp("demo"))
 
 
+@pytest.fixture
+def built_once(monkeypatch) -> None:
+    """The model that is written is the one built before: for tests of the writing."""
+    monkeypatch.setattr(files, "demo_model", built)
+
+
 @pytest.fixture(scope="module")
 def stages(pair) -> dict:
     """Every stage's values, from the written file's bytes, read by gguf-py."""
@@ -43,9 +49,12 @@ def stages(pair) -> dict:
     return reference_forward(values, open_tokenizer(model).encode(PROMPT))
 
 
+built = cache(demo_model)
+
+
 @cache
 def clean() -> ModelFile:
-    model = demo_model()
+    model = built()
     return replace(model, keys={**model.keys, "apr.rope_type": 2})
 
 
@@ -167,7 +176,7 @@ def test_transpose_leaves_the_transposed_matrix():
     assert np.linalg.norm(after - before) > np.linalg.norm(before)
 
 
-def test_a_planted_apr_says_so_and_its_gguf_stays_clean(tmp_path, pair):
+def test_a_planted_apr_says_so_and_its_gguf_stays_clean(tmp_path, pair, built_once):
     gguf_path, apr_path = files.write_demo(tmp_path, "scale64@5.ffn_out")
     assert gguf_path.read_bytes() == pair[0].read_bytes()
     planted = open_model(apr_path)
@@ -178,10 +187,10 @@ def test_a_planted_apr_says_so_and_its_gguf_stays_clean(tmp_path, pair):
     assert changed == ["blk.5.ffn_down.weight"]
 
 
-def test_rope_pairing_is_in_the_metadata_alone(tmp_path, pair):
-    planted = open_model(files.write_demo(tmp_path, "rope-pairing")[1])
-    assert (read_arch(open_model(pair[1])).rope.pairing, read_arch(planted).rope.pairing) == ("halves", "adjacent")
-    assert all(np.array_equal(w.data, open_model(pair[1]).weights[n].data) for n, w in planted.weights.items())
+def test_rope_pairing_is_in_the_metadata_alone(tmp_path, pair, built_once):
+    planted, good = open_model(files.write_demo(tmp_path, "rope-pairing")[1]), open_model(pair[1])
+    assert (read_arch(good).rope.pairing, read_arch(planted).rope.pairing) == ("halves", "adjacent")
+    assert all(np.array_equal(w.data, good.weights[n].data) for n, w in planted.weights.items())
 
 
 @pytest.mark.parametrize("fault", [
@@ -189,7 +198,7 @@ def test_rope_pairing_is_in_the_metadata_alone(tmp_path, pair):
     "rope-pairing@3", "rope-pairing@3.qkv", "scale64@28.ffn_out", "scale64@-1.ffn_out", "scale64@².ffn_out",
     "scale64@.qkv",
 ])
-def test_any_other_fault_is_refused_before_a_file_is_written(fault, tmp_path):
+def test_any_other_fault_is_refused_before_a_file_is_written(fault, tmp_path, built_once):
     with pytest.raises(UsageError, match=r"there is no such fault|is not a layer"):
         files.write_demo(tmp_path / "out", fault)
     assert not (tmp_path / "out").exists()
@@ -204,7 +213,7 @@ def test_the_refusal_shows_the_table():
 # --- the kept pair ---------------------------------------------------------------------------------------------------
 
 
-def test_the_pair_is_built_once_and_again_where_it_is_broken(tmp_path, monkeypatch, pair):
+def test_the_pair_is_built_once_and_again_where_it_is_broken(tmp_path, monkeypatch, pair, built_once):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = files.ensure_demo()
     assert first[0].parent == files.demo_folder() and first[0].is_relative_to(tmp_path)
@@ -216,7 +225,7 @@ def test_the_pair_is_built_once_and_again_where_it_is_broken(tmp_path, monkeypat
     assert [p.name for p in first[0].parent.parent.iterdir()] == [files.demo_folder().name]  # nothing left beside it
 
 
-def test_building_the_pair_again_keeps_what_else_lies_in_its_folder(tmp_path, monkeypatch):
+def test_building_the_pair_again_keeps_what_else_lies_in_its_folder(tmp_path, monkeypatch, built_once):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     files.demo_folder().mkdir(parents=True)
     (files.demo_folder() / "notes.txt").write_text("mine")
@@ -224,7 +233,7 @@ def test_building_the_pair_again_keeps_what_else_lies_in_its_folder(tmp_path, mo
     assert (files.demo_folder() / "notes.txt").read_text() == "mine"
 
 
-def test_a_cache_that_cannot_be_written_gives_a_temporary_pair(tmp_path, monkeypatch, pair):
+def test_a_cache_that_cannot_be_written_gives_a_temporary_pair(tmp_path, monkeypatch, pair, built_once):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "spare").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -233,7 +242,7 @@ def test_a_cache_that_cannot_be_written_gives_a_temporary_pair(tmp_path, monkeyp
     assert made[0].is_relative_to(tmp_path / "spare") and made[0].read_bytes() == pair[0].read_bytes()
 
 
-def test_files_that_exist_are_kept_unless_forced(tmp_path, pair):
+def test_files_that_exist_are_kept_unless_forced(tmp_path, pair, built_once):
     (tmp_path / "demo.apr").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         files.write_demo(tmp_path)
@@ -241,7 +250,7 @@ def test_files_that_exist_are_kept_unless_forced(tmp_path, pair):
     assert files.write_demo(tmp_path, force=True)[1].read_bytes() == pair[1].read_bytes()
 
 
-def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path, built_once):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="could not be made"):
         files.write_demo(tmp_path / "file" / "out")

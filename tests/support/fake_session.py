@@ -1,5 +1,5 @@
-"""A session that gives traces made of small arrays, and ways to drive a screen and read it as text. No model, no
-torch.
+"""A session that gives traces made of small arrays, and ways to drive a screen and read it as text. No model; torch
+where something of it is asked for alone: a process of the console's tests starts in a third of the time without.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from apr_tui import recent, style
 from apr_tui.app import Console
@@ -27,7 +27,6 @@ from apr_tui.screens import check as check_screen
 from apr_tui.screens import compare as compare_screen
 from apr_tui.screens import trace as trace_screen
 from core.audit.audit_file import Audit
-from core.audit.spread import Spread
 from core.damage.result import Damage
 from core.model.stages import place_order
 from core.proof.verdict import Comparison, Verdict
@@ -35,7 +34,6 @@ from core.system.errors import Cancelled, FileError
 from core.system.progress import Phase
 from core.trace.events import CellMeasured, Start
 from core.trace.hints import find_hints
-from core.trace.look_inside import LayerView, histogram
 from core.trace.measures import Difference, SideName, State
 from core.trace.record import NextToken, Token, Trace
 from core.trace.request import Prompt, RunOptions, Source
@@ -50,6 +48,12 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # a file's text that would steer a terminal
 
 def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS, **more: object) -> Trace:
     """A trace whose layer 3 has one massive value of token 0 in ffn_swigl, carried on by the residual."""
+    made = _spiky(n_layer, seed, words)
+    return replace(made, **({"cells": dict(made.cells)} | more))
+
+
+@cache  # measuring it takes longer than many a test
+def _spiky(n_layer: int, seed: int, words: tuple[str, ...]) -> Trace:
     arrays = values(len(words), n_layer, WIDTH, seed)
     if n_layer > 3:
         arrays[3, "ffn_swigl"][0, 12] = 300.0
@@ -64,10 +68,9 @@ def spiky_trace(n_layer: int = 28, seed: int = 0, words: tuple[str, ...] = WORDS
         cells[place] = replace(cells[place], peaks=peaks_of(top, None, factors, cells[place].first))
     tokens = tuple(Token(100 + i, word) for i, word in enumerate(words))
     top = (NextToken(7, " 4", 11.5), NextToken(8, "4", 9.25))
-    known: dict[str, object] = {"top": top, "observed_equals_unobserved": True}
     facts = replace(FACTS, n_layer=n_layer)
     ordered = dict(sorted(cells.items(), key=lambda cell: place_order(cell[0])))
-    return Trace("tiny.gguf", facts, tokens, ordered, **(known | more))
+    return Trace("tiny.gguf", facts, tokens, ordered, top=top, observed_equals_unobserved=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,10 @@ class FakeSession:
 
     def layer_view(self, source, prompt, layer, *, emit, cancelled):
         """Two heads, each token at itself or at the first; one value far out."""
+        import torch
+
+        from core.trace.look_inside import LayerView, histogram
+
         self.calls.append(("layer_view", layer))
         eye, first = np.eye(7, dtype=np.float32), np.zeros((7, 7), np.float32)
         first[:, 0] = 1
@@ -177,6 +184,8 @@ class FakeSession:
 
     def weight_spread(self, model, name):
         """A level in the middle of its siblings'."""
+        from core.audit.spread import Spread
+
         return Spread(0.031, 0.012, 0.03, 0.044, 27, 0.2, tuple((i, 0.012 + 0.001 * i) for i in range(28)))
 
     def damage(self, source, *, emit, cancelled):
