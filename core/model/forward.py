@@ -17,7 +17,7 @@ from torch import Tensor
 from core.model.experts import experts
 from core.model.layers import RECURRENT, FeedForward, Layer
 from core.model.mixers import MIXERS
-from core.model.model import Cache, Model, Resume, Steps, Tap, linear
+from core.model.model import Cache, Model, Resume, Steps, Tap, linear, linears
 from core.model.ops import activate, gated
 
 
@@ -97,7 +97,11 @@ def feed_forward(
 ) -> Steps:
     """down(act(gate x) * up x), or down(act(up x)) without a gate; stage and tensor: around the names of its parts."""
     i, name = layer.index, layer.prefix + "ffn_"
-    if f.gate == "split":
+    if f.gate == "split" and len(x_TD) == 1:  # of one token the halves of a joined product are whole tensors
+        both_TF = yield from linears(model, [f"{name}gate{tensor}", f"{name}up{tensor}"], x_TD)
+        gate_TF, up_TF = both_TF.chunk(2, -1)
+        gate_TF, up_TF = tap(i, stage + "gate", gate_TF), tap(i, stage + "up", up_TF)
+    elif f.gate == "split":
         gate_TF = tap(i, stage + "gate", (yield from linear(model, f"{name}gate{tensor}", x_TD)))
         up_TF = tap(i, stage + "up", (yield from linear(model, f"{name}up{tensor}", x_TD)))
     else:

@@ -6,13 +6,14 @@ an earlier one has just tapped (the float64 replay does). It neither measures no
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from core.model.matmul import Ask, multiply
+from core.model.matmul import Ask, multiply, multiply_joined
 from core.model.model import Product, Steps
 from core.system.cancel import IsCancelled, never
 from core.system.errors import Cancelled
@@ -111,10 +112,13 @@ def _round(runs: Sequence[ForwardRun], check: Callable[[], None]) -> None:
 def _answer(runs: Sequence[ForwardRun], products: Sequence[Product], check: Callable[[], None]) -> list[Tensor]:
     """The products by one weight that these runs wait for, each in the type of what is multiplied."""
     runs[0].settle()
+    first = products[0]
     asks = [Ask(ask.x, run.compute, run.plain, ask.experts) for run, ask in zip(runs, products, strict=True)]
-    made = multiply(products[0].weight, asks, check, products[0].resident)
+    made = (multiply_joined((first.weight, *first.more), asks, check, first.resident) if first.more
+            else multiply(first.weight, asks, check, first.resident))
     return [y if y.dtype == ask.x.dtype else y.to(ask.x.dtype) for y, ask in zip(made, products, strict=True)]
 
 
 def _shares(a: Product, b: Product) -> bool:
-    return a.weight is b.weight and a.x.device == b.x.device
+    same = len(a.more) == len(b.more) and all(map(operator.is_, (a.weight, *a.more), (b.weight, *b.more)))
+    return same and a.x.device == b.x.device

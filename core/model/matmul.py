@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.cpu.bindings import is_fused, multiply_experts_fused, multiply_fused
+from core.kernels.cpu.bindings import is_fused, multiply_experts_fused, multiply_fused, multiply_joined_fused
 from core.kernels.cpu.build import Absent, Library, library
 from core.kernels.cpu.decoding import decode_rows
 from core.kernels.gpu.planes import LAYOUTS
@@ -92,6 +92,20 @@ def multiply(
         same = {i: product for i, product in enumerate(products) if product.path == path}
         made |= zip(same, _multiply_alike(weight, list(same.values()), cancelled, resident), strict=True)
     return [made[i] for i in range(len(asks))]
+
+
+def multiply_joined(
+    weights: Sequence[Weight], asks: Sequence[Ask], cancelled: Callable[[], None], resident: Resident | None = None
+) -> list[Tensor]:
+    """Return the products by several matrices side by side [T, all rows], to the bits that each has alone."""
+    paths = {_path(weight, ask, resident) for weight in weights for ask in asks}
+    takes_x = set(ROUNDED_INSIDE) if any(ask.compute != "f32" for ask in asks) else {"f32", *ROUNDED_INSIDE}
+    kernels = library() if len(paths) == 1 and paths <= takes_x else None
+    if not isinstance(kernels, Library):
+        each = [multiply(weight, asks, cancelled, resident) for weight in weights]
+        return [torch.cat(parts, -1) for parts in zip(*each, strict=True)]
+    y = multiply_joined_fused(kernels, weights, _joined([ask.x for ask in asks]), cancelled, paths.pop())
+    return [y] if len(asks) == 1 else list(torch.split(y, [len(ask.x) for ask in asks]))
 
 
 def expert_weight(weight: Weight, expert: int) -> Weight:

@@ -31,13 +31,14 @@ class Product:
     """A request: x [T, cols] times the weight's transpose; resident: where the weight may be on the device already.
 
     experts: of a weight [E, rows, cols], which of them each row of x [N, cols] meets; runs in lockstep ask
-    for one weight at once, whatever experts they chose.
+    for one weight at once, whatever experts they chose. more: weights whose products with x stand beside the first's.
     """
 
     weight: Weight
     x: Tensor
     resident: Resident | None = None
     experts: Tensor | None = None
+    more: tuple[Weight, ...] = ()
 
 
 Steps = Generator[Product, Tensor, Tensor]
@@ -184,3 +185,22 @@ def linear(model: Model, name: str, x: Tensor, experts: Tensor | None = None) ->
     if bias is None:
         return y
     return y + (bias if experts is None else bias[experts])
+
+
+def linears(model: Model, names: Sequence[str], x: Tensor) -> Steps:
+    """Do what linear does by each name, and return the products side by side [T, all rows]: on the CPU one request.
+
+    Each has a request of its own on a GPU, and where a gradient passes: who takes it reads one weight at a time.
+    """
+    if model.resident is not None or torch.is_grad_enabled() or len(names) == 1:
+        parts = []
+        for name in names:
+            parts.append((yield from linear(model, name, x)))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    first, *more = (model.file.weight(name + ".weight") for name in names)
+    y = yield Product(first, x, more=tuple(more))
+    biases = [model.vector(name + ".bias") for name in names]
+    if not any(bias is not None for bias in biases):
+        return y
+    each = zip(y.split_with_sizes([weight.shape[0] for weight in (first, *more)], -1), biases, strict=True)
+    return torch.cat([part if bias is None else part + bias for part, bias in each], -1)

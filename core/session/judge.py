@@ -40,24 +40,24 @@ def compare(
     cancelled: IsCancelled = never,
 ) -> Comparison:
     """Judge B against A; its events carry side A or B. No prompt: the tokens of a bundle, or else the default."""
-    from core.proof.judge_pair import judge, judge_saved
-    from core.proof.measure_pair import CompareOptions
-
-    ask = CompareOptions(options.scope, options.threshold, emit, cancelled, options.keep_values)
     saved = [open_saved(s) if is_bundle(s.path) else None for s in (a, b)]
     if any(saved) or a.scheme or b.scheme:
+        from core.proof.judge_pair import judge_saved
+        from core.proof.measure_pair import CompareOptions
         from core.session.external import compare_sources
 
+        ask = CompareOptions(options.scope, options.threshold, emit, cancelled, options.keep_values)
         judged = compare_sources(a, b, prompt, (saved[0], saved[1]), ask)
-        if judged is not None:
-            return judged
-    if any(saved):
-        return judge_saved(*_beside_bundle(a, b, saved, prompt, ask.emit, cancelled), ask)
+        if judged is not None or any(saved):
+            return judged or judge_saved(*_beside_bundle(a, b, saved, prompt, emit, cancelled), ask)
     opened = open_both(a, b)
     files = compare_files(*opened, emit, cancelled)
     side_a, side_b, trace_a, trace_b = open_pair(a, b, opened, prompt, emit)
-    if options.identify:
-        ask = replace(ask, emit=identifying(emit, trace_a.identity, trace_b.identity))
+    from core.proof.judge_pair import judge  # which imports torch: open_pair does, while a prompt is encoded
+    from core.proof.measure_pair import CompareOptions
+
+    told = identifying(emit, trace_a.identity, trace_b.identity) if options.identify else emit
+    ask = CompareOptions(options.scope, options.threshold, told, cancelled, options.keep_values)
     return replace(judge(side_a, side_b, trace_a, trace_b, ask), files=files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core.audit.file_pair import file_diff, is_same_key
@@ -10,7 +11,9 @@ from core.session.prepare import (
     OpenedModel,
     empty_trace,
     encode,
+    encode_while_loading,
     identify,
+    load_torch,
     make_side,
     prepare_opened,
     refuse_scheme,
@@ -50,7 +53,7 @@ def open_pair(
         refuse_scheme(source)
     left = resolve(files[0])
     right = left if files[0] is files[1] else resolve(files[1])
-    tokens_a, tokens_b = _tokens(left, right, prompt or Prompt())
+    tokens_a, tokens_b = _tokens(left, right, prompt or Prompt(), lambda: load_torch(a.device, emit))
     emit(Start(n_layer=left.arch.n_layer, tokens=tokens_a))
     model_a = prepare_opened(left, tokens_a, a, emit)
     side_a = make_side(model_a, a, emit)
@@ -59,13 +62,15 @@ def open_pair(
     return side_a, side_b, empty_trace(side_a, model_a), empty_trace(side_b, model_b)
 
 
-def _tokens(a: OpenedModel, b: OpenedModel, prompt: Prompt) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+def _tokens(
+    a: OpenedModel, b: OpenedModel, prompt: Prompt, load: Callable[[], object]
+) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
     """Encode the prompt by each file; where one has no usable tokenizer, it takes the other's tokens.
 
-    Files of one tokenizer encode it once.
+    Files of one tokenizer encode it once, beside load(), which the next step would do.
     """
     if all(is_same_key(a.file, b.file, key) for key in {*a.file.keys, *b.file.keys} if key.startswith(TOKENIZER)):
-        tokens = encode(a, prompt)
+        tokens, _ = encode_while_loading(a, prompt, load)
         validate_tokens(b, [t.id for t in tokens])
         return tokens, tokens
     encoded: list[tuple[Token, ...] | None] = []

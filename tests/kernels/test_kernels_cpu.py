@@ -127,6 +127,20 @@ def test_experts_together_have_the_bits_of_each_alone(quant: str, kind: str, lev
         assert all(same_bits(each[experts == e], alone) for each in got), e
 
 
+@pytest.mark.parametrize("compute", ["f32", "q8", "bf16", "f16"])
+def test_products_side_by_side_have_the_bits_of_each_alone(compute: str) -> None:
+    kernels()
+    shapes = (("Q4_K", 77), ("Q6_K", 40), ("Q4_K", 64), ("Q5_0", 3))
+    weights = [random_weight(quant, rows, 512, seed) for seed, (quant, rows) in enumerate(shapes)]
+    for some in (weights[:3], weights):  # of one kind under q8, of two
+        asks = [Ask(random_x(n, 512, n), compute, plain) for n, plain in ((3, False), (1, False), (2, True))]
+        for part in (asks[:1], asks[:2], asks):
+            together = matmul.multiply_joined(some, part, lambda: None)
+            alone = [matmul.multiply(weight, part, lambda: None) for weight in some]
+            for i, y in enumerate(together):
+                assert same_bits(y, torch.cat([products[i] for products in alone], -1)), (i, len(some), len(part))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["q8_k", "q8_0", "bf16"])
 @pytest.mark.parametrize("level", LEVELS)

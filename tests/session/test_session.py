@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from core import session
+from core.audit.file_pair import is_same_key
+from core.formats.model_file import LazyArray
 from core.model.arch import read_arch
 from core.model.stages import GRID_STAGES, USUAL, place_order
 from core.proof.verdict import Bisection
-from core.session import prepare
+from core.session import pair, prepare
 from core.system import gpus
 from core.system.cancel import never
 from core.system.errors import Cancelled, DeviceError, FileError, NotComparableError, UsageError
@@ -28,6 +30,7 @@ from tests.support.small_models import IDS, write_model
 from tests.support.traces import trace_of
 
 PROMPT = session.Prompt(tokens=IDS)
+TOKENS = "tokenizer.ggml.tokens"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,21 @@ def source(path) -> session.Source:
 @pytest.fixture(scope="module")
 def traced(source):
     return session.trace(source, PROMPT)
+
+
+def test_files_of_a_pair_are_opened_once_and_one_tokenizer_encodes_once(path, tmp_path, monkeypatch):
+    other = write_model(tmp_path / "b.gguf", tokenizer="bpe", seed=5, keys={"qwen2.context_length": 32})
+    calls = []
+    for home, name in ((prepare, "open_model"), (pair, "encode_while_loading")):
+        real = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    a, b = (session.Source(p, device="cpu") for p in (path, other))
+    opened = pair.open_both(a, b)
+    assert pair.compare_files(*opened, no_emit) and is_same_key(opened[0].file, opened[1].file, TOKENS)
+    traces = pair.open_pair(a, b, opened, session.Prompt("hello"), no_emit)[2:]
+    assert calls == ["open_model", "open_model", "encode_while_loading"] and traces[0].tokens == traces[1].tokens
+    shorter = replace(opened[1].file, keys=opened[1].file.keys | {TOKENS: LazyArray("STRING", 1, lambda: ["x"])})
+    assert not is_same_key(opened[0].file, shorter, TOKENS)
 
 
 def test_a_trace_has_every_stage_of_every_layer_and_says_how_it_was_taken(traced):

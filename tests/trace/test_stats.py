@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_groups_of_nothing_merge_to_nothing():
 
 def test_a_published_scope_is_given_as_it_was_published():
     said = Stats(std=1.25)
-    cell = token_stats(np.ones((2, 3)), published={"all": said})
+    cell = replace(token_stats(np.ones((2, 3))), published={"all": said})
     assert cell.at("all") is said
     assert cell.at("last").std == 0.0
 

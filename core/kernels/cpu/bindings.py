@@ -36,21 +36,31 @@ def multiply_fused(
     kind: of KINDS. q8_k and q8_0 round x as ggml does (blocks of 256, of 32); bf16 rounds x, the weights and the
     product.
     """
-    (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
+    return multiply_joined_fused(kernels, (weight,), x, cancelled, kind)
+
+
+def multiply_joined_fused(
+    kernels: Library, weights: Sequence[Weight], x: Tensor, cancelled: Callable[[], None], kind: str = "f32"
+) -> Tensor:
+    """Return the products by several weights side by side [T, all rows], to the bits of multiply_fused."""
     x, n_token = x.contiguous(), x.shape[0]  # len() of a tensor takes a hundredth of a small product
-    out = x.new_empty(n_token, rows)
-    assert weight.data.size >= rows * size and weight.data.flags.c_contiguous, weight.name
-    step = max(64, CALL_MACS // (cols * max(1, n_token)) // 64 * 64)
-    for start in range(0, rows, step):
-        cancelled()
-        failed = _call(
-            kernels, kernels.multiply, weight.quant, KINDS.index(kind), weight.data.ctypes.data + start * size,
-            min(step, rows - start), cols, x.data_ptr(), n_token, cols, out.data_ptr() + 4 * start, rows,
-            torch.get_num_threads())
-        if failed:
-            raise MemoryError(f"no memory for {n_token} x {cols} activations")
-    if n_token >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
-        drop_pages(weight.data)
+    width = sum([weight.shape[0] for weight in weights])
+    out = x.new_empty(n_token, width)
+    begin, threads, code = out.data_ptr(), torch.get_num_threads(), KINDS.index(kind)
+    for weight in weights:
+        (rows, cols), size = weight.shape, row_bytes(QUANTS[weight.quant], weight.shape[1])
+        assert weight.data.size >= rows * size and weight.data.flags.c_contiguous, weight.name
+        packed, step = weight.data.ctypes.data, max(64, CALL_MACS // (cols * max(1, n_token)) // 64 * 64)
+        for start in range(0, rows, step):
+            cancelled()
+            failed = _call(
+                kernels, kernels.multiply, weight.quant, code, packed + start * size, min(step, rows - start), cols,
+                x.data_ptr(), n_token, cols, begin + 4 * start, width, threads)
+            if failed:
+                raise MemoryError(f"no memory for {n_token} x {cols} activations")
+        begin += 4 * rows
+        if n_token >= (LET_GO_TOKENS if rows >= cols else LET_GO_DOWN):
+            drop_pages(weight.data)
     return out
 
 
@@ -77,7 +87,7 @@ def multiply_experts_fused(
             torch.get_num_threads())
         if failed:
             raise MemoryError(f"no memory for {n_row} x {cols} activations")
-    if n_row >= LET_GO_TOKENS:
+    if n_row >= LET_GO_TOKENS * len(ids_E):
         drop_pages(weight.data)
     return out
 

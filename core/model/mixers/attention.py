@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.model.layers import Attention, Layer, Temperature
-from core.model.model import Cache, Model, Steps, Tap, linear
+from core.model.model import Cache, Model, Steps, Tap, linear, linears
 from core.model.ops import rms_scale
 
 QUERIES = 512  # taken at a time: their scores are kept whole
@@ -98,10 +98,8 @@ def _products(model: Model, a: Attention, name: str, h_TD: Tensor) -> Steps:
     """The products of q, k and v, joined: those that the layer has."""
     if a.joined:
         return (yield from linear(model, name + "attn_qkv", h_TD))
-    parts = []
-    for part in ("attn_q", *(("attn_k",) * a.own_k), *(("attn_v",) * a.own_v)):
-        parts.append((yield from linear(model, name + part, h_TD)))
-    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    parts = ("attn_q", *(("attn_k",) * a.own_k), *(("attn_v",) * a.own_v))
+    return (yield from linears(model, [name + part for part in parts], h_TD))
 
 
 def _heads(a: Attention, qkv_TQ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
