@@ -10,7 +10,7 @@ Shape letters: T tokens, R rows, C columns, D model, V vocabulary, K = LIKELY + 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,6 @@ class Blend:
     others: dict[str, Weight]
     shares: dict[str, Tensor]
     cancelled: IsCancelled
-    draws: int = 1
-
-    def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None:
-        """Charge nothing: slopes are by shares."""
 
     def decode(self, weight: Weight, start: int, stop: int) -> Tensor:
         """Blended rows of a matrix."""
@@ -110,16 +106,22 @@ def _step(weight: Weight) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shifts:
-    """log_a, log_b: the kept log probabilities [K]. moves: of each tensor, what it adds to b's [K]."""
+    """log_a, log_b: the kept log probabilities [K]; top: their tokens. moves: of each tensor, what it adds to log_b."""
 
     log_a: Floats
     log_b: Floats
     moves: dict[str, Floats]
+    top: tuple[int, ...] = ()
 
     def left(self, chosen: Sequence[str]) -> float:
         """KL that A's tensors of these names would leave, in nats."""
         y_K = self.log_b + sum((self.moves[name] for name in chosen), np.zeros_like(self.log_b))
         return float((np.exp(self.log_a) * (self.log_a - y_K + np.logaddexp.reduce(y_K))).sum())
+
+    def about(self, chosen: Sequence[str], y_V: Tensor) -> Shifts:
+        """The same, so that this choice gives the logits that its graft gave."""
+        known_K = kept(y_V.double().log_softmax(-1), torch.tensor(self.top))
+        return replace(self, log_b=known_K - sum(self.moves[name] for name in chosen))
 
 
 def choices(shifts: Shifts, most: int) -> Iterator[tuple[str, ...]]:
@@ -144,7 +146,7 @@ def shifts_of(a: Side, b: Side, tokens: Sequence[int], y_a: Tensor, y_b: Tensor,
     """How every tensor that A has otherwise moves the logits [V] of the last token, by one backward pass for all K."""
     log_a, log_b = (y.double().log_softmax(-1) for y in (y_a, y_b))
     top_K = torch.maximum(log_a, log_b).topk(min(LIKELY, len(log_a) - 1)).indices
-    kept_a, kept_b = _kept(log_a, top_K), _kept(log_b, top_K)
+    kept_a, kept_b = kept(log_a, top_K), kept(log_b, top_K)
     blend, threads = blend_of(a, b, cancelled), torch.get_num_threads()
     if not blend.others:
         return Shifts(kept_a, kept_b, {})
@@ -163,7 +165,7 @@ def shifts_of(a: Side, b: Side, tokens: Sequence[int], y_a: Tensor, y_b: Tensor,
     moves: dict[str, Floats] = {name: slope_K.double().numpy() for name, slope_K in slopes if slope_K is not None}
     head = head_weight(b.model).name
     moves[head] = moves.get(head, 0.0) + own_K.double().numpy()
-    return Shifts(kept_a, kept_b, {n: moves[n] for n in sorted(moves) if moves[n].any()})
+    return Shifts(kept_a, kept_b, {n: moves[n] for n in sorted(moves) if moves[n].any()}, tuple(top_K.tolist()))
 
 
 def _multiply(x_TC: Tensor, weight: Weight, expert: int | None, blend: Blend) -> Tensor:
@@ -181,12 +183,12 @@ def _embedded(value_TD: Tensor, tokens: Sequence[int], blend: Blend) -> Tensor:
     return value_TD.detach() + blend.shares[mine.name] * (its_TD - rows_TD) * blend.b.model.arch.embed_scale
 
 
-def _kept(log_V: Tensor, top_K: Tensor) -> Floats:
+def kept(log_V: Tensor, top_K: Tensor) -> Floats:
     """The likely tokens' log probabilities, then that of all others."""
     others = torch.ones(len(log_V), dtype=torch.bool)
     others[top_K] = False
-    kept: Floats = torch.cat((log_V[top_K], log_V[others].logsumexp(0)[None])).numpy()
-    return kept
+    found: Floats = torch.cat((log_V[top_K], log_V[others].logsumexp(0)[None])).numpy()
+    return found
 
 
 def _directions(last_1D: Tensor, log_V: Tensor, top_K: Tensor, blend: Blend) -> tuple[Tensor, Tensor]:

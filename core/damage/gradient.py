@@ -34,13 +34,18 @@ Multiply = Callable[[Tensor, Weight, int | None], Tensor]  # x [T, C], weight, w
 ErrorSquare = Callable[[Weight, int, int], Tensor]  # weight, first row, end -> [R, C] or one number for GROUP columns
 
 
-class Charged(Protocol):
+class Decoder(Protocol):
+    """What decodes rows of a weight, and may make them others."""
+
+    def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...
+
+
+class Charged(Decoder, Protocol):
     """What a backward pass decodes weights with, and tells the gradient of rows of a weight or of its expert to."""
 
     @property
     def draws(self) -> int: ...  # random directions at each position
     def add(self, weight: Weight, expert: int | None, start: int, grad_RC: Tensor) -> None: ...
-    def decode(self, weight: Weight, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -107,13 +112,13 @@ class _Packed(torch.autograd.Function):
         return dx_TC, None, None, None
 
 
-def rows_of(weight: Weight, expert: int | None, bill: Charged) -> Iterator[tuple[int, Tensor]]:
+def rows_of(weight: Weight, expert: int | None, decoder: Decoder) -> Iterator[tuple[int, Tensor]]:
     """Decode a weight some rows at a time."""
     part = weight if expert is None else expert_weight(weight, expert)
     rows, cols = part.shape
     step = max(1, ROWS_VALUES // cols)
     for start in range(0, rows, step):
-        yield start, bill.decode(part, start, min(start + step, rows))
+        yield start, decoder.decode(part, start, min(start + step, rows))
 
 
 def add_to_bill(model: Model, tokens: Sequence[int], bill: Charged, generator: torch.Generator) -> None:
@@ -227,12 +232,12 @@ def signs(seed: int, like: Tensor) -> Tensor:
 
 
 def head_blocks(
-    model: Model, hidden_TD: Tensor, bill: Charged
+    model: Model, hidden_TD: Tensor, decoder: Decoder
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield the head's rows: the first, the weights [R, D], the logits [T, R], and their slope by the bare product."""
     scale, cap = model.arch.logit_scale, model.arch.logit_cap
     bias = model.vector(model.head + ".bias")
-    for start, w_RD in rows_of(head_weight(model), None, bill):
+    for start, w_RD in rows_of(head_weight(model), None, decoder):
         y_TR = hidden_TD @ w_RD.T
         y_TR = (y_TR if bias is None else y_TR + bias[start:start + len(w_RD)]) * scale
         slope_TR = torch.full_like(y_TR, scale)

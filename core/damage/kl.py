@@ -89,6 +89,11 @@ def compare_logits(y_a: Tensor, y_b: Tensor, following_N: Tensor) -> list[Tensor
                 -q_NV[rows, following_N]]
 
 
+def last_kl(y_a: Tensor, y_b: Tensor) -> float:
+    """KL of B from A, in nats, of one token's logits [1, V]."""
+    return float(compare_logits(y_a, y_b, torch.zeros(1, dtype=torch.long))[0])
+
+
 def noise_floor(a: Side, tokens: Sequence[int], cancelled: IsCancelled) -> float:
     """Mean KL of A against A with noise of float32's rounding put on its embedding: below it nothing is said."""
     generator = torch.Generator().manual_seed(SEED)

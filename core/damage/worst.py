@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from core.damage.exact import first_layer, with_weights
 from core.damage.few_tensors import Shifts, choices, shifts_of
-from core.damage.kl import compare_logits
+from core.damage.graft_search import Grafts, Residuals, keep_residuals, resume_at, search
+from core.damage.kl import last_kl
 from core.damage.logits import hidden_states, logits
 from core.model.layers import Layer
 from core.model.lockstep import run_lockstep
@@ -27,8 +27,8 @@ from core.trace.taps import chain, no_tap, patch
 RECOVERED = 0.9   # of the token's KL
 MOST_TENSORS = 5
 DOUBT = 0.3  # of the KL, that moves of the logits may say too little (0.12 was seen)
+HOPE = 0.05  # of the KL that the moves may lack where a search is worth its grafts
 HEAD: Place = (None, "final_norm")
-Residuals = dict[int, Tensor]  # before each layer [T, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +53,25 @@ def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) ->
     """Why B's last token differs from A's: grafts by halving the layers, then by stage; then tensors."""
     before_a: Residuals = {}
     before_b: Residuals = {}
-    hidden_a, hidden_b = hidden_states((a, b), tokens, [_keep(before_a), _keep(before_b)], cancelled)
+    hidden_a, hidden_b = hidden_states((a, b), tokens, [keep_residuals(before_a), keep_residuals(before_b)], cancelled)
     y_a, y_b = (logits(s, h[-1:], cancelled) for s, h in ((a, hidden_a), (b, hidden_b)))
-    whole = _kl(y_a, y_b)
+    whole = last_kl(y_a, y_b)
     if not whole > 0:
         return Cause(None, None)
 
     def recovered(side: Side, tap: Tap, resume: Resume | None) -> float:
         hidden = hidden_states([side], tokens, [tap], cancelled, resume)[0]
-        return 1 - _kl(y_a, logits(side, hidden[-1:], cancelled)) / whole
+        return 1 - last_kl(y_a, logits(side, hidden[-1:], cancelled)) / whole
 
     def graft(place: Place, value: Tensor) -> float:
         """B with A's value there."""
         if place == HEAD:
-            return 1 - _kl(y_a, logits(b, value[-1:], cancelled)) / whole
+            return 1 - last_kl(y_a, logits(b, value[-1:], cancelled)) / whole
         layer = place[0] or 0
-        after = _resume(b, layer + 1, {layer + 1: value}) if place[1] == "output" else None
+        after = resume_at(b, layer + 1, {layer + 1: value}) if place[1] == "output" else None
         if after is not None:
             return recovered(b, no_tap, after)
-        return recovered(b, patch({place: lambda old: value.to(old)}), _resume(b, layer, before_b))
+        return recovered(b, patch({place: lambda old: value.to(old)}), resume_at(b, layer, before_b))
 
     last = a.model.arch.n_layer - 1
     layer, back = _earliest_layer(last, lambda i: graft((i, "output"), before_a[i + 1]))
@@ -79,26 +79,13 @@ def cause_of(a: Side, b: Side, tokens: Sequence[int], cancelled: IsCancelled) ->
         back = graft(HEAD, hidden_a)
         place: Place | None = HEAD if back >= RECOVERED else None
     else:
-        values = _stages(a, tokens, layer, _resume(a, layer, before_a), cancelled)
+        values = _stages(a, tokens, layer, resume_at(a, layer, before_a), cancelled)
         place, back = _earliest_stage(
             a.model.arch.layers[layer], back, lambda stage: graft((layer, stage), values[stage]))
     shifts = shifts_of(a, b, tokens, y_a[0], y_b[0], cancelled)
-    return Cause(place, None if place is None else back, *_fewest_tensors(shifts, a, b, lambda side, first: recovered(
-        side, no_tap, _resume(b, first, before_b))))
-
-
-def _keep(into: Residuals) -> Tap:
-    """Keep the residual before each layer after the first."""
-    def tap(layer: int | None, stage: str, value: Tensor) -> Tensor:
-        if stage == "output":
-            into[(layer or 0) + 1] = value.clone()
-        return value
-    return tap
-
-
-def _resume(side: Side, layer: int, before: Residuals) -> Resume | None:
-    """Go on before that layer; None: from the tokens, as a planted bug needs."""
-    return None if layer not in before or side.plant or not side.model.arch.can_resume else Resume(layer, before[layer])
+    few = _fewest_tensors(shifts, Grafts(a, b, tokens, y_a, whole, cancelled), lambda side, first: recovered(
+        side, no_tap, resume_at(b, first, before_b)))
+    return Cause(place, None if place is None else back, *few)
 
 
 def _stages(
@@ -115,11 +102,6 @@ def _stages(
     run = side.forward_run(tokens, chain(side.bug(), tap), resume=resume)
     run_lockstep([run], cancelled, enough=lambda: "output" in kept)
     return kept
-
-
-def _kl(y_a: Tensor, y_b: Tensor) -> float:
-    """KL of B from A of one token's logits [1, V]."""
-    return float(compare_logits(y_a, y_b, torch.zeros(1, dtype=torch.long))[0])
 
 
 def _earliest_layer(last: int, graft: Callable[[int], float]) -> tuple[int, float]:
@@ -151,24 +133,29 @@ def _earliest_stage(layer: Layer, back: float, graft: Callable[[str], float]) ->
 
 
 def _fewest_tensors(
-    shifts: Shifts, a: Side, b: Side, recovers: Callable[[Side, int], float]
+    shifts: Shifts, grafts: Grafts, recovers: Callable[[Side, int], float]
 ) -> tuple[tuple[str, ...], float | None]:
     """The smallest choice of A's tensors that brings enough back, and what it does; else the one that brings most.
 
-    A choice is measured where it may bring enough back by its moves, and the last always.
+    A choice is measured where it may bring enough back by its moves, and the last always. Where the last should bring
+    it back, or nearly so, and does not, the moves mislead: grafts are searched.
     """
+    a, b, foretold = grafts.a, grafts.b, 0.0
     best: tuple[tuple[str, ...], float | None] = ((), None)
-    whole = shifts.left(())
     for names in choices(shifts, MOST_TENSORS):
-        if len(names) < MOST_TENSORS and 1 - shifts.left(names) / whole < RECOVERED - DOUBT:
+        foretold = 1 - shifts.left(names) / shifts.left(())
+        if len(names) < MOST_TENSORS and foretold < RECOVERED - DOUBT:
             continue
         first = min(first_layer(name, a.model.arch.n_layer) for name in names)
         back = recovers(with_weights(b, {name: a.model.file.weight(name) for name in names}), first)
         if best[1] is None or back > best[1]:
             best = names, back
         if back >= RECOVERED:
-            break
-    return best
+            return best
+    if foretold < RECOVERED - HOPE:
+        return best
+    again = search(shifts, grafts, MOST_TENSORS, RECOVERED)
+    return again if best[1] is None or again[1] > best[1] else best
 
 
 def text_of(cause: Cause) -> str:
