@@ -8,7 +8,7 @@
 #pragma once
 #include "../panels/bytes.h"
 #include "../dots.h"
-#include "few.h"
+#include "one_token.h"
 #include "layout.h"
 #include "rows.h"
 
@@ -135,8 +135,8 @@ static constexpr Layout blocks(const char* name) {
 #if defined(__AVX2__)
     layout.panel = fill_panel<Block>;
     if constexpr (READS_ROWS<Block>) {
-        layout.one[0] = dot_few<Block, 1, 1>;
-        if constexpr (THREE_DIGITS) layout.one[1] = dot_few<Block, 3, 1>;
+        layout.one[0] = dot_token<Block, 1>;
+        if constexpr (THREE_DIGITS) layout.one[1] = dot_token<Block, 3>;
     }
 #endif
     return layout;

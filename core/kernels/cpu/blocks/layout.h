@@ -13,7 +13,7 @@
 #endif
 
 struct Digits;
-struct Few;
+struct OneToken;
 struct HalfWeights;
 struct Line;
 struct Panel;
@@ -40,7 +40,7 @@ struct Layout {
     bool least = false;
     void (*panel)(const uint8_t* w, long row_bytes, long rows, long n, const uint8_t* soon, long soon_step,
                   Panel& out) = nullptr;
-    void (*one[2])(const Few& few) = {};  // VL rows times one token, of q8 and of f32 (few.h)
+    void (*one[2])(const OneToken& job) = {};  // VL rows times one token, of q8 and of f32 (one_token.h)
     // Of super-blocks of 256, where the processor has AMX: to whole numbers (digits.h), times one token (lines.h), to
     // bfloat16 (halves.h).
     bool (*digits)(const uint8_t* raw, Digits& out, int row) = nullptr;

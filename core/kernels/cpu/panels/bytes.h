@@ -21,12 +21,14 @@ constexpr bool VNNI = false, THREE_DIGITS = false;
 #endif
 
 #if defined(__AVX512VNNI__)
-static inline Ints dot_four(Ints sum, Ints u, Ints x) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)x);
+// x for all lanes, in one instruction; compilers make two of it, for which the processor has too few registers.
+static inline Ints dot_four(Ints sum, Ints u, const int32_t& x) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(u), "m"(x));
+    return sum;
 }
 #elif defined(__AVXVNNI__)
-static inline Ints dot_four(Ints sum, Ints u, Ints x) {
-    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u, (__m256i)x);
+static inline Ints dot_four(Ints sum, Ints u, int32_t x) {
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u, (__m256i)all_of(x));
 }
 #elif defined(__AVX512BW__)
 typedef __m512i Whole16;
@@ -47,9 +49,10 @@ static inline Ints size_of(Ints q) { return (Ints)_mm256_abs_epi8((__m256i)q); }
 static inline Ints with_sign(Ints x, Ints q) { return (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)q); }
 #endif
 
-// A group's sums of u * x (of q * x, u less bias, where they are SIGNED) of N tokens' bytes, added to `sum`.
+// Sums of u * x (of q * x, u less bias, where they are SIGNED) over QUADS times four bytes of VL rows, of N bytes of
+// tokens, added to `sum`.
 template <int N, int QUADS, Fit FIT>
-static inline void dot_group(const void* four, int bias, const int32_t* x, Ints* sum) {
+static inline void dot_quads(const void* four, int bias, const int32_t* x, Ints* sum) {
     const auto quad = [&](int q) { return load<Ints>(static_cast<const char*>(four) + q * sizeof(Ints)); };
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
     (void)bias;
@@ -57,7 +60,7 @@ static inline void dot_group(const void* four, int bias, const int32_t* x, Ints*
     for (int q = 0; q < QUADS; q++) {
         const Ints u = quad(q);
 #pragma GCC unroll 24
-        for (int i = 0; i < N; i++) sum[i] = dot_four(sum[i], u, all_of(x[q * N + i]));
+        for (int i = 0; i < N; i++) sum[i] = dot_four(sum[i], u, x[q * N + i]);
     }
 #else
     constexpr int STEP_QUADS = std::min(QUADS, static_cast<int>(FIT));
@@ -81,32 +84,47 @@ static inline void dot_group(const void* four, int bias, const int32_t* x, Ints*
 #endif
 }
 
+// Sums of one group, of T tokens; x: the group's words.
+template <int T, int DIGITS>
+struct GroupSums {
+    Ints of[DIGITS][T];
+
+    void begin(const int32_t* x) {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) {
+            if constexpr (DIGITS == 3) of[0][t] = all_of(x[t]), of[1][t] = Ints{};
+            of[DIGITS - 1][t] = all_of(x[T + t]);
+        }
+    }
+
+    // part += scale * (its sum) - least * total, for each token.
+    template <bool LEAST>
+    void end(Vec by, Vec least, const int32_t* x, Vec* part) const {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) {
+            Vec s = __builtin_convertvector(of[DIGITS - 1][t], Vec);
+            if constexpr (DIGITS == 3)
+                s = fused(__builtin_convertvector((of[0][t] << 8) + of[1][t], Vec), all_of(256.0f), s);
+            part[t] = fused(by, s, part[t]);
+            float total;
+            memcpy(&total, x + 2 * T + t, 4);
+            if (LEAST) part[t] = fused_less(least, all_of(total), part[t]);
+        }
+    }
+};
+
 // T tokens times a panel: `groups` groups from x's stream on, `of_scale` of them to a scale of x. y: [T][VL].
 template <int T, int DIGITS, int GROUP, bool LEAST, Fit FIT>
 static void dot_panel(
     const Panel& w, int bias, const int32_t* x, const float* scale, long groups, long of_scale, float* y) {
-    constexpr int QUADS = GROUP / 4, LAST = DIGITS - 1;
+    constexpr int QUADS = GROUP / 4;
     for (long g = 0; g < groups; scale += T) {
         Vec part[T] = {};
         for (const long end = std::min(groups, g + of_scale); g < end; g++, x += T * (3 + QUADS * DIGITS)) {
-            Ints sum[DIGITS][T] = {};
-#pragma GCC unroll 8
-            for (int t = 0; t < T; t++) {
-                if (DIGITS == 3) sum[0][t] = all_of(x[t]);
-                sum[LAST][t] = all_of(x[T + t]);
-            }
-            dot_group<DIGITS * T, QUADS, FIT>(w.four + g * QUADS, bias, x + 3 * T, sum[0]);
-            const Vec by = load<Vec>(w.scale[g]), least = load<Vec>(w.least[g]);
-#pragma GCC unroll 8
-            for (int t = 0; t < T; t++) {
-                Vec s = __builtin_convertvector(sum[LAST][t], Vec);
-                if (DIGITS == 3)
-                    s = fused(__builtin_convertvector((sum[0][t] << 8) + sum[1][t], Vec), all_of(256.0f), s);
-                part[t] = fused(by, s, part[t]);
-                float total;
-                memcpy(&total, x + 2 * T + t, 4);
-                if (LEAST) part[t] = fused_less(least, all_of(total), part[t]);
-            }
+            GroupSums<T, DIGITS> sums;
+            sums.begin(x);
+            dot_quads<DIGITS * T, QUADS, FIT>(w.four + g * QUADS, bias, x + 3 * T, sums.of[0]);
+            sums.template end<LEAST>(load<Vec>(w.scale[g]), load<Vec>(w.least[g]), x, part);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
@@ -119,7 +137,7 @@ static void dot_panel(
 using DotPanel = void (*)(const Panel&, int, const int32_t*, const float*, long, long, float*);
 
 // The most tokens of a panel: their sums fill the registers.
-constexpr int widest(int digits) { return digits == 3 ? (VL == 16 ? 6 : 3) : VL == 16 ? 8 : 4; }
+constexpr int widest(int digits) { return VL == 16 ? 8 : digits == 3 ? 3 : 4; }
 
 template <int DIGITS, int GROUP, bool LEAST, Fit FIT, int... T>
 static DotPanel dot_of_width(long width, std::integer_sequence<int, T...>) {

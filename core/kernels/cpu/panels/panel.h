@@ -27,9 +27,9 @@ static inline Unturned& unturned() {
 }
 
 static inline Ints all_of(int32_t v) { return Ints{} + v; }
-static inline Vec all_of(float v) { return Vec{} + v; }
 
 #if defined(__AVX512F__)
+static inline Vec all_of(float v) { return _mm512_set1_ps(v); }
 static inline Vec fused(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec fused_less(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 
@@ -58,6 +58,7 @@ static inline void turn(const void* from, long step, void* to) {
     }
 }
 #else
+static inline Vec all_of(float v) { return _mm256_set1_ps(v); }
 static inline Vec fused(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Vec fused_less(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 

@@ -7,10 +7,10 @@
 
 #if defined(__AVX2__)
 constexpr long PANELS = 4;  // of rows, of one task
-constexpr long TASKS_ALONE = 8;  // of a thread that multiplies one token: rows that follow each other, read ahead
+constexpr long TASKS_FEW = 8;  // of a thread, of few tokens: rows follow each other, what comes next is asked of memory
 constexpr long NEAR_BYTES = 24 << 10;  // of activations that stay in the first cache beside a panel
 
-// The width of token panels: as even as can be, so that 7 tokens are 4 and 3.
+// The width of token panels: as even as can be, so that 9 tokens are 5 and 4.
 static inline long even_width(long tokens, long most) {
     const long panels = (tokens + most - 1) / most;
     return (tokens + panels - 1) / panels;
@@ -24,8 +24,8 @@ struct Place {
 };
 
 // What one way to multiply says to walk(): what a panel is made of, and what it adds to the sums y [tokens][VL].
-// A panel is multiplied while it is in the first cache. Few activations (x_bytes) stay there too, so panels are read as
-// they lie in memory, as for one token, which waits for memory alone. Of more, a span's meet all panels of the task.
+// A panel is multiplied while it is in the first cache. One panel of tokens meets the panels as they lie in memory, for
+// which it waits; so do activations (x_bytes) that stay in the first cache. Of more, a span's meet all of the task.
 template <class Fill, class Multiply>
 static void walk(const Job& job, long x_bytes, long width, long first, long last, const Fill& fill,
                  const Multiply& multiply) {
@@ -34,7 +34,7 @@ static void walk(const Job& job, long x_bytes, long width, long first, long last
     static thread_local std::vector<float> kept;
     kept.assign(static_cast<size_t>(parts * job.tokens * VL), 0.0f);
     for (long i = 0; i < parts * spans; i++) {
-        const bool along = job.tokens == 1 || x_bytes <= NEAR_BYTES;
+        const bool along = job.tokens <= width || x_bytes <= NEAR_BYTES;
         const long p = along ? i / spans : i % parts, span = along ? i % spans : i / parts, k = span * SPAN;
         const long row = first + p * VL, next = along || p + 1 < parts ? row + VL : first;
         const uint8_t* rows = job.w + next * job.row_bytes;
@@ -135,7 +135,7 @@ static void multiply_bytes(const Job& job, Compute compute, int threads) {
                   is_signed ? 0 : job.layout.bias};
     const long width = even_width(job.tokens, widest(digits));
     if (job.rows * job.cols * job.tokens <= ALONE_MACS) threads = 1;
-    const long panels = job.tokens == 1 ? std::max(PANELS, job.rows / (VL * TASKS_ALONE * threads)) : PANELS;
+    const long panels = job.tokens <= width ? std::max(PANELS, job.rows / (VL * TASKS_FEW * threads)) : PANELS;
     const long rows = VL * panels;
     static thread_local Whole x;
     Odd odd;
