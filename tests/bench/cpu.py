@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from core.formats.open_model import open_model
 from tests.bench.commands import Samples, take_commands, take_start
 from tests.bench.decode_speed import compiled_rates
 from tests.bench.engines import Child, start_llama
@@ -34,6 +35,7 @@ WITNESS_TOKENS = 128  # longer prompts take minutes with a witness and say the s
 SHORT_TOKENS, SHORT_MORE = 32, 3  # prompts of a fraction of a second are run more often
 PARTS = ("prompts", "decode", "memory", "start", "decoders")
 TRACED = {"f32": 0.7, "q8": 0.6, "bf16": 0.7}  # of llama.cpp's traced time, at most
+EXPERTS = 1.0                                   # the same of a file of experts, at any compute
 WATCHED, WITH_WITNESS, DECODED, PEAK, OPENED = 1.05, 2.0, 1.0, 1.0, 0.3
 SECONDS = {"first row, warm": 1.5, "first row, cold": None, "compiling": 15.0, "import torch alone": None,
            "trace A": 2.5, "check A": 3.0, "compare A B": 4.0, "bisect A B": 10.0}
@@ -128,7 +130,7 @@ def take_rest(args: argparse.Namespace) -> dict[str, Samples]:
     return samples
 
 
-def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
+def rows_of(model: str, samples: Samples, computes: list[str], has_experts: bool = False) -> list[Row]:
     """The lines of one file's table, each with its target where it has one."""
     median = {key: statistics.median(values) for key, values in samples.items()}
     rows: list[Row] = []
@@ -143,7 +145,7 @@ def rows_of(model: str, samples: Samples, computes: list[str]) -> list[Row]:
     for compute in computes:
         for n in prompts:
             ratio(f"{compute}, {n} tokens: traced / llama.cpp traced", f"{n} tokens, ours {compute} traced",
-                  f"{n} tokens, llama.cpp traced", TRACED[compute])
+                  f"{n} tokens, llama.cpp traced", EXPERTS if has_experts else TRACED[compute])
     for n in prompts:
         ratio(f"{computes[0]}, {n} tokens: traced / untraced", f"{n} tokens, alone ours {computes[0]} traced",
               f"{n} tokens, alone ours {computes[0]} untraced", WATCHED)
@@ -226,7 +228,8 @@ def main() -> None:
     args, began, abouts = read_arguments(), time.time(), dict[str, str]()
     args.out.mkdir(parents=True, exist_ok=True)
     samples = {path.name: take(path, args, abouts) for path in args.model} | take_rest(args)
-    rows = [row for name, taken in samples.items() for row in rows_of(name, taken, args.computes)]
+    experts = {path.name for path in args.model if any(k.endswith(".expert_count") for k in open_model(path).keys)}
+    rows = [row for name, taken in samples.items() for row in rows_of(name, taken, args.computes, name in experts)]
     told, missed = machine(), [row for row in rows if row.verdict == "MISSED"]
     head = [f"`{command_of(args)}`", f"{told.get('processor', '')}, {told['processors']} processors, "
             f"{told['system']} {told['release']}; medians of {args.runs} "
