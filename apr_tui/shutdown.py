@@ -18,7 +18,7 @@ PATIENCE_S = 4.0  # a writer blocked on a closed terminal never returns
 TRAIN_PATIENCE_S = 60.0  # a training step in flight and its checkpoint can
 
 
-def on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+def on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Have the signals that end a command handled so, where this system has them and this thread may say so."""
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,8 +35,8 @@ _INTERRUPTS: list[float] = []  # when signals came
 def main(argv: Sequence[str] | None = None) -> int:
     """Run apr-tui with these words (default: the process's) and return its exit code."""
     code = _main(list(sys.argv[1:] if argv is None else argv), argv is None)
-    if argv is None:  # what comes while Python ends would be a traceback: all is said and written
-        on_signals(lambda number, frame: os._exit(code))
+    if argv is None:  # all is said and written: what comes while Python ends would show a traceback, or kill
+        on_signals(signal.SIG_IGN)
     return code
 
 
