@@ -15,16 +15,12 @@ from core.system.disk import sync
 from core.system.errors import OutputError, UsageError, os_reason
 from core.system.rests import PART, own_name, sweep
 
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC  # never through what somebody put there
-
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name to write under; it replaces path when the block ends well, and is removed when not. OSError."""
     sweep(path.parent)
-    part = own_name(path, PART)
-    # whether it can be written shows before the work; a link or a file that somebody put there is refused
-    os.close(os.open(part, NEW, 0o666))
+    part = _new_part(path)  # whether it can be written shows before the work
     try:
         yield part
         sync(part)
@@ -43,7 +39,7 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
     try:
         if is_special(path):
             raise UsageError(f"{path} is a device or a pipe; the name of a file was needed.")
-        refuse_folder(path)
+        _refuse_folder(path)
         refuse_existing(path, force)
         with atomic_file(path) as part:
             yield part
@@ -60,10 +56,8 @@ def refuse_foreign(path: Path, force: bool, start: bytes, option: str, what: str
     try:
         if is_special(path):
             raise UsageError(f"{option} {path} is no regular file; the name of a file was needed.")
-        refuse_folder(path)
-        part = own_name(Path(os.path.realpath(path)), PART)
-        os.close(os.open(part, NEW, 0o666))
-        part.unlink()
+        _refuse_folder(path)
+        _new_part(Path(os.path.realpath(path))).unlink()
         if force or not path.exists():
             return
         with path.open("rb") as file:
@@ -80,8 +74,14 @@ def is_special(path: Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def refuse_folder(path: Path) -> None:
-    """Refuse a folder in place of a file; UsageError."""
+def _new_part(path: Path) -> Path:
+    """Make the empty file to write under; a link or a file that somebody put there is refused. OSError."""
+    part = own_name(path, PART)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    return part
+
+
+def _refuse_folder(path: Path) -> None:
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; the name of a file was needed.")
 

@@ -23,11 +23,14 @@ def test_an_npy_of_a_type_that_is_none(tmp_path):
         import_trace(tmp_path / "0.attn_norm.npy")
 
 
-def test_a_verdict_with_a_stage_that_is_none(tmp_path):
-    reader = READERS["check judged.json"]
+@pytest.mark.parametrize("name, was, now, said", [
+    ("check judged.json", "ffn_swigl", "ffn_x", "ffn_x"),      # a stage that is none
+    ("debugger tree", "[1, 2, 8]", "[1, 2 8]", "a shape")])   # a shape without its comma
+def test_a_word_that_cannot_be_is_named(name, was, now, said, tmp_path):
+    reader = READERS[name]
     path = reader.make(tmp_path)
-    path.write_text(path.read_text().replace("ffn_swigl", "ffn_x"))
-    with pytest.raises(FileError, match="ffn_x"):
+    path.write_text(path.read_text().replace(was, now))
+    with pytest.raises(FileError, match=said):
         reader.read(path)
 
 
@@ -47,14 +50,6 @@ def test_a_log_with_a_number_beyond_a_float_is_not_rewritten(tmp_path):
 def test_a_contract_of_lists_in_lists():
     with pytest.raises(FileError, match="inside one another"):
         contract_gates("a: " + "[" * 100 + "]" * 100, "c", [])
-
-
-def test_a_debugger_s_shape_without_its_comma(tmp_path):
-    reader = READERS["debugger tree"]
-    path = reader.make(tmp_path)
-    path.write_text(path.read_text().replace("[1, 2, 8]", "[1, 2 8]"))
-    with pytest.raises(FileError, match="a shape"):
-        reader.read(path)
 
 
 @pytest.mark.parametrize("name, index", [
