@@ -11,7 +11,7 @@ from core.notebook.result import ROWS, Notebook
 from core.proof.verdict import EXIT_CODES, Verdict
 from core.proof.weights.fault import Overflow, WeightScan
 from core.system.outcome import Outcome
-from core.trace.measures import Difference, LocalError, State
+from core.trace.measures import BAD_FACTOR, Difference, LocalError, State
 
 if TYPE_CHECKING:
     from core.trace.record import Trace
@@ -116,7 +116,7 @@ class Check(Notebook):
             cache = "generated positions through the cache equal one prefill within the floor"
             return (*doubt,
                     f"each of {len(self.errors)} stages is what float64 makes of its own inputs, "
-                    f"within its compute's floor{times}", *(() if doubt else (JUDGED,)),
+                    f"within {BAD_FACTOR:g} x its compute's floor{times}", *(() if doubt else (JUDGED,)),
                     *((cache,) if self.decoded else ()), *self.ties, *self._scanned)
         if isinstance(worst, Difference):
             return (*doubt, f"{place_text(self.first)} of generated token {worst.token} differs through the KV cache "
